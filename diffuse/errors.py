@@ -1,0 +1,29 @@
+"""Errors a user can cause. Each message says in one line what happened and what to do next."""
+
+
+class DiffuseError(Exception):
+    """The request is wrong: the command prints the message alone and exits with status 2."""
+
+    exit_status = 2
+
+
+class ConfigError(DiffuseError):
+    """A name, a value or a combination in the configuration cannot be used."""
+
+
+class CheckpointError(DiffuseError):
+    """A model's files are missing, damaged or of an architecture that is not implemented."""
+
+
+class HardwareError(DiffuseError):
+    """The hardware asked for is not there, or cannot do what was asked of it."""
+
+
+class MediaError(DiffuseError):
+    """A media file cannot be read, or the place to write it to cannot be used."""
+
+
+class RunError(DiffuseError):
+    """The request was right and the run failed: the command exits with status 1."""
+
+    exit_status = 1

@@ -1,0 +1,168 @@
+"""The typed configuration, the frozen request made from it, and the result that comes back. No torch, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Dtype(Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Determinism(Enum):
+    relaxed = "relaxed"
+    strict = "strict"
+
+
+class Guidance(Enum):
+    batched = "batched"
+    sequential = "sequential"
+
+
+class Cleanup(Enum):
+    none = "none"
+    phases = "phases"
+
+
+class ImageFormat(Enum):
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+
+
+@dataclass
+class ModelConfig:
+    """`conf/model/*.yaml`: which pipeline, where its weights are, and what a null request field becomes."""
+
+    _target_: str = MISSING  # a class inside diffuse.pipelines
+    name: str = MISSING
+    source: str | None = None  # a folder in the diffusers layout, or a hub repository
+    revision: str | None = None
+    variant: str | None = None  # the published file variant, such as fp16
+    half_dtype: Dtype = Dtype.bfloat16  # what a profile's "half" means for this model
+    size_multiple: int = 8  # width and height are multiples of it
+    defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
+    min_vram_gib: dict[str, float] = field(default_factory=dict)  # memory profile -> free GiB it needs
+
+
+@dataclass
+class MemoryProfileConfig:
+    """`conf/memory_profile/*.yaml`: what may be resident where, and when."""
+
+    name: str = MISSING
+    on_device: list[str] = field(default_factory=list)  # components that run on the device; others run on the CPU
+    half: bool = True  # half precision on an accelerator; a CPU computes in float32
+    guidance: Guidance = Guidance.batched
+    cleanup: Cleanup = Cleanup.none  # phases: a component leaves the device when its phase ends
+    cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
+    batch_size: int = 1  # images denoised together
+    tiled_decode: bool = False
+    max_side: int | None = None  # the largest width or height
+
+
+@dataclass
+class HardwareConfig:
+    """`conf/hardware/*.yaml`: what there is."""
+
+    name: str = MISSING
+    device: Device = Device.auto
+    dtype: Dtype = Dtype.auto
+    deterministic: Determinism = Determinism.relaxed
+    vram_gb: float | None = None  # plan for a card of this size instead of the one found
+    threads: int | None = None  # CPU threads; null leaves torch's choice
+
+
+@dataclass
+class TrackingConfig:
+    """`conf/tracking/*.yaml`: where the record goes."""
+
+    name: str = MISSING  # mlflow | none
+    uri: str | None = None
+    artifact_location: str | None = None
+    experiment: str = "diffuse"
+
+
+@dataclass
+class OutputConfig:
+    dir: str = MISSING
+    name: str | None = None
+    format: ImageFormat = ImageFormat.png
+    quality: int = 95
+
+
+@dataclass
+class Config:
+    """The root of the configuration. A null request field takes the model's default."""
+
+    prompt: str | None = None
+    prompt_file: str | None = None
+    negative_prompt: str | None = None
+    seed: int | None = None
+    num_images: int = 1
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
+    memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What is to be made, with nothing left open. Image `i` uses seed `seed + i`."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    num_images: int
+    width: int  # pixels
+    height: int  # pixels
+    num_inference_steps: int
+    guidance_scale: float
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + i for i in range(self.num_images)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `on_step` is told after a denoising step."""
+
+    index: int  # 0-based, over all batches of the request
+    total: int
+    timestep: float
+    seconds: float
+
+
+@dataclass
+class Generation:
+    """What a pipeline gives back: `images` is uint8 `[N, H, W, 3]`, in the order of the request's seeds."""
+
+    images: np.ndarray
+    timings: Mapping[str, float]  # load_s, encode_s, denoise_s, decode_s, total_s
+    step_seconds: list[float]
+    memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
+    warnings: list[str] = field(default_factory=list)
