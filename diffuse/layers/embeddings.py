@@ -1,0 +1,41 @@
+"""How a timestep becomes a vector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
+    """Sines and cosines of `timesteps` `[B]` at `dim / 2` geometric frequencies from 1 down to 1/10000 -> `[B, dim]`.
+
+    Float32 whatever the model's precision: a timestep of 981 has no neighbour in bfloat16.
+    `flip_sin_to_cos` puts the cosines first; `freq_shift` moves the last frequency.
+
+    Source: Vaswani et al., 2017, as used by Ho et al., "Denoising Diffusion Probabilistic Models", 2020.
+    """
+    half = dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[:, None].float() * torch.exp(exponent / (half - freq_shift))[None, :]  # [B, half]
+    parts = [torch.sin(angles), torch.cos(angles)]
+    if flip_sin_to_cos:
+        parts.reverse()
+    embedding = torch.cat(parts, dim=-1)
+    return F.pad(embedding, (0, 1)) if dim % 2 else embedding
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between them."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim_in, dim_out)
+        self.linear_2 = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, dim_in]` -> `[B, dim_out]`."""
+        result: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return result

@@ -1,0 +1,62 @@
+"""Residual convolution blocks and changes of resolution, as the U-Net and the autoencoder share them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResnetBlock2D(nn.Module):
+    """Norm, SiLU, convolution, twice; a timestep embedding is added between them where `temb_channels` is given."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, groups: int, eps: float, temb_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if temb_channels is not None:
+            self.time_emb_proj = nn.Linear(temb_channels, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, activated_temb: Tensor | None = None) -> Tensor:
+        """`x` `[B, C, H, W]`, `activated_temb` `[B, D]` (already through SiLU) -> `[B, C', H, W]`."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if activated_temb is not None:
+            h = h + self.time_emb_proj(activated_temb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return x + h
+
+
+class Downsample2D(nn.Module):
+    """Halves rows and columns by a strided convolution; `padding=0` pads only the far sides, as the autoencoder does."""
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
+        super().__init__()
+        self.far_sides_only = padding == 0
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, ceil(H / 2), ceil(W / 2)]`; floor where only the far sides are padded."""
+        if self.far_sides_only:
+            x = F.pad(x, (0, 1, 0, 1))
+        result: Tensor = self.conv(x)
+        return result
+
+
+class Upsample2D(nn.Module):
+    """Nearest-neighbour enlargement, to twice the size or to `size`, and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, 2H, 2W]`, or `[B, C, *size]`."""
+        size = size or (x.shape[-2] * 2, x.shape[-1] * 2)
+        result: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
+        return result

@@ -1,0 +1,1 @@
+"""The models: a configuration, the modules, and the few published keys that need another name."""

@@ -1,0 +1,185 @@
+"""The text half of CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021), as CLIP-L and the OpenCLIP models publish it, with the state-dict keys of the published checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuse.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig:
+    """The architecture, under the names of the published `text_encoder/config.json`."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+    eos_token_id: int = 49407
+    architectures: tuple[str, ...] = ("CLIPTextModel",)
+
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model",)}
+    # Settings of training, of generation, and of how the file was written: none changes what is computed here.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "attention_dropout",
+            "bos_token_id",
+            "dropout",
+            "dtype",
+            "initializer_factor",
+            "initializer_range",
+            "pad_token_id",
+            "torch_dtype",
+            "transformers_version",
+        }
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in _ACTIVATIONS:
+            raise CheckpointError(
+                f"text_encoder/config.json: hidden_act={self.hidden_act} is not implemented; "
+                f"implemented: {', '.join(_ACTIVATIONS)}"
+            )
+
+    @property
+    def projected(self) -> bool:
+        """Whether the pooled state passes through `text_projection`."""
+        return "CLIPTextModelWithProjection" in self.architectures
+
+
+class CLIPTextOutput(NamedTuple):
+    """What a text encoder gives.
+
+    `last_hidden_state` `[B, T, D]` after the final norm; `hidden_states`, the embeddings and every layer's output
+    before that norm, so that `[-2]` is the penultimate state; `pooled` `[B, D]` or `[B, projection_dim]`.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+    pooled: Tensor
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": F.gelu}
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` -> `[B, T, D]`; a token sees itself and those before it."""
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return result
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` -> `[B, T, D]`."""
+        result: Tensor = self.fc2(self.activation(self.fc1(x)))
+        return result
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.self_attn = _SelfAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = _MLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, T, D]` -> `[B, T, D]`."""
+        x = x + self.self_attn(self.layer_norm1(x))
+        result: Tensor = x + self.mlp(self.layer_norm2(x))
+        return result
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """`[B, T]` -> `[B, T, D]`."""
+        result: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        return result
+
+
+class _TextTransformer(nn.Module):
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Ids `[B, T]` -> the normed last state, and all states, `[B, T, D]` each."""
+        states = [self.embeddings(ids)]
+        for layer in self.encoder.layers:  # type: ignore[union-attr]
+            states.append(layer(states[-1]))
+        return self.final_layer_norm(states[-1]), tuple(states)
+
+
+class CLIPTextModel(nn.Module):
+    """Token ids to hidden states and a pooled vector."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = _TextTransformer(config)
+        self.text_projection = (
+            nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projected else None
+        )
+
+    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
+        """Token ids `[B, T]` (int64) -> see `CLIPTextOutput`. The pooled state is the end token's."""
+        last, states = self.text_model(input_ids)
+        if self.config.eos_token_id == 2:
+            # Published with a wrong end token: there it is the largest id of the vocabulary.
+            end = input_ids.argmax(dim=-1)
+        else:
+            end = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)
+        pooled = last[torch.arange(last.shape[0], device=last.device), end]  # [B, D]
+        return CLIPTextOutput(last, states, pooled if self.text_projection is None else self.text_projection(pooled))
+
+
+def rename(key: str) -> str | None:
+    """Published key -> key here: some files lack the `text_model.` prefix, some hold a buffer of positions."""
+    if key.endswith("position_ids"):
+        return None
+    return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"

@@ -1,0 +1,1 @@
+"""Denoisers of the U-Net family."""

@@ -1,0 +1,243 @@
+"""The text-conditioned U-Net of Stable Diffusion (Rombach et al., "High-Resolution Image Synthesis with Latent
+Diffusion Models", 2022), with the state-dict keys of the published checkpoints.
+
+Everything that SD 1.x, 2.x and their relatives configure is implemented; another value is refused by name when the
+checkpoint's `config.json` is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuse.errors import CheckpointError
+from diffuse.layers.attention import Transformer2DModel
+from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
+from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+
+
+@dataclass(frozen=True)
+class UNet2DConditionConfig:
+    """The architecture, under the names of the published `unet/config.json`."""
+
+    sample_size: int | tuple[int, int] = 64  # latent rows and columns the model was trained at
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8  # published under this name, it is the NUMBER of heads per level
+    num_attention_heads: int | tuple[int, ...] | None = None  # the same under its right name, in newer files
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu",),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "downsample_padding": (1,),
+        "mid_block_scale_factor": (1, 1.0),
+        "resnet_time_scale_shift": ("default",),
+        "time_embedding_type": ("positional",),
+        "conv_in_kernel": (3,),
+        "conv_out_kernel": (3,),
+        "resnet_out_scale_factor": (1, 1.0),
+        "attention_type": ("default",),
+        "dropout": (0, 0.0),
+    }
+    # Only read by other settings that are themselves refused unless they are off.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads", "addition_time_embed_dim"})
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            types = getattr(self, name)
+            if len(types) != levels:
+                raise CheckpointError(f"unet/config.json: {name} has {len(types)} entries for {levels} levels")
+            known = ("DownBlock2D", "CrossAttnDownBlock2D") if name[0] == "d" else ("UpBlock2D", "CrossAttnUpBlock2D")
+            for block in types:
+                if block not in known:
+                    raise CheckpointError(
+                        f"unet/config.json: {name}={block} is not implemented; implemented: {', '.join(known)}"
+                    )
+        for name in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "cross_attention_dim"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise CheckpointError(f"unet/config.json: {name} has {len(value)} entries for {levels} levels")
+
+    def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        """`value` for every level, first to last."""
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of every level."""
+        return self.per_level(
+            self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads
+        )
+
+
+class UNetBlock(nn.Module):
+    """One level on the way down or up: residual blocks, each followed by attention where the level has it."""
+
+    def __init__(
+        self,
+        config: UNet2DConditionConfig,
+        resnets: list[tuple[int, int]],
+        *,
+        level: int,
+        depth: int,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        """`resnets` holds (channels in, channels out); `depth` is the transformer layers a block, 0 for no attention."""
+        super().__init__()
+        channels = resnets[-1][1]
+        self.resnets = nn.ModuleList(_resnet(config, *pair) for pair in resnets)
+        self.attentions: nn.ModuleList | None = None
+        if depth:
+            self.attentions = nn.ModuleList(_transformer(config, channels, level, depth) for _ in resnets)
+        self.downsamplers = nn.ModuleList([Downsample2D(channels)]) if downsample else None
+        self.upsamplers = nn.ModuleList([Upsample2D(channels)]) if upsample else None
+
+    def down(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`x` `[B, C, H, W]` -> the next level's input, and every state that the way up will need."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.attentions is not None:
+                x = self.attentions[i](x, text)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+    def up(self, x: Tensor, temb: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+        """`x` `[B, C, H, W]` -> the next level's input; takes one state off `skips` for each residual block."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+            if self.attentions is not None:
+                x = self.attentions[i](x, text)
+        if self.upsamplers is not None:
+            # The next state's size rather than twice this one: odd sizes were rounded up on the way down.
+            x = self.upsamplers[0](x, (skips[-1].shape[-2], skips[-1].shape[-1]))
+        return x
+
+
+class UNetMidBlock(nn.Module):
+    """Residual block, attention, residual block, at the lowest resolution."""
+
+    def __init__(self, config: UNet2DConditionConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        depth = config.per_level(config.transformer_layers_per_block)[-1]
+        self.resnets = nn.ModuleList(_resnet(config, channels, channels) for _ in range(2))
+        self.attentions = nn.ModuleList([_transformer(config, channels, -1, depth)])
+
+    def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        x = self.resnets[0](x, temb)
+        x = self.attentions[0](x, text)
+        result: Tensor = self.resnets[1](x, temb)
+        return result
+
+
+class UNet2DConditionModel(nn.Module):
+    """Predicts the noise, the sample or the velocity of latents at a timestep, given the text's hidden states."""
+
+    def __init__(self, config: UNet2DConditionConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        layers = config.per_level(config.layers_per_block)
+        depths = config.per_level(config.transformer_layers_per_block)
+        last = len(channels) - 1
+
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
+
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [channels[0]]
+        for level, kind in enumerate(config.down_block_types):
+            before = channels[max(level - 1, 0)]
+            pairs = [(before if i == 0 else channels[level], channels[level]) for i in range(layers[level])]
+            depth = depths[level] if kind == "CrossAttnDownBlock2D" else 0
+            self.down_blocks.append(UNetBlock(config, pairs, level=level, depth=depth, downsample=level < last))
+            skip_channels += [channels[level]] * (layers[level] + (level < last))
+
+        self.mid_block = UNetMidBlock(config)
+
+        self.up_blocks = nn.ModuleList()
+        before = channels[-1]
+        for level, kind in zip(range(last, -1, -1), config.up_block_types, strict=True):
+            pairs = []
+            for _ in range(layers[level] + 1):
+                pairs.append((before + skip_channels.pop(), channels[level]))
+                before = channels[level]
+            depth = depths[level] if kind == "CrossAttnUpBlock2D" else 0
+            self.up_blocks.append(UNetBlock(config, pairs, level=level, depth=depth, upsample=level > 0))
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
+        """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[B, T, D]` -> prediction `[B, C_out, H, W]`."""
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        temb = sinusoidal_embedding(
+            timesteps,
+            self.config.block_out_channels[0],
+            flip_sin_to_cos=self.config.flip_sin_to_cos,
+            freq_shift=self.config.freq_shift,
+        )
+        temb = F.silu(self.time_embedding(temb.to(sample.dtype)))  # [B, 4C], activated once for all blocks
+
+        # Channels last: convolutions run faster, and a map becomes tokens without a copy.
+        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for block in self.down_blocks:
+            x, states = block.down(x, temb, encoder_hidden_states)
+            skips += states
+        x = self.mid_block(x, temb, encoder_hidden_states)
+        for block in self.up_blocks:
+            x = block.up(x, temb, encoder_hidden_states, skips)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x.contiguous()
+
+
+def rename(key: str) -> str | None:
+    """Published key -> key here. They are the same."""
+    return key
+
+
+def _resnet(config: UNet2DConditionConfig, channels_in: int, channels_out: int) -> ResnetBlock2D:
+    return ResnetBlock2D(
+        channels_in,
+        channels_out,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        temb_channels=config.block_out_channels[0] * 4,
+    )
+
+
+def _transformer(config: UNet2DConditionConfig, channels: int, level: int, depth: int) -> Transformer2DModel:
+    return Transformer2DModel(
+        channels,
+        heads=config.heads[level],
+        depth=depth,
+        context_dim=config.per_level(config.cross_attention_dim)[level],
+        norm_groups=config.norm_num_groups,
+        linear_projection=config.use_linear_projection,
+        upcast=config.upcast_attention,
+    )

@@ -1,0 +1,265 @@
+"""The image autoencoder of Stable Diffusion (Rombach et al., 2022), with the state-dict keys of published checkpoints.
+
+Latents here are the autoencoder's own; a pipeline multiplies them by `scaling_factor` for the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffuse.errors import CheckpointError
+from diffuse.layers.attention import Attention
+from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """The architecture, under the names of the published `vae/config.json`."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, int] = 512  # pixels
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    force_upcast: bool = False  # must compute in float32: activations leave float16's range
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"act_fn": ("silu",)}
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            types = getattr(self, name)
+            if set(types) != {known} or len(types) != len(self.block_out_channels):
+                raise CheckpointError(
+                    f"vae/config.json: {name}={list(types)} is not implemented; implemented: {known}, once a level"
+                )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent covers, along one side."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+
+class DiagonalGaussian:
+    """What the encoder gives: an independent normal distribution for every latent.
+
+    Source: Kingma and Welling, "Auto-Encoding Variational Bayes", 2014.
+    """
+
+    def __init__(self, moments: Tensor) -> None:
+        """`moments` `[B, 2C, h, w]`: means, then logarithms of variances."""
+        self.mean, logvar = moments.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+
+    def mode(self) -> Tensor:
+        """`[B, C, h, w]`."""
+        return self.mean
+
+    def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One draw an image, `[B, C, h, w]`: noise comes from the image's own CPU generator, in float32."""
+        shape = (1, *self.mean.shape[1:])
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
+
+
+class _AttentionBlock(Attention):
+    """Self-attention of one head over all pixels, normalised and added to its input."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels, heads=1, head_dim=channels, qkv_bias=True, upcast=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H * W, C]
+        h = super().forward(tokens).unflatten(1, x.shape[-2:])  # [B, H, W, C]
+        return x + h.permute(0, 3, 1, 2)
+
+
+class _MidBlock(nn.Module):
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList(_resnet(config, channels, channels) for _ in range(2))
+        self.attentions: nn.ModuleList | None = None
+        if config.mid_block_add_attention:
+            self.attentions = nn.ModuleList([_AttentionBlock(channels, config.norm_num_groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        result: Tensor = self.resnets[1](x)
+        return result
+
+
+class _Level(nn.Module):
+    """Residual blocks, then a change of resolution where `sampler` gives one."""
+
+    def __init__(self, config: AutoencoderKLConfig, channels_in: int, channels_out: int, layers: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            _resnet(config, channels_in if i == 0 else channels_out, channels_out) for i in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C', H', W']`."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        for sampler in self.children():
+            if sampler is not self.resnets:
+                x = sampler[0](x)  # type: ignore[operator]
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels `[B, 3, H, W]` -> moments `[B, 2C, H / f, W / f]`."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(channels):
+            level = _Level(config, channels[max(i - 1, 0)], width, config.layers_per_block)
+            if i < len(channels) - 1:
+                level.downsamplers = nn.ModuleList([Downsample2D(width, padding=0)])
+            self.down_blocks.append(level)
+        self.mid_block = _MidBlock(config)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        for level in self.down_blocks:
+            x = level(x)
+        x = self.mid_block(x)
+        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return result
+
+
+class Decoder(nn.Module):
+    """Latents `[B, C, h, w]` -> pixels `[B, 3, h * f, w * f]`."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels = tuple(reversed(config.block_out_channels))
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = _MidBlock(config)
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(channels):
+            level = _Level(config, channels[max(i - 1, 0)], width, config.layers_per_block + 1)
+            if i < len(channels) - 1:
+                level.upsamplers = nn.ModuleList([Upsample2D(width)])
+            self.up_blocks.append(level)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """See the class."""
+        x = self.conv_in(z.contiguous(memory_format=torch.channels_last))
+        x = self.mid_block(x)
+        for level in self.up_blocks:
+            x = level(x)
+        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return result
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder and decoder between pixels in -1..1 and latents."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        self.config = config
+        latents = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else None
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """Pixels `[B, 3, H, W]` in -1..1 -> the distribution of latents `[B, C, H / f, W / f]`."""
+        moments = self.encoder(x)
+        return DiagonalGaussian(moments if self.quant_conv is None else self.quant_conv(moments))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents `[B, C, h, w]` -> pixels `[B, 3, h * f, w * f]`, about -1..1, not clipped.
+
+        One image at a time: the decoder's memory is what limits a batch, and it gains no speed from one.
+        """
+        return torch.cat([self._decode(image) for image in z.split(1)])
+
+    def decode_tiled(self, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
+        """As `decode`, in square tiles of `tile` latents that share `overlap`, blended linearly where they meet.
+
+        Memory is that of one tile and the picture. The result is near to `decode`, not equal: each tile's norms and
+        attention see that tile alone.
+        """
+        if not 0 <= overlap <= tile // 2:
+            raise ValueError(f"overlap {overlap} must lie between 0 and half the tile, {tile}")
+        return torch.cat([self._decode_tiled(image, tile, overlap) for image in z.split(1)])
+
+    def _decode(self, z: Tensor) -> Tensor:
+        result: Tensor = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return result.contiguous()
+
+    def _decode_tiled(self, z: Tensor, tile: int, overlap: int) -> Tensor:
+        height, width = z.shape[-2:]
+        if height <= tile and width <= tile:
+            return self._decode(z)
+        factor = self.config.factor
+        picture = z.new_zeros(1, self.config.out_channels, height * factor, width * factor, dtype=torch.float32)
+        weight = z.new_zeros(1, 1, height * factor, width * factor, dtype=torch.float32)
+        for top in _tile_starts(height, tile, overlap):
+            for left in _tile_starts(width, tile, overlap):
+                pixels = self._decode(z[..., top : top + tile, left : left + tile])
+                rows, columns = pixels.shape[-2:]
+                ramp = _ramp(rows, overlap * factor, pixels.device)[:, None] * _ramp(
+                    columns, overlap * factor, pixels.device
+                )
+                y, x = top * factor, left * factor
+                picture[..., y : y + rows, x : x + columns] += pixels * ramp
+                weight[..., y : y + rows, x : x + columns] += ramp
+        return (picture / weight).to(z.dtype)
+
+
+def rename(key: str) -> str | None:
+    """Published key -> key here: old files name the mid-block attention's layers differently."""
+    head, separator, tail = key.partition("attentions.0.")
+    name, dot, last = tail.rpartition(".")
+    return f"{head}{separator}{_OLD_ATTENTION_NAMES.get(name, name)}{dot}{last}" if separator else key
+
+
+def _resnet(config: AutoencoderKLConfig, channels_in: int, channels_out: int) -> ResnetBlock2D:
+    return ResnetBlock2D(channels_in, channels_out, groups=config.norm_num_groups, eps=1e-6)
+
+
+def _tile_starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin so that they cover `size`; the last is moved back to end exactly there."""
+    last = max(size - tile, 0)
+    return [*range(0, last, tile - overlap), last]
+
+
+def _ramp(size: int, overlap: int, device: torch.device) -> Tensor:
+    """Weights `[size]`: rising over the first `overlap` pixels, falling over the last. Never zero."""
+    distance = torch.arange(1, size + 1, device=device, dtype=torch.float32)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=max(overlap, 1))

@@ -1,0 +1,1 @@
+"""One story a model family: prompt to picture."""
