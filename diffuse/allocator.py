@@ -1,0 +1,107 @@
+"""How much memory the device's allocator and this process hold, and the most they held."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+class Allocator:
+    """What a device's allocator holds, in bytes. This one is the CPU's, which keeps no cache of its own."""
+
+    def reset_peak(self) -> None:
+        """Count the peak from now."""
+
+    def sample(self) -> None:
+        """Look at what is allocated, where the allocator keeps no peak itself."""
+
+    def synchronize(self) -> None:
+        """Wait for what the device was told to do."""
+
+    def empty(self) -> None:
+        """Give cached memory back to the device."""
+
+    def peak(self) -> int:
+        """The most that tensors held at a time."""
+        return 0
+
+    def releasable(self) -> int:
+        """What `empty` would give back."""
+        return 0
+
+
+class _CudaAllocator(Allocator):
+    def __init__(self) -> None:
+        torch.cuda.init()  # its statistics do not exist before
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(0)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(0)
+
+    def empty(self) -> None:
+        torch.cuda.empty_cache()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(0)
+
+    def releasable(self) -> int:
+        stats = torch.cuda.memory_stats(0)
+        held = stats.get("active_bytes.all.current", 0) + stats.get("inactive_split_bytes.all.current", 0)
+        return int(stats.get("reserved_bytes.all.current", 0)) - int(held)
+
+
+class _MpsAllocator(Allocator):
+    """Metal keeps no peak, so it is the largest of the samples taken after steps and phases."""
+
+    def __init__(self) -> None:
+        self._peak = 0
+
+    def reset_peak(self) -> None:
+        self._peak = torch.mps.current_allocated_memory()
+
+    def sample(self) -> None:
+        self._peak = max(self._peak, torch.mps.current_allocated_memory())
+
+    def synchronize(self) -> None:
+        torch.mps.synchronize()
+
+    def empty(self) -> None:
+        torch.mps.empty_cache()
+
+    def peak(self) -> int:
+        return self._peak
+
+    def releasable(self) -> int:
+        return torch.mps.driver_allocated_memory() - torch.mps.current_allocated_memory()
+
+
+def allocator_of(device: torch.device) -> Allocator:
+    """The allocator of a torch device."""
+    kinds: dict[str, Callable[[], Allocator]] = {"cuda": _CudaAllocator, "mps": _MpsAllocator}
+    return kinds.get(device.type, Allocator)()
+
+
+def reset_rss_peak() -> None:
+    """Let Linux count this process's peak memory from now; elsewhere it counts from the process's start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def rss_peak() -> int:
+    """Bytes of the process's largest resident set, mapped files included."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
+    return 0
