@@ -1,0 +1,116 @@
+"""From a published `config.json` to an architecture's dataclass, refusing whatever is not implemented.
+
+A configuration class is a frozen dataclass whose fields carry the published names. It may declare
+
+- `FIXED`: published keys for which only the listed values are implemented;
+- `IGNORED`: published keys that change nothing in what is computed.
+
+Any other key is a setting this program does not know. It is let through only where it is off."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from diffuse.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+def architecture(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """An instance of `cls` from the published settings `raw`, which were read from `where` (for messages).
+
+    Lists become tuples. Keys that begin with an underscore, such as `_class_name`, are bookkeeping and skipped.
+
+    Raises:
+        CheckpointError: a value is of the wrong type or not implemented, a needed key is missing, or an unknown
+            setting is switched on. The message names the file, the key and the value.
+    """
+    fixed: Mapping[str, tuple[Any, ...]] = getattr(cls, "FIXED", {})
+    ignored: frozenset[str] = getattr(cls, "IGNORED", frozenset())
+    hints = get_type_hints(cls)
+    known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key.startswith("_") or key in ignored:
+            continue
+        if key in fixed:
+            if not any(_same(value, allowed) for allowed in fixed[key]):
+                implemented = " or ".join(_show(allowed) for allowed in fixed[key])
+                raise CheckpointError(
+                    f"{where}: {key}={_show(value)} is not implemented, only {implemented}; use another checkpoint"
+                )
+        elif key in known:
+            try:
+                values[key] = _fit(value, hints[key])
+            except TypeError:
+                raise CheckpointError(
+                    f"{where}: {key}={_show(value)} should be {_describe(hints[key])}; the file is damaged or of "
+                    "another kind of model"
+                ) from None
+        elif not _off(value):
+            raise CheckpointError(f"{where}: {key}={_show(value)} is not implemented; use another checkpoint")
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise CheckpointError(f"{where}: lacks the setting {name}; the file is incomplete")
+    return cls(**values)
+
+
+def _off(value: Any) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    """Equality that keeps numbers and truth values apart."""
+    if isinstance(value, list):
+        value = tuple(value)
+    return bool(value == allowed) and isinstance(value, bool) == isinstance(allowed, bool)
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, where JSON can only have meant that; otherwise TypeError."""
+    if hint is Any:
+        return value
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for choice in arguments:
+            try:
+                return _fit(value, choice)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is tuple or hint is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        if not arguments:
+            return tuple(value)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_fit(item, arguments[0]) for item in value)
+        if len(arguments) != len(value):
+            raise TypeError
+        return tuple(_fit(item, kind) for item, kind in zip(value, arguments, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = origin or hint
+    if kind is Mapping or getattr(kind, "__name__", "") == "Mapping":
+        kind = dict
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(choice) for choice in arguments)
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0])}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def _show(value: Any) -> str:
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

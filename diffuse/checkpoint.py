@@ -1,0 +1,368 @@
+"""A checkpoint in the diffusers layout: which files it has, what they declare, and which checkpoint it is.
+
+Nothing here needs torch: files are listed, small JSON files and the headers of safetensors are read, weights are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from diffuse.errors import CheckpointError
+
+# Parts of published pipelines that take no part in making a picture.
+UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_STEMS = ("diffusion_pytorch_model", "model")
+# A variant stands before or after a shard's number, and anywhere in an index's name, as the years went by.
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<b>\w+))?\.safetensors"
+)
+_INDEX = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?\.safetensors(?:\.(?P<b>\w+))?\.index(?:\.(?P<c>\w+))?\.json"
+)
+
+
+def variants(names: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
+    """Variant -> the files that make it up, from a component folder's file names. None is the plain variant.
+
+    One whole file, or an index followed by its shards; where both are published, the shards.
+    """
+    whole: dict[tuple[str, str | None], str] = {}
+    shards: dict[tuple[str, str | None], list[str]] = {}
+    indices: dict[tuple[str, str | None], str] = {}
+    for name in sorted(names):
+        if match := _WEIGHTS.fullmatch(name):
+            key = (match["stem"], match["a"] or match["b"])
+            if match["shard"]:
+                shards.setdefault(key, []).append(name)
+            else:
+                whole[key] = name
+        elif match := _INDEX.fullmatch(name):
+            indices[match["stem"], match["a"] or match["b"] or match["c"]] = name
+    found: dict[str | None, tuple[str, ...]] = {}
+    for stem in _STEMS:
+        for key in sorted({*whole, *shards}, key=str):
+            if key[0] != stem or key[1] in found:
+                continue
+            if key in indices and key in shards:
+                found[key[1]] = (indices[key], *shards[key])
+            elif key in whole:
+                found[key[1]] = (whole[key],)
+            else:
+                found[key[1]] = tuple(shards[key])
+    return found
+
+
+def pick(listing: Mapping[str, Sequence[str]], component: str, variant: str | None, where: str) -> tuple[str, ...]:
+    """The files of `component` to read, from a listing of every component's file names.
+
+    A component that is not published in the wanted variant is read in the plain one, as long as the variant exists
+    somewhere in the checkpoint.
+
+    Raises:
+        CheckpointError: there is no such variant, or there are only pickles, or no weights at all.
+    """
+    names = listing.get(component, ())
+    found = variants(names)
+    if variant in found:
+        return found[variant]
+    if None in found and any(variant in variants(others) for others in listing.values()):
+        return found[None]
+    if found:
+        present = ", ".join(sorted(name or "the plain one" for name in found))
+        wanted = f"variant {variant}" if variant else "weights without a variant"
+        instead = next((name for name in found if name), None) if None not in found else None
+        raise CheckpointError(f"{where}: no {wanted}; present: {present}; set model.variant={instead or 'null'}")
+    pickles = sorted(name for name in names if name.endswith(_PICKLES))
+    if pickles:
+        raise CheckpointError(
+            f"{where}: holds only pickled weights ({pickles[0]}); pickles can run code when they are read and are "
+            "refused: take a revision of the checkpoint that has .safetensors, or save it anew as safetensors"
+        )
+    raise CheckpointError(
+        f"{where}: has no weights (expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors); the checkpoint is "
+        "incomplete"
+    )
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says of one tensor. `start` counts bytes from the beginning of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def read_header(path: Path, where: str | None = None) -> dict[str, TensorInfo]:
+    """Published key -> tensor, from the header of a safetensors file, which is validated as a whole.
+
+    Raises:
+        CheckpointError: the file cannot be read, is cut short, or is not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    where = where or str(path)
+    try:
+        with safe_open(path, framework="numpy"):  # checks that header and data fit together, reads no tensor
+            pass
+        raw = _raw_header(path)
+    except OSError as error:
+        raise _unreadable(where, error) from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{where}: {_why_damaged(path, str(error))}") from None
+    entries = json.loads(raw)
+    entries.pop("__metadata__", None)
+    data = 8 + len(raw)
+    return {
+        key: TensorInfo(
+            entry["dtype"],
+            tuple(entry["shape"]),
+            data + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for key, entry in entries.items()
+    }
+
+
+def _raw_header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _why_damaged(path: Path, message: str) -> str:
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start:
+        return "the file is empty; copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer and not the weights; run 'git lfs pull' in the checkpoint's folder"
+    if "not fully covered" in message or "IncompleteBuffer" in message:
+        return "the file is cut short; copy or download it again"
+    reason = message.removeprefix("Error while deserializing header: ").splitlines()[0]
+    return f"is not a readable safetensors file ({reason}); copy or download it again"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in the diffusers layout, and where it came from.
+
+    `source` is what the user asked for, a folder or `OWNER/NAME`; `revision` the commit on the hub, None for a folder;
+    `variant` the published file variant that is wanted, such as fp16.
+    """
+
+    folder: Path
+    source: str
+    revision: str | None = None
+    variant: str | None = None
+
+    @classmethod
+    def open(cls, folder: Path, *, variant: str | None = None, source: str | None = None) -> Checkpoint:
+        """The checkpoint in a local folder.
+
+        Raises:
+            CheckpointError: the folder is not a checkpoint in the diffusers layout; the message says what it seems to be.
+        """
+        checkpoint = cls(folder, source or str(folder), variant=variant)
+        if not (folder / "model_index.json").is_file():
+            try:
+                seems = _what_else(folder)
+            except OSError as error:
+                raise _unreadable(checkpoint.source, error) from None
+            raise CheckpointError(f"{checkpoint.source}: {seems}")
+        return checkpoint
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """`model_index.json`."""
+        return self._json("model_index.json")
+
+    @property
+    def components(self) -> list[str]:
+        """The components that `model_index.json` names and that have a part in making a picture."""
+        return [
+            name
+            for name, entry in self.index.items()
+            if isinstance(entry, list) and entry and entry[0] is not None and name not in UNUSED and name.isidentifier()
+        ]
+
+    def has(self, component: str) -> bool:
+        """Whether the component is there. `latent_upsampler` and its like are, without being in the index."""
+        entry = self.index.get(component)
+        absent = isinstance(entry, list) and (not entry or entry[0] is None)
+        return not absent and self.path(component).is_dir()
+
+    def config(self, component: str) -> dict[str, Any]:
+        """`<component>/config.json`, or a scheduler's `scheduler_config.json`.
+
+        Raises:
+            CheckpointError: it is not there, or not a JSON object.
+        """
+        if not self.path(component).is_dir():
+            raise self._no_folder(component)
+        names = ("scheduler_config.json", "config.json") if component.startswith("scheduler") else ("config.json",)
+        name = next((name for name in names if self.path(f"{component}/{name}").is_file()), names[0])
+        return self._json(f"{component}/{name}")
+
+    def path(self, relative: str) -> Path:
+        """`relative` below the folder.
+
+        Raises:
+            CheckpointError: it would lead out of the folder.
+        """
+        parts = PurePosixPath(relative)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in relative or "\0" in relative or not parts.parts:
+            raise CheckpointError(
+                f"{self.source}: refers to {relative!r}, which is outside the checkpoint; do not use it"
+            )
+        return self.folder / parts
+
+    def where(self, path: Path) -> str:
+        """How to name a file of this checkpoint in a message."""
+        return f"{self.source.rstrip('/')}/{path.relative_to(self.folder).as_posix()}"
+
+    def files(self, component: str) -> list[Path]:
+        """The safetensors files of a component in the wanted variant, whole or in shards.
+
+        Raises:
+            CheckpointError: there are none, there are only pickles, the variant is not there, a shard is missing.
+        """
+        where = f"{self.source.rstrip('/')}/{component}"
+        if not self.path(component).is_dir():
+            raise self._no_folder(component)
+        first = pick(self._listing, component, self.variant, where)[0]
+        if first.endswith(".json"):
+            shards = self._json(f"{component}/{first}").get("weight_map")
+            if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+                raise CheckpointError(f"{where}/{first}: has no weight_map; copy or download it again")
+            for name in shards.values():
+                if "/" in name or "\\" in name:
+                    raise CheckpointError(
+                        f"{where}/{first}: names {name!r}, which is outside its folder; do not use it"
+                    )
+                if not name.endswith(".safetensors"):
+                    raise CheckpointError(f"{where}/{first}: names {name!r}, which is not a safetensors file; refused")
+            paths = [self.path(f"{component}/{name}") for name in sorted(set(shards.values()))]
+        elif _WEIGHTS.fullmatch(first)["shard"]:  # type: ignore[index]
+            raise CheckpointError(f"{where}: {first} is a shard, and its index is missing; copy or download it again")
+        else:
+            paths = [self.path(f"{component}/{first}")]
+        for path in paths:
+            if not path.is_file():
+                raise CheckpointError(f"{self.where(path)}: is missing; copy or download it again")
+        return paths
+
+    def _no_folder(self, component: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.source}: has no folder {component}; the checkpoint is incomplete or of another family of models"
+        )
+
+    @property
+    def identity(self) -> str:
+        """Tells checkpoints apart within a process, without reading weights.
+
+        Made of the source, the revision, and a SHA-256 over the settings, and over the name, size, time and header of
+        every weights file: a file that was replaced makes another identity.
+        """
+        digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
+        for component in sorted(name for name in self.components if self.has(name)):
+            for path in sorted([*self.path(component).glob("*.json"), *self.path(component).glob("*.txt")]):
+                digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
+            for path in self._weights(component):
+                stat = path.stat()
+                digest.update(
+                    f"{component}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode() + _raw_header(path)
+                )
+        return f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
+
+    def digest(self, components: Iterable[str] | None = None) -> str:
+        """SHA-256 of the weights' contents: over one line `sha256  component/file` for each file, sorted.
+
+        Every byte is read, once in a process for a file that does not change.
+        """
+        names = self.components if components is None else components
+        lines = [
+            f"{_file_digest(path)}  {component}/{path.name}\n"
+            for component in sorted(names)
+            if self.has(component)
+            for path in self._weights(component)
+        ]
+        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+    @cached_property
+    def _listing(self) -> dict[str, list[str]]:
+        """Component folder -> file names."""
+        try:
+            folders = [entry for entry in self.folder.iterdir() if entry.is_dir() and entry.name not in UNUSED]
+            return {folder.name: os.listdir(folder) for folder in folders}
+        except OSError as error:
+            raise _unreadable(self.source, error) from None
+
+    def _weights(self, component: str) -> list[Path]:
+        """`files`, or nothing for a component that has no weights, such as a tokenizer."""
+        names = self._listing.get(component, [])
+        return self.files(component) if any(n.endswith((".safetensors", *_PICKLES)) for n in names) else []
+
+    def _json(self, relative: str) -> dict[str, Any]:
+        path = self.path(relative)
+        where = self.where(path)
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{where}: is missing; copy or download it again") from None
+        except OSError as error:
+            raise _unreadable(where, error) from None
+        except (ValueError, RecursionError):
+            raise CheckpointError(f"{where}: is not JSON; copy or download it again") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{where}: is not a JSON object; copy or download it again")
+        return value
+
+
+_digests: dict[tuple[str, tuple[int, ...]], str] = {}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Changes whenever the file's contents do: clocks tick too slowly to tell a quickly replaced file by its time."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _file_digest(path: Path) -> str:
+    key = (os.path.realpath(path), _state(path))
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
+
+
+def _unreadable(where: str, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{where}: cannot be read: {error.strerror or error}; check its permissions and the disk")
+
+
+def _what_else(folder: Path) -> str:
+    """What a folder without `model_index.json` seems to be, and what to do about it."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if "config.json" in names and variants(names):
+        above = " (its parent folder is one)" if (folder.resolve().parent / "model_index.json").is_file() else ""
+        return f"is one component, not a checkpoint: give the folder that holds model_index.json{above}"
+    for name in names:
+        if (folder / name / "model_index.json").is_file():
+            return f"has no model_index.json, but its folder {name} has: set model.source={folder / name}"
+    single = [name for name in names if name.endswith((".safetensors", *_PICKLES))]
+    if single:
+        return (
+            f"has no model_index.json; {single[0]} looks like a single-file checkpoint, which must first be converted "
+            "to the diffusers layout"
+        )
+    return "has no model_index.json; give a folder in the diffusers layout"

@@ -1,0 +1,219 @@
+"""Fills a module with a component's published weights: strictly, in the wanted dtype, where they are wanted, once.
+
+A module is built on the meta device, so that nothing is allocated or initialised before the weights are there. On the
+CPU, a tensor that is published in the wanted dtype stays in the mapped file and is read when it is first used. Every
+other tensor is read through one small buffer into its final place, so that memory never holds a second copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from diffuse.architecture import architecture
+from diffuse.checkpoint import Checkpoint, TensorInfo, read_header
+from diffuse.errors import CheckpointError
+
+__all__ = ["Checkpoint", "architecture", "load"]
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_BUFFER_BYTES = 4 << 20  # in the processor's cache while it is converted
+
+
+def load(
+    build: Callable[[], nn.Module],
+    checkpoint: Checkpoint,
+    component: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    rename: Callable[[str], str | None] = lambda key: key,
+    keep_float32: Callable[[str], bool] = lambda key: False,
+) -> nn.Module:
+    """The module that `build` makes, filled, on `device`, in evaluation mode and without gradients.
+
+    `rename` maps a published key to the module's own, or to None for a tensor the module has no use for, which is then
+    not read. Parameters whose own key satisfies `keep_float32` are float32 whatever `dtype` is.
+
+    Buffers outside the state dict are not in the files: avoid them, or give the module that owns them a method
+    `materialize()` that makes them anew, on the CPU; it is called once, and its buffers are moved and not cast.
+
+    Raises:
+        CheckpointError: a file is damaged, or a key is missing, unexpected, there twice, of the wrong shape or of a dtype
+            that is not floating point. The message names the file and the key. Nothing is read before all keys fit.
+    """
+    device = torch.device(device)
+    with torch.device("meta"), _WithoutInitialisation():
+        module = build()
+    wanted = module.state_dict()
+    files = {path: read_header(path, checkpoint.where(path)) for path in checkpoint.files(component)}
+    sources = _match(files, wanted, rename, checkpoint, component)
+    tensors: dict[str, Tensor] = {}
+    for path, keys in sources.items():
+        try:
+            tensors |= _read(path, files[path], keys, device, lambda key: torch.float32 if keep_float32(key) else dtype)
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint.where(path)}: cannot be read: {error.strerror or error}") from None
+    for key, tensor in tensors.items():
+        _assign(module, key, tensor)
+    _materialize(module, device)
+    return module.eval()
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Skips `torch.nn.init`: what it would fill has no storage yet, and will be replaced."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _match(
+    files: Mapping[Path, Mapping[str, TensorInfo]],
+    wanted: Mapping[str, Tensor],
+    rename: Callable[[str], str | None],
+    checkpoint: Checkpoint,
+    component: str,
+) -> dict[Path, dict[str, str]]:
+    """File -> {published key: the module's key}, one for each of the `wanted`."""
+    sources: dict[Path, dict[str, str]] = {}
+    origin: dict[str, str] = {}
+    unexpected: list[str] = []
+    for path, header in files.items():
+        where = checkpoint.where(path)
+        for published, info in header.items():
+            key = rename(published)
+            if key is None:
+                continue
+            if key not in wanted:
+                unexpected.append(published)
+                continue
+            if key in origin:
+                raise CheckpointError(
+                    f"{where}: {published} is there twice, also as {origin[key]}; the file is damaged"
+                )
+            shape = tuple(wanted[key].shape)
+            if info.shape != shape:
+                raise CheckpointError(
+                    f"{where}: {published} has the shape {list(info.shape)} where {component}/config.json asks for "
+                    f"{list(shape)}; the two files are of different models"
+                )
+            if info.dtype not in _DTYPES:
+                raise CheckpointError(
+                    f"{where}: {published} is stored as {info.dtype}; implemented: {', '.join(_DTYPES)}; use a checkpoint "
+                    "that is not quantized"
+                )
+            origin[key] = published
+            sources.setdefault(path, {})[published] = key
+        if unexpected:
+            raise CheckpointError(
+                f"{where}: has {_some(unexpected)}, which the model of {component}/config.json has no place for; "
+                "the two files are of different models"
+            )
+    missing = [key for key in wanted if key not in origin]
+    if missing:
+        where = (
+            checkpoint.where(next(iter(files))) if len(files) == 1 else f"{checkpoint.source.rstrip('/')}/{component}"
+        )
+        raise CheckpointError(
+            f"{where}: lacks {_some(missing)}, which {component}/config.json asks for; the files are incomplete or of "
+            "different models"
+        )
+    return sources
+
+
+def _some(keys: list[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(sorted(keys)[:3]) + more
+
+
+def _read(
+    path: Path,
+    header: Mapping[str, TensorInfo],
+    keys: Mapping[str, str],
+    device: torch.device,
+    target: Callable[[str], torch.dtype],
+) -> dict[str, Tensor]:
+    """The module's key -> its tensor, from one file."""
+    tensors: dict[str, Tensor] = {}
+    copied: list[str] = []
+    with safe_open(path, framework="pt", device="cpu") as mapped:
+        for published, key in keys.items():
+            info = header[published]
+            stored = _DTYPES[info.dtype]
+            if device.type == "cpu" and stored == target(key) and info.start % stored.itemsize == 0:
+                tensors[key] = mapped.get_tensor(published)
+            else:
+                copied.append(published)
+    if copied:
+        buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
+        with path.open("rb", buffering=0) as file:
+            for published in sorted(copied, key=lambda name: header[name].start):
+                key = keys[published]
+                tensors[key] = _copy(file, header[published], buffer, device, target(key))
+    return tensors
+
+
+def _copy(file: BinaryIO, info: TensorInfo, buffer: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One tensor, piece by piece through `buffer`; on an accelerator it is converted there."""
+    stored = _DTYPES[info.dtype]
+    view = buffer.numpy().data
+    result = torch.empty(info.shape, dtype=dtype, device=device)
+    flat = result.view(-1)
+    file.seek(info.start)
+    done, left = 0, info.nbytes
+    while left:
+        size = min(left, len(view))
+        filled = 0
+        while filled < size:
+            count = file.readinto(view[filled:size])  # type: ignore[attr-defined]
+            if not count:
+                raise OSError("the file became shorter while it was read")
+            filled += count
+        piece = buffer[:size].view(stored)
+        if device.type != "cpu":
+            # Some accelerators have no float64.
+            piece = (piece.float() if stored == torch.float64 else piece).to(device)
+        flat[done : done + piece.numel()].copy_(piece)
+        done += piece.numel()
+        left -= size
+    return result
+
+
+def _assign(module: nn.Module, key: str, tensor: Tensor) -> None:
+    path, _, name = key.rpartition(".")
+    owner = module.get_submodule(path)
+    if name in owner._parameters:
+        owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[name] = tensor
+
+
+def _materialize(module: nn.Module, device: torch.device) -> None:
+    """Gives a place to the buffers that no file holds.
+
+    Raises:
+        RuntimeError: a module leaves a tensor without storage; a mistake in the module, not in the checkpoint.
+    """
+    for name, owner in module.named_modules():
+        if any(buffer is not None and buffer.is_meta for buffer in owner._buffers.values()):
+            if not hasattr(owner, "materialize"):
+                raise RuntimeError(
+                    f"{type(owner).__name__} {name}: has a buffer outside its state dict and no materialize()"
+                )
+            owner.materialize()
+            for buffer, value in owner._buffers.items():
+                owner._buffers[buffer] = None if value is None else value.to(device)
+        tensors = {**owner._parameters, **owner._buffers, **vars(owner)}
+        for attribute, value in tensors.items():
+            if isinstance(value, Tensor) and value.is_meta:
+                raise RuntimeError(f"{type(owner).__name__} {name}: {attribute} was left without storage")
