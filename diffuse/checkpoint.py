@@ -279,10 +279,7 @@ class Checkpoint:
             for path in sorted([*self.path(component).glob("*.json"), *self.path(component).glob("*.txt")]):
                 digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
             for path in self._weights(component):
-                stat = path.stat()
-                digest.update(
-                    f"{component}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode() + _raw_header(path)
-                )
+                digest.update(f"{component}/{path.name} {_state(path)}\n".encode() + _raw_header(path))
         return f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
 
     def digest(self, components: Iterable[str] | None = None) -> str:
