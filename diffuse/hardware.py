@@ -214,6 +214,24 @@ def visible_gpus(nvml: Any | None = None, environ: Mapping[str, str] = os.enviro
     return chosen
 
 
+def why_no_cuda(complaint: str = "", nvml: Any | None = None) -> str:
+    """One clause: what was found instead of a card that torch can use, and what to do about it."""
+    import torch
+
+    cards = all_gpus(nvml)
+    found = ", ".join(card.name for card in cards)
+    if torch.version.cuda is None:
+        there = f"the {found} cannot be used: " if cards else ""
+        return f"{there}this PyTorch ({torch.__version__}) is built without CUDA: install a CUDA build"
+    if not cards:
+        return "no NVIDIA driver answers: install the driver, or give the container access to the card"
+    if not visible_gpus(nvml):
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides every card ({found}): unset it, or name one"
+    reason = complaint or "CUDA does not start"
+    return f"the {found} (driver {cards[0].driver}) cannot be used by PyTorch {torch.__version__}: {reason}"
+
+
 def cpu_name() -> str:
     """The processor's marketing name where the system tells it, otherwise its architecture."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -245,7 +263,7 @@ def _device(asked: Device, nvml: Any | None) -> str:
     cuda, complaint = _cuda_works()
     if asked is Device.cuda:
         if not cuda:
-            raise HardwareError(f"hardware=cuda, but {_why_no_cuda(complaint, nvml)}; or use hardware=cpu")
+            raise HardwareError(f"hardware=cuda, but {why_no_cuda(complaint, nvml)}; or use hardware=cpu")
         return "cuda"
     mps = torch.backends.mps.is_available()
     if asked is Device.mps:
@@ -258,7 +276,7 @@ def _device(asked: Device, nvml: Any | None) -> str:
     if cuda:
         return "cuda"
     if complaint or (not mps and all_gpus(nvml)):
-        log.warning("computing on the CPU: %s", _why_no_cuda(complaint, nvml))
+        log.warning("computing on the CPU: %s", why_no_cuda(complaint, nvml))
     return "mps" if mps else "cpu"
 
 
@@ -270,24 +288,6 @@ def _cuda_works() -> tuple[bool, str]:
         warnings.simplefilter("always")
         works = torch.cuda.is_available()
     return works, str(caught[0].message).partition(". ")[0].partition("\n")[0] if caught and not works else ""
-
-
-def _why_no_cuda(complaint: str, nvml: Any | None) -> str:
-    """One clause: what was found instead of a card that works, and what to do about it."""
-    import torch
-
-    cards = all_gpus(nvml)
-    found = ", ".join(card.name for card in cards)
-    if torch.version.cuda is None:
-        there = f"the {found} cannot be used: " if cards else ""
-        return f"{there}this PyTorch ({torch.__version__}) is built without CUDA: install a CUDA build"
-    if not cards:
-        return "no NVIDIA driver answers: install the driver, or give the container access to the card"
-    if not visible_gpus(nvml):
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides every card ({found}): unset it, or name one"
-    reason = complaint or "CUDA does not start"
-    return f"the {found} (driver {cards[0].driver}) cannot be used by PyTorch {torch.__version__}: {reason}"
 
 
 def _cuda_card(nvml: Any | None) -> Gpu:
