@@ -106,6 +106,7 @@ def test_a_machine_with_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = text_of(nvml=OneCard(), config=HardwareConfig(name="auto", vram_gb=24.0))
     assert line_of(planned, "large").startswith("large full_gpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "hidden by" in line_of(text_of(nvml=OneCard(), width=120), "NVIDIA 0")
 
 

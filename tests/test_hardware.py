@@ -286,7 +286,10 @@ def test_strict_then_relaxed_leaves_nothing_behind() -> None:
 @pytest.mark.usefixtures("torch_switches")
 def test_strict_refuses_an_operation_that_has_no_deterministic_form() -> None:
     """The switch is the real one: torch itself raises."""
-    operation = lambda: torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))  # noqa: E731
+
+    def operation() -> None:
+        torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))
+
     hardware.apply(Hardware("cpu", deterministic=Determinism.strict))
     with pytest.raises(RuntimeError, match="deterministic"):
         operation()
