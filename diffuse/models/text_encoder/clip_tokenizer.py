@@ -34,6 +34,9 @@ class CLIPTokenizer:
         for token, id_ in ids.items():
             if id_ is None:
                 raise CheckpointError(f"{where}: the vocabulary has no token {token!r}; the tokenizer is incomplete")
+        # Recognised inside a text too, as by the field's reference implementation: where "!" pads, as in SD 2.x, a "!" in
+        # a prompt is the padding's id and not the word "!".
+        tokenizer.add_special_tokens(list(ids))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
@@ -47,7 +50,10 @@ class CLIPTokenizer:
         Raises:
             CheckpointError: files are missing or cannot be read.
         """
-        settings = {**_read_json(folder / "special_tokens_map.json"), **_read_json(folder / "tokenizer_config.json")}
+        settings = _read_json(folder / "tokenizer_config.json")
+        if "added_tokens_decoder" not in settings:
+            # Older files: SD 2.1's tokenizer_config.json names a padding token that this one corrects.
+            settings |= _read_json(folder / "special_tokens_map.json")
         vocabulary, merges, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
         try:
             if vocabulary.is_file() and merges.is_file():
@@ -97,8 +103,6 @@ def _byte_pair_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    # The special tokens are recognised inside a text, as by the field's reference implementation.
-    tokenizer.add_special_tokens([START, END])
     return tokenizer
 
 
