@@ -137,7 +137,8 @@ def read_header(path: Path, where: str | None = None) -> dict[str, TensorInfo]:
 
 def _raw_header(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
+        # The limit is the format's own; only a damaged file can claim more.
+        return file.read(min(int.from_bytes(file.read(8), "little"), 100_000_000))
 
 
 def _why_damaged(path: Path, message: str) -> str:
@@ -171,7 +172,7 @@ class Checkpoint:
         """The checkpoint in a local folder.
 
         Raises:
-            CheckpointError: the folder is not a checkpoint in the diffusers layout; the message says what it seems to be.
+            CheckpointError: the folder is not a checkpoint in the diffusers layout; the message says what it may be.
         """
         checkpoint = cls(folder, source or str(folder), variant=variant)
         if not (folder / "model_index.json").is_file():
@@ -274,8 +275,9 @@ class Checkpoint:
         Made of the source, the revision, and a SHA-256 over the settings, and over the name, size, time and header of
         every weights file: a file that was replaced makes another identity.
         """
+        components = sorted(name for name in self.components if self.has(name))
         digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
-        for component in sorted(name for name in self.components if self.has(name)):
+        for component in components:
             for path in sorted([*self.path(component).glob("*.json"), *self.path(component).glob("*.txt")]):
                 digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
             for path in self._weights(component):

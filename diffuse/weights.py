@@ -44,8 +44,8 @@ def load(
     `materialize()` that makes them anew, on the CPU; it is called once, and its buffers are moved and not cast.
 
     Raises:
-        CheckpointError: a file is damaged, or a key is missing, unexpected, there twice, of the wrong shape or of a dtype
-            that is not floating point. The message names the file and the key. Nothing is read before all keys fit.
+        CheckpointError: a file is damaged, or a key is missing, unexpected, there twice, of the wrong shape or of a
+            dtype that is not floating point. The message names the file and the key. Nothing is read before all keys fit.
     """
     device = torch.device(device)
     with torch.device("meta"), _WithoutInitialisation():
@@ -108,8 +108,8 @@ def _match(
                 )
             if info.dtype not in _DTYPES:
                 raise CheckpointError(
-                    f"{where}: {published} is stored as {info.dtype}; implemented: {', '.join(_DTYPES)}; use a checkpoint "
-                    "that is not quantized"
+                    f"{where}: {published} is stored as {info.dtype}; implemented: {', '.join(_DTYPES)}; use a "
+                    "checkpoint that is not quantized"
                 )
             origin[key] = published
             sources.setdefault(path, {})[published] = key

@@ -1,0 +1,156 @@
+"""A server on loopback that speaks the hub's protocol over plain HTTP, as far as fetching a model needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+MAIN = "a" * 40  # the commit of every repository's main branch
+
+
+@dataclass
+class Repository:
+    files: dict[str, bytes]
+    commit: str = MAIN
+    tags: tuple[str, ...] = ("main",)
+    gated: bool = False  # listed for all, read by none
+    private: bool = False
+    cut: dict[str, int] = field(default_factory=dict)  # path -> bytes after which the connection breaks, once
+    corrupt: set[str] = field(default_factory=set)  # paths whose contents arrive altered
+    failing: bool = False  # every request is answered with status 503
+
+    def large(self, path: str) -> bool:
+        return path.endswith((".safetensors", ".bin", ".ckpt", ".onnx"))
+
+    def etag(self, path: str) -> str:
+        data = self.files[path]
+        if self.large(path):
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+class HubServer:
+    """`with HubServer({"owner/name": Repository(...)}) as hub:` serves at `hub.url`; `hub.log` holds the requests."""
+
+    def __init__(self, repositories: dict[str, Repository]) -> None:
+        self.repositories = repositories
+        self.log: list[tuple[str, str, str | None]] = []  # method, path, range
+        hub = self
+
+        class Handler(_Handler):
+            server_hub = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def fetched(self) -> list[str]:
+        """The paths whose contents were asked for, each once, sorted."""
+        return sorted(
+            {path.split("/resolve/")[1].split("/", 1)[1] for method, path, _ in self.log if "/resolve/" in path}
+        )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server_hub.log.append((self.command, path, self.headers.get("Range")))
+        parts = path.strip("/").split("/")
+        api = parts[:2] == ["api", "models"]
+        owner, name, *rest = parts[2:] if api else parts
+        repository = self.server_hub.repositories.get(f"{owner}/{name}")
+        if self.headers.get("Authorization") == "Bearer wrong":
+            return self._refuse(401, None, "Invalid credentials in Authorization header")
+        if repository is None or repository.private:
+            return self._refuse(401, "RepoNotFound", "Repository not found")
+        if repository.failing:
+            return self._refuse(503, None, "unavailable")
+        revision = rest[1] if len(rest) > 1 else "main"
+        if revision not in (repository.commit, *repository.tags):
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if api and rest[:1] == ["tree"]:
+            return self._answer(200, json.dumps(_tree(repository)).encode())
+        if api:
+            return self._answer(200, json.dumps(_info(f"{owner}/{name}", repository)).encode())
+        return self._file(repository, "/".join(rest[2:]))
+
+    def _file(self, repository: Repository, path: str) -> None:
+        if repository.gated:
+            return self._refuse(401, "GatedRepo", "Access to this model is restricted")
+        if path not in repository.files:
+            return self._refuse(404, "EntryNotFound", "Entry not found")
+        data = repository.files[path]
+        if path in repository.corrupt:
+            data = bytes([data[0] ^ 1]) + data[1:]
+        headers = {"ETag": f'"{repository.etag(path)}"', "X-Repo-Commit": repository.commit, "Accept-Ranges": "bytes"}
+        if repository.large(path):
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
+        status, start = 200, 0
+        if wanted := self.headers.get("Range"):
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        cut = repository.cut.pop(path, None) if self.command == "GET" else None
+        self._answer(status, data[start:], headers, cut)
+
+    def _refuse(self, status: int, code: str | None, text: str) -> None:
+        headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
+        self._answer(status, json.dumps({"error": text}).encode(), headers)
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+def _info(name: str, repository: Repository) -> dict[str, object]:
+    siblings: list[dict[str, object]] = []
+    for path, data in repository.files.items():
+        entry: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": repository.etag(path)[:40]}
+        if repository.large(path):
+            entry["lfs"] = {"sha256": repository.etag(path), "size": len(data), "pointerSize": 134}
+        siblings.append(entry)
+    return {"_id": "1", "id": name, "modelId": name, "sha": repository.commit, "siblings": siblings, "tags": []}
+
+
+def _tree(repository: Repository) -> list[dict[str, object]]:
+    entries: list[dict[str, object]] = []
+    for folder in sorted({path.split("/")[0] for path in repository.files if "/" in path}):
+        entries.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": folder})
+    for path, data in repository.files.items():
+        entry: dict[str, object] = {"type": "file", "oid": repository.etag(path)[:40], "size": len(data), "path": path}
+        if repository.large(path):
+            entry["lfs"] = {"oid": repository.etag(path), "size": len(data), "pointerSize": 134}
+        entries.append(entry)
+    return entries
