@@ -67,12 +67,15 @@ class CLIPTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
         pad = settings.get("pad_token", END)
+        pad = pad.get("content") if isinstance(pad, dict) else pad
+        if not isinstance(pad, str):
+            raise CheckpointError(f"{folder}: pad_token is {pad!r}, which is no token; the tokenizer is damaged")
         length = settings.get("model_max_length", 77)
         return cls(
             tokenizer,
-            pad_token=pad["content"] if isinstance(pad, dict) else pad,
+            pad_token=pad,
             # Published files say 10^30 for "not set".
-            max_length=length if isinstance(length, int) and length <= 10_000 else 77,
+            max_length=length if isinstance(length, int) and 2 < length <= 10_000 else 77,
             where=str(folder),
         )
 
@@ -91,16 +94,14 @@ class CLIPTokenizer:
 
 
 def _byte_pair_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
-    tokenizer = Tokenizer(
-        models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=END)
-    )
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=END))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     return tokenizer
