@@ -1,0 +1,84 @@
+"""Memory that a picture takes under each profile: of the process, and of the device where there is one.
+
+    python tests/benchmarks/memory.py [FOLDER] [--side PIXELS] [--steps N] [--device cpu|cuda|mps]
+
+FOLDER is a Stable Diffusion checkpoint in the diffusers layout, by default the one that ships. Every profile runs in a
+process of its own. The process's memory is what the picture added to Python and its libraries, mapped files included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import diffuse
+
+SHIPPED = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
+
+
+def measure(folder: Path, profile_name: str, side: int | None, steps: int, device: str) -> dict[str, object]:
+    """Make one picture in this process. Sizes are in GiB."""
+    from diffuse import configuration, hardware
+    from diffuse.allocator import reset_rss_peak, rss_peak
+    from diffuse.memory_profile import Memory
+    from diffuse.pipelines.stable_diffusion import StableDiffusion
+    from diffuse.request import Device, GenerationRequest, HardwareConfig
+    from diffuse.weights import Checkpoint
+
+    hw = hardware.detect(HardwareConfig(name=device, device=Device[device]))
+    hardware.apply(hw)
+    memory = Memory(configuration.load_group("memory_profile")[profile_name], hw)
+    pipeline = StableDiffusion(Checkpoint.open(folder), memory)
+    width, height = (side, side) if side else pipeline.default_size()
+    request = GenerationRequest("a cactus on a pink background", "", 1, 1, width, height, steps, 3.0)
+    scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
+    reset_rss_peak()
+    before = rss_peak() / hardware.GIB
+    generation = pipeline(request, scheduler)
+    return {
+        "device": hw.name,
+        "size": f"{width} x {height}",
+        "process": generation.memory["rss_peak_gib"] - before,
+        "card": generation.memory["peak_gib"],
+        "seconds": generation.timings["total_s"],
+        "pixels": hashlib.sha256(generation.images.tobytes()).hexdigest()[:12],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=SHIPPED)
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--profile", help=argparse.SUPPRESS)  # measure this one here, and print JSON
+    args = parser.parse_args()
+    if args.profile:
+        print(json.dumps(measure(args.folder, args.profile, args.side, args.steps, args.device)))
+        return
+    from diffuse import configuration
+
+    weights = sum(path.stat().st_size for path in args.folder.rglob("*.safetensors")) / (1 << 30)
+    print(f"{args.folder.name}: {weights:.3f} GiB of weights, {args.steps} steps")
+    print(f"{'profile':12} {'process GiB':>11} {'device GiB':>10} {'seconds':>8}  pixels        on")
+    for name in configuration.load_group("memory_profile"):
+        if name == "auto":
+            continue
+        command = [sys.executable, __file__, *sys.argv[1:], "--profile", name]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name:12} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"{name:12} {found['process']:11.3f} {found['card']:10.3f} {found['seconds']:8.2f}  {found['pixels']}  "
+            f"{found['device']}, {found['size']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
