@@ -176,8 +176,8 @@ def _local(source: str, variant: str | None) -> Checkpoint | None:
         return Checkpoint.open(folder, variant=variant, source=source)
     if folder.is_file():
         raise CheckpointError(
-            f"{source}: is a file; model.source is a folder in the diffusers layout or a hub repository OWNER/NAME, and "
-            "a single-file checkpoint must first be converted"
+            f"{source}: is a file; model.source is a folder in the diffusers layout or a hub repository OWNER/NAME, "
+            "and a single-file checkpoint must first be converted"
         )
     parent = PurePosixPath(source).parent
     looks_like_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source
@@ -238,8 +238,8 @@ def _fetch(needed: Plan, variant: str | None, check: Sequence[RemoteFile]) -> Ch
     free = shutil.disk_usage(existing).free
     if needed.missing_size > free:
         raise CheckpointError(
-            f"{needed.source}: needs {readable(needed.missing_size)} and {stored} has {readable(free)} free; make room, or "
-            "set HF_HOME to a folder on another disk"
+            f"{needed.source}: needs {readable(needed.missing_size)} and {stored} has {readable(free)} free; make "
+            "room, or set HF_HOME to a folder on another disk"
         )
     blobs = stored / f"models--{needed.source.replace('/', '--')}" / "blobs"
     with progress(blobs, needed.missing_size):

@@ -68,8 +68,8 @@ def _explain(error: BaseException, revision: str | None, source: str) -> str:
         return "is not a name a hub repository can have; set model.source to a folder or to OWNER/NAME"
     if isinstance(error, (*_network_errors(), ConnectionError)):
         return (
-            f"is not here, and the transfer from {endpoint()} failed ({_first_line(error)}); check the network and run the "
-            "command again: files that arrived are kept"
+            f"is not here, and the transfer from {endpoint()} failed ({_first_line(error)}); check the network and run "
+            "the command again: files that arrived are kept"
         )
     reason = getattr(error, "strerror", None) or _first_line(error)
     return f"could not be fetched into {cache()}: {reason}; run the command again: files that arrived are kept"

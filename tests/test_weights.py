@@ -86,6 +86,15 @@ def test_every_tensor_arrives_in_the_wanted_dtype(tmp_path: Path, stored: torch.
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
+def test_nothing_is_allocated_before_the_weights_are_there(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        module = Net()
+        assert all(tensor.is_meta for tensor in module.state_dict().values())
+        return module
+
+    load(build, checkpoint(tmp_path, {WHOLE: tensors()}), "unet", device="cpu", dtype=torch.float32)
+
+
 def test_a_tensor_larger_than_the_buffer_is_read_whole(tmp_path: Path) -> None:
     source = {"weight": torch.randn(1500, 1700, generator=torch.Generator().manual_seed(1)).half()}
     found = checkpoint(tmp_path, {WHOLE: source})
