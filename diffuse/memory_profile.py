@@ -308,11 +308,12 @@ class Memory:
         used = f"{where} ran out of memory in the {name} under memory_profile={self.profile.name}"
         if device == _CPU:
             return f"{used}: make a smaller picture, or close other programs"
-        if self.instead is not None:
-            return f"{used}: try memory_profile={self.instead}"
-        if not self.tiled_decode and name == "vae":
-            return f"{used}: try memory_profile.tiled_decode=true, or a smaller picture"
-        return f"{used}: try a profile with fewer components on_device, or a smaller picture"
+        ways = [f"memory_profile={self.instead}" if self.instead else "a profile with fewer components on_device"]
+        if name == "vae" and not self.tiled_decode:
+            ways.append("memory_profile.tiled_decode=true")
+        elif name != "vae" and self.batch_size > 1:
+            ways.append("memory_profile.batch_size=1")
+        return f"{used}: try {', '.join(ways)} or a smaller picture"
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from diffuse import memory_profile
+from diffuse import configuration, memory_profile
 from diffuse.allocator import Allocator
 from diffuse.errors import ConfigError, RunError
 from diffuse.hardware import Hardware
@@ -323,7 +323,7 @@ FRAMES: list[weakref.ref[Tensor]] = []
             "DefaultCPUAllocator: can't allocate memory",
             "smaller",
         ),
-        (FULL, "vae", "MPS backend out of memory (MPS allocated: 8 GB)", "try memory_profile=balanced"),
+        (FULL, "vae", "MPS backend out of memory (MPS allocated: 8 GB)", "memory_profile.tiled_decode=true"),
     ],
 )
 def test_out_of_memory_is_one_line_of_advice(profile: MemoryProfileConfig, name: str, message: str, words: str) -> None:
@@ -456,6 +456,27 @@ def test_auto_without_thresholds() -> None:
 def test_the_lighter_profile() -> None:
     chain = [memory_profile.lighter(profile, PROFILES, NEEDS) for profile in (FULL, BALANCED, UNET, CPU)]
     assert chain == ["balanced", "unet_gpu", "cpu_only", None]
+
+
+def test_the_profiles_that_ship() -> None:
+    """Their names and thresholds are a contract; the components they name exist in Stable Diffusion."""
+    shipped: dict[str, MemoryProfileConfig] = configuration.load_group("memory_profile")
+    table = {
+        "full_gpu": (["*"], True, Guidance.batched, Cleanup.none, 0, 1536),
+        "balanced": (["unet", "vae"], True, Guidance.batched, Cleanup.phases, 0, 1024),
+        "unet_gpu": (["unet"], True, Guidance.sequential, Cleanup.phases, 10, 1024),
+        "cpu_only": ([], False, Guidance.sequential, Cleanup.none, 0, 768),
+    }
+    for name, (on_device, half, guidance, cleanup, every, side) in table.items():
+        p = shipped[name]
+        assert (p.name, p.on_device, p.half, p.guidance) == (name, on_device, half, guidance)
+        assert (p.cleanup, p.cleanup_every, p.max_side) == (cleanup, every, side)
+        memory_of(p, Hardware("cpu"))[0].check()
+    assert {*shipped} == {"auto", *table}
+    needs = OmegaConf.load(configuration.conf_dir() / "model" / "sd21.yaml").min_vram_gib
+    assert (needs.full_gpu, needs.unet_gpu, needs.cpu_only) == (4, 3, 0)
+    for free, expected in ((4.0, "full_gpu"), (3.2, "unet_gpu"), (2.0, "cpu_only")):
+        assert memory_profile.fitting(shipped, needs, Hardware("cuda", vram_free_gib=free)).name == expected
 
 
 def test_the_largest_side() -> None:
