@@ -59,7 +59,7 @@ class ModelConfig:
     variant: str | None = None  # the published file variant, such as fp16
     half_dtype: Dtype = Dtype.bfloat16  # what a profile's "half" means for this model
     size_multiple: int = 8  # width and height are multiples of it
-    defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
+    request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
     min_vram_gib: dict[str, float] = field(default_factory=dict)  # memory profile -> free GiB it needs
 
 

@@ -1,0 +1,227 @@
+"""Composes the configuration from `conf/` and overrides, and says in one line what is wrong with them. No torch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffuse.errors import ConfigError
+from diffuse.request import Config, HardwareConfig, MemoryProfileConfig, ModelConfig, TrackingConfig
+
+PACKAGE = Path(__file__).resolve().parent
+NAME = "config"
+
+ConfigStore.instance().store(name="schema", node=Config)
+# The shipped checkpoint is found beside the code, wherever that is installed.
+OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(PACKAGE / "tiny" / "checkpoint"), replace=True)
+
+_GROUPS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "memory_profile": MemoryProfileConfig,
+    "hardware": HardwareConfig,
+    "tracking": TrackingConfig,
+}
+_TEXTS = frozenset({"prompt", "negative_prompt", "prompt_file", "output.name"})
+_PATHS = frozenset({"output.dir", "model.source", "tracking.uri", "tracking.artifact_location"})
+_SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
+_NOT_TOLD = re.compile(r"\n|\. *$")
+_OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib")  # keys may be added here
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or beside it in a checkout."""
+    packaged = PACKAGE / "conf"
+    return packaged if (packaged / f"{NAME}.yaml").is_file() else PACKAGE.parent / "conf"
+
+
+def options(group: str) -> list[str]:
+    """The names that a config group offers, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def load_group(group: str) -> dict[str, Any]:
+    """Option -> the group's dataclass (MemoryProfileConfig for `memory_profile`), for every option of a config group."""
+    loaded = {}
+    for name in options(group):
+        raw = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+        raw.pop("defaults", None)
+        loaded[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_GROUPS[group]), raw))
+    return loaded
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that `diffuse OVERRIDES` would run; texts need no quoting.
+
+    Raises:
+        ConfigError: an override names or sets what does not exist or does not fit.
+    """
+    with explained(overrides):
+        return _compose(quote(overrides))
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    instance = GlobalHydra.instance()
+    outer = instance.hydra  # inside a running job
+    instance.clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra_compose(NAME, overrides=list(overrides))
+    finally:
+        instance.hydra = outer
+
+
+def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """Overrides for Hydra's grammar, in which prompts and paths would need quotes and escapes.
+
+    A prompt, a file of prompts and a name are taken literally, whatever they hold; in a `sweep`, unless they are an
+    explicit one such as `choice(a, b)`. A folder is quoted too, but `null` and `${...}` keep their meaning in it, and
+    in a sweep a comma does.
+
+    Raises:
+        ConfigError: an override adds (`+`) or removes (`~`) a field.
+    """
+    quoted = []
+    for override in overrides:
+        match = _OVERRIDE.fullmatch(override)
+        assert match is not None
+        sign, key, value = match["sign"], match["key"].strip(), match["value"]
+        if sign and not key.startswith(_OPEN):
+            raise _signed(sign, key, value)
+        if value is None or sign:
+            quoted.append(override)
+        elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
+            quoted.append(f"{key}={_literal(value[1:])}")
+        elif key in _PATHS and not sweep and value != "=null" and value[1:2] not in ("'", '"'):
+            quoted.append(f"{key}={_quoted(value[1:])}")
+        else:
+            quoted.append(override)
+    return quoted
+
+
+def _literal(text: str) -> str:
+    r"""Quoted for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it, and backslashes before count twice."""
+    return _quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
+
+
+def _quoted(text: str) -> str:
+    """In Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
+    return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda m: m[1] * 2 + (r"\"" if m[2] else ""), text) + '"'
+
+
+def _signed(sign: str, key: str, value: str | None) -> ConfigError:
+    if key in known_keys():
+        if sign == "~":
+            return ConfigError(f"~{key}: a field cannot be removed; {key}=null leaves it to the model")
+        return ConfigError(f"{sign}{key}{value or ''}: the field exists; write {key}{value or '=VALUE'}")
+    return _unknown(key, f"{sign}{key}{value or ''}")
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
+    """Every dotted name of the default configuration, the groups themselves among them."""
+    config = _compose([])
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for name in node if isinstance(node, dict) else ():
+            yield prefix + name
+            yield from walk(node[name], f"{prefix}{name}.")
+
+    return ("experiment", *walk(OmegaConf.to_container(config), ""))
+
+
+def _unknown(key: str, shown: str) -> ConfigError:
+    return ConfigError(
+        f"{shown}: there is no field or group {key}{nearest(key, known_keys(), 'diffuse --help lists them')}"
+    )
+
+
+def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
+    """A clause that suggests the nearest of `names`, or says `otherwise`. Fields at the root go before others."""
+    last = name.rpartition(".")[2]
+    tails = {known.rpartition(".")[2]: known for known in reversed(names)}
+    near = (
+        get_close_matches(name, names, 1, 0.75)
+        or get_close_matches(name, [known for known in names if "." not in known], 1, 0.55)
+        or [known for tail, known in tails.items() if len(last) > 2 and last in tail][-1:]
+        or [tails[tail] for tail in get_close_matches(last, list(tails), 1)]
+    )
+    return f"; did you mean {near[0]}?" if near else (f"; {otherwise}" if otherwise else "")
+
+
+@contextmanager
+def explained(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Turns what Hydra and OmegaConf raise in the block into a ConfigError of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explain(error, overrides) from error
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.replace("\\", "/").rpartition("/")
+        known = list(error.options or options(group))
+        return ConfigError(
+            f"{group}={name}: there is no such {group}{nearest(name, known)} (there are {', '.join(known)})"
+        )
+    said = f"{error}\n{error.__cause__ or ''}"
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"{_shown(error.override)}: cannot be read; write NAME=VALUE, and quote a VALUE that has special characters"
+        )
+    if match := re.search(r"Ambiguous value for argument '(.*?)'\n", said, re.DOTALL):
+        return ConfigError(f"{_shown(match[1])}: has several values; diffuse -m makes a sweep over them")
+    if match := re.search(r"Sweep parameters '(.*?)' requires", said, re.DOTALL):
+        return ConfigError(f"{_shown(match[1])}: is a sweep; diffuse -m makes it")
+    if match := re.search(r"Key '([^']*)' (?:is )?not in '?[A-Za-z]*'?", said):
+        key = re.search(r"full_key: (\S+)", said)
+        named = re.search(r"Could not override '([^']*)'", said)
+        full = named[1] if named else key[1] if key else match[1]
+        if full in known_keys():  # a mapping was given, and a key in it is wrong
+            full = f"{full}.{match[1]}"
+        return _unknown(full, next((_shown(o) for o in overrides if o.startswith(f"{full}=")), full))
+    if match := re.search(r"(Value|Invalid value|Cannot convert|Incompatible|Object of unsupported)[^\n]*", said):
+        merging = re.search(r"Error merging override (.*?)(\n|$)", said)
+        key = re.search(r"full_key: (\S+)", said)
+        where = _shown(merging[1]) if merging else key[1] if key else ""
+        return ConfigError(f"{where}: {_plain(match[0])}" if where else _plain(match[0]))
+    if match := re.search(r"Could not (?:append|override)[^\n]*", said):
+        return ConfigError(_plain(match[0]))
+    return ConfigError(_plain(said))
+
+
+_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
+
+
+def _plain(message: str) -> str:
+    line = message.strip().splitlines()[0].rstrip(". ")
+    if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
+        return f"{match[1]!r} is not {_KINDS.get(match[2], match[2])}"
+    if match := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", line):
+        return f"{match[1]!r} is none of {match[2]}{nearest(match[1], match[2].split(', '))}"
+    return line
+
+
+def _shown(override: str | None) -> str:
+    text = " ".join((override or "").split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def to_stderr(line: str) -> None:
+    """One line for the user; standard output is for paths."""
+    print(" ".join(line.splitlines()), file=sys.stderr, flush=True)
