@@ -1,0 +1,1 @@
+"""Samplers: numbers and tensors only. One file a sampler; `noise_schedule` holds what they share."""

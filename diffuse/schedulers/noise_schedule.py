@@ -1,0 +1,116 @@
+"""What samplers share: how much noise each training timestep has, which timesteps are visited, and what a
+prediction says about the clean sample.
+
+`alphas_cumprod[t]` is the share of the signal's variance that is left at timestep `t`: a noised sample is
+`sqrt(a) * original + sqrt(1 - a) * noise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.errors import ConfigError
+
+
+def betas(
+    schedule: str, count: int, start: float, end: float, trained: Sequence[float] | None = None, zero_snr: bool = False
+) -> Tensor:
+    """The variance `[count]`, float32, that each training timestep adds.
+
+    `linear` is of Ho et al., 2020; `scaled_linear`, linear in the square root, of Rombach et al., 2022;
+    `squaredcos_cap_v2`, the cosine, of Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021.
+    `trained` replaces them all. `zero_snr` see `rescale_to_zero_terminal_snr`.
+    """
+    if trained is not None:
+        result = torch.tensor(trained, dtype=torch.float32)
+    elif schedule == "linear":
+        result = torch.linspace(start, end, count, dtype=torch.float32)
+    elif schedule == "scaled_linear":
+        result = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32) ** 2
+    elif schedule == "squaredcos_cap_v2":
+        left = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        result = torch.tensor([min(1 - left[i + 1] / left[i], 0.999) for i in range(count)], dtype=torch.float32)
+    else:
+        raise ConfigError(f"beta_schedule={schedule} is not implemented")
+    return rescale_to_zero_terminal_snr(result) if zero_snr else result
+
+
+def rescale_to_zero_terminal_snr(variances: Tensor) -> Tensor:
+    """Betas `[N]` stretched so that nothing of the signal is left at the last timestep.
+
+    Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024, algorithm 1.
+    """
+    root = (1.0 - variances).cumprod(0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    left = ((root - last) * (first / (first - last))) ** 2
+    alphas = torch.cat([left[:1], left[1:] / left[:-1]])
+    return 1 - alphas
+
+
+def timesteps(spacing: str, steps: int, train_steps: int, offset: int) -> Tensor:
+    """The `steps` timesteps to visit, int64 and descending, as table 2 of Lin et al., 2024, names the spacings."""
+    if spacing == "linspace":
+        values = np.linspace(0, train_steps - 1, steps).round()[::-1]
+    elif spacing == "leading":
+        values = np.arange(steps)[::-1] * (train_steps // steps) + offset
+    elif spacing == "trailing":
+        # Rounding can leave one value too many in arange: the last would be 0, and below it there is nothing.
+        values = np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
+    else:
+        raise ConfigError(f"timestep_spacing={spacing} is not implemented")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def given_timesteps(values: Sequence[int], train_steps: int) -> Tensor:
+    """Timesteps that the caller chose, int64 `[n]`.
+
+    Raises:
+        ConfigError: they do not fall, or leave the range of training.
+    """
+    falling = all(a > b for a, b in zip(values, values[1:], strict=False))
+    if not values or not falling or values[0] >= train_steps or values[-1] < 0:
+        raise ConfigError(f"timesteps must fall and lie between 0 and {train_steps - 1}: {list(values)}")
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def to_original_and_noise(
+    prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a model's output says the clean sample and the noise are; all of one shape.
+
+    `v_prediction` is the velocity of Salimans and Ho, "Progressive Distillation", 2022, appendix D.
+    """
+    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+    if prediction_type == "epsilon":
+        return (sample - noise * output) / signal, output
+    if prediction_type == "sample":
+        return output, (sample - signal * output) / noise
+    if prediction_type == "v_prediction":
+        return signal * sample - noise * output, signal * output + noise * sample
+    raise ConfigError(f"prediction_type={prediction_type} is not implemented")
+
+
+def dynamic_threshold(original: Tensor, ratio: float, largest: float) -> Tensor:
+    """Clips each image `[B, ...]` at the `ratio` quantile of its absolute values, between 1 and `largest`, and scales
+    it to -1..1 (Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3)."""
+    flat = original.float().flatten(1)  # [B, N]; quantiles need float32
+    limit = torch.quantile(flat.abs(), ratio, dim=1).clamp(min=1, max=largest)[:, None]
+    return (torch.clamp(flat, -limit, limit) / limit).view_as(original).to(original.dtype)
+
+
+def add_noise(alphas_cumprod: Tensor, original: Tensor, noise: Tensor, at: Tensor) -> Tensor:
+    """`original` `[B, ...]` noised to the timesteps `at` `[B]`, or `[1]` for all."""
+    left = alphas_cumprod.to(original)[at.to(original.device)].flatten()
+    left = left.view(-1, *[1] * (original.dim() - 1))
+    return left**0.5 * original + (1 - left) ** 0.5 * noise
+
+
+def unit_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Noise of the shape of `like` `[B, ...]`: each image's from its own CPU generator, in float32, then moved."""
+    shape = (1, *like.shape[1:])
+    return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(like)
