@@ -15,7 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,11 +35,11 @@ _GROUPS: dict[str, type[Any]] = {
     "hardware": HardwareConfig,
     "tracking": TrackingConfig,
 }
+_GROUPED = (*_GROUPS, "scheduler", "experiment")
 _TEXTS = frozenset({"prompt", "negative_prompt", "prompt_file", "output.name"})
 _PATHS = frozenset({"output.dir", "model.source", "tracking.uri", "tracking.artifact_location"})
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
-_NOT_TOLD = re.compile(r"\n|\. *$")
 _OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib")  # keys may be added here
 
 
@@ -195,6 +195,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         if full in known_keys():  # a mapping was given, and a key in it is wrong
             full = f"{full}.{match[1]}"
         return _unknown(full, next((_shown(o) for o in overrides if o.startswith(f"{full}=")), full))
+    if isinstance(error, ValueError):  # a group was set to what is no name
+        wrong = [o for o in overrides if o.partition("=")[0] in _GROUPED] or [*overrides]
+        return ConfigError(f"{_shown(wrong[0] if wrong else None)}: should be NAME=VALUE, or GROUP=OPTION")
+    if match := re.search(r"Error merging override (.*?)\n.*is not Optional", said, re.DOTALL):
+        return ConfigError(f"{_shown(match[1])}: cannot be null")
     if match := re.search(r"(Value|Invalid value|Cannot convert|Incompatible|Object of unsupported)[^\n]*", said):
         merging = re.search(r"Error merging override (.*?)(\n|$)", said)
         key = re.search(r"full_key: (\S+)", said)

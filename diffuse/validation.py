@@ -1,0 +1,166 @@
+"""From the configuration to requests: every mistake that needs neither torch nor the checkpoint is found here."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffuse.configuration import explained, nearest, options
+from diffuse.errors import ConfigError
+from diffuse.request import GenerationRequest
+from diffuse.schedulers import options as sampler_options
+
+SEED_LIMIT = 2**63  # torch's generators take no larger seed
+DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
+
+_FIELDS = tuple(field.name for field in fields(GenerationRequest))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request whose size may still be the checkpoint's own."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    num_images: int
+    width: int | None
+    height: int | None
+    num_inference_steps: int
+    guidance_scale: float
+
+    def request(self, default_size: tuple[int, int]) -> GenerationRequest:
+        """The request, with `default_size` (width, height in pixels) where none was given."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        width, height = default_size
+        values |= {"width": self.width or width, "height": self.height or height}
+        return GenerationRequest(**values)
+
+
+def drafts(cfg: DictConfig) -> list[Draft]:
+    """What `cfg` asks for: one draft, or one for each prompt of `prompt_file`. Draws a seed where none is given.
+
+    Raises:
+        ConfigError: a value is missing, out of range, or does not go with another.
+    """
+    with explained():
+        _check_interpolations(cfg)
+        defaults = OmegaConf.to_container(cfg.model.request_defaults, resolve=True)
+        assert isinstance(defaults, dict)
+        _check_targets(cfg)
+        sampler_options.check(
+            {key: value for key, value in _container(cfg.scheduler).items() if key not in ("_target_", "name")}
+        )
+        values = _filled(cfg, defaults)
+        _check_values(values, cfg)
+        return [
+            Draft(**values | {"prompt": prompt, "seed": _seed(cfg.seed, cfg.num_images)})
+            for prompt in _prompts(cfg, defaults)
+        ]
+
+
+def _container(node: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_interpolations(cfg: DictConfig) -> None:
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        line = str(error).splitlines()[0].rstrip(".")
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{line}") from None
+
+
+def _check_targets(cfg: DictConfig) -> None:
+    """Only classes of this package are ever made, wherever the configuration came from."""
+    for group, room in (("model", "diffuse.pipelines."), ("scheduler", "diffuse.schedulers.")):
+        node = cfg[group]
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{group}={node}: there is no such {group}; there are {', '.join(options(group))}")
+        target = str(node.get("_target_", ""))
+        if not target.startswith(room) or not all(part.isidentifier() for part in target.split(".")):
+            raise ConfigError(f"{group}._target_={target}: should be a class in {room.rstrip('.')}, as conf/{group} has")
+    if not cfg.model.source:
+        raise ConfigError("model.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME")
+
+
+def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
+    """Every field of a request, with the model's default where the configuration has null."""
+    for name in defaults:
+        if name not in _FIELDS:
+            raise ConfigError(f"model.request_defaults.{name}: a request has no such field{nearest(str(name), _FIELDS)}")
+    values = {name: cfg[name] if cfg[name] is not None else defaults.get(name) for name in _FIELDS}
+    if values["negative_prompt"] is None:
+        values["negative_prompt"] = ""
+    return values
+
+
+def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
+    _whole("num_images", values["num_images"], 1)
+    _whole("num_inference_steps", values["num_inference_steps"], 1)
+    multiple = cfg.model.size_multiple
+    if multiple < 1:
+        raise ConfigError(f"model.size_multiple={multiple}: should be 1 or more")
+    for name in ("width", "height"):
+        value = values[name]
+        if value is None:
+            continue
+        _whole(name, value, 1)
+        if value % multiple:
+            near = max(multiple, round(value / multiple) * multiple)
+            raise ConfigError(f"{name}={value}: should be a multiple of {multiple} for model={cfg.model.name}; try {near}")
+    guidance = values["guidance_scale"]
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance) or guidance < 0:
+        raise ConfigError(f"guidance_scale={guidance}: should be a number of 0 or more; 1 switches guidance off")
+    if not 1 <= cfg.output.quality <= 100:
+        raise ConfigError(f"output.quality={cfg.output.quality}: should be from 1 to 100")
+    if not str(cfg.output.dir):
+        raise ConfigError("output.dir is empty: give a folder")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if value is None:
+        raise ConfigError(f"{name} is not set, and the model has no default: add {name}=...")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value}: should be a whole number of {least} or more")
+
+
+def _seed(seed: int | None, num_images: int) -> int:
+    if seed is None:
+        return secrets.randbelow(DRAWN_BELOW)
+    if not 0 <= seed <= SEED_LIMIT - num_images:
+        last = f" for {num_images} images" if num_images > 1 else ""
+        raise ConfigError(f"seed={seed}: should be from 0 to {SEED_LIMIT - num_images}{last}")
+    return seed
+
+
+def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
+    if cfg.prompt_file is None:
+        prompt = cfg.prompt if cfg.prompt is not None else defaults.get("prompt")
+        if prompt is None:
+            raise ConfigError('prompt is not set: add prompt="what the picture shows"')
+        return [str(prompt)]
+    if cfg.prompt is not None:
+        raise ConfigError("prompt and prompt_file are both set: leave one of them out")
+    path = Path(cfg.prompt_file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"prompt_file={path}: is not UTF-8 text; save it as that") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"prompt_file={path}: cannot be read: {reason}") from None
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise ConfigError(f"prompt_file={path}: holds no prompt; write one a line")
+    return prompts
