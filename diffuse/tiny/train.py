@@ -1,0 +1,291 @@
+"""Trains the tiny checkpoint, stage by stage, each from where it was left:
+
+    python -m diffuse.tiny.train tokenizer --work FOLDER
+    python -m diffuse.tiny.train encoder   --work FOLDER
+    python -m diffuse.tiny.train decoder   --work FOLDER --minutes 60
+    python -m diffuse.tiny.train unet      --work FOLDER --minutes 90    (needs the encoder, not the decoder)
+    python -m diffuse.tiny.train export    --work FOLDER                  (writes diffuse/tiny/checkpoint)
+
+The denoiser learns velocities (Salimans and Ho, "Progressive Distillation", 2022) on a schedule whose last step is
+pure noise (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024), together with its text
+encoder. What is kept is a running average of the weights. Time, not steps, sets the learning rate's decay, so that a
+stage of any length ends well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import trainers
+from torch import Tensor, nn
+
+from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
+from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
+from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
+from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from diffuse.tiny import data, layout
+from diffuse.tiny.encoder import write_encoder
+
+SHADES = 4  # latents kept of each (object, colour) pair
+SAVE_EVERY = 60  # seconds
+
+
+class Average:
+    """A running average of a module's weights that forgets the beginning."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for mean, now in zip(self.module.parameters(), module.parameters(), strict=True):
+            mean.lerp_(now.detach(), 1 - keep)
+
+
+def fit(
+    stage: str,
+    modules: nn.Module,
+    loss_of: Callable[[], Tensor],
+    work: Path,
+    *,
+    minutes: float,
+    rate: float,
+    average: float = 0.999,
+) -> nn.Module:
+    """Minimises `loss_of()` for that long, resuming from and saving to `work/stage.pt`; gives the averaged modules."""
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    mean = Average(modules, average)
+    file = work / f"{stage}.pt"
+    seconds_before, step = 0.0, 0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        modules.load_state_dict(state["modules"])
+        mean.module.load_state_dict(state["mean"])
+        optimizer.load_state_dict(state["optimizer"])
+        seconds_before, step, mean.updates = state["seconds"], state["step"], state["step"]
+    start = last_save = time.monotonic()
+    losses: list[float] = []
+    while True:
+        elapsed = time.monotonic() - start
+        done = min(elapsed / (minutes * 60), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        loss = loss_of()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        mean.update(modules)
+        losses.append(float(loss.detach()))
+        step += 1
+        if done >= 1 or time.monotonic() - last_save > SAVE_EVERY:
+            seconds = seconds_before + time.monotonic() - start
+            print(f"{stage}: step {step}, {seconds:.0f} s, loss {np.mean(losses):.4f}", flush=True)
+            losses.clear()
+            last_save = time.monotonic()
+            state = {"modules": modules.state_dict(), "mean": mean.module.state_dict(), "step": step}
+            torch.save({**state, "optimizer": optimizer.state_dict(), "seconds": seconds}, file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
+        if done >= 1:
+            return mean.module
+
+
+def make_encoder(work: Path) -> None:
+    """An autoencoder whose encoder is done and whose decoder knows nothing yet."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE))
+    write_encoder(vae, next(_pictures(512)))
+    torch.save({"mean": vae.state_dict()}, work / "vae.pt")
+    print(f"encoder: scaling factor {_scaling_factor(vae)}")
+
+
+def train_decoder(work: Path, minutes: float) -> None:
+    """Decoder on latents as a denoiser would leave them: slightly off."""
+    vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
+    pictures = _pictures(batch=4)
+    deviation = 1 / _scaling_factor(vae)
+
+    def loss_of() -> Tensor:
+        x = next(pictures)
+        with torch.no_grad():
+            z = vae.encode(x).mean
+        z = z + torch.randn_like(z) * deviation * 0.2 * torch.rand(len(z), 1, 1, 1)
+        return _difference(half["decoder"](half["post_quant_conv"](z)), x)
+
+    fit("decoder", half, loss_of, work, minutes=minutes, rate=2e-3)
+    _report_vae(_trained_vae(work))
+
+
+def train_unet(work: Path, minutes: float) -> None:
+    """Denoiser and text encoder together, on the latents of all pairs that are not held out."""
+    unet = UNet2DConditionModel(layout.read(UNet2DConditionConfig, layout.UNET))
+    text_encoder = CLIPTextModel(layout.read(CLIPTextConfig, layout.TEXT_ENCODER))
+    for embedding in (m for m in text_encoder.modules() if isinstance(m, nn.Embedding)):
+        nn.init.normal_(embedding.weight, std=0.02)
+    tokenizer = CLIPTokenizer.from_folder(work / "tokenizer")
+    latents, pairs = _latents(work)
+    names, colours = data.objects(), list(data.COLOURS)
+    alphas = layout.alphas_cumprod()
+    modules = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder})
+    rng, batch = random.Random(time.time_ns()), 32
+
+    def loss_of() -> Tensor:
+        chosen = torch.randint(len(latents), (batch,))
+        captions = [data.caption(names[i], colours[j], rng) for i, j in pairs[chosen].tolist()]
+        text = text_encoder(tokenizer(captions).ids).last_hidden_state
+        x = latents[chosen]
+        # One timestep from each of `batch` equal spans: less noise in the gradient than independent draws.
+        t = ((torch.arange(batch) + torch.rand(batch)) / batch * len(alphas)).long()
+        noise = torch.randn_like(x)
+        a = alphas[t].sqrt()[:, None, None, None]
+        s = (1 - alphas[t]).sqrt()[:, None, None, None]
+        velocity = unet(a * x + s * noise, t, text)
+        return F.mse_loss(velocity, a * noise - s * x)
+
+    fit("unet", modules, loss_of, work, minutes=minutes, rate=1e-3, average=0.998)
+
+
+def train_tokenizer(work: Path) -> None:
+    """Byte-pair merges under which every word of every caption is one token."""
+    rng = random.Random(0)
+    captions = [data.caption(name, colour, rng) for name in data.objects() for colour in data.COLOURS]
+    layout.write_tokenizer(work / "tokenizer", [])
+    tokenizer = CLIPTokenizer.from_folder(work / "tokenizer").tokenizer  # it splits text as CLIP does, and knows bytes
+    trainer = trainers.BpeTrainer(
+        vocab_size=layout.TEXT_ENCODER["vocab_size"] - 2,
+        end_of_word_suffix="</w>",
+        initial_alphabet=layout.byte_alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    layout.write_tokenizer(work / "tokenizer", [tuple(merge) for merge in merges])
+    tokenizer = CLIPTokenizer.from_folder(work / "tokenizer").tokenizer
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(data.objects())]
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {np.mean(lengths):.2f} an object")
+
+
+def export(work: Path, folder: Path) -> None:
+    """Writes the averaged weights in half precision, with their configuration, in the diffusers layout."""
+    modules = nn.ModuleDict(
+        {
+            "unet": UNet2DConditionModel(layout.read(UNet2DConditionConfig, layout.UNET)),
+            "text_encoder": CLIPTextModel(layout.read(CLIPTextConfig, layout.TEXT_ENCODER)),
+        }
+    )
+    _averaged(modules, work / "unet.pt")
+    vae = _trained_vae(work)
+    layout.write(folder, work / "tokenizer", vae, modules, _scaling_factor(vae))
+
+
+def _pictures(batch: int) -> Iterator[Tensor]:
+    """Random pictures `[batch, 3, SIDE, SIDE]` in -1..1."""
+    glyphs = torch.from_numpy(data.glyphs(data.objects())).permute(0, 3, 1, 2).float()  # [N, 4, H, W], 0..255
+    palette = torch.tensor(list(data.COLOURS.values())).float()
+    while True:
+        glyph = glyphs[torch.randint(len(glyphs), (batch,))]
+        if random.random() < 0.3:
+            glyph = glyph.roll((random.randint(-4, 4), random.randint(-4, 4)), (2, 3))
+        colour = palette[torch.randint(len(palette), (batch,))] + (torch.rand(batch, 1) * 36 - 18)
+        colour[: batch // 4] = torch.rand(batch // 4, 3) * 255
+        alpha = glyph[:, 3:] / 255
+        picture = glyph[:, :3] * alpha + colour.clamp(0, 255)[:, :, None, None] * (1 - alpha)
+        yield (picture / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def _difference(picture: Tensor, target: Tensor) -> Tensor:
+    """Absolute difference of pixels and of their differences to the right and below, which keeps edges sharp."""
+    error = picture - target
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + error.square().mean() + 0.25 * edges
+
+
+def _latents(work: Path) -> tuple[Tensor, Tensor]:
+    """Scaled latents `[N, C, h, w]` of all training pairs in several shades, and the pairs `[N, 2]`."""
+    file = work / "latents.pt"
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        return state["latents"], state["pairs"]
+    vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    names, hidden = data.objects(), data.held_out(len(data.objects()))
+    glyphs, palette = data.glyphs(names), np.array(list(data.COLOURS.values()), np.float32)
+    pairs = [(i, j) for i in range(len(names)) for j in range(len(palette)) if (i, j) not in hidden] * SHADES
+    rng, parts = np.random.default_rng(0), []
+    for start in range(0, len(pairs), 128):
+        part = np.array(pairs[start : start + 128])
+        pixels = data.compose(glyphs[part[:, 0]], data.shade(palette[part[:, 1]], rng))
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            parts.append(vae.encode(x).mean.contiguous())
+    latents = torch.cat(parts) * _scaling_factor(vae)
+    torch.save({"latents": latents, "pairs": torch.tensor(pairs)}, file)
+    return latents, torch.tensor(pairs)
+
+
+@torch.no_grad()
+def _scaling_factor(vae: AutoencoderKL) -> float:
+    """One over the standard deviation of latents, to three digits: what the denoiser's latents are multiplied by."""
+    torch.manual_seed(0)
+    random.seed(0)
+    return float(f"{1 / float(vae.encode(next(_pictures(256))).mean.std()):.3g}")
+
+
+@torch.no_grad()
+def _report_vae(vae: AutoencoderKL) -> None:
+    x = next(_pictures(128))
+    error = (vae.decode(vae.encode(x).mode()).clamp(-1, 1) - x).square().mean(dim=(1, 2, 3)) / 4
+    print(f"vae: {float((-10 * error.log10()).mean()):.2f} dB, scaling factor {_scaling_factor(vae)}", flush=True)
+
+
+def _trained_vae(work: Path) -> AutoencoderKL:
+    vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    if (work / "decoder.pt").exists():
+        half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+        _averaged(half, work / "decoder.pt")
+    return vae
+
+
+def _averaged(module: Any, file: Path) -> Any:
+    module.load_state_dict(torch.load(file, weights_only=True)["mean"])
+    return module.eval().requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["tokenizer", "encoder", "decoder", "unet", "export"])
+    parser.add_argument("--work", type=Path, required=True, help="where unfinished training is kept")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=data.HERE / "checkpoint")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.stage == "tokenizer":
+        train_tokenizer(args.work)
+    elif args.stage == "encoder":
+        make_encoder(args.work)
+    elif args.stage == "export":
+        export(args.work, args.out)
+    else:
+        {"unet": train_unet, "decoder": train_decoder}[args.stage](args.work, args.minutes)
+
+
+if __name__ == "__main__":
+    main()
