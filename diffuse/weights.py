@@ -4,13 +4,14 @@ A module is built on the meta device, so that nothing is allocated or initialise
 CPU, a tensor that is published in the wanted dtype stays in the mapped file and is read when it is first used. Every
 other tensor is read through one small buffer into its final place, so that memory never holds a second copy.
 
-The kernels of two-dimensional convolutions are laid out channels last, as the models here lay out their feature maps.
-Published kernels are not; left so, each call would rearrange them, which costs a fifth of a U-Net's step at small sizes.
-They are rearranged while they are read."""
+The kernels of convolutions are mapped apart from the rest, because a layer that uses one replaces it by a copy in
+another order (`diffuse.layers.convolution`): the pages of the published one then leave memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import mmap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ from diffuse.errors import CheckpointError
 __all__ = ["Checkpoint", "architecture", "load"]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_PARTS = 16  # mappings, each of which holds a file descriptor
 _BUFFER_BYTES = 4 << 20  # in the processor's cache while it is converted
 
 
@@ -49,7 +51,7 @@ def load(
 
     Raises:
         CheckpointError: a file is damaged, or a key is missing, unexpected, there twice, of the wrong shape or of a
-            dtype that is not floating point. The message names file and key. Nothing is read before all keys fit.
+            dtype that is not floating point. The message names the file and the key. Nothing is read before all fit.
     """
     device = torch.device(device)
     with torch.device("meta"), _WithoutInitialisation():
@@ -150,15 +152,19 @@ def _read(
     """The module's key -> its tensor, from one file."""
     tensors: dict[str, Tensor] = {}
     copied: list[str] = []
+    kernels: list[str] = []
     with safe_open(path, framework="pt", device="cpu") as mapped:
         for published, key in keys.items():
             info = header[published]
             stored = _DTYPES[info.dtype]
-            as_is = stored == target(key) and not _is_kernel(info.shape)
-            if device.type == "cpu" and as_is and info.start % stored.itemsize == 0:
-                tensors[key] = mapped.get_tensor(published)
-            else:
+            if device.type != "cpu" or stored != target(key) or info.start % stored.itemsize != 0:
                 copied.append(published)
+            elif len(info.shape) == 4 and info.shape[2:] != (1, 1) and info.nbytes:  # what order matters for
+                kernels.append(published)
+            else:
+                tensors[key] = mapped.get_tensor(published)
+    if kernels:
+        tensors |= {keys[name]: tensor for name, tensor in _map_in_parts(path, header, kernels).items()}
     if copied:
         buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
         with path.open("rb", buffering=0) as file:
@@ -168,26 +174,42 @@ def _read(
     return tensors
 
 
-def _is_kernel(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is of a convolution `[out, in, rows, columns]` for which the order of its axes matters."""
-    return len(shape) == 4 and shape[2:] != (1, 1)
+def _map_in_parts(path: Path, header: Mapping[str, TensorInfo], names: Sequence[str]) -> dict[str, Tensor]:
+    """Published name -> tensor in the file, in about `_PARTS` mappings, each unmapped with the last of its tensors."""
+    names = sorted(names, key=lambda name: header[name].start)
+    share = sum(header[name].nbytes for name in names) / _PARTS
+    parts: dict[int, list[str]] = {}
+    before = 0
+    for name in names:
+        parts.setdefault(int(before / share), []).append(name)
+        before += header[name].nbytes
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        for part in parts.values():
+            first, last = header[part[0]], header[part[-1]]
+            offset = first.start - first.start % mmap.ALLOCATIONGRANULARITY
+            length = last.start + last.nbytes - offset
+            # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
+            pages = mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_COPY)
+            for name in part:
+                info = header[name]
+                flat = torch.frombuffer(
+                    pages, dtype=_DTYPES[info.dtype], count=math.prod(info.shape), offset=info.start - offset
+                )
+                tensors[name] = flat.view(info.shape)
+    return tensors
 
 
 def _copy(file: BinaryIO, info: TensorInfo, buffer: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """One tensor, piece by piece through `buffer`; on an accelerator it is converted there."""
     stored = _DTYPES[info.dtype]
-    kernel = _is_kernel(info.shape)
-    layout = torch.channels_last if kernel else torch.contiguous_format
-    result = torch.empty(info.shape, dtype=dtype, device=device, memory_format=layout)
-    rows = result if kernel else result.view(-1)  # a kernel is read by whole output channels, the rest by numbers
-    row_bytes = info.nbytes // max(len(rows), 1)
-    if row_bytes > buffer.numel():
-        buffer = torch.empty(row_bytes, dtype=torch.uint8)
     view = buffer.numpy().data
+    result = torch.empty(info.shape, dtype=dtype, device=device)
+    flat = result.view(-1)
     file.seek(info.start)
     done, left = 0, info.nbytes
     while left:
-        size = min(left, len(view) // row_bytes * row_bytes)
+        size = min(left, len(view))
         filled = 0
         while filled < size:
             count = file.readinto(view[filled:size])  # type: ignore[attr-defined]
@@ -198,9 +220,8 @@ def _copy(file: BinaryIO, info: TensorInfo, buffer: Tensor, device: torch.device
         if device.type != "cpu":
             # Some accelerators have no float64.
             piece = (piece.float() if stored == torch.float64 else piece).to(device)
-        count = size // row_bytes
-        rows[done : done + count].copy_(piece.view(count, *rows.shape[1:]))
-        done += count
+        flat[done : done + piece.numel()].copy_(piece)
+        done += piece.numel()
         left -= size
     return result
 

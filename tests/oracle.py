@@ -8,15 +8,10 @@ the size that a trained one's has.
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-warnings.filterwarnings("ignore", category=FutureWarning)
 
 import diffusers
 import numpy as np

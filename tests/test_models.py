@@ -23,6 +23,7 @@ from transformers import CLIPTextModel as PeerText
 from diffuse import weights
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Attention
+from diffuse.layers.convolution import Conv2d
 from diffuse.models.text_encoder import clip
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
@@ -383,3 +384,36 @@ def test_what_is_not_implemented_is_refused_by_name(component: str, key: str, va
     _, config, _ = MODELS[component]
     with pytest.raises(CheckpointError, match=key):
         weights.architecture(config, {**PUBLISHED[component], key: value}, f"{component}/config.json")  # type: ignore[type-var]
+
+
+def test_a_kernel_is_brought_into_order_once_and_only_outside_of_training() -> None:
+    layer = Conv2d(8, 6, 3, padding=1)
+    maps = noise(1, 8, 5, 7).contiguous(memory_format=torch.channels_last)
+    trained = layer.weight
+    expected = layer(maps)
+    assert layer.weight is trained  # an optimizer may hold it
+    layer.requires_grad_(False)
+    torch.testing.assert_close(layer(maps), expected, **FLOAT32)
+    ordered = layer.weight
+    assert ordered.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ordered, trained)
+    layer(maps)
+    assert layer.weight is ordered
+    with torch.inference_mode(False):
+        layer.to(torch.float64)  # it can still be moved, though it was made in inference mode
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_kernel_mapped_from_a_file_leaves_memory_when_it_is_replaced(tmp_path: Path) -> None:
+    variant = replace(TWO_LEVELS, channels=(64, 128))
+    model = from_file("unet", oracle.build(tmp_path, variant))
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only Linux lists a process's mappings")
+    before = maps.read_text().count(str(tmp_path))
+    expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    model(noise(1, 4, 8, 8), 500, noise(1, 77, 32, seed=1))
+    assert before > 4
+    assert maps.read_text().count(str(tmp_path)) == 1  # of everything else
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuse.layers.convolution import Conv2d
+
 
 class Attention(nn.Module):
     """Multi-head attention of `query_dim`-wide tokens over a context (themselves where none is given).
@@ -58,7 +60,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer whose one half gates the other through GELU (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+    """A linear layer, one half of which gates the other by GELU (Shazeer, "GLU Variants Improve Transformer", 2020)."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -124,11 +126,11 @@ class Transformer2DModel(nn.Module):
         self.linear_projection = linear_projection
         inner = heads * (channels // heads)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in: nn.Module = nn.Linear(channels, inner) if linear_projection else nn.Conv2d(channels, inner, 1)
+        self.proj_in: nn.Module = nn.Linear(channels, inner) if linear_projection else Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, context_dim, upcast) for _ in range(depth)
         )
-        self.proj_out: nn.Module = nn.Linear(inner, channels) if linear_projection else nn.Conv2d(inner, channels, 1)
+        self.proj_out: nn.Module = nn.Linear(inner, channels) if linear_projection else Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` `[B, C, H, W]`, `context` `[B, T, D]` -> `[B, C, H, W]`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuse.layers.convolution import Conv2d
+
 
 class ResnetBlock2D(nn.Module):
     """Norm, SiLU, convolution, twice; a timestep embedding is added between them where `temb_channels` is given."""
@@ -14,12 +16,12 @@ class ResnetBlock2D(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         if temb_channels is not None:
             self.time_emb_proj = nn.Linear(temb_channels, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, activated_temb: Tensor | None = None) -> Tensor:
         """`x` `[B, C, H, W]`, `activated_temb` `[B, D]` (already through SiLU) -> `[B, C', H, W]`."""
@@ -33,12 +35,12 @@ class ResnetBlock2D(nn.Module):
 
 
 class Downsample2D(nn.Module):
-    """Halves rows and columns by a strided convolution; `padding=0` pads only the far sides, as the autoencoder does."""
+    """Halves rows and columns by a strided convolution; `padding=0` pads only the far sides, as autoencoders do."""
 
     def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
         self.far_sides_only = padding == 0
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, ceil(H / 2), ceil(W / 2)]`; floor where only the far sides are padded."""
@@ -53,7 +55,7 @@ class Upsample2D(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, 2H, 2W]`, or `[B, C, *size]`."""

@@ -34,8 +34,8 @@ class CLIPTokenizer:
         for token, id_ in ids.items():
             if id_ is None:
                 raise CheckpointError(f"{where}: the vocabulary has no token {token!r}; the tokenizer is incomplete")
-        # Recognised inside a text too, as by the field's reference implementation: where "!" pads, as in SD 2.x, a "!" in
-        # a prompt is the padding's id and not the word "!".
+        # Recognised inside a text too, as by the field's reference implementation: where "!" pads, as in SD 2.x, a "!"
+        # in a prompt is the padding's id and not the word "!".
         tokenizer.add_special_tokens(list(ids))
         tokenizer.no_truncation()
         tokenizer.no_padding()

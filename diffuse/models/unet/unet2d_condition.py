@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Transformer2DModel
+from diffuse.layers.convolution import Conv2d
 from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
@@ -83,9 +84,7 @@ class UNet2DConditionConfig:
     @property
     def heads(self) -> tuple[int, ...]:
         """Attention heads of every level."""
-        return self.per_level(
-            self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads
-        )
+        return self.per_level(self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads)
 
 
 class UNetBlock(nn.Module):
@@ -101,7 +100,7 @@ class UNetBlock(nn.Module):
         downsample: bool = False,
         upsample: bool = False,
     ) -> None:
-        """`resnets` holds (channels in, channels out); `depth` is the transformer layers a block, 0 for no attention."""
+        """`resnets` holds (channels in, channels out); `depth` is the transformer layers a block, 0 for none."""
         super().__init__()
         channels = resnets[-1][1]
         self.resnets = nn.ModuleList(_resnet(config, *pair) for pair in resnets)
@@ -165,7 +164,7 @@ class UNet2DConditionModel(nn.Module):
         depths = config.per_level(config.transformer_layers_per_block)
         last = len(channels) - 1
 
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
 
         self.down_blocks = nn.ModuleList()
@@ -190,7 +189,7 @@ class UNet2DConditionModel(nn.Module):
             self.up_blocks.append(UNetBlock(config, pairs, level=level, depth=depth, upsample=level > 0))
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
         """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[B, T, D]` -> prediction `[B, C_out, H, W]`."""

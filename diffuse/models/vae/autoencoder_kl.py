@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Attention
+from diffuse.layers.convolution import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -136,7 +137,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         channels = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(channels):
             level = _Level(config, channels[max(i - 1, 0)], width, config.layers_per_block)
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
             self.down_blocks.append(level)
         self.mid_block = _MidBlock(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -163,7 +164,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         channels = tuple(reversed(config.block_out_channels))
-        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.mid_block = _MidBlock(config)
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(channels):
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
                 level.upsamplers = nn.ModuleList([Upsample2D(width)])
             self.up_blocks.append(level)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """See the class."""
@@ -193,8 +194,8 @@ class AutoencoderKL(nn.Module):
         latents = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else None
+        self.quant_conv = Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else None
+        self.post_quant_conv = Conv2d(latents, latents, 1) if config.use_post_quant_conv else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Pixels `[B, 3, H, W]` in -1..1 -> the distribution of latents `[B, C, H / f, W / f]`."""

@@ -1,0 +1,35 @@
+"""Our modules with a peer's settings and weights, laid out in memory as `diffuse.weights.load` lays them out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffuse import weights
+from diffuse.models.text_encoder import clip
+from diffuse.models.unet import unet2d_condition
+from diffuse.models.vae import autoencoder_kl
+
+MODELS = {
+    "unet": (unet2d_condition.UNet2DConditionModel, unet2d_condition.UNet2DConditionConfig, unet2d_condition.rename),
+    "vae": (autoencoder_kl.AutoencoderKL, autoencoder_kl.AutoencoderKLConfig, autoencoder_kl.rename),
+    "text_encoder": (clip.CLIPTextModel, clip.CLIPTextConfig, clip.rename),
+}
+
+
+def from_peer(component: str, peer: nn.Module) -> Any:
+    """Our module, filled with a copy of the peer's weights."""
+    model, config, rename = MODELS[component]
+    if component == "text_encoder":
+        settings = {**peer.config.to_diff_dict(), "architectures": [type(peer).__name__]}
+    else:
+        settings = json.loads(peer.to_json_string())
+    with torch.device("meta"):
+        module = model(weights.architecture(config, settings, f"{component}/config.json"))  # type: ignore[type-var]
+    state = {rename(key): copy.deepcopy(tensor) for key, tensor in peer.state_dict().items()}
+    module.load_state_dict({key: tensor for key, tensor in state.items() if key is not None}, assign=True)
+    return module.eval().requires_grad_(False)
