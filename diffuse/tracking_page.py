@@ -1,0 +1,157 @@
+"""`diffuse ui`: MLflow's own pages on a tracking store, served on loopback until Ctrl-C.
+
+MLflow's server runs as a process of its own, so nothing of MLflow is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from diffuse.errors import ConfigError, RunError
+from diffuse.tracking_store import Store
+
+HOST = "127.0.0.1"
+_START_SECONDS = 120  # MLflow's imports, on a busy machine
+_STOP_SECONDS = 10
+_ANSWER_SECONDS = 10
+# A fresh browser lands on an empty overview; this view shows each run's pictures side by side.
+_VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
+
+
+def serve(store: Store, port: int | None = None, ready: Callable[[str], None] = print) -> None:
+    """Show a store's pages: `ready` is given the link to its pictures, by default to print it; Ctrl-C ends it.
+
+    A store that is a server has its pages already: then only the link is given. `port` is a free one when None.
+
+    Raises:
+        ConfigError: nothing has been recorded in the store yet, or the port is taken.
+        RunError: MLflow's server does not start, or ended by itself.
+    """
+    if store.is_server:
+        ready(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment))
+        return
+    if store.file and not store.file.exists():
+        raise ConfigError(f"tracking.uri={store.shown}: nothing is recorded there yet; make a picture first")
+    port = _free_port(port)
+    page = f"http://{HOST}:{port}"
+    with _terminable(), tempfile.TemporaryFile() as output:
+        server = _start(store, port, output)
+        try:
+            _wait(server, page, output)
+            ready(_link(page, store.experiment))
+            server.wait()
+            raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
+        except KeyboardInterrupt:
+            return
+        finally:
+            _stop(server)
+
+
+def _free_port(port: int | None) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port or 0))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"port {port} of {HOST} cannot be used: {reason}; choose another") from error
+        return int(probe.getsockname()[1])
+
+
+def _start(store: Store, port: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": store.uri,  # may hold a password, which arguments would show to everybody
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluation jobs, which are no part of this
+    }
+    if store.artifacts:
+        settings["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = store.artifacts
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **settings},
+        cwd=store.file.parent if store.file else None,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server and its workers
+    )
+
+
+def _wait(server: subprocess.Popen[bytes], page: str, output: IO[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RunError(f"MLflow's server does not start: {_last_line(output)}")
+        with suppress(OSError), _get(f"{page}/health"):
+            return
+        time.sleep(0.25)
+    raise RunError(f"MLflow's server did not answer within {_START_SECONDS} s: {_last_line(output)}")
+
+
+def _link(page: str, experiment: str) -> str:
+    """The address of the experiment's pictures; of all experiments, where there is none of that name."""
+    query = urllib.parse.urlencode({"experiment_name": experiment})
+    try:
+        with _get(f"{page}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
+            number = json.load(answer)["experiment"]["experiment_id"]
+    except (OSError, ValueError, KeyError):
+        return f"{page}/#/experiments"
+    return f"{page}/#/experiments/{number}/runs?{_VIEW}"
+
+
+def _get(address: str) -> Any:
+    local = urllib.parse.urlsplit(address).hostname == HOST
+    handlers = [urllib.request.ProxyHandler({})] if local else []  # no proxy leads to loopback
+    return urllib.request.build_opener(*handlers).open(address, timeout=_ANSWER_SECONDS)
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and every process that it started."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        with suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(server.pid, number)
+            else:
+                server.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(_STOP_SECONDS)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the page as Ctrl-C does, and leave no server behind."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    with suppress(ValueError):  # only a main thread can
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
