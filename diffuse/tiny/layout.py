@@ -95,6 +95,12 @@ MODEL_INDEX: dict[str, Any] = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+WEIGHTS = {
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+
 
 def read(config: type[Any], published: dict[str, Any]) -> Any:
     """The dataclass `config` from the published configuration's keys."""
@@ -137,14 +143,9 @@ def write(folder: Path, tokenizer: Path, vae: nn.Module, modules: nn.ModuleDict,
     write_json(folder / "unet" / "config.json", UNET)
     write_json(folder / "text_encoder" / "config.json", TEXT_ENCODER)
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-    files = {
-        "vae/diffusion_pytorch_model.safetensors": vae,
-        "unet/diffusion_pytorch_model.safetensors": modules["unet"],
-        "text_encoder/model.safetensors": modules["text_encoder"],
-    }
-    for name, module in files.items():
+    for name, module in {"vae": vae, "unet": modules["unet"], "text_encoder": modules["text_encoder"]}.items():
         weights = {key: value.half().contiguous() for key, value in module.state_dict().items()}
-        save_file(weights, folder / name, metadata={"format": "pt"})
+        save_file(weights, folder / WEIGHTS[name], metadata={"format": "pt"})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

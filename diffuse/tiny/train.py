@@ -6,6 +6,8 @@
     python -m diffuse.tiny.train unet      --work FOLDER --minutes 90    (needs the encoder, not the decoder)
     python -m diffuse.tiny.train export    --work FOLDER                  (writes diffuse/tiny/checkpoint)
 
+`resume` instead of the first two makes a folder from the shipped checkpoint, so that its training can go on.
+
 The denoiser learns velocities (Salimans and Ho, "Progressive Distillation", 2022) on a schedule whose last step is
 pure noise (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024), together with its text
 encoder. What is kept is a running average of the weights. Time, not steps, sets the learning rate's decay, so that a
@@ -19,6 +21,7 @@ import copy
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tokenizers import trainers
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
@@ -66,9 +71,10 @@ def fit(
     minutes: float,
     rate: float,
     average: float = 0.999,
+    bfloat16: bool = False,
 ) -> nn.Module:
     """Minimises `loss_of()` for that long, resuming from and saving to `work/stage.pt`; gives the averaged modules."""
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     mean = Average(modules, average)
     file = work / f"{stage}.pt"
     seconds_before, step = 0.0, 0
@@ -76,16 +82,18 @@ def fit(
         state = torch.load(file, weights_only=True)
         modules.load_state_dict(state["modules"])
         mean.module.load_state_dict(state["mean"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
         seconds_before, step, mean.updates = state["seconds"], state["step"], state["step"]
     start = last_save = time.monotonic()
     losses: list[float] = []
     while True:
-        elapsed = time.monotonic() - start
-        done = min(elapsed / (minutes * 60), 1.0)
+        done = min((time.monotonic() - start) / (minutes * 60), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        loss = loss_of()
+        # Bfloat16 where the processor multiplies it; the fused attention's way back is slow in it, the plain one's is not.
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+            loss = loss_of()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -114,7 +122,7 @@ def make_encoder(work: Path) -> None:
     print(f"encoder: scaling factor {_scaling_factor(vae)}")
 
 
-def train_decoder(work: Path, minutes: float) -> None:
+def train_decoder(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
     """Decoder on latents as a denoiser would leave them: slightly off."""
     vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
@@ -126,13 +134,13 @@ def train_decoder(work: Path, minutes: float) -> None:
         with torch.no_grad():
             z = vae.encode(x).mean
         z = z + torch.randn_like(z) * deviation * 0.2 * torch.rand(len(z), 1, 1, 1)
-        return _difference(half["decoder"](half["post_quant_conv"](z)), x)
+        return _difference(half["decoder"](half["post_quant_conv"](z)).float(), x)
 
-    fit("decoder", half, loss_of, work, minutes=minutes, rate=2e-3)
+    fit("decoder", half, loss_of, work, minutes=minutes, rate=rate, bfloat16=bfloat16)
     _report_vae(_trained_vae(work))
 
 
-def train_unet(work: Path, minutes: float) -> None:
+def train_unet(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
     """Denoiser and text encoder together, on the latents of all pairs that are not held out."""
     unet = UNet2DConditionModel(layout.read(UNet2DConditionConfig, layout.UNET))
     text_encoder = CLIPTextModel(layout.read(CLIPTextConfig, layout.TEXT_ENCODER))
@@ -150,15 +158,16 @@ def train_unet(work: Path, minutes: float) -> None:
         captions = [data.caption(names[i], colours[j], rng) for i, j in pairs[chosen].tolist()]
         text = text_encoder(tokenizer(captions).ids).last_hidden_state
         x = latents[chosen]
-        # One timestep from each of `batch` equal spans: less noise in the gradient than independent draws.
-        t = ((torch.arange(batch) + torch.rand(batch)) / batch * len(alphas)).long()
+        # One from each of `batch` equal spans: less noise in the gradient than independent draws. Late timesteps come
+        # more often: under much noise it is decided what the picture shows.
+        t = (((torch.arange(batch) + torch.rand(batch)) / batch) ** 0.6 * len(alphas)).long()
         noise = torch.randn_like(x)
         a = alphas[t].sqrt()[:, None, None, None]
         s = (1 - alphas[t]).sqrt()[:, None, None, None]
         velocity = unet(a * x + s * noise, t, text)
-        return F.mse_loss(velocity, a * noise - s * x)
+        return F.mse_loss(velocity.float(), a * noise - s * x)
 
-    fit("unet", modules, loss_of, work, minutes=minutes, rate=1e-3, average=0.998)
+    fit("unet", modules, loss_of, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
 
 
 def train_tokenizer(work: Path) -> None:
@@ -179,6 +188,21 @@ def train_tokenizer(work: Path) -> None:
     tokenizer = CLIPTokenizer.from_folder(work / "tokenizer").tokenizer
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(data.objects())]
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {np.mean(lengths):.2f} an object")
+
+
+def resume(folder: Path, work: Path) -> None:
+    """A work folder from the checkpoint in `folder`: its weights, and nothing known of the optimizer or the time."""
+    shutil.copytree(folder / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
+    vae = load_file(folder / layout.WEIGHTS["vae"])
+    decoder = {k: v.float() for k, v in vae.items() if k.startswith(("decoder.", "post_quant_conv."))}
+    denoiser = {
+        f"{name}.{key}": value.float()
+        for name in ("unet", "text_encoder")
+        for key, value in load_file(folder / layout.WEIGHTS[name]).items()
+    }
+    torch.save({"mean": {k: v.float() for k, v in vae.items()}}, work / "vae.pt")
+    for name, weights in {"decoder": decoder, "unet": denoiser}.items():
+        torch.save({"modules": weights, "mean": weights, "step": 0, "seconds": 0.0}, work / f"{name}.pt")
 
 
 def export(work: Path, folder: Path) -> None:
@@ -268,9 +292,11 @@ def _averaged(module: Any, file: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["tokenizer", "encoder", "decoder", "unet", "export"])
+    parser.add_argument("stage", choices=["tokenizer", "encoder", "resume", "decoder", "unet", "export"])
     parser.add_argument("--work", type=Path, required=True, help="where unfinished training is kept")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at the start")
+    parser.add_argument("--bfloat16", action="store_true", help="for processors that multiply it (AVX512-BF16, AMX)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=data.HERE / "checkpoint")
     args = parser.parse_args()
@@ -281,10 +307,13 @@ def main() -> None:
         train_tokenizer(args.work)
     elif args.stage == "encoder":
         make_encoder(args.work)
+    elif args.stage == "resume":
+        resume(args.out, args.work)
     elif args.stage == "export":
         export(args.work, args.out)
     else:
-        {"unet": train_unet, "decoder": train_decoder}[args.stage](args.work, args.minutes)
+        train = {"unet": train_unet, "decoder": train_decoder}[args.stage]
+        train(args.work, args.minutes, args.rate, args.bfloat16)
 
 
 if __name__ == "__main__":
