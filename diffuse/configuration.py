@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -225,8 +224,3 @@ def _plain(message: str) -> str:
 def _shown(override: str | None) -> str:
     text = " ".join((override or "").split())
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def to_stderr(line: str) -> None:
-    """One line for the user; standard output is for paths."""
-    print(" ".join(line.splitlines()), file=sys.stderr, flush=True)

@@ -89,7 +89,9 @@ def _check_targets(cfg: DictConfig) -> None:
             raise ConfigError(f"{group}={node}: there is no such {group}; there are {', '.join(options(group))}")
         target = str(node.get("_target_", ""))
         if not target.startswith(room) or not all(part.isidentifier() for part in target.split(".")):
-            raise ConfigError(f"{group}._target_={target}: should be a class in {room.rstrip('.')}, as conf/{group} has")
+            raise ConfigError(
+                f"{group}._target_={target}: should be a class in {room.rstrip('.')}, as conf/{group} has"
+            )
     if not cfg.model.source:
         raise ConfigError("model.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME")
 
@@ -98,7 +100,9 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
     """Every field of a request, with the model's default where the configuration has null."""
     for name in defaults:
         if name not in _FIELDS:
-            raise ConfigError(f"model.request_defaults.{name}: a request has no such field{nearest(str(name), _FIELDS)}")
+            raise ConfigError(
+                f"model.request_defaults.{name}: a request has no such field{nearest(str(name), _FIELDS)}"
+            )
     values = {name: cfg[name] if cfg[name] is not None else defaults.get(name) for name in _FIELDS}
     if values["negative_prompt"] is None:
         values["negative_prompt"] = ""
@@ -118,9 +122,16 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
         _whole(name, value, 1)
         if value % multiple:
             near = max(multiple, round(value / multiple) * multiple)
-            raise ConfigError(f"{name}={value}: should be a multiple of {multiple} for model={cfg.model.name}; try {near}")
+            raise ConfigError(
+                f"{name}={value}: should be a multiple of {multiple} for model={cfg.model.name}; try {near}"
+            )
     guidance = values["guidance_scale"]
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance) or guidance < 0:
+    if (
+        isinstance(guidance, bool)
+        or not isinstance(guidance, int | float)
+        or not math.isfinite(guidance)
+        or guidance < 0
+    ):
         raise ConfigError(f"guidance_scale={guidance}: should be a number of 0 or more; 1 switches guidance off")
     if not 1 <= cfg.output.quality <= 100:
         raise ConfigError(f"output.quality={cfg.output.quality}: should be from 1 to 100")

@@ -120,9 +120,7 @@ def test_given_timesteps_lead_from_one_to_the_next() -> None:
     given_ones.set_timesteps(10, timesteps=regular.timesteps.tolist())
     sample, prediction = torch.randn(SHAPE), torch.randn(SHAPE)
     for t in regular.timesteps:
-        assert torch.equal(
-            regular.step(prediction, t, sample).sample, given_ones.step(prediction, t, sample).sample
-        )
+        assert torch.equal(regular.step(prediction, t, sample).sample, given_ones.step(prediction, t, sample).sample)
     for wrong in ([10, 10], [5, 9], [1000], [3, -1], []):
         with pytest.raises(ConfigError, match="timesteps must fall"):
             given_ones.set_timesteps(2, timesteps=wrong)

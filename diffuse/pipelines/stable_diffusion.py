@@ -178,9 +178,7 @@ class StableDiffusion:
         float32: bool = False,
     ) -> None:
         def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-            return weights.load(
-                lambda: model(config), self.checkpoint, name, device=device, dtype=dtype, rename=rename
-            )
+            return weights.load(lambda: model(config), self.checkpoint, name, device=device, dtype=dtype, rename=rename)
 
         self.memory.add(name, load, float32=float32)
 

@@ -45,12 +45,16 @@ def build(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
         except ImportError:
             sampler = None
     if sampler is None or getattr(sampler, "__module__", None) != module or not hasattr(sampler, "set_timesteps"):
-        raise ConfigError(f"scheduler._target_={target}: should be a sampler in diffuse.schedulers, as conf/scheduler has")
+        raise ConfigError(
+            f"scheduler._target_={target}: should be a sampler in diffuse.schedulers, as conf/scheduler has"
+        )
     known = set(inspect.signature(sampler).parameters)
     chosen = {key: value for key, value in options.items() if key not in ("_target_", "name") and value is not None}
     for key in chosen:
         if key not in known:
-            raise ConfigError(f"scheduler.{key}: {options.get('name', name)} has no such option; it has {', '.join(known)}")
+            raise ConfigError(
+                f"scheduler.{key}: {options.get('name', name)} has no such option; it has {', '.join(known)}"
+            )
     option_checks.check(chosen)
     settings = {}
     for key, value in published.items():

@@ -130,7 +130,9 @@ def write_tokenizer(folder: Path, merges: list[tuple[str, str]]) -> None:
     settings = {**marks, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
     settings |= {"model_max_length": TEXT_LENGTH, "tokenizer_class": "CLIPTokenizer"}
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(m) for m in merges), ""]), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(m) for m in merges), ""]), encoding="utf-8"
+    )
     write_json(folder / "special_tokens_map.json", marks)
     write_json(folder / "tokenizer_config.json", settings)
 

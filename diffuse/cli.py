@@ -1,0 +1,281 @@
+"""The commands. Nothing is imported before it is needed: help and a refused request come without torch or MLflow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import diffuse
+from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """\
+diffuse makes pictures with diffusion models from declared configuration, and keeps the record.
+
+  diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
+  diffuse -m [OVERRIDES]          sweep over lists and ranges of values
+  diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
+  diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
+  diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
+
+An override is NAME=VALUE. A prompt is taken literally.
+
+  diffuse prompt="a cactus on a pink background" seed=7 num_images=4
+  diffuse model=sd21 prompt="a lighthouse, oil on canvas" num_inference_steps=30
+  diffuse -m seed=1,2,3 guidance_scale=2,4
+
+Fields (what is not given takes the model's default):
+  prompt, negative_prompt         what the picture shows, and what it does not
+  prompt_file                     prompts from a file, one a line
+  seed, num_images                image i uses seed + i; a seed is drawn where none is given
+  width, height                   in pixels
+  num_inference_steps             more are slower and finer
+  guidance_scale                  how closely to follow the prompt; 1 switches guidance off
+  output.dir, output.name         where to; an existing file is never overwritten
+  output.format, output.quality   png, jpg or webp; 1-100 for the latter two
+
+Groups:
+{groups}
+
+  --cfg job     print the configuration and make nothing
+  --version     print the version
+  --help        this text
+
+Standard output carries the saved paths, one a line. Exit status: 0 done, 2 the request is wrong, 1 the run failed.
+"""
+
+COMMANDS = ("generate", "download", "doctor", "ui")
+_NOTES = {
+    "model": "model.source=FOLDER or OWNER/NAME",
+    "scheduler": "its options too, such as scheduler.eta=0.5",
+    "memory_profile": "what may be on the device when",
+    "hardware": "hardware.dtype, hardware.deterministic=strict",
+    "tracking": "tracking.uri=SERVER",
+    "experiment": "ready-made configurations",
+}
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console command; exits with 0, 2 (the request is wrong), 1 (the run failed) or 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+        status = 0
+    except KeyboardInterrupt:
+        _say("interrupted")
+        status = _INTERRUPTED
+    except BrokenPipeError:  # whoever read the paths has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except Exception as error:
+        _report(error)
+        status = error.exit_status if isinstance(error, DiffuseError) else 1
+    sys.exit(status)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    rest = arguments[1:] if command else arguments
+    if any(argument in ("-h", "--help") for argument in rest):
+        print(HELP.format(groups=_groups()), end="")
+    elif "--version" in rest:
+        print(f"diffuse {diffuse.__version__}")
+    elif command in (None, "generate"):
+        _generate(rest)
+    else:
+        commands: dict[str, Callable[[list[str]], None]] = {"download": _download, "doctor": _doctor, "ui": _ui}
+        assert command is not None
+        commands[command](rest)
+
+
+def _groups() -> str:
+    # Read from the folder itself: Hydra is not needed to list file names.
+    package = Path(__file__).resolve().parent
+    conf = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    lines = []
+    for group, note in _NOTES.items():
+        names = "|".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+        lines.append(f"  {group + '=' + names:<60}  {note}")
+    return "\n".join(lines)
+
+
+def _generate(arguments: list[str]) -> None:
+    """Hands over to Hydra, which composes the configuration and calls `_job` once, or once a job of a sweep."""
+    flags, overrides = _split(arguments)
+    multirun = any(flag in ("-m", "--multirun") for flag in flags)
+
+    from hydra import main as hydra_main
+
+    from diffuse import configuration
+
+    quoted = configuration.quote(overrides, sweep=multirun)
+    _log_to_stderr()
+    failures: list[Exception] = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            _job(cfg)
+        except Exception as error:
+            if not _in_this_process():
+                raise
+            # Kept back from Hydra, which would add lines of its own; the other jobs of a sweep go on.
+            failures.append(error)
+            if multirun:
+                _report(error)
+
+    entry = hydra_main(config_path=str(configuration.conf_dir()), config_name=configuration.NAME, version_base="1.3")
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
+    try:
+        with configuration.explained(overrides):
+            entry(job)()
+    except OSError as error:
+        if multirun and error.filename:  # the folder of the sweep is Hydra's to make
+            reason = f"{error.filename} cannot be written: {error.strerror}"
+            raise MediaError(f"output.dir: {reason}; choose another folder") from error
+        raise
+    finally:
+        sys.argv = before
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+    if failures and multirun:
+        jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
+        raise _failed_sweep(f"{jobs} of the sweep failed, as said above", failures)
+    if failures:
+        raise failures[0]
+
+
+def _failed_sweep(message: str, failures: Sequence[Exception]) -> DiffuseError:
+    """With the status 2 where every failure is a wrong request, otherwise 1."""
+    wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
+    return ConfigError(message) if wrong else RunError(message)
+
+
+def _in_this_process() -> bool:
+    """Whether Hydra's own launcher runs the job, and not one that spreads jobs over other processes."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+
+
+def _job(cfg: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from diffuse import validation
+
+    hydra = HydraConfig.get()
+    sweep = None
+    if hydra.mode == RunMode.MULTIRUN:
+        sweep = str(cfg.output.dir)
+        cfg.output.dir = str(Path(sweep) / str(hydra.job.num))
+    drafts = validation.drafts(cfg)  # before torch is imported
+
+    from diffuse import run
+
+    run.run(cfg, drafts=drafts, overrides=list(hydra.overrides.task), sweep=sweep)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own options, and the overrides. A prompt may begin with a dash: only what has no `=` before is an option."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    values = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
+    known = {"-m", "--multirun", "--resolve", "--run", "-r", "--hydra-help", *values}
+    expects = False
+    for argument in arguments:
+        if expects:
+            flags.append(argument)
+            expects = False
+        elif argument.startswith("-"):
+            if argument.partition("=")[0] not in known:
+                raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
+            flags.append(argument)
+            expects = argument in values
+        else:
+            overrides.append(argument)
+    return flags, overrides
+
+
+def _compose(arguments: list[str], allowed: Sequence[str] = ()) -> DictConfig:
+    for argument in arguments:
+        if argument.startswith("-") and argument not in allowed:
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+
+    from diffuse import configuration
+
+    return configuration.compose([argument for argument in arguments if argument not in allowed])
+
+
+def _download(arguments: list[str]) -> None:
+    cfg = _compose(arguments, ("--yes", "-y"))
+
+    from diffuse import hub, run
+
+    family = run.family(cfg.model._target_)
+    checkpoint = hub.download(
+        cfg.model.source,
+        revision=cfg.model.revision,
+        variant=cfg.model.variant,
+        components=(*family.components, "scheduler"),
+        yes="--yes" in arguments or "-y" in arguments,
+    )
+    print(checkpoint.folder)
+
+
+def _doctor(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from diffuse import configuration, doctor
+    from diffuse.request import HardwareConfig
+
+    report = doctor.report(
+        configuration.load_group("model"),
+        configuration.load_group("memory_profile"),
+        tracking_uri=cfg.tracking.uri,
+        config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
+    )
+    Console().print(report)
+
+
+def _ui(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from diffuse import tracking
+
+    tracking.ui(cfg.tracking)
+
+
+def _log_to_stderr() -> None:
+    """The library's warnings reach the user as lines on standard error."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log = logging.getLogger("diffuse")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.WARNING)
+
+
+def _report(error: Exception) -> None:
+    """One line for what the user can mend; a traceback for what only a developer can."""
+    if isinstance(error, DiffuseError):
+        _say(str(error))
+    else:
+        traceback.print_exception(error)
+
+
+def _say(message: str) -> None:
+    print(f"diffuse: {' '.join(message.split())}", file=sys.stderr, flush=True)
