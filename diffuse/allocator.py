@@ -36,7 +36,7 @@ class Allocator:
 
 class _CudaAllocator(Allocator):
     def __init__(self) -> None:
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # its statistics do not exist before
+        torch.cuda.init()  # its statistics do not exist before
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(0)

@@ -186,7 +186,7 @@ def _job(cfg: DictConfig) -> None:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's own options, and the overrides. A prompt may begin with a dash: only what has no `=` before is an option."""
+    """Hydra's own options, and the overrides: all that does not begin with a dash."""
     flags: list[str] = []
     overrides: list[str] = []
     values = {"--cfg", "-c", "--package", "-p", "--info", "-i"}

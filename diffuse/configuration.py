@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -54,10 +54,10 @@ def options(group: str) -> list[str]:
 
 
 def load_group(group: str) -> dict[str, Any]:
-    """Option -> the group's dataclass (MemoryProfileConfig for `memory_profile`), for every option of a config group."""
+    """Option -> the group's dataclass (MemoryProfileConfig for `memory_profile`), for each option of a group."""
     loaded = {}
     for name in options(group):
-        raw = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+        raw = cast(DictConfig, OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
         raw.pop("defaults", None)
         loaded[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_GROUPS[group]), raw))
     return loaded
@@ -113,7 +113,7 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    r"""Quoted for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it, and backslashes before count twice."""
+    r"""Quoted for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it; backslashes before count twice."""
     return _quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
 
 

@@ -97,7 +97,7 @@ class Hardware:
             "capability": None if self.capability is None else ".".join(map(str, self.capability)),
             "driver": self.driver,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version() if self.device == "cuda" else None,  # type: ignore[no-untyped-call]
+            "cudnn": torch.backends.cudnn.version() if self.device == "cuda" else None,
             "cpu": cpu_name(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "platform": platform.platform(),
@@ -328,7 +328,7 @@ def _started(nvml: Any | None) -> Iterator[Any | None]:
     library: Any | ModuleType | None = nvml
     if library is None:
         try:
-            import pynvml  # type: ignore[import-untyped]  # the module of the package nvidia-ml-py
+            import pynvml  # the module of the package nvidia-ml-py
 
             library = pynvml
         except ImportError:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from accelerate.hooks import (  # type: ignore[import-untyped]
+from accelerate.hooks import (
     CpuOffload,
     UserCpuOffloadHook,
     add_hook_to_module,
@@ -229,7 +229,7 @@ class Memory:
         self._checked = True
 
     @contextmanager
-    def use(self, name: str) -> Iterator[nn.Module]:
+    def use(self, name: str) -> Iterator[Any]:
         """The component's module, on its device, for the time of the `with` block.
 
         Under `cleanup=phases` the components used before leave the device first. Raises RunError when memory runs out

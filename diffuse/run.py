@@ -122,10 +122,9 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
         tracker.finish(f"{type(error).__name__}: {error}")
         raise
     pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
-    say(
-        f"{pictures} in {generation.timings['total_s']:.1f} s: seed {request.seed}, {request.width} x {request.height}, "
-        f"{request.num_inference_steps} steps, {job.profile.name} on {job.hardware.name or job.hardware.device}"
-    )
+    what = f"seed {request.seed}, {request.width} x {request.height}, {request.num_inference_steps} steps"
+    where = f"{job.profile.name} on {job.hardware.name or job.hardware.device}"
+    say(f"{pictures} in {generation.timings['total_s']:.1f} s: {what}, {where}")
     return paths
 
 

@@ -349,7 +349,7 @@ def test_out_of_memory_while_loading() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     memory.add("vae", load)
-    with pytest.raises(RunError, match="in the vae.*tiled_decode=true"), memory.use("vae"):
+    with pytest.raises(RunError, match=r"in the vae.*tiled_decode=true"), memory.use("vae"):
         pytest.fail("the block was entered")
 
 
@@ -443,7 +443,7 @@ def test_a_named_profile_is_obeyed_with_a_warning(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_threshold_for_no_profile() -> None:
-    with pytest.raises(ConfigError, match="ballanced, which does not exist; did you mean balanced?"):
+    with pytest.raises(ConfigError, match=r"ballanced, which does not exist; did you mean balanced?"):
         memory_profile.choose(PROFILES["auto"], PROFILES, {"ballanced": 10.0}, ACCELERATOR)
 
 

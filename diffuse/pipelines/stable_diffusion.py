@@ -146,7 +146,7 @@ class StableDiffusion:
         with self.memory.use("text_encoder") as text_encoder:
             ids = tokens.ids.to(self.memory.device("text_encoder"))
             # One text at a time, so that a prompt's states do not depend on what it is encoded with.
-            states = [text_encoder(row).last_hidden_state.to(device, dtype) for row in ids.split(1)]
+            states = [text_encoder(row[None]).last_hidden_state.to(device, dtype) for row in ids]
         negative = states[1] if guided else None
         return Guidance(states[0], negative, request.guidance_scale, self.memory.batched_guidance), warnings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def rescale_to_zero_terminal_snr(variances: Tensor) -> Tensor:
 def timesteps(spacing: str, steps: int, train_steps: int, offset: int) -> Tensor:
     """The `steps` timesteps to visit, int64 and descending, as table 2 of Lin et al., 2024, names the spacings."""
     if spacing == "linspace":
-        values = np.linspace(0, train_steps - 1, steps).round()[::-1]
+        values: np.ndarray = np.linspace(0, train_steps - 1, steps).round()[::-1]
     elif spacing == "leading":
         values = np.arange(steps)[::-1] * (train_steps // steps) + offset
     elif spacing == "trailing":
@@ -72,7 +73,7 @@ def given_timesteps(values: Sequence[int], train_steps: int) -> Tensor:
     Raises:
         ConfigError: they do not fall, or leave the range of training.
     """
-    falling = all(a > b for a, b in zip(values, values[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(values))
     if not values or not falling or values[0] >= train_steps or values[-1] < 0:
         raise ConfigError(f"timesteps must fall and lie between 0 and {train_steps - 1}: {list(values)}")
     return torch.tensor(values, dtype=torch.int64)

@@ -15,6 +15,8 @@ The decoder, which has to guess what the coordinates leave out, is trained.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,8 @@ PATCH = 4
 @torch.no_grad()
 def write_encoder(vae: AutoencoderKL, pictures: Tensor) -> None:
     """Sets the weights of `vae.encoder` and `vae.quant_conv` from `pictures` `[N, 3, H, W]` in -1..1."""
-    config, encoder = vae.config, vae.encoder
+    config = vae.config
+    encoder: Any = vae.encoder
     latents, groups = config.latent_channels, config.norm_num_groups
     directions, mean = _principal_components(pictures, latents)
 
@@ -64,7 +67,7 @@ def write_encoder(vae: AutoencoderKL, pictures: Tensor) -> None:
     encoder.conv_out.bias[latents:] = -12.0  # logarithm of the variance: the latents are all but exact
     if vae.quant_conv is not None:
         vae.quant_conv.weight.copy_(torch.eye(2 * latents)[:, :, None, None])
-        vae.quant_conv.bias.zero_()  # type: ignore[union-attr]
+        nn.init.zeros_(cast(Tensor, vae.quant_conv.bias))
 
 
 def _principal_components(pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -81,6 +84,6 @@ def _principal_components(pictures: Tensor, count: int) -> tuple[Tensor, Tensor]
     return directions.float(), (directions @ flat.mean(0)).float()
 
 
-def _eye(layer: nn.Module, channels: int) -> None:
+def _eye(layer: nn.Conv2d, channels: int) -> None:
     for i in range(channels):
-        layer.weight[i, i] = 1  # type: ignore[index]
+        layer.weight[i, i] = 1

@@ -91,7 +91,7 @@ def fit(
         done = min((time.monotonic() - start) / (minutes * 60), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        # Bfloat16 where the processor multiplies it; the fused attention's way back is slow in it, the plain one's is not.
+        # The fused attention's way back is slow in bfloat16, the plain one's is not.
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss = loss_of()
         optimizer.zero_grad(set_to_none=True)
@@ -150,7 +150,7 @@ def train_unet(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
     latents, pairs = _latents(work)
     names, colours = data.objects(), list(data.COLOURS)
     alphas = layout.alphas_cumprod()
-    modules = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder})
+    modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     rng, batch = random.Random(time.time_ns()), 32
 
     def loss_of() -> Tensor:

@@ -7,9 +7,9 @@ checkpoint's `config.json` is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -205,11 +205,11 @@ class UNet2DConditionModel(nn.Module):
         # Channels last: convolutions run faster, and a map becomes tokens without a copy.
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         skips = [x]
-        for block in self.down_blocks:
+        for block in cast(Iterable[UNetBlock], self.down_blocks):
             x, states = block.down(x, temb, encoder_hidden_states)
             skips += states
         x = self.mid_block(x, temb, encoder_hidden_states)
-        for block in self.up_blocks:
+        for block in cast(Iterable[UNetBlock], self.up_blocks):
             x = block.up(x, temb, encoder_hidden_states, skips)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x.contiguous()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -125,9 +125,9 @@ class _Level(nn.Module):
         """`[B, C, H, W]` -> `[B, C', H', W']`."""
         for resnet in self.resnets:
             x = resnet(x)
-        for sampler in self.children():
-            if sampler is not self.resnets:
-                x = sampler[0](x)  # type: ignore[operator]
+        for name, sampler in self.named_children():
+            if name != "resnets":
+                x = cast(nn.ModuleList, sampler)[0](x)
         return x
 
 
@@ -207,7 +207,7 @@ class AutoencoderKL(nn.Module):
 
         One image at a time: the decoder's memory is what limits a batch, and it gains no speed from one.
         """
-        return torch.cat([self._decode(image) for image in z.split(1)])
+        return torch.cat([self._decode(image) for image in z[:, None]])
 
     def decode_tiled(self, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
         """As `decode`, in square tiles of `tile` latents that share `overlap`, blended linearly where they meet.
@@ -217,7 +217,7 @@ class AutoencoderKL(nn.Module):
         """
         if not 0 <= overlap <= tile // 2:
             raise ValueError(f"overlap {overlap} must lie between 0 and half the tile, {tile}")
-        return torch.cat([self._decode_tiled(image, tile, overlap) for image in z.split(1)])
+        return torch.cat([self._decode_tiled(image, tile, overlap) for image in z[:, None]])
 
     def _decode(self, z: Tensor) -> Tensor:
         result: Tensor = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
