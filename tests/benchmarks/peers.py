@@ -1,0 +1,55 @@
+"""The architectures that are measured, as diffusers and transformers make them.
+
+`tiny` is the checkpoint that ships, with its weights. `medium` has SD 2.1's shape, narrower, with random weights, so
+that a run takes a second or less; `full` is SD 2.1 itself as published, with random weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import oracle
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import diffuse
+
+TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
+PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "sd21_configs.json").read_text())
+
+_NARROWER: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": (80, 160, 320, 320),
+        "attention_head_dim": (1, 2, 5, 5),
+        "norm_num_groups": 16,
+        "sample_size": 32,
+    },
+    "vae": {"block_out_channels": (32, 64, 128, 128), "norm_num_groups": 16, "sample_size": 256},
+    "text_encoder": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 12,
+        "vocab_size": 8192,
+    },
+}
+_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+
+
+def make(component: str, size: str) -> nn.Module:
+    """The reference's module, in float32 and evaluation mode; `size` is tiny, medium or full."""
+    model = _MODELS[component]
+    if size == "tiny":
+        peer: nn.Module = model.from_pretrained(TINY / component)
+        return peer.eval()
+    settings = {key: value for key, value in PUBLISHED[component].items() if not key.startswith("_")}
+    settings |= _NARROWER[component] if size == "medium" else {}
+    if component == "text_encoder":
+        peer = CLIPTextModel(CLIPTextConfig(**settings))
+    else:
+        peer = model.from_config(settings)
+    oracle.randomise(peer, 0)  # activations stay in range, so that no denormal or infinity disturbs a time
+    return peer.eval()
