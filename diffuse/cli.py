@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -65,20 +66,32 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> None:
     """The console command; exits with 0, 2 (the request is wrong), 1 (the run failed) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
+    _log_to_stderr()
     try:
         _dispatch(arguments)
-        sys.stdout.flush()
         status = 0
     except KeyboardInterrupt:
         _say("interrupted")
         status = _INTERRUPTED
-    except BrokenPipeError:  # whoever read the paths has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has gone
         status = 1
     except Exception as error:
         _report(error)
         status = error.exit_status if isinstance(error, DiffuseError) else 1
-    sys.exit(status)
+    sys.exit(status if _written() else status or 1)
+
+
+def _written() -> bool:
+    """Whether standard output took all that was printed; the rest is dropped, or Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _say(f"standard output cannot be written: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -117,7 +130,6 @@ def _generate(arguments: list[str]) -> None:
     from diffuse import configuration
 
     quoted = configuration.quote(overrides, sweep=multirun)
-    _log_to_stderr()
     failures: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
@@ -258,15 +270,26 @@ def _ui(arguments: list[str]) -> None:
     tracking.ui(cfg.tracking)
 
 
-def _log_to_stderr() -> None:
-    """The library's warnings reach the user as lines on standard error."""
-    import logging
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        return prefix + " ".join(record.getMessage().split())
 
+
+def _log_to_stderr() -> None:
+    """What the library logs reaches the user as lines on standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.setFormatter(_Line())
     log = logging.getLogger("diffuse")
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
+
+
+def _replace_closed_streams() -> None:
+    """A standard stream that the caller closed leads nowhere, and its number goes to no file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - takes the lowest free number: its own
 
 
 def _report(error: Exception) -> None:

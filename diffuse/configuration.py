@@ -27,6 +27,10 @@ NAME = "config"
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
 OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(PACKAGE / "tiny" / "checkpoint"), replace=True)
+# A preset's commit is that of its own source; another source has it only where model.revision says so.
+OmegaConf.register_new_resolver(
+    "diffuse_pin", lambda source, preset, commit: commit if source == preset else None, replace=True
+)
 
 _GROUPS: dict[str, type[Any]] = {
     "model": ModelConfig,

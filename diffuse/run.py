@@ -6,6 +6,7 @@ import importlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,13 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
                 record=made,
                 parameters=media.parameters_text(made),
             )
-            print(path, flush=True)
+            with suppress(OSError):  # a reader that has gone costs no picture; the command finds out at its end
+                print(path, flush=True)
             tracker.log_media(path, index)
             paths.append(path)
             images.append(made["image"])
         tracker.log_text("record.json", record.text(record.of_images(about, images)))
+        tracker.set_tags({"diffuse.pixels_sha256": " ".join(image["pixels_sha256"] for image in images)})
         tracker.log_steps(generation.step_seconds)
         tracker.log_metrics(
             {f"time/{name}": seconds for name, seconds in generation.timings.items()}
@@ -119,7 +122,7 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
         )
         tracker.finish(None)
     except BaseException as error:
-        tracker.finish(f"{type(error).__name__}: {error}")
+        tracker.finish(f"{type(error).__name__}: {error}", interrupted=isinstance(error, KeyboardInterrupt))
         raise
     pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     what = f"seed {request.seed}, {request.width} x {request.height}, {request.num_inference_steps} steps"
@@ -188,7 +191,6 @@ def prepare(cfg: DictConfig, draft: Draft) -> Prepared:
 
 def _generate(job: Prepared, on_step: Any = None) -> Generation:
     hardware.apply(job.hardware)
-    job.pipeline.memory.start()
     generation: Generation = job.pipeline(job.request, job.scheduler, on_step=on_step)
     return generation
 
