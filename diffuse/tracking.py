@@ -161,7 +161,7 @@ class MlflowTracker(Tracker):
             self._client.log_artifact(self.run_id, str(path), "media")
             with Image.open(path) as picture:
                 # For the page's image grid. What is stored for it has lost the record, hence the file itself above.
-                self._client.log_image(self.run_id, picture.convert("RGB"), key="image", step=step)
+                self._client.log_image(self.run_id, picture.convert("RGB"), key=tracking_page.IMAGE_KEY, step=step)
 
         self._put(f"log {path.name}", job)
 

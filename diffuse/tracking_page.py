@@ -24,12 +24,42 @@ from typing import IO, Any
 from diffuse.errors import ConfigError, RunError
 from diffuse.tracking_store import Store
 
+IMAGE_KEY = "image"  # under which a run logs its pictures
 HOST = "127.0.0.1"
 _START_SECONDS = 120  # MLflow's imports, on a busy machine
 _STOP_SECONDS = 10
 _ANSWER_SECONDS = 10
-# A fresh browser lands on an empty overview; this view shows each run's pictures side by side.
+# A fresh browser lands on an empty overview; this shows the charts of all runs.
 _VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
+# The charts as they would be shared by hand: the pictures of all runs side by side, before any metric.
+_SHARED = "pictures"
+_CHARTS: dict[str, Any] = {
+    "isAccordionReordered": True,  # not by the alphabet
+    "compareRunCharts": [
+        {
+            "type": "IMAGE",
+            "uuid": "pictures",
+            "metricSectionId": "pictures-section",
+            "imageKeys": [IMAGE_KEY],
+            "step": 0,
+            "showRunParams": False,
+            "isGenerated": False,
+            "deleted": False,
+        }
+    ],
+    "compareRunSections": [
+        {
+            "uuid": "pictures-section",
+            "name": "Pictures",
+            "columns": 1,
+            "cardHeight": 700,
+            "display": True,
+            "isReordered": False,
+            "isGenerated": False,
+            "deleted": False,
+        }
+    ],
+}
 
 
 def serve(store: Store, port: int | None = None, ready: Callable[[str], None] = print) -> None:
@@ -111,13 +141,21 @@ def _link(page: str, experiment: str) -> str:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return f"{page}/#/experiments"
-    return f"{page}/#/experiments/{number}/runs?{_VIEW}"
+    link = f"{page}/#/experiments/{number}/runs?{_VIEW}"
+    tag = {"experiment_id": number, "key": f"mlflow.sharedViewState.{_SHARED}", "value": json.dumps(_CHARTS)}
+    try:
+        with _get(f"{page}/api/2.0/mlflow/experiments/set-experiment-tag", tag):
+            return f"{link}&viewStateShareKey={_SHARED}"
+    except OSError:  # a server that lets nobody write; its pictures are further down the page
+        return link
 
 
-def _get(address: str) -> Any:
+def _get(address: str, posted: dict[str, Any] | None = None) -> Any:
     local = urllib.parse.urlsplit(address).hostname == HOST
     handlers = [urllib.request.ProxyHandler({})] if local else []  # no proxy leads to loopback
-    return urllib.request.build_opener(*handlers).open(address, timeout=_ANSWER_SECONDS)
+    body = None if posted is None else json.dumps(posted).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"} if body else {})
+    return urllib.request.build_opener(*handlers).open(request, timeout=_ANSWER_SECONDS)
 
 
 def _last_line(output: IO[bytes]) -> str:
