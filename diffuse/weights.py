@@ -24,11 +24,26 @@ from diffuse.architecture import architecture
 from diffuse.checkpoint import Checkpoint, TensorInfo, read_header
 from diffuse.errors import CheckpointError
 
-__all__ = ["Checkpoint", "architecture", "load"]
+__all__ = ["Checkpoint", "architecture", "check", "load"]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _PARTS = 16  # mappings, each of which holds a file descriptor
 _BUFFER_BYTES = 4 << 20  # in the processor's cache while it is converted
+
+
+def check(
+    build: Callable[[], nn.Module],
+    checkpoint: Checkpoint,
+    component: str,
+    *,
+    rename: Callable[[str], str | None] = lambda key: key,
+) -> None:
+    """Finds out from the headers alone whether `load` could fill the module that `build` makes.
+
+    Raises:
+        CheckpointError: as `load` does.
+    """
+    _match(_headers(checkpoint, component), _skeleton(build).state_dict(), rename, checkpoint, component)
 
 
 def load(
@@ -54,11 +69,9 @@ def load(
             dtype that is not floating point. The message names the file and the key. Nothing is read before all fit.
     """
     device = torch.device(device)
-    with torch.device("meta"), _WithoutInitialisation():
-        module = build()
-    wanted = module.state_dict()
-    files = {path: read_header(path, checkpoint.where(path)) for path in checkpoint.files(component)}
-    sources = _match(files, wanted, rename, checkpoint, component)
+    module = _skeleton(build)
+    files = _headers(checkpoint, component)
+    sources = _match(files, module.state_dict(), rename, checkpoint, component)
     tensors: dict[str, Tensor] = {}
     for path, keys in sources.items():
         try:
@@ -69,6 +82,15 @@ def load(
         _assign(module, key, tensor)
     _materialize(module, device)
     return module.eval()
+
+
+def _skeleton(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"), _WithoutInitialisation():
+        return build()
+
+
+def _headers(checkpoint: Checkpoint, component: str) -> dict[Path, dict[str, TensorInfo]]:
+    return {path: read_header(path, checkpoint.where(path)) for path in checkpoint.files(component)}
 
 
 class _WithoutInitialisation(TorchFunctionMode):

@@ -28,7 +28,8 @@ class StableDiffusion:
     """A checkpoint of this family, ready to make pictures. Weights are read when a component is first used.
 
     Raises:
-        CheckpointError: a component's configuration is missing, or asks for what is not implemented.
+        CheckpointError: a component's configuration is missing or asks for what is not implemented, or its weights
+            are not those of that configuration.
     """
 
     components = ("text_encoder", "tokenizer", "unet", "vae")
@@ -177,6 +178,9 @@ class StableDiffusion:
         rename: Callable[[str], str | None],
         float32: bool = False,
     ) -> None:
+        # The headers show now what would otherwise end a run that is already recorded.
+        weights.check(lambda: model(config), self.checkpoint, name, rename=rename)
+
         def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
             return weights.load(lambda: model(config), self.checkpoint, name, device=device, dtype=dtype, rename=rename)
 
