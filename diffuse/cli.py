@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -66,7 +67,7 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> None:
     """The console command; exits with 0, 2 (the request is wrong), 1 (the run failed) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _replace_closed_streams()
+    _prepare_streams()
     _log_to_stderr()
     try:
         _dispatch(arguments)
@@ -127,15 +128,19 @@ def _generate(arguments: list[str]) -> None:
 
     from hydra import main as hydra_main
 
-    from diffuse import configuration
+    from diffuse import configuration, sweep
 
     quoted = configuration.quote(overrides, sweep=multirun)
+    if multirun:
+        quoted.append(sweep.OVERRIDE)
     failures: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
         try:
             _job(cfg)
         except Exception as error:
+            if multirun:
+                sweep.remove_empty_job(_job_folder())
             if not _in_this_process():
                 raise
             # Kept back from Hydra, which would add lines of its own; the other jobs of a sweep go on.
@@ -156,6 +161,8 @@ def _generate(arguments: list[str]) -> None:
             raise MediaError(f"output.dir: {reason}; choose another folder") from error
         raise
     finally:
+        if multirun:
+            sweep.remove_empty_sweep()
         sys.argv = before
         if full is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -170,6 +177,12 @@ def _failed_sweep(message: str, failures: Sequence[Exception]) -> DiffuseError:
     """With the status 2 where every failure is a wrong request, otherwise 1."""
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
     return ConfigError(message) if wrong else RunError(message)
+
+
+def _job_folder() -> Path:
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
 
 
 def _in_this_process() -> bool:
@@ -285,11 +298,13 @@ def _log_to_stderr() -> None:
     log.setLevel(logging.INFO)
 
 
-def _replace_closed_streams() -> None:
-    """A standard stream that the caller closed leads nowhere, and its number goes to no file."""
+def _prepare_streams() -> None:
+    """A stream that the caller closed leads nowhere, and its number goes to no file. Any path can be printed."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - takes the lowest free number: its own
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _report(error: Exception) -> None:

@@ -67,7 +67,7 @@ def choose(
             )
         return named
     chosen = fitting(profiles, min_vram_gib, hw)
-    log.info("memory_profile=auto chose %s (%s)", chosen.name, _why(min_vram_gib.get(chosen.name, 0.0), hw))
+    log.debug("memory_profile=auto chose %s (%s)", chosen.name, _why(min_vram_gib.get(chosen.name, 0.0), hw))
     plain = profiles.get(AUTO, MemoryProfileConfig(name=AUTO))
     changed = {
         field.name: getattr(named, field.name)

@@ -184,9 +184,11 @@ def prepare(cfg: DictConfig, draft: Draft) -> Prepared:
 
     request = draft.request(pipeline.default_size())
     pipeline.check(request)
+    pipeline.memory.check()
     memory_profile.check_size(profile, request.width, request.height)
-    options = OmegaConf.to_container(cfg.scheduler, resolve=True)
-    return Prepared(cfg, request, hw, profile, checkpoint, pipeline, pipeline.scheduler(options))
+    scheduler = pipeline.scheduler(OmegaConf.to_container(cfg.scheduler, resolve=True))
+    scheduler.set_timesteps(request.num_inference_steps)  # now, to refuse what it cannot do
+    return Prepared(cfg, request, hw, profile, checkpoint, pipeline, scheduler)
 
 
 def _generate(job: Prepared, on_step: Any = None) -> Generation:

@@ -408,7 +408,7 @@ def named(name: str, **fields: Any) -> MemoryProfileConfig:
 )
 def test_auto_goes_by_free_memory(free: float | None, expected: str, caplog: pytest.LogCaptureFixture) -> None:
     hw = Hardware("cpu" if free is None else "cuda", name="Card", vram_free_gib=free)
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     assert memory_profile.choose(PROFILES["auto"], PROFILES, NEEDS, hw) == PROFILES[expected]
     assert f"auto chose {expected}" in caplog.text and "\n" not in caplog.records[0].getMessage()
 
