@@ -132,7 +132,7 @@ class MlflowTracker(Tracker):
 
         def job() -> None:
             self.run_id = None
-            run = self._client.create_run(self._experiment_id, start_time=now, run_name=name)
+            run = self._client.create_run(self._experiment_id, start_time=now, run_name=_storable(name))
             self.run_id = run.info.run_id
             self._log(params=params, tags=tags)
             self._log_texts(artifacts)
@@ -269,7 +269,7 @@ class MlflowTracker(Tracker):
         named = {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in (params or {}).items()}
         for batch in _batches(named.items(), _BATCH_PARAMETERS):
             self._client.log_batch(self.run_id, params=[Param(*pair) for pair in batch])
-        labels = {_key(key): str(value)[:_TAG_CHARACTERS] for key, value in (tags or {}).items()}
+        labels = {_key(key): _storable(str(value))[:_TAG_CHARACTERS] for key, value in (tags or {}).items()}
         for batch in _batches(labels.items(), _BATCH_PARAMETERS):
             self._client.log_batch(self.run_id, tags=[RunTag(*pair) for pair in batch])
         for rows in _batches(metrics, _BATCH_METRICS):
@@ -362,7 +362,12 @@ def _key(key: str) -> str:
 
 def _value(value: Any) -> str:
     """Text as it is; other values as JSON has them: null, true, 0.5, [1, 2]."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return _storable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _storable(text: str) -> str:
+    r"""Bytes of a path that are not UTF-8, which Python has as lone surrogates and no store takes, become `\udc..`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _now() -> int:

@@ -106,7 +106,16 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
     values = {name: cfg[name] if cfg[name] is not None else defaults.get(name) for name in _FIELDS}
     if values["negative_prompt"] is None:
         values["negative_prompt"] = ""
+    _text("negative_prompt", str(values["negative_prompt"]))
     return values
+
+
+def _text(name: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # how Python hands over bytes of the command line that are not UTF-8
+        raise ConfigError(f"{name}: holds bytes that are not UTF-8 text; give it in UTF-8") from None
+    return value
 
 
 def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
@@ -160,7 +169,7 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         prompt = cfg.prompt if cfg.prompt is not None else defaults.get("prompt")
         if prompt is None:
             raise ConfigError('prompt is not set: add prompt="what the picture shows"')
-        return [str(prompt)]
+        return [_text("prompt", str(prompt))]
     if cfg.prompt is not None:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
     path = Path(cfg.prompt_file).expanduser()

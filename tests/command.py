@@ -1,0 +1,68 @@
+"""The command as its users run it: in this process, which is quick, or in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffuse import cli
+
+# The shortest run that goes through everything.
+SMOKE = ("experiment=smoke", "num_inference_steps=1", "hardware.threads=1", "memory_profile=cpu_only")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(line) for line in self.out.splitlines()]
+
+
+def diffuse(*arguments: Any, cwd: Path) -> Done:
+    """`diffuse ARGUMENTS` in this process, which then keeps the pipeline for the next one."""
+    out, err = io.StringIO(), io.StringIO()
+    log = logging.getLogger("diffuse")
+    before = log.handlers, log.propagate, log.level
+    status: Any = None
+    try:
+        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+            cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        status = end.code
+    finally:
+        log.handlers, log.propagate, log.level = before
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def smoke(*arguments: Any, cwd: Path) -> Done:
+    """The shortest run, untracked unless `arguments` say otherwise; it must succeed."""
+    done = diffuse(*SMOKE, "tracking=none", *arguments, cwd=cwd)
+    assert done.status == 0, done.err
+    return done
+
+
+def start(*arguments: Any, cwd: Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
+    """`diffuse ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-m", "diffuse", *map(str, arguments)]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, **{**streams, **options})
+
+
+def finished(process: subprocess.Popen[Any], seconds: float = 120) -> Done:
+    """Waits for a process that `start` began."""
+    out, err = process.communicate(timeout=seconds)
+    return Done(process.returncode, out or "", err or "")
