@@ -41,9 +41,18 @@ def check(
     """Finds out from the headers alone whether `load` could fill the module that `build` makes.
 
     Raises:
-        CheckpointError: as `load` does.
+        CheckpointError: as `load` does; or there is no such module, because the numbers of its configuration do not
+            go together.
     """
-    _match(_headers(checkpoint, component), _skeleton(build).state_dict(), rename, checkpoint, component)
+    try:
+        wanted = _skeleton(build).state_dict()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        where = checkpoint.where(checkpoint.path(f"{component}/config.json"))
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{where}: its numbers make no model ({reason}); copy or download it again, or use another checkpoint"
+        ) from error
+    _match(_headers(checkpoint, component), wanted, rename, checkpoint, component)
 
 
 def load(

@@ -191,18 +191,19 @@ class StableDiffusion:
         if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: the unet takes {unet.in_channels} channels and gives {unet.out_channels}, "
-                f"the vae's latents have {vae.latent_channels}; this pipeline needs them equal"
+                f"the vae's latents have {vae.latent_channels}; the folders are of different models"
             )
         widths = set(unet.per_level(unet.cross_attention_dim))
         if widths != {self.text_config.hidden_size}:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: the unet attends to text {sorted(widths)} wide, "
-                f"the text encoder gives {self.text_config.hidden_size}"
+                f"the text encoder gives {self.text_config.hidden_size}; the folders are of different models"
             )
         if self.tokenizer.max_length > self.text_config.max_position_embeddings:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: the tokenizer makes {self.tokenizer.max_length} tokens, "
-                f"the text encoder has {self.text_config.max_position_embeddings} positions"
+                f"the text encoder has {self.text_config.max_position_embeddings} positions; the folders are of "
+                "different models"
             )
 
 

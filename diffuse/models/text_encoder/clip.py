@@ -50,7 +50,12 @@ class CLIPTextConfig:
         if self.hidden_act not in _ACTIVATIONS:
             raise CheckpointError(
                 f"text_encoder/config.json: hidden_act={self.hidden_act} is not implemented; "
-                f"implemented: {', '.join(_ACTIVATIONS)}"
+                f"implemented: {', '.join(_ACTIVATIONS)}; use another checkpoint"
+            )
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"text_encoder/config.json: num_attention_heads={self.num_attention_heads} does not divide "
+                f"hidden_size={self.hidden_size}; the file is damaged: copy or download it again"
             )
 
     @property

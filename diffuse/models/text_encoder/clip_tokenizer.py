@@ -33,7 +33,7 @@ class CLIPTokenizer:
         ids = {token: tokenizer.token_to_id(token) for token in (START, END, pad_token)}
         for token, id_ in ids.items():
             if id_ is None:
-                raise CheckpointError(f"{where}: the vocabulary has no token {token!r}; the tokenizer is incomplete")
+                raise CheckpointError(f"{where}: the vocabulary has no token {token!r}; copy or download it again")
         # Recognised inside a text too, as by the field's reference implementation: where "!" pads, as in SD 2.x, a "!"
         # in a prompt is the padding's id and not the word "!".
         tokenizer.add_special_tokens(list(ids))
@@ -61,15 +61,19 @@ class CLIPTokenizer:
             elif whole.is_file():
                 tokenizer = Tokenizer.from_file(str(whole))
             else:
-                raise CheckpointError(f"{folder}: neither vocab.json and merges.txt nor tokenizer.json is there")
+                raise CheckpointError(
+                    f"{folder}: neither vocab.json and merges.txt nor tokenizer.json is there; copy or download them"
+                )
         except CheckpointError:
             raise
         except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{folder}: the tokenizer cannot be read ({error}); copy or download it again"
+            ) from error
         pad = settings.get("pad_token", END)
         pad = pad.get("content") if isinstance(pad, dict) else pad
         if not isinstance(pad, str):
-            raise CheckpointError(f"{folder}: pad_token is {pad!r}, which is no token; the tokenizer is damaged")
+            raise CheckpointError(f"{folder}: pad_token is {pad!r}, which is no token; copy or download it again")
         length = settings.get("model_max_length", 77)
         return cls(
             tokenizer,
@@ -113,5 +117,5 @@ def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
+        raise CheckpointError(f"{path}: is not JSON ({error}); copy or download it again") from error
     return content if isinstance(content, dict) else {}

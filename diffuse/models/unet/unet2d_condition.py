@@ -21,6 +21,11 @@ from diffuse.layers.convolution import Conv2d
 from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
+_LEVELS = (
+    "unet/config.json: {name} has {count} entries and block_out_channels {levels}, which should be as many; copy or "
+    "download it again"
+)
+
 
 @dataclass(frozen=True)
 class UNet2DConditionConfig:
@@ -65,17 +70,18 @@ class UNet2DConditionConfig:
         for name in ("down_block_types", "up_block_types"):
             types = getattr(self, name)
             if len(types) != levels:
-                raise CheckpointError(f"unet/config.json: {name} has {len(types)} entries for {levels} levels")
+                raise CheckpointError(_LEVELS.format(name=name, count=len(types), levels=levels))
             known = ("DownBlock2D", "CrossAttnDownBlock2D") if name[0] == "d" else ("UpBlock2D", "CrossAttnUpBlock2D")
             for block in types:
                 if block not in known:
                     raise CheckpointError(
-                        f"unet/config.json: {name}={block} is not implemented; implemented: {', '.join(known)}"
+                        f"unet/config.json: {name}={block} is not implemented, only {' and '.join(known)}; use another "
+                        "checkpoint"
                     )
         for name in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "cross_attention_dim"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
-                raise CheckpointError(f"unet/config.json: {name} has {len(value)} entries for {levels} levels")
+                raise CheckpointError(_LEVELS.format(name=name, count=len(value), levels=levels))
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """`value` for every level, first to last."""

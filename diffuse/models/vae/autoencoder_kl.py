@@ -49,7 +49,8 @@ class AutoencoderKLConfig:
             types = getattr(self, name)
             if set(types) != {known} or len(types) != len(self.block_out_channels):
                 raise CheckpointError(
-                    f"vae/config.json: {name}={list(types)} is not implemented; implemented: {known}, once a level"
+                    f"vae/config.json: {name}={list(types)} is not implemented, only {known}, once a level; "
+                    "use another checkpoint"
                 )
 
     @property
