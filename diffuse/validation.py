@@ -142,6 +142,9 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
         or guidance < 0
     ):
         raise ConfigError(f"guidance_scale={guidance}: should be a number of 0 or more; 1 switches guidance off")
+    for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
+        if cfg.memory_profile[name] is not None:
+            _whole(f"memory_profile.{name}", cfg.memory_profile[name], least)
     if not 1 <= cfg.output.quality <= 100:
         raise ConfigError(f"output.quality={cfg.output.quality}: should be from 1 to 100")
     if not str(cfg.output.dir):
@@ -179,7 +182,7 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         raise ConfigError(f"prompt_file={path}: is not UTF-8 text; save it as that") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"prompt_file={path}: cannot be read: {reason}") from None
+        raise ConfigError(f"prompt_file={path}: cannot be read: {reason}; give a text file, one prompt a line") from None
     prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ConfigError(f"prompt_file={path}: holds no prompt; write one a line")
