@@ -39,7 +39,17 @@ _FULL_CHROMA = 90  # from this JPG quality on, colour is stored at full resoluti
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # Windows keeps these
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how undecodable bytes of the command line arrive
-_SAMPLERS = {"ddim": "DDIM"}  # names that viewers know
+_SAMPLERS = {  # names that viewers know
+    "ddim": "DDIM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "pndm": "PLMS",
+    "unipc": "UniPC",
+}
 
 
 def file_stem(prompt: str, seed: int, name: str | None = None) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schedulers import build, options
 from diffuse.schedulers.ddim import DDIM
+from diffuse.schedulers.sampler import State
 
 SHAPE = (2, 3, 4, 4)
 TARGET = {"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"}
@@ -70,25 +71,31 @@ def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], steps: i
         return
     ours.set_timesteps(steps)
     assert torch.equal(ours.timesteps, theirs.timesteps[:steps])
-    a = b = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    b = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    state = State(b)
     mine, reference = generators(), generators()
-    for t in ours.timesteps:
-        prediction = model(a, int(t))
-        a, original = ours.step(prediction, t, a, mine)
+    for index, t in enumerate(ours.timesteps):
+        prediction = model(state.sample, int(t))
+        state = ours.step(prediction, index, state, mine)
+        a, original, _ = state
         other = theirs.step(prediction, t, b, eta=eta, generator=reference)
         b = other.prev_sample
-        assert torch.equal(torch.isfinite(a), torch.isfinite(b))
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, equal_nan=True)
-        torch.testing.assert_close(original, other.pred_original_sample, rtol=0, atol=1e-6, equal_nan=True)
+        assert torch.isfinite(a).all()
+        if not torch.isfinite(b).all():  # the reference takes the root of a rounding error below 0
+            assert eta == 1.0 and config["rescale_betas_zero_snr"]
+            return
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        torch.testing.assert_close(original, other.pred_original_sample, rtol=0, atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
 @given(OPTIONS, st.integers(0, 49))
 def test_add_noise_agrees_with_the_reference(config: dict[str, Any], timestep: int) -> None:
     original, noise = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
-    at = torch.tensor([timestep, 49 - timestep])
-    ours = DDIM(**config).add_noise(original, noise, at)
-    assert torch.equal(ours, DDIMScheduler(**config).add_noise(original, noise, at))
+    ours = DDIM(**config)
+    ours.set_timesteps(1, timesteps=[timestep])
+    expected = DDIMScheduler(**config).add_noise(original, noise, torch.tensor([timestep]))
+    assert torch.equal(ours.add_noise(original, noise, 0), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -99,7 +106,7 @@ def test_half_precision_samples_stay_half_and_agree(dtype: torch.dtype) -> None:
     theirs.set_timesteps(10)
     sample = torch.randn(SHAPE).to(dtype)
     prediction = torch.randn(SHAPE).to(dtype)
-    mine = ours.step(prediction, ours.timesteps[3], sample).sample
+    mine = ours.step(prediction, 3, State(sample)).sample
     assert mine.dtype == dtype
     assert torch.equal(mine, theirs.step(prediction, theirs.timesteps[3], sample).prev_sample)
 
@@ -108,9 +115,8 @@ def test_each_image_draws_its_own_noise() -> None:
     scheduler = DDIM(eta=1.0)
     scheduler.set_timesteps(10)
     sample, prediction = torch.randn(SHAPE), torch.randn(SHAPE)
-    t = scheduler.timesteps[0]
-    both = scheduler.step(prediction, t, sample, generators()).sample
-    second = scheduler.step(prediction[1:], t, sample[1:], generators()[1:]).sample
+    both = scheduler.step(prediction, 0, State(sample), generators()).sample
+    second = scheduler.step(prediction[1:], 0, State(sample[1:]), generators()[1:]).sample
     assert torch.equal(both[1:], second)
 
 
@@ -118,12 +124,23 @@ def test_given_timesteps_lead_from_one_to_the_next() -> None:
     regular, given_ones = DDIM(timestep_spacing="leading"), DDIM()
     regular.set_timesteps(10)
     given_ones.set_timesteps(10, timesteps=regular.timesteps.tolist())
-    sample, prediction = torch.randn(SHAPE), torch.randn(SHAPE)
-    for t in regular.timesteps:
-        assert torch.equal(regular.step(prediction, t, sample).sample, given_ones.step(prediction, t, sample).sample)
+    state, prediction = State(torch.randn(SHAPE)), torch.randn(SHAPE)
+    for index in range(10):
+        mine, other = (scheduler.step(prediction, index, state) for scheduler in (regular, given_ones))
+        assert torch.equal(mine.sample, other.sample)
     for wrong in ([10, 10], [5, 9], [1000], [3, -1], []):
         with pytest.raises(ConfigError, match="timesteps must fall"):
             given_ones.set_timesteps(2, timesteps=wrong)
+
+
+def test_the_first_steps_can_be_skipped() -> None:
+    whole, rest = DDIM(steps_offset=1), DDIM(steps_offset=1)
+    whole.set_timesteps(10)
+    rest.set_timesteps(10, skip=7)
+    assert torch.equal(rest.timesteps, whole.timesteps[7:])
+    state, prediction = State(torch.randn(SHAPE)), torch.randn(SHAPE)
+    for index in range(3):
+        assert torch.equal(whole.step(prediction, 7 + index, state).sample, rest.step(prediction, index, state).sample)
 
 
 def test_a_checkpoint_of_another_sampler_is_read() -> None:

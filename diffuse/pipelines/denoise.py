@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from diffuse.errors import RunError
+from diffuse.schedulers.sampler import State
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, timestep, text states -> prediction
 
 
 class Sampler(Protocol):
-    """What the loop asks of a sampler; see `diffuse.schedulers`."""
+    """What the loop asks of a sampler; see `diffuse.schedulers`.
+
+    `set_timesteps` leaves out the first `skip` steps: image-to-image starts there. `timesteps` then has one entry for
+    each call of the model, of which a step may need several, and `index` counts those calls.
+    """
 
     timesteps: Tensor
-    init_noise_sigma: float
 
-    def set_timesteps(self, num_inference_steps: int) -> None: ...
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor: ...
+    @property
+    def init_noise_sigma(self) -> float: ...
+    def set_timesteps(self, num_inference_steps: int, *, skip: int = 0) -> None: ...
+    def scale_model_input(self, sample: Tensor, index: int) -> Tensor: ...
     def step(
-        self, model_output: Tensor, timestep: Tensor, sample: Tensor, generators: Sequence[torch.Generator] | None
-    ) -> Any: ...
+        self, model_output: Tensor, index: int, state: State, generators: Sequence[torch.Generator] | None
+    ) -> State: ...
+    def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
 
 
 class Guidance(NamedTuple):
@@ -75,14 +82,15 @@ def denoise(
     Raises:
         RunError: the result is not finite.
     """
+    state = State(latents)
     for index, timestep in enumerate(scheduler.timesteps):
         start = time.perf_counter()
-        scaled = scheduler.scale_model_input(latents, timestep).to(dtype)
-        prediction = guidance.predict(model, scaled, timestep).float()
-        latents = scheduler.step(prediction, timestep, latents, generators).sample
+        shown = scheduler.scale_model_input(state.sample, index).to(dtype)
+        prediction = guidance.predict(model, shown, timestep).float()
+        state = scheduler.step(prediction, index, state, generators)
         after_step(index, float(timestep), time.perf_counter() - start)
-    require_finite(latents, "denoiser", dtype)
-    return latents
+    require_finite(state.sample, "denoiser", dtype)
+    return state.sample
 
 
 def require_finite(x: Tensor, component: str, dtype: torch.dtype) -> None:

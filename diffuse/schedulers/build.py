@@ -1,29 +1,19 @@
-"""From configuration and a checkpoint's published settings to a sampler."""
+"""From configuration and a checkpoint's published settings to a sampler. Samplers are found by name, one a module."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from diffuse import schedulers
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schedulers import options as option_checks
 
-_ROOM = "diffuse.schedulers."
-
-# Published for other samplers. A checkpoint names one sampler, and any that fits may be chosen instead.
-_OF_OTHERS = frozenset(
-    {
-        "algorithm_type", "base_image_seq_len", "base_shift", "disable_corrector", "dynamic_thresholding_ratio",
-        "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type", "invert_sigmas", "lambda_min_clipped",
-        "lower_order_final", "max_image_seq_len", "max_shift", "original_inference_steps", "predict_x0", "sample_max_value",
-        "set_alpha_to_one", "shift", "shift_terminal", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order",
-        "solver_p", "solver_type", "stochastic_sampling", "thresholding", "time_shift_type", "timestep_scaling",
-        "timestep_type", "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas",
-        "use_karras_sigmas", "use_lu_lambdas", "variance_type",
-    }
-)  # fmt: skip
+# Published values that ask for nothing, of settings that no sampler here has.
+_NEUTRAL = {"timestep_type": "discrete"}
 
 
 def build(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
@@ -33,35 +23,69 @@ def build(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
     sampler's own default where that has none either.
 
     Raises:
-        ConfigError: the target is not a sampler of this package, or an option is unknown or has a wrong value.
+        ConfigError: the target is not a sampler of this package or is not for what the model predicts, or an option is
+            unknown or has a wrong value.
         CheckpointError: the checkpoint asks for something that no sampler here implements.
     """
     target = str(options.get("_target_", ""))
-    module, _, name = target.rpartition(".")
-    sampler = None
-    if target.startswith(_ROOM):
-        try:
-            sampler = getattr(importlib.import_module(module), name, None)
-        except ImportError:
-            sampler = None
-    if sampler is None or getattr(sampler, "__module__", None) != module or not hasattr(sampler, "set_timesteps"):
+    module, _, class_name = target.rpartition(".")
+    sampler = _samplers(module).get(class_name)
+    if sampler is None:
         raise ConfigError(
             f"scheduler._target_={target}: should be a sampler in diffuse.schedulers, as conf/scheduler has"
         )
+    name = options.get("name", class_name)
     known = set(inspect.signature(sampler).parameters)
     chosen = {key: value for key, value in options.items() if key not in ("_target_", "name") and value is not None}
     for key in chosen:
         if key not in known:
-            raise ConfigError(
-                f"scheduler.{key}: {options.get('name', name)} has no such option; it has {', '.join(known)}"
-            )
-    option_checks.check(chosen)
+            raise ConfigError(f"scheduler.{key}: {name} has no such option; it has {', '.join(sorted(known))}")
+    option_checks.check(chosen, sampler.choices)
+    prediction = chosen.get("prediction_type") or published_prediction(published)
+    if prediction not in sampler.predictions:
+        raise ConfigError(
+            f"scheduler={name} does not fit this model, which predicts {prediction}; "
+            f"these do: {', '.join(fitting(prediction)) or 'none yet'}"
+        )
     settings = {}
     for key, value in published.items():
-        if key in known:
-            settings[key] = value
-        elif not key.startswith("_") and key not in _OF_OTHERS and value not in (None, False):
+        if key.startswith("_") or value is None:  # the published null of an optional value is the default
+            continue
+        if key not in option_checks.KNOWN and value not in (False, _NEUTRAL.get(key)):
             raise CheckpointError(f"scheduler/scheduler_config.json: {key}={value} is not implemented")
-    # The published null of an optional value is the default; that of any other would be refused by its check.
-    settings = {key: value for key, value in settings.items() if value is not None}
+        # A name that two samplers give different values to, such as solver_type, is the other's here.
+        if key in known and value in sampler.choices.get(key, (value,)):
+            settings[key] = value
     return sampler(**{**settings, **chosen})
+
+
+def published_prediction(published: Mapping[str, Any]) -> str:
+    """What the model of a `scheduler_config.json` predicts; flow matching is known by its sampler alone."""
+    if str(published.get("_class_name", "")).startswith("FlowMatch"):
+        return "flow_prediction"
+    return str(published.get("prediction_type") or "epsilon")
+
+
+def fitting(prediction: str) -> list[str]:
+    """The samplers, as `scheduler=` names them, for a model that predicts `prediction`."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(schedulers.__path__))
+    return [
+        module
+        for module in modules
+        if any(prediction in sampler.predictions for sampler in _samplers(f"{schedulers.__name__}.{module}").values())
+    ]
+
+
+def _samplers(module: str) -> dict[str, Any]:
+    """The classes that a module of this room defines and that can make a step."""
+    if module.rpartition(".")[0] != schedulers.__name__:
+        return {}
+    try:
+        members = vars(importlib.import_module(module))
+    except ModuleNotFoundError:
+        return {}
+    return {
+        name: member
+        for name, member in members.items()
+        if inspect.isclass(member) and member.__module__ == module and hasattr(member, "step")
+    }

@@ -53,46 +53,80 @@ def rescale_to_zero_terminal_snr(variances: Tensor) -> Tensor:
     return 1 - alphas
 
 
-def timesteps(spacing: str, steps: int, train_steps: int, offset: int) -> Tensor:
-    """The `steps` timesteps to visit, int64 and descending, as table 2 of Lin et al., 2024, names the spacings."""
+def timesteps(spacing: str, steps: int, train_steps: int, offset: int, *, spare: int = 0) -> np.ndarray:
+    """The `steps` timesteps to visit, float64 `[steps]`, which fall; `linspace` leaves fractions.
+
+    Source: table 2 of Lin et al., 2024. Solvers that stop short of the last timestep place `spare` more and leave them
+    out, except under `trailing`, which never reaches it.
+
+    Raises:
+        ConfigError: there is no room for so many steps, or `offset` leads beyond the last timestep.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ConfigError(
+            f"num_inference_steps={steps}: should be from 1 to {train_steps}, the steps that the model was trained with"
+        )
+    count = steps + spare
+    values: np.ndarray
     if spacing == "linspace":
-        values: np.ndarray = np.linspace(0, train_steps - 1, steps).round()[::-1]
+        values = np.linspace(0, train_steps - 1, count)[::-1]
     elif spacing == "leading":
-        values = np.arange(steps)[::-1] * (train_steps // steps) + offset
+        values = np.arange(count)[::-1] * float(train_steps // count) + offset
     elif spacing == "trailing":
         # Rounding can leave one value too many in arange: the last would be 0, and below it there is nothing.
-        values = np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
+        values = np.round(np.arange(train_steps, 0, -train_steps / steps)) - 1
     else:
         raise ConfigError(f"timestep_spacing={spacing} is not implemented")
-    return torch.from_numpy(values.astype(np.int64))
+    values = values[:steps]
+    if values[0] >= train_steps:
+        raise ConfigError(
+            f"scheduler.steps_offset={offset} leads beyond the last of {train_steps} timesteps at "
+            f"num_inference_steps={steps}; lower one of the two"
+        )
+    if not (np.diff(values.round()) < 0).all():
+        raise ConfigError(
+            f"num_inference_steps={steps}: with scheduler.timestep_spacing={spacing} some of {train_steps} timesteps "
+            "would be visited twice; take fewer steps"
+        )
+    return values
 
 
-def given_timesteps(values: Sequence[int], train_steps: int) -> Tensor:
-    """Timesteps that the caller chose, int64 `[n]`.
+def given_timesteps(values: Sequence[float], train_steps: int) -> np.ndarray:
+    """Timesteps that the caller chose, float64 `[n]`.
 
     Raises:
         ConfigError: they do not fall, or leave the range of training.
     """
     falling = all(a > b for a, b in pairwise(values))
-    if not values or not falling or values[0] >= train_steps or values[-1] < 0:
+    if not values or not falling or values[0] > train_steps - 1 or values[-1] < 0:
         raise ConfigError(f"timesteps must fall and lie between 0 and {train_steps - 1}: {list(values)}")
-    return torch.tensor(values, dtype=torch.int64)
+    return np.asarray(values, np.float64)
 
 
-def to_original_and_noise(
-    prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a model's output says the clean sample and the noise are; all of one shape.
+def to_original(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
+    """What a model's output says the clean sample is; all of one shape.
 
     `v_prediction` is the velocity of Salimans and Ho, "Progressive Distillation", 2022, appendix D.
     """
     signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
     if prediction_type == "epsilon":
-        return (sample - noise * output) / signal, output
+        return (sample - noise * output) / signal
     if prediction_type == "sample":
-        return output, (sample - signal * output) / noise
+        return output
     if prediction_type == "v_prediction":
-        return signal * sample - noise * output, signal * output + noise * sample
+        return signal * sample - noise * output
+    raise ConfigError(f"prediction_type={prediction_type} is not implemented")
+
+
+def to_noise(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
+    """What a model's output says the noise is; all of one shape. See `to_original`."""
+    signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "sample":
+        return (sample - signal * output) / noise
+    if prediction_type == "v_prediction":
+        return signal * output + noise * sample
     raise ConfigError(f"prediction_type={prediction_type} is not implemented")
 
 
@@ -104,11 +138,9 @@ def dynamic_threshold(original: Tensor, ratio: float, largest: float) -> Tensor:
     return (torch.clamp(flat, -limit, limit) / limit).view_as(original).to(original.dtype)
 
 
-def add_noise(alphas_cumprod: Tensor, original: Tensor, noise: Tensor, at: Tensor) -> Tensor:
-    """`original` `[B, ...]` noised to the timesteps `at` `[B]`, or `[1]` for all."""
-    left = alphas_cumprod.to(original)[at.to(original.device)].flatten()
-    left = left.view(-1, *[1] * (original.dim() - 1))
-    return left**0.5 * original + (1 - left) ** 0.5 * noise
+def add_noise(original: Tensor, noise: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
+    """`original` noised until `alpha_cumprod` of its variance is left; both `[B, ...]`."""
+    return alpha_cumprod**0.5 * original + (1 - alpha_cumprod) ** 0.5 * noise
 
 
 def unit_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

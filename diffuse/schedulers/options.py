@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,14 +16,17 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 Check = Callable[[Any], str | None]  # a value -> what it should be, None where it is that
 
 
-def check(options: Mapping[str, Any]) -> None:
+def check(options: Mapping[str, Any], choices: Mapping[str, Sequence[str]] | None = None) -> None:
     """Refuses a wrong value among a sampler's options. Null, which means "as the checkpoint publishes it", passes.
+
+    `choices` are of options whose values are a sampler's own.
 
     Raises:
         ConfigError: naming the option, its value and what it can be.
     """
+    checks = _CHECKS | {name: _one_of(*values) for name, values in (choices or {}).items()}
     for name, value in options.items():
-        wanted = None if value is None or name not in _CHECKS else _CHECKS[name](value)
+        wanted = None if value is None or name not in checks else checks[name](value)
         if wanted is not None:
             raise ConfigError(f"scheduler.{name}={value}: should be {wanted}")
 
@@ -58,26 +61,72 @@ def _one_of(*choices: str) -> Check:
     return check_choice
 
 
-def _betas(value: Any) -> str | None:
-    numbers = isinstance(value, list | tuple) and all(_number(0, 1, above=True)(beta) is None for beta in value)
-    return None if numbers and value else "a list of numbers above 0 up to 1"
+def _list_of(entry: Check, entries: str) -> Check:
+    def check_list(value: Any) -> str | None:
+        fits = isinstance(value, list | tuple) and all(entry(item) is None for item in value)
+        return None if fits else f"a list of {entries}"
+
+    return check_list
 
 
+def _anything(value: Any) -> str | None:
+    return None
+
+
+# Every name of the published configurations. A checkpoint names one sampler, and any that fits may be chosen instead:
+# it leaves out what only the others know.
 _CHECKS: dict[str, Check] = {
+    # how the model was trained
     "num_train_timesteps": _whole(1),
     "beta_start": _number(0, 1, above=True),
     "beta_end": _number(0, 1, above=True),
     "beta_schedule": _one_of(*BETA_SCHEDULES),
-    "trained_betas": _betas,
+    "trained_betas": _list_of(_number(0, 1, above=True), "numbers above 0 up to 1"),
     "prediction_type": _one_of(*PREDICTIONS),
+    "rescale_betas_zero_snr": _truth,
+    "variance_type": _anything,
+    "original_inference_steps": _whole(1),
+    "timestep_scaling": _number(0, above=True),
+    # where the steps are
     "timestep_spacing": _one_of(*SPACINGS),
     "steps_offset": _whole(0),
-    "rescale_betas_zero_snr": _truth,
+    "use_karras_sigmas": _truth,
+    "use_exponential_sigmas": _truth,
+    "use_beta_sigmas": _truth,
+    "use_lu_lambdas": _anything,
+    "sigma_min": _number(0, above=True),
+    "sigma_max": _number(0, above=True),
+    "final_sigmas_type": _one_of("zero", "sigma_min"),
+    "interpolation_type": _anything,
+    "lambda_min_clipped": _anything,
+    # flow matching
+    "shift": _number(0, above=True),
+    "use_dynamic_shifting": _truth,
+    "base_shift": _number(-math.inf),
+    "max_shift": _number(-math.inf),
+    "base_image_seq_len": _whole(1),
+    "max_image_seq_len": _whole(1),
+    "shift_terminal": _number(0, 1),
+    "time_shift_type": _one_of("exponential", "linear"),
+    "invert_sigmas": _truth,
+    "stochastic_sampling": _truth,
+    "flow_shift": _anything,
+    # a step
+    "eta": _number(0, 1),
     "set_alpha_to_one": _truth,
+    "skip_prk_steps": _truth,
+    "algorithm_type": _anything,
+    "solver_order": _whole(1),
+    "solver_type": _anything,
+    "solver_p": _anything,
+    "predict_x0": _truth,
+    "lower_order_final": _truth,
+    "euler_at_final": _truth,
+    "disable_corrector": _list_of(_whole(0), "whole numbers from 0"),
     "clip_sample": _truth,
     "clip_sample_range": _number(0, above=True),
     "thresholding": _truth,
     "dynamic_thresholding_ratio": _number(0, 1),
     "sample_max_value": _number(1),
-    "eta": _number(0, 1),
 }
+KNOWN = frozenset(_CHECKS)

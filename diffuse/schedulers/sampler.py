@@ -1,0 +1,84 @@
+"""What every sampler for a model trained at discrete timesteps is told, and the state it carries from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffuse.errors import ConfigError
+from diffuse.schedulers import noise_schedule, options
+
+
+class State(NamedTuple):
+    """Where a sampler stands. Nothing else changes between steps, so that one sampler serves any number of batches."""
+
+    sample: Tensor  # [B, ...]
+    original: Tensor | None = None  # the clean sample as the last step saw it, [B, ...]
+    past: tuple[Any, ...] = ()  # what the sampler remembers of earlier steps; its own affair
+
+
+@dataclass(kw_only=True)
+class DiscreteSampler:
+    """The options that samplers have in common, by the names of published scheduler configurations.
+
+    A sampler adds its own options, `set_timesteps`, which fills `timesteps`, one for each call of the model, and
+    `step`. The state is `sqrt(a) * original + sqrt(1 - a) * noise` unless the sampler says otherwise.
+
+    Raises:
+        ConfigError: a value is not one that the option can have, or two do not go together.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: Sequence[float] | None = None
+    rescale_betas_zero_snr: bool = False
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0
+
+    predictions: ClassVar[tuple[str, ...]] = options.PREDICTIONS  # what a model may predict
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # of options whose values are this sampler's own
+    needs_signal: ClassVar[bool] = True  # whether each step needs to know the original
+    calls_per_step: ClassVar[int] = 1  # of the model
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the noise that sampling starts from; to be read after `set_timesteps`."""
+        return 1.0
+
+    def __post_init__(self) -> None:
+        options.check(vars(self), self.choices)
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon" and self.needs_signal:
+            raise ConfigError(
+                "scheduler.rescale_betas_zero_snr=true leaves no signal at the last timestep, from which "
+                "prediction_type=epsilon cannot say what the picture is; use v_prediction or sample"
+            )
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ConfigError(
+                f"scheduler.trained_betas has {len(self.trained_betas)} values for "
+                f"num_train_timesteps={self.num_train_timesteps}"
+            )
+        betas = noise_schedule.betas(
+            self.beta_schedule,
+            self.num_train_timesteps,
+            self.beta_start,
+            self.beta_end,
+            self.trained_betas,
+            self.rescale_betas_zero_snr,
+        )
+        self.alphas_cumprod = (1.0 - betas).cumprod(0)  # [num_train_timesteps]
+        self.timesteps = torch.empty(0, dtype=torch.int64)
+
+    def scale_model_input(self, sample: Tensor, index: int) -> Tensor:
+        """What the model is shown at step `index`: the sample as it is."""
+        return sample
+
+    def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
+        """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
+        return noise_schedule.add_noise(original, noise, self.alphas_cumprod[int(self.timesteps[index])])
