@@ -182,7 +182,9 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         raise ConfigError(f"prompt_file={path}: is not UTF-8 text; save it as that") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"prompt_file={path}: cannot be read: {reason}; give a text file, one prompt a line") from None
+        raise ConfigError(
+            f"prompt_file={path}: cannot be read: {reason}; give a text file, one prompt a line"
+        ) from None
     prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ConfigError(f"prompt_file={path}: holds no prompt; write one a line")
