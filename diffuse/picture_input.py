@@ -1,0 +1,201 @@
+"""Pictures that a request starts from: any common file as plain RGB, and made to fit the size of the request.
+
+What a viewer shows is what counts: the orientation in the EXIF data is followed, transparency lies over white, 16 bits
+a channel are scaled to 8, and of an animation the first frame is taken. Colour profiles are left out, as the field's
+reference leaves them out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import warnings
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diffuse.errors import MediaError
+
+# What Pillow reads by itself: some of its other formats start programs, such as Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "AVIF", "JPEG2000", "QOI", "ICO")
+MOST_PIXELS = 2**27  # a file of a few kilobytes may claim billions of them
+
+_WHITE, _BLACK = 255, 0
+_LARGEST_16_BITS = 65535
+_PHOTOGRAPHS = ("MPO",)  # the further pictures in such a file are previews, or another view of the same
+_EXIF_ORIENTATION = 0x0112
+
+
+class Resize(Enum):
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """A picture from a file. `pixels` is uint8, RGB `[H, W, 3]`, or of a mask `[H, W]`."""
+
+    pixels: np.ndarray
+    sha256: str  # of the file
+    notes: tuple[str, ...] = ()  # what the user should know of how it was read
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def read_picture(path: str, field: str = "input_image") -> PictureInput:
+    """The picture in a file, as RGB; transparent places are white. `field` is what messages call it.
+
+    Raises:
+        MediaError: there is no such file, it is no picture, is damaged, or claims more than `MOST_PIXELS`.
+    """
+    return _read(path, field, _WHITE)
+
+
+def read_mask(path: str, field: str = "mask_image") -> PictureInput:
+    """The mask in a file, as grey: white is painted anew, black is kept, and so is what is transparent.
+
+    Raises:
+        MediaError: as `read_picture`.
+    """
+    read = _read(path, field, _BLACK)
+    return PictureInput(np.asarray(Image.fromarray(read.pixels).convert("L")), read.sha256, read.notes)
+
+
+def fit(pixels: np.ndarray, width: int, height: int, how: Resize) -> np.ndarray:
+    """`[h, w, 3]` or `[h, w]` -> the same of `height` and `width` pixels, resampled by Lanczos.
+
+    `stretch` changes the proportions; `crop` cuts off what is too much at both sides; `pad` shows all of the picture and
+    repeats its outermost pixels beside it.
+    """
+    picture = Image.fromarray(pixels)
+    if how is Resize.stretch:
+        return _resampled(picture, width, height)
+    scales = width / picture.width, height / picture.height
+    if how is Resize.crop:
+        scale = max(scales)
+        across, down = min(width / scale, picture.width), min(height / scale, picture.height)
+        left, top = (picture.width - across) / 2, (picture.height - down) / 2
+        return _resampled(picture, width, height, (left, top, left + across, top + down))
+    scale = min(scales)
+    across, down = (
+        max(1, min(round(side * scale), most)) for side, most in zip(picture.size, (width, height), strict=True)
+    )
+    before = (height - down) // 2, (width - across) // 2
+    after = height - down - before[0], width - across - before[1]
+    borders = [(before[0], after[0]), (before[1], after[1]), (0, 0)]
+    return np.pad(_resampled(picture, across, down), borders[: pixels.ndim], mode="edge")
+
+
+def _resampled(
+    picture: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
+def _read(path: str, field: str, background: int) -> PictureInput:
+    shown = f"{field}={path}"
+    content = _content(path, shown)
+    # Pillow warns of odd EXIF data and the like through Python's warnings; what it can decode is decoded.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _opened(content, shown)
+        try:
+            frames = getattr(picture, "n_frames", 1)
+            picture.load()
+            pixels = np.asarray(_opaque(_upright(picture), background, shown))
+        except MediaError:
+            raise
+        except MemoryError:
+            raise MediaError(f"{shown}: {_size(picture)} do not fit in memory; scale the picture down first") from None
+        except Exception as error:  # a decoder says in many ways that what it reads makes no sense
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise MediaError(f"{shown}: is damaged or cut short ({reason}); save or copy it again") from error
+    notes = []
+    if frames > 1 and picture.format not in _PHOTOGRAPHS:
+        notes.append(f"{shown}: holds {frames} frames; the first is taken")
+    return PictureInput(pixels, hashlib.sha256(content).hexdigest(), tuple(notes))
+
+
+def _content(path: str, shown: str) -> bytes:
+    try:
+        with open(Path(path).expanduser(), "rb", opener=_without_waiting) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise MediaError(f"{shown}: is no file; give one picture")
+            return file.read()
+    except IsADirectoryError:
+        raise MediaError(f"{shown}: is a folder; give one picture in it") from None
+    except FileNotFoundError:
+        raise MediaError(f"{shown}: there is no such file") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MediaError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or a named pipe would be waited for
+
+
+def _opened(content: bytes, shown: str) -> Image.Image:
+    """The picture with its header read, and nothing else."""
+    try:
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise MediaError(f"{shown}: has more than {_millions()} million pixels; scale it down first") from None
+    except UnidentifiedImageError:
+        what = "is empty" if not content else "is not a picture that can be read"
+        raise MediaError(f"{shown}: {what}; give a PNG, JPG, WebP, GIF, TIFF, BMP or AVIF file") from None
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MediaError(f"{shown}: is damaged or cut short ({reason}); save or copy it again") from error
+    if picture.width * picture.height > MOST_PIXELS:
+        raise MediaError(f"{shown}: {_size(picture)} are more than {_millions()} million; scale it down first")
+    return picture
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned and mirrored as the EXIF orientation says; EXIF data that cannot be read say nothing."""
+    try:
+        turned = picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    except Exception:
+        return picture
+    return ImageOps.exif_transpose(picture) if turned else picture
+
+
+def _opaque(picture: Image.Image, background: int, shown: str) -> Image.Image:
+    """8-bit RGB, with the grey `background` where the picture is transparent."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        return _from_16_bits(picture, background)
+    if picture.mode in ("I", "F", "LAB"):
+        kind = {"I": "32-bit numbers", "F": "floating-point numbers", "LAB": "Lab colours"}[picture.mode]
+        raise MediaError(f"{shown}: holds {kind}; save it as RGB of 8 or 16 bits")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    under = Image.new("RGBA", picture.size, (background, background, background, 255))
+    return Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
+
+
+def _from_16_bits(picture: Image.Image, background: int) -> Image.Image:
+    """Grey of 16 bits, scaled: Pillow's own conversion would cut everything above 255 off."""
+    wide = np.asarray(picture).astype(np.uint32)  # [H, W]
+    grey = ((wide * 255 + _LARGEST_16_BITS // 2) // _LARGEST_16_BITS).astype(np.uint8)
+    transparent = picture.info.get("transparency")
+    if transparent is not None:
+        grey[wide == transparent] = background
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _size(picture: Image.Image) -> str:
+    return f"{picture.width} x {picture.height} pixels"
+
+
+def _millions() -> int:
+    return MOST_PIXELS // 10**6
