@@ -73,7 +73,7 @@ def read_mask(path: str, field: str = "mask_image") -> PictureInput:
 def fit(pixels: np.ndarray, width: int, height: int, how: Resize) -> np.ndarray:
     """`[h, w, 3]` or `[h, w]` -> the same of `height` and `width` pixels, resampled by Lanczos.
 
-    `stretch` changes the proportions; `crop` cuts off what is too much at both sides; `pad` shows all of the picture and
+    `stretch` changes the proportions; `crop` cuts off what is too much at both sides; `pad` shows the whole picture and
     repeats its outermost pixels beside it.
     """
     picture = Image.fromarray(pixels)

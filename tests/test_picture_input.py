@@ -292,7 +292,7 @@ def test_a_mask_is_grey_and_transparent_is_black(tmp_path: Path) -> None:
     expected[4:9, 10:30] = 255
     near(read.pixels, expected, 0)
     assert read.size == (WIDTH, HEIGHT)
-    with pytest.raises(MediaError, match="^mask_image=.*there is no such file"):
+    with pytest.raises(MediaError, match=r"^mask_image=.*there is no such file"):
         read_mask(str(tmp_path / "other.png"))
 
 
