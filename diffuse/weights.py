@@ -190,7 +190,7 @@ def _read(
             stored = _DTYPES[info.dtype]
             if device.type != "cpu" or stored != target(key) or info.start % stored.itemsize != 0:
                 copied.append(published)
-            elif len(info.shape) == 4 and info.shape[2:] != (1, 1) and info.nbytes:  # what order matters for
+            elif len(info.shape) == 4 and info.nbytes:
                 kernels.append(published)
             else:
                 tensors[key] = mapped.get_tensor(published)

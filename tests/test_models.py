@@ -370,10 +370,10 @@ def test_full_size_modules_have_the_published_keys_and_shapes(component: str, pa
         ("unet", "down_block_types", ["SimpleCrossAttnDownBlock2D"] * 4),
         ("unet", "up_block_types", ["UpBlock2D"] * 3),
         ("unet", "act_fn", "gelu"),
-        ("unet", "addition_embed_type", "text_time"),
+        ("unet", "addition_embed_type", "text_image"),
+        ("unet", "addition_embed_type", "text_time"),  # without its two widths
         ("unet", "class_embed_type", "timestep"),
         ("unet", "attention_head_dim", [5, 10]),
-        ("unet", "time_cond_proj_dim", 256),
         ("vae", "down_block_types", ["AttnDownEncoderBlock2D"] * 4),
         ("vae", "latents_mean", [0.0, 0.0, 0.0, 0.1]),
         ("text_encoder", "hidden_act", "gelu_new"),
@@ -386,22 +386,39 @@ def test_what_is_not_implemented_is_refused_by_name(component: str, key: str, va
         weights.architecture(config, {**PUBLISHED[component], key: value}, f"{component}/config.json")  # type: ignore[type-var]
 
 
-def test_a_kernel_is_brought_into_order_once_and_only_outside_of_training() -> None:
-    layer = Conv2d(8, 6, 3, padding=1)
-    maps = noise(1, 8, 5, 7).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_kernel_is_brought_into_order_once_and_only_outside_of_training(dtype: torch.dtype) -> None:
+    layer = Conv2d(8, 6, 3, padding=1).to(dtype)
+    maps = noise(1, 8, 5, 7).to(dtype).contiguous(memory_format=torch.channels_last)
     trained = layer.weight
     expected = layer(maps)
     assert layer.weight is trained  # an optimizer may hold it
     layer.requires_grad_(False)
-    torch.testing.assert_close(layer(maps), expected, **FLOAT32)
+    torch.testing.assert_close(layer(maps), expected)
     ordered = layer.weight
-    assert ordered.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(ordered, trained)
-    layer(maps)
+    packed = dtype != torch.float64 and torch.backends.mkldnn.is_available()
+    assert ordered.is_mkldnn if packed else ordered.is_contiguous(memory_format=torch.channels_last)
+    assert layer(maps).is_contiguous(memory_format=torch.channels_last)
     assert layer.weight is ordered
+    assert torch.equal(layer.state_dict()["weight"], trained)
+    layer(noise(2, 8, 9, 4).to(dtype))  # a kernel that was packed for other sizes
     with torch.inference_mode(False):
-        layer.to(torch.float64)  # it can still be moved, though it was made in inference mode
-    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        layer.to(torch.float16).to(dtype)  # it can still be moved, though it was made in inference mode
+    assert torch.equal(layer.weight, trained.to(torch.float16).to(dtype))
+
+
+def test_a_packed_kernel_gives_way_to_gradients_and_to_autocast() -> None:
+    layer = Conv2d(8, 6, 3, padding=1).requires_grad_(False)
+    expected = layer(noise(1, 8, 5, 7))
+    with torch.inference_mode(False):
+        maps = noise(1, 8, 5, 7).requires_grad_()
+        result = layer(maps)
+        result.sum().backward()
+        torch.testing.assert_close(result.detach(), expected.clone(), **FLOAT32)
+        assert maps.grad is not None and maps.grad.abs().sum() > 0
+        layer(noise(1, 8, 5, 7))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(noise(1, 8, 5, 7)).dtype == torch.bfloat16
 
 
 def test_a_kernel_mapped_from_a_file_leaves_memory_when_it_is_replaced(tmp_path: Path) -> None:

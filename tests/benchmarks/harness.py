@@ -48,7 +48,7 @@ def arguments(about: str | None) -> argparse.Namespace:
 
 
 def module_against_peer(about: str | None, component: str, calls: Calls) -> None:
-    """The table for one component. `calls(ours, peer, kind)` gives what is timed; `kind`: dtype and device of inputs."""
+    """The table for one component. `calls(ours, peer, kind)` gives what is timed; `kind` is of the inputs."""
     options = arguments(about)
     print(COLUMNS.format("", "ours ms", "peer ms", "ratio", "CPU ratio", "difference"))
     for size in options.sizes:

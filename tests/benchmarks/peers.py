@@ -22,9 +22,8 @@ PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "sd21_configs.json"
 
 _NARROWER: dict[str, dict[str, Any]] = {
     "unet": {
-        "block_out_channels": (80, 160, 320, 320),
-        "attention_head_dim": (1, 2, 5, 5),
-        "norm_num_groups": 16,
+        "block_out_channels": (128, 256, 512, 512),
+        "attention_head_dim": (2, 4, 8, 8),
         "sample_size": 32,
     },
     "vae": {"block_out_channels": (32, 64, 128, 128), "norm_num_groups": 16, "sample_size": 256},
@@ -47,9 +46,6 @@ def make(component: str, size: str) -> nn.Module:
         return peer.eval()
     settings = {key: value for key, value in PUBLISHED[component].items() if not key.startswith("_")}
     settings |= _NARROWER[component] if size == "medium" else {}
-    if component == "text_encoder":
-        peer = CLIPTextModel(CLIPTextConfig(**settings))
-    else:
-        peer = model.from_config(settings)
+    peer = CLIPTextModel(CLIPTextConfig(**settings)) if component == "text_encoder" else model.from_config(settings)
     oracle.randomise(peer, 0)  # activations stay in range, so that no denormal or infinity disturbs a time
     return peer.eval()
