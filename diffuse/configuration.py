@@ -39,7 +39,7 @@ _GROUPS: dict[str, type[Any]] = {
     "tracking": TrackingConfig,
 }
 _GROUPED = (*_GROUPS, "scheduler", "experiment")
-_TEXTS = frozenset({"prompt", "negative_prompt", "prompt_file", "output.name"})
+_TEXTS = frozenset({"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_file", "output.name"})
 _PATHS = frozenset({"output.dir", "model.source", "tracking.uri", "tracking.artifact_location"})
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)

@@ -29,7 +29,7 @@ from diffuse.request import GenerationRequest
 _PACKAGE = Path(diffuse.__file__).resolve().parent
 _CODE = ("diffuse", "conf")  # what of a checkout decides how a picture comes out
 _GIT_SECONDS = 5
-_LITERAL = ("prompt", "negative_prompt")
+_LITERAL = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _HIDDEN = "***"
 
 _ADDRESS = re.compile(r"(?<=://)[^/?#\s]*@")

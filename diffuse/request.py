@@ -115,12 +115,21 @@ class Config:
     prompt: str | None = None
     prompt_file: str | None = None
     negative_prompt: str | None = None
+    prompt_2: str | None = None
+    negative_prompt_2: str | None = None
     seed: int | None = None
     num_images: int = 1
     width: int | None = None
     height: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    crop_left: int | None = None
+    crop_top: int | None = None
+    target_width: int | None = None
+    target_height: int | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
@@ -131,16 +140,29 @@ class Config:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What is to be made, with nothing left open. Image `i` uses seed `seed + i`."""
+    """What is to be made, with nothing left open. Image `i` uses seed `seed + i`.
+
+    Fields with a default are not for every family: a pipeline names those it knows as its `request_fields`, and fills
+    them where they are None.
+    """
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None  # None is no negative prompt at all, which to SDXL is not the same as an empty one
     seed: int
     num_images: int
     width: int  # pixels
     height: int  # pixels
     num_inference_steps: int
     guidance_scale: float
+    guidance_rescale: float = 0.0  # 0 to 1, see diffuse.pipelines.guidance
+    prompt_2: str | None = None  # for the second text encoder
+    negative_prompt_2: str | None = None
+    original_width: int | None = None  # pixels of the picture that the model is to imagine scaled and cropped
+    original_height: int | None = None
+    crop_left: int | None = None
+    crop_top: int | None = None
+    target_width: int | None = None
+    target_height: int | None = None
 
     @property
     def seeds(self) -> list[int]:

@@ -167,6 +167,7 @@ def prepare(cfg: DictConfig, draft: Draft) -> Prepared:
     profile = memory_profile.choose(cfg.memory_profile, profiles, thresholds, hw)
 
     pipeline_class = family(cfg.model._target_)
+    validation.refuse_unknown(draft, pipeline_class.request_fields, cfg.model.name)
     checkpoint = hub.locate(
         cfg.model.source,
         revision=cfg.model.revision,
@@ -182,7 +183,7 @@ def prepare(cfg: DictConfig, draft: Draft) -> Prepared:
         memory = memory_profile.Memory(profile, hw, cfg.model.half_dtype, instead)
         pipeline = _keep(key, pipeline_class(checkpoint, memory))
 
-    request = draft.request(pipeline.default_size())
+    request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     pipeline.memory.check()
     memory_profile.check_size(profile, request.width, request.height)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Set
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ SEED_LIMIT = 2**63  # torch's generators take no larger seed
 DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
 
 _FIELDS = tuple(field.name for field in fields(GenerationRequest))
+_OPTIONAL = {field.name: field.default for field in fields(GenerationRequest) if field.default is not MISSING}
+_TEXTS = ("negative_prompt", "prompt_2", "negative_prompt_2")
+_COUNTS = {  # whole numbers that may be left open, and the least they can be
+    "original_width": 1,
+    "original_height": 1,
+    "crop_left": 0,
+    "crop_top": 0,
+    "target_width": 1,
+    "target_height": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -28,20 +38,31 @@ class Draft:
     """A request whose size may still be the checkpoint's own."""
 
     prompt: str
-    negative_prompt: str
     seed: int
-    num_images: int
     width: int | None
     height: int | None
-    num_inference_steps: int
-    guidance_scale: float
+    others: Mapping[str, Any]  # every other field of a request
 
     def request(self, default_size: tuple[int, int]) -> GenerationRequest:
         """The request, with `default_size` (width, height in pixels) where none was given."""
-        values = {name: getattr(self, name) for name in _FIELDS}
         width, height = default_size
-        values |= {"width": self.width or width, "height": self.height or height}
-        return GenerationRequest(**values)
+        return GenerationRequest(
+            prompt=self.prompt,
+            seed=self.seed,
+            width=self.width or width,
+            height=self.height or height,
+            **self.others,
+        )
+
+
+def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
+    """Raises ConfigError for a field that is set and that the model's family does not know, see `GenerationRequest`."""
+    for name, default in _OPTIONAL.items():
+        if name not in known and draft.others[name] != default:
+            has = ", ".join(sorted(known))
+            raise ConfigError(
+                f"{name}={draft.others[name]}: model={model} knows no {name}; beside the common it has {has}"
+            )
 
 
 def drafts(cfg: DictConfig) -> list[Draft]:
@@ -60,9 +81,10 @@ def drafts(cfg: DictConfig) -> list[Draft]:
         )
         values = _filled(cfg, defaults)
         _check_values(values, cfg)
+        width, height = values.pop("width"), values.pop("height")
+        others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
         return [
-            Draft(**values | {"prompt": prompt, "seed": _seed(cfg.seed, cfg.num_images)})
-            for prompt in _prompts(cfg, defaults)
+            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others) for prompt in _prompts(cfg, defaults)
         ]
 
 
@@ -104,9 +126,12 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
                 f"model.request_defaults.{name}: a request has no such field{nearest(str(name), _FIELDS)}"
             )
     values = {name: cfg[name] if cfg[name] is not None else defaults.get(name) for name in _FIELDS}
-    if values["negative_prompt"] is None:
-        values["negative_prompt"] = ""
-    _text("negative_prompt", str(values["negative_prompt"]))
+    for name, default in _OPTIONAL.items():
+        if values[name] is None:
+            values[name] = default
+    for name in _TEXTS:
+        if values[name] is not None:
+            values[name] = _text(name, str(values[name]))
     return values
 
 
@@ -134,17 +159,11 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
             raise ConfigError(
                 f"{name}={value}: should be a multiple of {multiple} for model={cfg.model.name}; try {near}"
             )
-    guidance = values["guidance_scale"]
-    if (
-        isinstance(guidance, bool)
-        or not isinstance(guidance, int | float)
-        or not math.isfinite(guidance)
-        or guidance < 0
-    ):
-        raise ConfigError(f"guidance_scale={guidance}: should be a number of 0 or more; 1 switches guidance off")
-    for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
-        if cfg.memory_profile[name] is not None:
-            _whole(f"memory_profile.{name}", cfg.memory_profile[name], least)
+    for name, least in _COUNTS.items():
+        if values[name] is not None:
+            _whole(name, values[name], least)
+    _number("guidance_scale", values["guidance_scale"], math.inf, "of 0 or more; 1 switches guidance off")
+    _number("guidance_rescale", values["guidance_rescale"], 1, "from 0 to 1")
     if not 1 <= cfg.output.quality <= 100:
         raise ConfigError(f"output.quality={cfg.output.quality}: should be from 1 to 100")
     if not str(cfg.output.dir):
@@ -156,6 +175,16 @@ def _whole(name: str, value: Any, least: int) -> None:
         raise ConfigError(f"{name} is not set, and the model has no default: add {name}=...")
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value}: should be a whole number of {least} or more")
+
+
+def _number(name: str, value: Any, most: float, wanted: str) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not 0 <= value <= most
+    ):
+        raise ConfigError(f"{name}={value}: should be a number {wanted}")
 
 
 def _seed(seed: int | None, num_images: int) -> int:

@@ -28,14 +28,17 @@ def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool =
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU between them."""
+    """Two linear layers with SiLU between them. With `cond_dim`, a condition of that width may be added beforehand."""
 
-    def __init__(self, dim_in: int, dim_out: int) -> None:
+    def __init__(self, dim_in: int, dim_out: int, cond_dim: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(dim_in, dim_out)
+        self.cond_proj = None if cond_dim is None else nn.Linear(cond_dim, dim_in, bias=False)
         self.linear_2 = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, dim_in]` -> `[B, dim_out]`."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """`x` `[B, dim_in]`, `condition` `[B, cond_dim]` -> `[B, dim_out]`."""
+        if self.cond_proj is not None and condition is not None:
+            x = x + self.cond_proj(condition)
         result: Tensor = self.linear_2(F.silu(self.linear_1(x)))
         return result

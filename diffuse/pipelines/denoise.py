@@ -1,18 +1,17 @@
-"""The denoising loop and classifier-free guidance, for any denoiser and any sampler."""
+"""The denoising loop, for any denoiser and any sampler."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from diffuse.errors import RunError
+from diffuse.pipelines.guidance import Guidance, Predict
 from diffuse.schedulers.sampler import State
-
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, timestep, text states -> prediction
 
 
 class Sampler(Protocol):
@@ -32,31 +31,6 @@ class Sampler(Protocol):
         self, model_output: Tensor, index: int, state: State, generators: Sequence[torch.Generator] | None
     ) -> State: ...
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
-
-
-class Guidance(NamedTuple):
-    """Text states `[1, T, D]` and how far to go from the negative towards the positive.
-
-    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022.
-    """
-
-    positive: Tensor
-    negative: Tensor | None  # None: guidance would change nothing
-    scale: float
-    batched: bool  # both in one call of the model, or one after the other with half the memory
-
-    def predict(self, model: Predict, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The guided prediction for latents `[B, C, h, w]`, in the model's precision."""
-        size = len(latents)
-        if self.negative is None:
-            return model(latents, timestep, _repeat(self.positive, size))
-        if self.batched:
-            text = torch.cat([_repeat(self.negative, size), _repeat(self.positive, size)])
-            negative, positive = model(torch.cat([latents, latents]), timestep, text).chunk(2)
-        else:
-            negative = model(latents, timestep, _repeat(self.negative, size))
-            positive = model(latents, timestep, _repeat(self.positive, size))
-        return negative + self.scale * (positive - negative)
 
 
 def initial_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -103,7 +77,3 @@ def require_finite(x: Tensor, component: str, dtype: torch.dtype) -> None:
         )
         name = str(dtype).removeprefix("torch.")
         raise RunError(f"the {component} gave NaN or infinity in {name}: {advice}")
-
-
-def _repeat(text: Tensor, size: int) -> Tensor:
-    return text.expand(size, *text.shape[1:])  # [size, T, D]

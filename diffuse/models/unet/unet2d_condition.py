@@ -1,8 +1,8 @@
 """The text-conditioned U-Net of Stable Diffusion (Rombach et al., "High-Resolution Image Synthesis with Latent
 Diffusion Models", 2022), with the state-dict keys of the published checkpoints.
 
-Everything that SD 1.x, 2.x and their relatives configure is implemented; another value is refused by name when the
-checkpoint's `config.json` is read.
+Everything that SD 1.x, 2.x, SDXL and their relatives configure is implemented; another value is refused by name when
+the checkpoint's `config.json` is read.
 """
 
 from __future__ import annotations
@@ -43,11 +43,15 @@ class UNet2DConditionConfig:
     num_attention_heads: int | tuple[int, ...] | None = None  # the same under its right name, in newer files
     cross_attention_dim: int | tuple[int, ...] = 1280
     use_linear_projection: bool = False
-    upcast_attention: bool = False
+    upcast_attention: bool | None = False
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
+    addition_embed_type: str | None = None  # text_time: SDXL's pooled text and sizes, added to the timestep's embedding
+    addition_time_embed_dim: int | None = None  # width of the embedding of each of those sizes
+    projection_class_embeddings_input_dim: int | None = None  # width of the pooled text and all sizes together
+    time_cond_proj_dim: int | None = None  # width of the embedded guidance scale that a distilled model takes
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu",),
@@ -63,7 +67,7 @@ class UNet2DConditionConfig:
         "dropout": (0, 0.0),
     }
     # Only read by other settings that are themselves refused unless they are off.
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads", "addition_time_embed_dim"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -82,6 +86,18 @@ class UNet2DConditionConfig:
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
                 raise CheckpointError(_LEVELS.format(name=name, count=len(value), levels=levels))
+        if self.addition_embed_type not in (None, "text_time"):
+            raise CheckpointError(
+                f"unet/config.json: addition_embed_type={self.addition_embed_type} is not implemented, only text_time; "
+                "use another checkpoint"
+            )
+        if self.addition_embed_type and not (
+            self.addition_time_embed_dim and self.projection_class_embeddings_input_dim
+        ):
+            raise CheckpointError(
+                "unet/config.json: addition_embed_type=text_time needs addition_time_embed_dim and "
+                "projection_class_embeddings_input_dim; the file is damaged: copy or download it again"
+            )
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         """`value` for every level, first to last."""
@@ -171,7 +187,10 @@ class UNet2DConditionModel(nn.Module):
         last = len(channels) - 1
 
         self.conv_in = Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4)
+        self.time_embedding = TimestepEmbedding(channels[0], channels[0] * 4, config.time_cond_proj_dim)
+        self.add_embedding: TimestepEmbedding | None = None
+        if config.addition_embed_type is not None and config.projection_class_embeddings_input_dim is not None:
+            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, channels[0] * 4)
 
         self.down_blocks = nn.ModuleList()
         skip_channels = [channels[0]]
@@ -197,16 +216,31 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
-        """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[B, T, D]` -> prediction `[B, C_out, H, W]`."""
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[B, T, D]` -> prediction `[B, C_out, H, W]`.
+
+        `text_embeds` `[B, D']` and `time_ids` `[B, N]`, SDXL's pooled text and sizes, are needed where the
+        configuration says `text_time`; `timestep_cond` `[B, time_cond_proj_dim]`, an embedded guidance scale, may be
+        given where it has that width.
+        """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        temb = sinusoidal_embedding(
-            timesteps,
-            self.config.block_out_channels[0],
-            flip_sin_to_cos=self.config.flip_sin_to_cos,
-            freq_shift=self.config.freq_shift,
+        temb = self.time_embedding(
+            self._sinusoidal(timesteps, self.config.block_out_channels[0], sample), timestep_cond
         )
-        temb = F.silu(self.time_embedding(temb.to(sample.dtype)))  # [B, 4C], activated once for all blocks
+        if self.add_embedding is not None:
+            assert text_embeds is not None and time_ids is not None and self.config.addition_time_embed_dim is not None
+            sizes = self._sinusoidal(time_ids.flatten(), self.config.addition_time_embed_dim, sample)
+            added = torch.cat([text_embeds, sizes.view(sample.shape[0], -1)], dim=-1)  # [B, D' + N * dim]
+            temb = temb + self.add_embedding(added)
+        temb = F.silu(temb)  # [B, 4C], activated once for all blocks
 
         # Channels last: convolutions run faster, and a map becomes tokens without a copy.
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
@@ -219,6 +253,11 @@ class UNet2DConditionModel(nn.Module):
             x = block.up(x, temb, encoder_hidden_states, skips)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x.contiguous()
+
+    def _sinusoidal(self, values: Tensor, dim: int, like: Tensor) -> Tensor:
+        """`values` `[B]` -> `[B, dim]`, in the precision of `like`."""
+        flip, shift = self.config.flip_sin_to_cos, self.config.freq_shift
+        return sinusoidal_embedding(values, dim, flip_sin_to_cos=flip, freq_shift=shift).to(like.dtype)
 
 
 def rename(key: str) -> str | None:
@@ -244,5 +283,5 @@ def _transformer(config: UNet2DConditionConfig, channels: int, level: int, depth
         context_dim=config.per_level(config.cross_attention_dim)[level],
         norm_groups=config.norm_num_groups,
         linear_projection=config.use_linear_projection,
-        upcast=config.upcast_attention,
+        upcast=bool(config.upcast_attention),
     )

@@ -1,0 +1,61 @@
+"""What a denoiser is told beside the latents, and how far a prediction is taken towards it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Conditioning = Mapping[str, Tensor]
+"""Arguments of the denoiser by name, `[1, ...]` each. Only the pipeline that makes them knows what they are."""
+
+
+class Predict(Protocol):
+    """The denoiser: latents `[B, C, h, w]`, a timestep and its conditioning `[B, ...]` -> a prediction."""
+
+    def __call__(self, latents: Tensor, timestep: Tensor, /, **conditioning: Tensor) -> Tensor: ...
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance: `scale` times the way from the negative prediction to the positive one.
+
+    `rescale`, from 0 to 1, brings the result's standard deviation back towards the positive prediction's: a large scale
+    drives pictures of models without signal at the last timestep into overexposure.
+
+    Sources: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022; for `rescale`, Lin et al., "Common Diffusion
+    Noise Schedules and Sample Steps are Flawed", 2023, section 3.4.
+    """
+
+    positive: Conditioning
+    negative: Conditioning | None  # None: guidance would change nothing
+    scale: float
+    batched: bool  # both in one call of the model, or one after the other with half the memory
+    rescale: float = 0.0
+
+    def predict(self, model: Predict, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The guided prediction for latents `[B, C, h, w]`, in the model's precision."""
+        size = len(latents)
+        ours = _repeat(self.positive, size)
+        if self.negative is None:
+            return model(latents, timestep, **ours)
+        other = _repeat(self.negative, size)
+        if self.batched:
+            both = {name: torch.cat([other[name], ours[name]]) for name in ours}
+            negative, positive = model(torch.cat([latents, latents]), timestep, **both).chunk(2)
+        else:
+            negative = model(latents, timestep, **other)
+            positive = model(latents, timestep, **ours)
+        guided = negative + self.scale * (positive - negative)
+        return _rescaled(guided, positive, self.rescale) if self.rescale else guided
+
+
+def _rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
+    dims = tuple(range(1, guided.ndim))
+    ratio = positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True)  # [B, 1, 1, 1]
+    return share * (guided * ratio) + (1 - share) * guided
+
+
+def _repeat(conditioning: Conditioning, size: int) -> dict[str, Tensor]:
+    return {name: value.expand(size, *value.shape[1:]) for name, value in conditioning.items()}  # [size, ...]

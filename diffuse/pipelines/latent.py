@@ -1,0 +1,255 @@
+"""What every pipeline of an image autoencoder and a U-Net between its latents shares (Rombach et al., 2022).
+
+A family of checkpoints adds its text encoders and says how a prompt becomes the denoiser's conditioning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse import weights
+from diffuse.errors import CheckpointError, ConfigError
+from diffuse.memory_profile import Memory
+from diffuse.models.text_encoder import clip
+from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
+from diffuse.models.unet import unet2d_condition
+from diffuse.models.vae import autoencoder_kl
+from diffuse.pipelines.denoise import Sampler, denoise, initial_noise, require_finite
+from diffuse.pipelines.guidance import Conditioning, Guidance
+from diffuse.request import Generation, GenerationRequest, Step
+from diffuse.schedulers import build
+from diffuse.weights import Checkpoint
+
+
+class Encoded(NamedTuple):
+    """A request's prompts as the denoiser takes them; `cut` says what did not fit, a line each."""
+
+    positive: Conditioning
+    negative: Conditioning | None  # None where guidance would change nothing
+    cut: list[str]
+
+
+class LatentPipeline:
+    """A checkpoint, ready to make pictures. Weights are read when a component is first used.
+
+    Raises:
+        CheckpointError: a component's configuration is missing or asks for what is not implemented, or its weights
+            are not those of that configuration.
+    """
+
+    components: ClassVar[tuple[str, ...]]  # folders of the checkpoint
+    request_fields: ClassVar[frozenset[str]] = frozenset({"guidance_rescale"})  # that not every family knows
+
+    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
+        self.checkpoint = checkpoint
+        self.memory = memory
+        self.unet_config = self.config(unet2d_condition.UNet2DConditionConfig, "unet")
+        self.vae_config = self.config(autoencoder_kl.AutoencoderKLConfig, "vae")
+        unet, vae = self.unet_config, self.vae_config
+        if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
+            raise self.misfit(
+                f"the unet takes {unet.in_channels} channels and gives {unet.out_channels}, "
+                f"the vae's latents have {vae.latent_channels}; these should be equal"
+            )
+
+    def add_denoiser(self) -> None:
+        """Declares the U-Net and the autoencoder, once it is known that the checkpoint's parts fit together."""
+        self.add("unet", unet2d_condition.UNet2DConditionModel, self.unet_config, unet2d_condition.rename)
+        vae = self.vae_config
+        self.add("vae", autoencoder_kl.AutoencoderKL, vae, autoencoder_kl.rename, float32=vae.force_upcast)
+
+    def encode(self, request: GenerationRequest, guided: bool) -> Encoded:
+        """The prompts as the denoiser takes them; the negative ones where `guided`, and where they are others."""
+        raise NotImplementedError
+
+    def complete(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with the family's own fields filled where they were left open."""
+        return request
+
+    def default_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the denoiser was trained at."""
+        size = self.unet_config.sample_size
+        rows, columns = size if isinstance(size, tuple) else (size, size)
+        return columns * self.vae_config.factor, rows * self.vae_config.factor
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuses what only the checkpoint's own configuration shows to be wrong, before a weight is read."""
+        factor = self.vae_config.factor
+        for name, value in (("width", request.width), ("height", request.height)):
+            if value % factor:
+                nearest = max(factor, round(value / factor) * factor)
+                raise ConfigError(f"{name}={value}: this checkpoint needs a multiple of {factor}; try {nearest}")
+
+    def scheduler(self, options: Mapping[str, Any]) -> Sampler:
+        """The sampler that `options` names, with the checkpoint's published settings where an option is null."""
+        scheduler: Sampler = build.build(options, self.checkpoint.config("scheduler"))
+        return scheduler
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        request: GenerationRequest,
+        scheduler: Sampler,
+        *,
+        latents: Tensor | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Generation:
+        """Makes the request's pictures.
+
+        Args:
+            latents: initial noise `[N, C, h, w]` of unit variance, one for each image; drawn from the seeds if None.
+            on_step: told of each step as it ends.
+
+        Raises:
+            ConfigError: the latents' shape does not fit the request.
+            RunError: a component gave NaN, or the device ran out of memory.
+        """
+        self.memory.start()
+        clock = _Clock(self.memory)
+        shape = self._latent_shape(request)
+        if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
+            raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
+        scheduler.set_timesteps(request.num_inference_steps)
+        total = len(scheduler.timesteps)
+        batches = _split(request.num_images, self.memory.batch_size)
+
+        # 1. The prompts become the denoiser's conditioning.
+        with clock.phase("encode_s"):
+            guidance, warnings = self._guidance(request)
+
+        # 2. Noise becomes latents, a batch at a time.
+        denoised, step_seconds = [], []
+        for number, batch in enumerate(batches):
+            generators = [torch.Generator("cpu").manual_seed(request.seeds[i]) for i in batch]
+            noise = initial_noise(shape, generators) if latents is None else latents[batch.start : batch.stop].float()
+
+            def after_step(index: int, timestep: float, seconds: float, before: int = number * total) -> None:
+                step_seconds.append(seconds)
+                self.memory.after_step(index)
+                if on_step is not None:
+                    on_step(Step(before + index, total * len(batches), timestep, seconds))
+
+            with clock.phase("denoise_s"), self.memory.use("unet") as unet:
+                result = denoise(
+                    unet,
+                    scheduler,
+                    (noise * scheduler.init_noise_sigma).to(self.memory.device("unet")),
+                    guidance,
+                    generators,
+                    dtype=self.memory.dtype("unet"),
+                    after_step=after_step,
+                )
+            denoised.append(result)
+
+        # 3. Latents become pixels. All at the end, so that components change places once, not once a batch.
+        with clock.phase("decode_s"):
+            images = [self._decode(result) for result in denoised]
+
+        return Generation(np.concatenate(images), clock.timings(), step_seconds, self.memory.peaks(), warnings)
+
+    def _guidance(self, request: GenerationRequest) -> tuple[Guidance, list[str]]:
+        encoded = self.encode(request, guided=request.guidance_scale != 1)
+        device, dtype = self.memory.device("unet"), self.memory.dtype("unet")
+        positive, negative = (
+            None if part is None else {name: _moved(value, device, dtype) for name, value in part.items()}
+            for part in (encoded.positive, encoded.negative)
+        )
+        assert positive is not None
+        batched = self.memory.batched_guidance
+        return Guidance(positive, negative, request.guidance_scale, batched, request.guidance_rescale), encoded.cut
+
+    def _decode(self, latents: Tensor) -> np.ndarray:
+        """Denoised latents `[B, C, h, w]` -> uint8 pixels `[B, H, W, 3]`."""
+        config, dtype = self.vae_config, self.memory.dtype("vae")
+        z = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        with self.memory.use("vae") as vae:
+            z = z.to(self.memory.device("vae"), dtype)
+            pixels = vae.decode_tiled(z) if self.memory.tiled_decode else vae.decode(z)
+        require_finite(pixels, "vae", dtype)
+        unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
+        return (unit.numpy() * 255).round().astype(np.uint8)
+
+    def _latent_shape(self, request: GenerationRequest) -> tuple[int, int, int]:
+        factor = self.vae_config.factor
+        return self.unet_config.in_channels, request.height // factor, request.width // factor
+
+    def config(self, config: type[Any], component: str) -> Any:
+        """The architecture that the checkpoint declares for `component`, as an instance of `config`."""
+        where = str(self.checkpoint.path(f"{component}/config.json"))
+        return weights.architecture(config, self.checkpoint.config(component), where)
+
+    def add(
+        self,
+        name: str,
+        model: type[torch.nn.Module],
+        config: Any,
+        rename: Callable[[str], str | None],
+        float32: bool = False,
+    ) -> None:
+        """Declares a component, whose weights are read when it is first used. `float32`: never in half precision."""
+        # The headers show now what would otherwise end a run that is already recorded.
+        weights.check(lambda: model(config), self.checkpoint, name, rename=rename)
+
+        def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+            return weights.load(lambda: model(config), self.checkpoint, name, device=device, dtype=dtype, rename=rename)
+
+        self.memory.add(name, load, float32=float32)
+
+    def check_text(self, tokenizer: CLIPTokenizer, config: clip.CLIPTextConfig) -> None:
+        """Refuses a tokenizer whose texts are longer than its encoder takes."""
+        if tokenizer.max_length > config.max_position_embeddings:
+            raise self.misfit(
+                f"the tokenizer makes {tokenizer.max_length} tokens, the text encoder has "
+                f"{config.max_position_embeddings} positions"
+            )
+
+    def check_text_width(self, width: int) -> None:
+        """Refuses a U-Net that attends to text of another width."""
+        unet = self.unet_config
+        widths = set(unet.per_level(unet.cross_attention_dim))
+        if widths != {width}:
+            raise self.misfit(f"the unet attends to text {sorted(widths)} wide, the text encoder gives {width}")
+
+    def misfit(self, what: str) -> CheckpointError:
+        """The error for components that do not belong together."""
+        return CheckpointError(f"{self.checkpoint.folder}: {what}; the folders are of different models")
+
+
+def cut_off(name: str, cut: str, tokenizer: CLIPTokenizer) -> list[str]:
+    """A line that says what of the text `name` did not fit, if anything."""
+    return [f"the {name} is longer than {tokenizer.max_length} tokens; cut off: {cut!r}"] if cut else []
+
+
+class _Clock:
+    """Seconds of each phase, without those in which weights were read, which count as loading."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.start = time.perf_counter()
+        self.phases = {"encode_s": 0.0, "denoise_s": 0.0, "decode_s": 0.0}
+
+    @contextmanager
+    def phase(self, name: str) -> Any:
+        start, loaded = time.perf_counter(), self.memory.load_seconds
+        yield
+        self.phases[name] += time.perf_counter() - start - (self.memory.load_seconds - loaded)
+
+    def timings(self) -> dict[str, float]:
+        total = time.perf_counter() - self.start
+        return {"load_s": self.memory.load_seconds, **self.phases, "total_s": total}
+
+
+def _moved(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # A size of 1080 pixels has no place in bfloat16: whole numbers stay whole.
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def _split(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
