@@ -244,6 +244,10 @@ def _compose(arguments: list[str], allowed: Sequence[str] = ()) -> DictConfig:
 def _download(arguments: list[str]) -> None:
     cfg = _compose(arguments, ("--yes", "-y"))
 
+    from diffuse import validation
+
+    validation.check_targets(cfg)
+
     from diffuse import hub, run
 
     family = run.family(cfg.model._target_)

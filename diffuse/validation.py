@@ -75,7 +75,7 @@ def drafts(cfg: DictConfig) -> list[Draft]:
         _check_interpolations(cfg)
         defaults = OmegaConf.to_container(cfg.model.request_defaults, resolve=True)
         assert isinstance(defaults, dict)
-        _check_targets(cfg)
+        check_targets(cfg)
         sampler_options.check(
             {key: value for key, value in _container(cfg.scheduler).items() if key not in ("_target_", "name")}
         )
@@ -103,8 +103,12 @@ def _check_interpolations(cfg: DictConfig) -> None:
         raise ConfigError(f"{where}{line}") from None
 
 
-def _check_targets(cfg: DictConfig) -> None:
-    """Only classes of this package are ever made, wherever the configuration came from."""
+def check_targets(cfg: DictConfig) -> None:
+    """Refuses a model or scheduler that is no class of this package, wherever the configuration came from.
+
+    Raises:
+        ConfigError: naming the class; or there is no `model.source`.
+    """
     for group, room in (("model", "diffuse.pipelines."), ("scheduler", "diffuse.schedulers.")):
         node = cfg[group]
         if not isinstance(node, DictConfig):
