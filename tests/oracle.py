@@ -247,15 +247,21 @@ def old_vae_name(key: str) -> str:
 _pipelines: dict[Path, StableDiffusionPipeline] = {}
 
 
-def picture(folder: Path, *, seed: int | list[int] = 0, variant: str | None = None, **request: Any) -> np.ndarray:
-    """What diffusers makes from the checkpoint, uint8 `[N, H, W, 3]`; one generator a picture, on the CPU."""
+def picture(
+    folder: Path, *, seed: int | list[int] = 0, variant: str | None = None, scheduler: Any = None, **request: Any
+) -> np.ndarray:
+    """What diffusers makes from the checkpoint, uint8 `[N, H, W, 3]`; one generator a picture, on the CPU.
+
+    `scheduler` replaces the checkpoint's own.
+    """
     if folder not in _pipelines:
         loaded = StableDiffusionPipeline.from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
         loaded.set_progress_bar_config(disable=True)
         _pipelines[folder] = loaded
     seeds = seed if isinstance(seed, list) else [seed]
     generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
-    images = _pipelines[folder](
-        generator=generators, num_images_per_prompt=len(seeds), output_type="pil", **request
-    ).images
+    pipeline = _pipelines[folder]
+    own, pipeline.scheduler = pipeline.scheduler, scheduler or pipeline.scheduler
+    images = pipeline(generator=generators, num_images_per_prompt=len(seeds), output_type="pil", **request).images
+    pipeline.scheduler = own
     return np.stack([np.asarray(image) for image in images])

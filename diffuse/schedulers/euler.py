@@ -1,0 +1,37 @@
+"""Euler's method (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+algorithm 2 without its stochastic part)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuse.schedulers.sampler import State
+from diffuse.schedulers.sigma_sampler import VarianceExploding
+
+
+@dataclass(kw_only=True)
+class Euler(VarianceExploding):
+    """Follows the probability-flow equation `dx / dsigma = (x - original) / sigma` in straight lines."""
+
+    final_sigmas_type: str = "zero"
+
+    @property
+    def final_sigma(self) -> float:
+        return 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
+
+    def step(
+        self,
+        model_output: Tensor,
+        index: int,
+        state: State,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> State:
+        """One step down. `model_output` is `[B, ...]`, for what the model was shown of `state` at step `index`."""
+        sigma, after = self.sigmas[index : index + 2]
+        original = self.to_original(model_output, index, state.sample)
+        derivative = (state.sample - original) / sigma
+        return State(state.sample + (after - sigma) * derivative, original)

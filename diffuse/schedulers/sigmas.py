@@ -1,0 +1,88 @@
+"""The noise schedule by its standard deviations, and how to space them.
+
+`sigma` is the noise in units of the signal, `sqrt((1 - a) / a)` where `a` of the variance is the signal's. A `schedule`
+has the sigma of each timestep of training, and rises; other arrays are float64, and fall as sampling does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from diffuse.errors import ConfigError
+
+_RHO = 7.0  # Karras et al., 2022, section 3
+_BETA = 0.6  # Lee et al., 2024, table 1
+
+
+def schedule(alphas_cumprod: Tensor, zero_snr: bool) -> np.ndarray:
+    """Sigma at each timestep of training, float32 `[num_train_timesteps]`."""
+    left = alphas_cumprod.clone()
+    if zero_snr:
+        left[-1] = 2**-24  # sigma would be infinite; this is the reference's choice, 4096
+    return np.asarray(((1 - left) / left) ** 0.5)
+
+
+def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
+    """The timesteps at which a schedule has these sigmas, with fractions, linear in log sigma."""
+    return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(schedule), np.arange(len(schedule)))
+
+
+def karras(steps: int, largest: float, smallest: float) -> np.ndarray:
+    """Evenly in `sigma ** (1 / 7)`.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5.
+    """
+    start, end = largest ** (1 / _RHO), smallest ** (1 / _RHO)
+    return (start + np.linspace(0, 1, steps) * (end - start)) ** _RHO
+
+
+def exponential(steps: int, largest: float, smallest: float) -> np.ndarray:
+    """Evenly in log sigma."""
+    return np.exp(np.linspace(math.log(largest), math.log(smallest), steps))
+
+
+def beta(steps: int, largest: float, smallest: float) -> np.ndarray:
+    """By the quantiles of a beta distribution, which are dense at both ends.
+
+    Source: Lee et al., "Beta Sampling is All You Need", 2024.
+    """
+    return smallest + beta_quantiles(1 - np.linspace(0, 1, steps)) * (largest - smallest)
+
+
+def beta_quantiles(p: np.ndarray) -> np.ndarray:
+    """The quantiles `p` of the distribution Beta(0.6, 0.6), by Newton's method on its series around 0.
+
+    With `u = x**a`, the cumulative distribution is `u / (a B) * sum (1 - a)_n / n! * a / (a + n) * x**n` (the series of
+    the incomplete beta function, DLMF 8.17.7), which is nearly linear in `u`. The distribution is symmetric, so that x
+    never exceeds 1/2, where what 60 terms leave out is below double precision.
+    """
+    a = _BETA
+    scale = a * math.gamma(a) ** 2 / math.gamma(2 * a)  # a B(a, a)
+    n = np.arange(60)
+    factors = np.cumprod(np.append(1.0, (n[1:] - a) / n[1:])) * a / (a + n)
+    half = np.minimum(p, 1 - p)
+    u = half * scale
+    for _ in range(8):
+        x = u ** (1 / a)
+        value = u / scale * (factors * x[:, None] ** n).sum(1)
+        u = np.minimum(u - (value - half) * scale * (1 - x) ** (1 - a), 0.5**a)
+    x = u ** (1 / a)
+    return np.where(p > 0.5, 1 - x, x)
+
+
+SPACINGS = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential, "use_beta_sigmas": beta}
+
+
+def check_range(steps: int, largest: float, smallest: float) -> None:
+    """Refuses sigmas that would not fall.
+
+    Raises:
+        ConfigError: saying so.
+    """
+    if steps > 1 and not smallest < largest:
+        raise ConfigError(
+            f"scheduler.sigma_min and sigma_max: sigmas would go from {largest:g} to {smallest:g}; they should fall"
+        )
