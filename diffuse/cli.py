@@ -196,7 +196,7 @@ def _job(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from diffuse import validation
+    from diffuse import configuration, validation
 
     hydra = HydraConfig.get()
     sweep = None
@@ -207,7 +207,7 @@ def _job(cfg: DictConfig) -> None:
 
     from diffuse import run
 
-    run.run(cfg, drafts=drafts, overrides=list(hydra.overrides.task), sweep=sweep)
+    run.run(cfg, drafts=drafts, overrides=configuration.typed(hydra.overrides.task), sweep=sweep)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

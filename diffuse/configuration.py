@@ -14,6 +14,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +32,8 @@ OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(PACKAGE / "tiny" / "
 OmegaConf.register_new_resolver(
     "diffuse_pin", lambda source, preset, commit: commit if source == preset else None, replace=True
 )
+_MARKS = "???"  # a text like any other, which OmegaConf however takes for a value that is missing
+OmegaConf.register_new_resolver("diffuse_marks", lambda: _MARKS, replace=True)
 
 _GROUPS: dict[str, type[Any]] = {
     "model": ModelConfig,
@@ -118,12 +121,29 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 
 def _literal(text: str) -> str:
     r"""Quoted for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it; backslashes before count twice."""
+    if text == _MARKS:
+        return '"${diffuse_marks:}"'
     return _quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
 
 
 def _quoted(text: str) -> str:
     """In Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
     return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda m: m[1] * 2 + (r"\"" if m[2] else ""), text) + '"'
+
+
+def typed(overrides: Sequence[str]) -> list[str]:
+    """Hydra's overrides as a command line takes them: the inverse of `quote`."""
+    return [_typed(override) for override in overrides]
+
+
+def _typed(override: str) -> str:
+    parsed = OverridesParser.create().parse_override(override)
+    value = parsed.value()
+    if parsed.key_or_group not in _TEXTS | _PATHS or not isinstance(value, str):
+        return override
+    if parsed.key_or_group in _TEXTS:
+        value = _MARKS if value == "${diffuse_marks:}" else re.sub(r"(\\*)\\\$\{", lambda m: m[1][::2] + "${", value)
+    return f"{parsed.key_or_group}={value}"
 
 
 def _signed(sign: str, key: str, value: str | None) -> ConfigError:

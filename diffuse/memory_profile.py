@@ -212,6 +212,11 @@ class Memory:
         """The format of the component's weights, and of its inputs."""
         return self._components[name].dtype
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Component -> the name of its weights' format, such as float32."""
+        return {name: str(part.dtype).removeprefix("torch.") for name, part in self._components.items()}
+
     def start(self) -> None:
         """Begin a run: memory peaks and `load_seconds` count from here."""
         self.load_seconds = 0.0

@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 import diffuse
@@ -99,6 +100,11 @@ def of_images(record: Mapping[str, Any], images: Iterable[Mapping[str, Any]]) ->
 def text(record: Mapping[str, Any]) -> str:
     """The record as indented JSON."""
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def yaml_text(values: Any) -> str:
+    """Part of a record as YAML, a prompt's `${` included, which is text here."""
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def resolve(config: Any) -> dict[str, Any]:

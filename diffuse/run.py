@@ -79,15 +79,19 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
             "variant": job.checkpoint.variant,
             "sha256": job.checkpoint.digest(),
         },
-        hardware={**job.hardware.as_record(), "memory_profile": asdict(job.profile)},
+        hardware={
+            **job.hardware.as_record(),
+            "dtypes": job.pipeline.memory.dtypes,
+            "memory_profile": asdict(job.profile),
+        },
     )
     tracker.start(
         media.file_stem(request.prompt, request.seed, output.name),
         record.flat(about["config"]),
         _tags(about, sweep),
         {
-            "config.yaml": OmegaConf.to_yaml(OmegaConf.create(about["config"])),
-            "overrides.yaml": OmegaConf.to_yaml(OmegaConf.create(about["overrides"])),
+            "config.yaml": record.yaml_text(about["config"]),
+            "overrides.yaml": record.yaml_text(about["overrides"]),
             "record.json": record.text(about),
         },
     )
