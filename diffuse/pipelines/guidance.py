@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from diffuse.layers.embeddings import sinusoidal_embedding
+
 Conditioning = Mapping[str, Tensor]
 """Arguments of the denoiser by name, `[1, ...]` each. Only the pipeline that makes them knows what they are."""
 
@@ -49,6 +51,15 @@ class Guidance(NamedTuple):
             positive = model(latents, timestep, **ours)
         guided = negative + self.scale * (positive - negative)
         return _rescaled(guided, positive, self.rescale) if self.rescale else guided
+
+
+def embedded_scale(scale: float, width: int) -> Tensor:
+    """A guidance scale `[1, width]` for a denoiser distilled from guided predictions, which then needs no negative one.
+
+    Source: Meng et al., "On Distillation of Guided Diffusion Models", 2023, as used by Luo et al., "Latent Consistency
+    Models", 2023: in thousandths, and counted from 1.
+    """
+    return sinusoidal_embedding(torch.tensor([(scale - 1) * 1000]), width, flip_sin_to_cos=False, freq_shift=1)
 
 
 def _rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
