@@ -43,7 +43,9 @@ _GROUPS: dict[str, type[Any]] = {
 }
 _GROUPED = (*_GROUPS, "scheduler", "experiment")
 _TEXTS = frozenset({"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_file", "output.name"})
-_PATHS = frozenset({"output.dir", "model.source", "tracking.uri", "tracking.artifact_location"})
+_PATHS = frozenset(
+    {"output.dir", "model.source", "tracking.uri", "tracking.artifact_location", "input_image", "mask_image"}
+)
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
 _OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib")  # keys may be added here

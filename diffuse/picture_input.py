@@ -13,13 +13,13 @@ import os
 import stat
 import warnings
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffuse.errors import MediaError
+from diffuse.request import Resize
 
 # What Pillow reads by itself: some of its other formats start programs, such as Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "AVIF", "JPEG2000", "QOI", "ICO")
@@ -29,12 +29,6 @@ _WHITE, _BLACK = 255, 0
 _LARGEST_16_BITS = 65535
 _PHOTOGRAPHS = ("MPO",)  # the further pictures in such a file are previews, or another view of the same
 _EXIF_ORIENTATION = 0x0112
-
-
-class Resize(Enum):
-    stretch = "stretch"
-    crop = "crop"
-    pad = "pad"
 
 
 @dataclass(frozen=True)

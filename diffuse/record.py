@@ -58,12 +58,13 @@ def of_run(
     *,
     weights: Mapping[str, Any],
     hardware: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one run, before any picture is made.
 
     `config` is the composed configuration (a DictConfig, or a mapping); in the record, its null fields are those of
     `request`, so that it makes the same pictures again. `weights` says what was read: `source`, `revision`, `variant`,
-    `sha256`. `hardware` is Hardware.as_record().
+    `sha256`. `hardware` is Hardware.as_record(), `inputs` Inputs.as_record() where the run starts from a picture.
     """
     asked = asdict(request)
     resolved = resolve(config)
@@ -78,6 +79,7 @@ def of_run(
         "request": asked,
         "weights": dict(weights),
         "hardware": dict(hardware),
+        "inputs": dict(inputs or {}),
         "determinism": determinism(),
         "versions": versions(),
         "git": git(),

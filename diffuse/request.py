@@ -42,6 +42,12 @@ class Cleanup(Enum):
     phases = "phases"
 
 
+class Resize(Enum):
+    stretch = "stretch"
+    crop = "crop"
+    pad = "pad"
+
+
 class ImageFormat(Enum):
     png = "png"
     jpg = "jpg"
@@ -130,6 +136,11 @@ class Config:
     crop_top: int | None = None
     target_width: int | None = None
     target_height: int | None = None
+    input_image: str | None = None
+    mask_image: str | None = None
+    strength: float | None = None
+    resize: Resize | None = None
+    keep_unmasked: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
@@ -163,10 +174,21 @@ class GenerationRequest:
     crop_top: int | None = None
     target_width: int | None = None
     target_height: int | None = None
+    input_image: str | None = None  # the file of a picture to start from
+    mask_image: str | None = None  # and of its mask: white is painted anew
+    strength: float | None = None  # above 0, up to 1: how much of the way from noise is gone; None without a picture
+    resize: Resize | None = None  # how a picture of another size is made to fit
+    keep_unmasked: bool = False  # pixels outside the mask come back unchanged
 
     @property
     def seeds(self) -> list[int]:
         return [self.seed + i for i in range(self.num_images)]
+
+    @property
+    def skipped_steps(self) -> int:
+        """Of `num_inference_steps`, those at the noisy end that starting from a picture leaves out."""
+        steps = self.num_inference_steps
+        return 0 if self.strength is None else steps - min(int(steps * self.strength), steps)
 
 
 @dataclass(frozen=True)

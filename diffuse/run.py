@@ -18,6 +18,7 @@ from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
 from diffuse.errors import ConfigError
 from diffuse.hardware import Hardware
+from diffuse.inputs import Inputs
 from diffuse.request import Generation, GenerationRequest, MemoryProfileConfig
 from diffuse.terminal import Progress, say
 from diffuse.validation import Draft
@@ -36,6 +37,7 @@ class Prepared:
     checkpoint: Checkpoint
     pipeline: Any
     scheduler: Any
+    inputs: Inputs | None = None
 
 
 _pipelines: OrderedDict[str, Any] = OrderedDict()
@@ -84,6 +86,7 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
             "dtypes": job.pipeline.memory.dtypes,
             "memory_profile": asdict(job.profile),
         },
+        inputs={} if job.inputs is None else job.inputs.as_record(request),
     )
     tracker.start(
         media.file_stem(request.prompt, request.seed, output.name),
@@ -95,6 +98,12 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
             "record.json": record.text(about),
         },
     )
+    steps = f"{request.num_inference_steps} steps"
+    if job.inputs is not None:
+        for note in job.inputs.notes:
+            say(note)
+        steps = f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
+        say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
     try:
         with Progress(request.prompt) as progress:
             generation = _generate(job, progress.step)
@@ -129,7 +138,7 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
         tracker.finish(f"{type(error).__name__}: {error}", interrupted=isinstance(error, KeyboardInterrupt))
         raise
     pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
-    what = f"seed {request.seed}, {request.width} x {request.height}, {request.num_inference_steps} steps"
+    what = f"seed {request.seed}, {request.width} x {request.height}, {steps}"
     where = f"{job.profile.name} on {job.hardware.name or job.hardware.device}"
     say(f"{pictures} in {generation.timings['total_s']:.1f} s: {what}, {where}")
     return paths
@@ -193,12 +202,13 @@ def prepare(cfg: DictConfig, draft: Draft) -> Prepared:
     memory_profile.check_size(profile, request.width, request.height)
     scheduler = pipeline.scheduler(OmegaConf.to_container(cfg.scheduler, resolve=True))
     scheduler.set_timesteps(request.num_inference_steps)  # now, to refuse what it cannot do
-    return Prepared(cfg, request, hw, profile, checkpoint, pipeline, scheduler)
+    return Prepared(cfg, request, hw, profile, checkpoint, pipeline, scheduler, draft.inputs)
 
 
 def _generate(job: Prepared, on_step: Any = None) -> Generation:
     hardware.apply(job.hardware)
-    generation: Generation = job.pipeline(job.request, job.scheduler, on_step=on_step)
+    started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
+    generation: Generation = job.pipeline(job.request, job.scheduler, **started_from, on_step=on_step)
     return generation
 
 

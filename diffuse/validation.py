@@ -12,8 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffuse import inputs
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
+from diffuse.inputs import Inputs
 from diffuse.request import GenerationRequest
 from diffuse.schedulers import options as sampler_options
 
@@ -42,6 +44,7 @@ class Draft:
     width: int | None
     height: int | None
     others: Mapping[str, Any]  # every other field of a request
+    inputs: Inputs | None = None  # what it starts from
 
     def request(self, default_size: tuple[int, int]) -> GenerationRequest:
         """The request, with `default_size` (width, height in pixels) where none was given."""
@@ -81,10 +84,15 @@ def drafts(cfg: DictConfig) -> list[Draft]:
         )
         values = _filled(cfg, defaults)
         _check_values(values, cfg)
+        read = inputs.read({name: cfg[name] for name in inputs.FIELDS}, values)
+        if read is not None:
+            width, height = read.size(cfg.model.size_multiple)
+            values |= {"width": cfg.width or width, "height": cfg.height or height}
         width, height = values.pop("width"), values.pop("height")
         others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
         return [
-            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others) for prompt in _prompts(cfg, defaults)
+            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read)
+            for prompt in _prompts(cfg, defaults)
         ]
 
 
@@ -168,6 +176,9 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
             _whole(name, values[name], least)
     _number("guidance_scale", values["guidance_scale"], math.inf, "of 0 or more; 1 switches guidance off")
     _number("guidance_rescale", values["guidance_rescale"], 1, "from 0 to 1")
+    for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
+        if cfg.memory_profile[name] is not None:
+            _whole(f"memory_profile.{name}", cfg.memory_profile[name], least)
     if not 1 <= cfg.output.quality <= 100:
         raise ConfigError(f"output.quality={cfg.output.quality}: should be from 1 to 100")
     if not str(cfg.output.dir):

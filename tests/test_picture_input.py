@@ -17,7 +17,8 @@ from PIL import Image
 
 from diffuse import picture_input
 from diffuse.errors import MediaError
-from diffuse.picture_input import Resize, fit, read_mask, read_picture
+from diffuse.picture_input import fit, read_mask, read_picture
+from diffuse.request import Resize
 
 HEIGHT, WIDTH = 24, 40
 

@@ -14,22 +14,27 @@ from diffuse.pipelines.guidance import Guidance, Predict
 from diffuse.schedulers.sampler import State
 
 
-class Sampler(Protocol):
-    """What the loop asks of a sampler; see `diffuse.schedulers`.
-
-    `set_timesteps` leaves out the first `skip` steps: image-to-image starts there. `timesteps` then has one entry for
-    each call of the model, of which a step may need several, and `index` counts those calls.
-    """
+class Walk(Protocol):
+    """What the loop goes along: `timesteps` has one entry for each call of the model, and `index` counts those."""
 
     timesteps: Tensor
 
-    @property
-    def init_noise_sigma(self) -> float: ...
-    def set_timesteps(self, num_inference_steps: int, *, skip: int = 0) -> None: ...
     def scale_model_input(self, sample: Tensor, index: int) -> Tensor: ...
     def step(
         self, model_output: Tensor, index: int, state: State, generators: Sequence[torch.Generator] | None
     ) -> State: ...
+
+
+class Sampler(Walk, Protocol):
+    """What a pipeline asks of a sampler; see `diffuse.schedulers`.
+
+    `set_timesteps` leaves out the first `skip` steps: image-to-image starts there. A step may need several calls of the
+    model.
+    """
+
+    @property
+    def init_noise_sigma(self) -> float: ...
+    def set_timesteps(self, num_inference_steps: int, *, skip: int = 0) -> None: ...
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
 
 
@@ -40,7 +45,7 @@ def initial_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -
 
 def denoise(
     model: Predict,
-    scheduler: Sampler,
+    walk: Walk,
     latents: Tensor,
     guidance: Guidance,
     generators: Sequence[torch.Generator],
@@ -48,7 +53,7 @@ def denoise(
     dtype: torch.dtype,
     after_step: Callable[[int, float, float], None],
 ) -> Tensor:
-    """Latents `[B, C, h, w]` at the scheduler's first timestep -> latents without noise.
+    """Latents `[B, C, h, w]` at the walk's first timestep -> latents without noise.
 
     The state stays in float32; only the model computes in `dtype`. `after_step` is told the step's index, timestep
     and seconds.
@@ -57,11 +62,11 @@ def denoise(
         RunError: the result is not finite.
     """
     state = State(latents)
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(walk.timesteps):
         start = time.perf_counter()
-        shown = scheduler.scale_model_input(state.sample, index).to(dtype)
+        shown = walk.scale_model_input(state.sample, index).to(dtype)
         prediction = guidance.predict(model, shown, timestep).float()
-        state = scheduler.step(prediction, index, state, generators)
+        state = walk.step(prediction, index, state, generators)
         after_step(index, float(timestep), time.perf_counter() - start)
     require_finite(state.sample, "denoiser", dtype)
     return state.sample

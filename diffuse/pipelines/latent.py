@@ -21,8 +21,9 @@ from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
-from diffuse.pipelines.denoise import Sampler, denoise, initial_noise, require_finite
+from diffuse.pipelines.denoise import Sampler, denoise, require_finite
 from diffuse.pipelines.guidance import Conditioning, Guidance, embedded_scale
+from diffuse.pipelines.start import Draw, FromNoise, FromPicture, Generators, Inpaint, InpaintingModel, Start
 from diffuse.request import Generation, GenerationRequest, Step
 from diffuse.schedulers import build
 from diffuse.weights import Checkpoint
@@ -45,7 +46,9 @@ class LatentPipeline:
     """
 
     components: ClassVar[tuple[str, ...]]  # folders of the checkpoint
-    request_fields: ClassVar[frozenset[str]] = frozenset({"guidance_rescale"})  # that not every family knows
+    request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
+        {"guidance_rescale", "input_image", "mask_image", "strength", "resize", "keep_unmasked"}
+    )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         self.checkpoint = checkpoint
@@ -53,10 +56,13 @@ class LatentPipeline:
         self.unet_config = self.config(unet2d_condition.UNet2DConditionConfig, "unet")
         self.vae_config = self.config(autoencoder_kl.AutoencoderKLConfig, "vae")
         unet, vae = self.unet_config, self.vae_config
-        if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
+        beside = unet.in_channels - vae.latent_channels
+        self.inpaints = beside == 1 + vae.latent_channels  # the mask and the masked picture
+        if unet.out_channels != vae.latent_channels or not (self.inpaints or beside == 0):
             raise self.misfit(
                 f"the unet takes {unet.in_channels} channels and gives {unet.out_channels}, "
-                f"the vae's latents have {vae.latent_channels}; these should be equal"
+                f"the vae's latents have {vae.latent_channels}; these should be equal, "
+                f"or for inpainting {1 + 2 * vae.latent_channels} be taken"
             )
 
     def add_denoiser(self) -> None:
@@ -86,6 +92,10 @@ class LatentPipeline:
             if value % factor:
                 nearest = max(factor, round(value / factor) * factor)
                 raise ConfigError(f"{name}={value}: this checkpoint needs a multiple of {factor}; try {nearest}")
+        if self.inpaints and not request.mask_image:
+            raise ConfigError(
+                f"model.source={self.checkpoint.source}: paints into pictures; add input_image=FILE and mask_image=FILE"
+            )
 
     def scheduler(self, options: Mapping[str, Any]) -> Sampler:
         """The sampler that `options` names, with the checkpoint's published settings where an option is null."""
@@ -98,12 +108,16 @@ class LatentPipeline:
         request: GenerationRequest,
         scheduler: Sampler,
         *,
+        picture: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
         latents: Tensor | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Generation:
         """Makes the request's pictures.
 
         Args:
+            picture: what to start from, uint8 `[H, W, 3]` of the request's size.
+            mask: what of it is to be painted anew, bool `[H, W]`.
             latents: initial noise `[N, C, h, w]` of unit variance, one for each image; drawn from the seeds if None.
             on_step: told of each step as it ends.
 
@@ -116,19 +130,21 @@ class LatentPipeline:
         shape = self._latent_shape(request)
         if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
-        scheduler.set_timesteps(request.num_inference_steps)
+        scheduler.set_timesteps(request.num_inference_steps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
         batches = _split(request.num_images, self.memory.batch_size)
 
-        # 1. The prompts become the denoiser's conditioning.
+        # 1. The prompts become the denoiser's conditioning, and a picture the distribution of its latents.
         with clock.phase("encode_s"):
             guidance, warnings = self._guidance(request)
+            start = self._start(request, picture, mask)
 
         # 2. Noise becomes latents, a batch at a time.
         denoised, step_seconds = [], []
         for number, batch in enumerate(batches):
             generators = [torch.Generator("cpu").manual_seed(request.seeds[i]) for i in batch]
-            noise = initial_noise(shape, generators) if latents is None else latents[batch.start : batch.stop].float()
+            noise = None if latents is None else latents[batch.start : batch.stop].float()
+            begun = start.begin(scheduler, generators, noise)
 
             def after_step(index: int, timestep: float, seconds: float, before: int = number * total) -> None:
                 step_seconds.append(seconds)
@@ -138,9 +154,9 @@ class LatentPipeline:
 
             with clock.phase("denoise_s"), self.memory.use("unet") as unet:
                 result = denoise(
-                    unet,
-                    scheduler,
-                    (noise * scheduler.init_noise_sigma).to(self.memory.device("unet")),
+                    begun.seen(unet),
+                    begun.walk,
+                    begun.latents.to(self.memory.device("unet")),
                     guidance,
                     generators,
                     dtype=self.memory.dtype("unet"),
@@ -150,9 +166,11 @@ class LatentPipeline:
 
         # 3. Latents become pixels. All at the end, so that components change places once, not once a batch.
         with clock.phase("decode_s"):
-            images = [self._decode(result) for result in denoised]
+            images = np.concatenate([self._decode(result) for result in denoised])
+            if request.keep_unmasked and mask is not None and picture is not None:
+                images = np.where(mask[..., None], images, picture)
 
-        return Generation(np.concatenate(images), clock.timings(), step_seconds, self.memory.peaks(), warnings)
+        return Generation(images, clock.timings(), step_seconds, self.memory.peaks(), warnings)
 
     def _guidance(self, request: GenerationRequest) -> tuple[Guidance, list[str]]:
         width = self.unet_config.time_cond_proj_dim  # of the guidance scale, which a distilled denoiser is told instead
@@ -175,6 +193,36 @@ class LatentPipeline:
             for name, value in conditioning.items()
         }
 
+    def _start(self, request: GenerationRequest, picture: np.ndarray | None, mask: np.ndarray | None) -> Start:
+        """What the request's pictures start from."""
+        shape, pure = self._latent_shape(request), request.strength == 1
+        if picture is None:
+            return FromNoise(shape)
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
+        if mask is None:
+            return FromPicture(self._drawn(pixels), pure)
+        factor = self.vae_config.factor
+        anew = torch.from_numpy(mask)[None, None].float()  # [1, 1, H, W]
+        # A latent is painted anew where the first of its pixels is.
+        anew_latents = anew[..., ::factor, ::factor].to(self.memory.device("unet"))
+        if not self.inpaints:
+            return Inpaint(self._drawn(pixels), anew_latents, pure)
+        latents = FromNoise(shape) if pure else FromPicture(self._drawn(pixels), pure)
+        return InpaintingModel(latents, self._drawn(pixels * (1 - anew)), anew_latents)
+
+    def _drawn(self, pixels: Tensor) -> Draw:
+        """Pixels `[1, 3, H, W]` in -1..1 -> their latents, to be drawn from the encoder's distribution."""
+        config, dtype = self.vae_config, self.memory.dtype("vae")
+        with self.memory.use("vae") as vae:
+            encoded = vae.encode(pixels.to(self.memory.device("vae"), dtype))
+        require_finite(encoded.mean, "vae", dtype)
+
+        def draw(generators: Generators) -> Tensor:
+            z = encoded.sample(generators).to(self.memory.device("unet")).float()
+            return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+
+        return draw
+
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Denoised latents `[B, C, h, w]` -> uint8 pixels `[B, H, W, 3]`."""
         config, dtype = self.vae_config, self.memory.dtype("vae")
@@ -188,7 +236,7 @@ class LatentPipeline:
 
     def _latent_shape(self, request: GenerationRequest) -> tuple[int, int, int]:
         factor = self.vae_config.factor
-        return self.unet_config.in_channels, request.height // factor, request.width // factor
+        return self.vae_config.latent_channels, request.height // factor, request.width // factor
 
     def config(self, config: type[Any], component: str) -> Any:
         """The architecture that the checkpoint declares for `component`, as an instance of `config`."""
