@@ -1,0 +1,42 @@
+"""Euler's method with ancestral noise (Song et al., "Score-Based Generative Modeling through Stochastic Differential
+Equations", 2021, appendix F; in this form from Crowson's k-diffusion)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuse.schedulers import noise_schedule
+from diffuse.schedulers.sampler import State
+from diffuse.schedulers.sigma_sampler import VarianceExploding
+
+
+@dataclass(kw_only=True)
+class EulerAncestral(VarianceExploding):
+    """Goes further down than the next sigma, and comes up to it with fresh noise."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        index: int,
+        state: State,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> State:
+        """One step down. `model_output` is `[B, ...]`, for what the model was shown of `state` at step `index`.
+
+        `generators` are the images' own, on the CPU.
+        """
+        sigma, after = self.sigmas[index : index + 2]
+        up = after * (1 - (after / sigma) ** 2) ** 0.5
+        down = after**2 / sigma  # so that down**2 + up**2 == after**2
+        original = self.to_original(model_output, index, state.sample)
+        derivative = (state.sample - original) / sigma
+        sample = state.sample + (down - sigma) * derivative
+        if up > 0:
+            if generators is None:
+                raise ValueError("ancestral noise needs the images' generators")
+            sample = sample + up * noise_schedule.unit_noise(sample, generators)
+        return State(sample, original)
