@@ -23,7 +23,7 @@ OPTIONS = parity.grid(
 
 
 def takes_the_root_of_less_than_nothing(sigmas: torch.Tensor) -> bool:
-    """Whether the reference gives NaN: where sigma falls to a thousandth in one step, rounding leaves less than none."""
+    """Whether the reference gives NaN: rounding leaves less than none where sigma falls to a thousandth in one step."""
     before, after = sigmas[:-1], sigmas[1:]
     up = (after**2 * (before**2 - after**2) / before**2) ** 0.5
     return bool((after**2 < up**2).any())
