@@ -34,11 +34,15 @@ An override is NAME=VALUE. A prompt is taken literally.
 
 Fields (what is not given takes the model's default):
   prompt, negative_prompt         what the picture shows, and what it does not
+  prompt_2, negative_prompt_2     for the second text encoder of SDXL; the first one's where not given
   prompt_file                     prompts from a file, one a line
   seed, num_images                image i uses seed + i; a seed is drawn where none is given
   width, height                   in pixels
+  original_width, original_height, crop_left, crop_top, target_width, target_height
+                                  what SDXL is told of the picture: its size before, where it was cropped, and after
   num_inference_steps             more are slower and finer
-  guidance_scale                  how closely to follow the prompt; 1 switches guidance off
+  guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
+  guidance_rescale                0-1: back towards the contrast of a picture without guidance
   output.dir, output.name         where to; an existing file is never overwritten
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
 

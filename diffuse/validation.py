@@ -174,7 +174,7 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
     for name, least in _COUNTS.items():
         if values[name] is not None:
             _whole(name, values[name], least)
-    _number("guidance_scale", values["guidance_scale"], math.inf, "of 0 or more; 1 switches guidance off")
+    _number("guidance_scale", values["guidance_scale"], math.inf, "of 0 or more; 0 and 1 switch guidance off")
     _number("guidance_rescale", values["guidance_rescale"], 1, "from 0 to 1")
     for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
         if cfg.memory_profile[name] is not None:

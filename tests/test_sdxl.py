@@ -57,6 +57,12 @@ BASE, OTHER = (
         seed=3,
     ),
 )
+TURBO = replace(
+    OTHER,
+    force_zeros=True,
+    scheduler="EulerAncestralDiscreteScheduler",
+    schedule={"timestep_spacing": "trailing"},
+)
 DISTILLED = Variant(channels=(16, 32), heads=(2, 4), cross=(False, True), layers=(1, 2), time_cond_proj_dim=6, seed=5)
 
 
@@ -164,8 +170,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], 
 
 
 def overrides(folder: Path, **request: Any) -> list[str]:
-    options = {**DEFAULTS, "seed": 0, "model.source": folder, "output.dir": "out", "hardware.threads": 1, **request}
-    return ["model=sdxl", "hardware=cpu", "tracking=none", *(f"{name}={value}" for name, value in options.items())]
+    options: dict[str, Any] = {
+        **DEFAULTS,
+        "seed": 0,
+        "model.source": folder,
+        "output.dir": "out",
+        "hardware.threads": 1,
+        **request,
+    }
+    return [
+        f"model={options.pop('model', 'sdxl')}",
+        "hardware=cpu",
+        "tracking=none",
+        *(f"{name}={value}" for name, value in options.items()),
+    ]
 
 
 def made(folder: Path, cwd: Path, **request: Any) -> np.ndarray:
@@ -226,6 +244,16 @@ def test_pictures_agree_with_diffusers(name: str, checkpoint: Callable[..., Path
     folder = checkpoint(variant)
     sampler = {"scheduler": "ddim"} if variant is OTHER else {}
     assert_same(made(folder, tmp_path, **{**sampler, **ours}), made_by_diffusers(folder, **theirs))
+
+
+def test_turbo_is_its_configuration_alone(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Few steps, no guidance and another sampler; published settings switch guidance off by 0."""
+    folder = checkpoint(TURBO)
+    few = {"num_inference_steps": "null", "guidance_scale": "null", "model": "sdxl_turbo"}
+    theirs = made_by_diffusers(folder, num_inference_steps=4, guidance_scale=0.0)
+    assert_same(made(folder, tmp_path, **few), theirs)
+    zero = {**few, "negative_prompt": NEGATIVE, "guidance_scale": 0}
+    assert_same(made(folder, tmp_path, **zero), theirs)
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,8 @@ class LatentPipeline:
 
     def _guidance(self, request: GenerationRequest) -> tuple[Guidance, list[str]]:
         width = self.unet_config.time_cond_proj_dim  # of the guidance scale, which a distilled denoiser is told instead
-        encoded = self.encode(request, guided=request.guidance_scale != 1 and width is None)
+        # At 0 the formula would leave the prompt out; published settings write 0 for "no guidance".
+        encoded = self.encode(request, guided=request.guidance_scale not in (0, 1) and width is None)
         told = {} if width is None else {"timestep_cond": embedded_scale(request.guidance_scale, width)}
         guidance = Guidance(
             self._for_denoiser({**encoded.positive, **told}),
@@ -198,11 +199,11 @@ class LatentPipeline:
         shape, pure = self._latent_shape(request), request.strength == 1
         if picture is None:
             return FromNoise(shape)
-        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
+        pixels = torch.tensor(picture).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
         if mask is None:
             return FromPicture(self._drawn(pixels), pure)
         factor = self.vae_config.factor
-        anew = torch.from_numpy(mask)[None, None].float()  # [1, 1, H, W]
+        anew = torch.tensor(mask)[None, None].float()  # [1, 1, H, W]
         # A latent is painted anew where the first of its pixels is.
         anew_latents = anew[..., ::factor, ::factor].to(self.memory.device("unet"))
         if not self.inpaints:
