@@ -313,6 +313,7 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "CFG scale": f"{request['guidance_scale']:g}",
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",
+        "Denoising strength": "" if request.get("strength") is None else f"{request['strength']:g}",
         "Model hash": (weights.get("sha256") or "")[:10],
         "Model": Path(str(weights.get("source") or record["config"]["model"]["name"])).name,
         "Version": f"diffuse {record['diffuse']}",

@@ -57,6 +57,7 @@ class Variant:
     variant: str | None = None
     dtype: torch.dtype = torch.float32
     scheduler: dict[str, Any] = field(default_factory=dict, hash=False)
+    inpaints: bool = False  # whether the denoiser is shown a mask and a masked picture
     seed: int = 0
 
     @property
@@ -99,6 +100,8 @@ def unet(v: Variant) -> UNet2DConditionModel:
     up = tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(v.cross))
     model = UNet2DConditionModel(
         sample_size=8,
+        in_channels=9 if v.inpaints else 4,
+        out_channels=4,
         layers_per_block=v.layers_per_block,
         norm_num_groups=8,
         block_out_channels=v.channels,
@@ -112,7 +115,7 @@ def unet(v: Variant) -> UNet2DConditionModel:
     ).eval()
     randomise(model, v.seed)
     text = torch.randn(2, 77, v.text_width)
-    scale_output(model.conv_out, lambda: model(torch.randn(2, 4, 8, 8), 500, text).sample, 1.0)
+    scale_output(model.conv_out, lambda: model(torch.randn(2, model.config.in_channels, 8, 8), 500, text).sample, 1.0)
     return model
 
 
