@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def grid(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
         "steps_offset": st.sampled_from([0, 1]),
     }
     return st.fixed_dictionaries({name: values for name, values in (common | more).items() if values is not None})
+
+
+def has_signal(config: dict[str, Any]) -> bool:
+    """False for what is refused: noise predicted from a sample that is nothing but noise."""
+    return not (config["rescale_betas_zero_snr"] and config["prediction_type"] == "epsilon")
 
 
 def spaced() -> st.SearchStrategy[str | None]:
@@ -81,10 +87,19 @@ def unit_noise(dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tenso
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def walk(ours: Any, theirs: Any, *, dtype: torch.dtype = torch.float32, tolerance: float = 2e-6, skip: int = 0) -> None:
+def walk(
+    ours: Any,
+    theirs: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 2e-6,
+    skip: int = 0,
+    broken: Callable[[int], bool] = lambda index: False,
+) -> None:
     """Every step of both, from one state on one prediction; `set_timesteps` has been called, ours with `skip`.
 
-    `tolerance` is in units of the largest value that the step has to do with, or of 1 if that is larger.
+    `tolerance` is in units of the largest value that the step has to do with, or of 1 if that is larger. `broken` says
+    in which steps the reference may give NaN.
     """
     skipped = skip * ours.calls_per_step
     theirs.set_begin_index(skipped)
@@ -101,13 +116,18 @@ def walk(ours: Any, theirs: Any, *, dtype: torch.dtype = torch.float32, toleranc
         shown = ours.scale_model_input(state.sample, index)
         close(shown, theirs.scale_model_input(state.sample, their_t), tolerance, f"shown at {index}")
         prediction = model(shown, float(t))
-        size = tolerance * max(1.0, float(state.sample.abs().max()))
-        stepped = theirs.step(prediction, their_t, state.sample, **stochastic)
+        before = state.sample
+        stepped = theirs.step(prediction, their_t, before, **stochastic)
         state = ours.step(prediction, index, state, mine)
+        assert state.original is not None
+        size = tolerance * max(1.0, float(before.abs().max()), float(state.original.abs().max()))
+        if not torch.isfinite(stepped.prev_sample).all():
+            assert broken(index), f"the reference gives NaN in step {index}"
+            close(state.sample, state.sample, size, f"step {index}")  # ours does not
+            continue
         close(state.sample, stepped.prev_sample, size, f"step {index}")
         seen = stepped.get("pred_original_sample", stepped.get("denoised"))
         if seen is not None:
-            assert state.original is not None
             close(state.original, seen, size, f"original at {index}")
 
 

@@ -118,6 +118,55 @@ class VarianceExploding(SigmaSampler):
         return original + self.sigmas[index] * noise
 
 
+@dataclass(kw_only=True)
+class VariancePreserving(SigmaSampler):
+    """Solvers of several steps, whose state is `alpha * original + sigma * noise` with `alpha**2 + sigma**2 == 1`.
+
+    Here `sigmas` are still the ratios of the two, so that half the log signal-to-noise ratio, the papers' lambda, is
+    `-log` of them.
+    """
+
+    final_sigmas_type: str = "zero"
+    lower_order_final: bool = True
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+
+    def set_timesteps(self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0) -> None:
+        """Chooses the timesteps to visit, without the first `skip`; `timesteps` gives them outright.
+
+        Raises:
+            ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
+        """
+        visited = self.visited(num_inference_steps, timesteps, spare=1).round()
+        at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
+        spaced = self.spaced(len(visited), float(self.schedule[-1]), float(self.schedule[0]))
+        if spaced is not None:
+            visited, at = self.whole(sigmas.timesteps_of(spaced, self.schedule)), spaced
+        final = 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
+        self.steps = len(visited)
+        self.place(visited.astype(np.int64), at, final, skip)
+
+    def whole(self, timesteps: np.ndarray) -> np.ndarray:
+        """Timesteps of spaced sigmas without fractions: as the reference has it, rounded for Karras, otherwise cut."""
+        return timesteps.round() if self.use_karras_sigmas else np.floor(timesteps)
+
+    def to_original(self, model_output: Tensor, index: int, sample: Tensor) -> Tensor:
+        """What the model's output for `sample` at step `index` says the original is."""
+        left = 1 / (self.sigmas[index] ** 2 + 1)
+        original = noise_schedule.to_original(self.prediction_type, model_output, sample, left)
+        if self.thresholding:
+            original = noise_schedule.dynamic_threshold(
+                original, self.dynamic_thresholding_ratio, self.sample_max_value
+            )
+        return original
+
+    def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
+        """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
+        signal, sigma = signal_and_noise(self.sigmas[index])
+        return signal * original + sigma * noise
+
+
 def signal_and_noise(sigma: float) -> tuple[float, float]:
     """The shares `alpha` and `sigma` of original and noise in a state of unit variance whose ratio is `sigma`."""
     signal = 1 / math.sqrt(sigma**2 + 1)

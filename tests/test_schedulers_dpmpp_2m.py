@@ -1,0 +1,83 @@
+"""DPM++ 2M against diffusers' DPMSolverMultistepScheduler, step by step and by pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import sampler_parity as parity
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffuse.errors import ConfigError
+from diffuse.schedulers import build
+from diffuse.schedulers.dpmpp_2m import DPMpp2M
+
+TARGET = {"_target_": "diffuse.schedulers.dpmpp_2m.DPMpp2M", "name": "dpmpp_2m"}
+OPTIONS = parity.grid(
+    rescale_betas_zero_snr=st.booleans(),
+    final_sigmas_type=st.sampled_from(["zero", "sigma_min"]),
+    solver_type=st.sampled_from(["midpoint", "heun"]),
+    lower_order_final=st.booleans(),
+    euler_at_final=st.booleans(),
+    thresholding=st.booleans(),
+    dynamic_thresholding_ratio=st.sampled_from([0.9, 0.995]),
+    sample_max_value=st.sampled_from([1.0, 1.5]),
+).filter(parity.has_signal)
+
+
+def leads_nowhere(sampler: DPMpp2M, index: int) -> bool:
+    """The reference divides by the length of a step even if that is 0, as after spaced sigmas that end at sigma_min."""
+    return sampler.sigmas[index] == sampler.sigmas[index + 1] and sampler.solver_type == "heun"
+
+
+@settings(max_examples=80, deadline=None)
+@given(OPTIONS, parity.spaced(), st.integers(2, 40), st.sampled_from([torch.float32, torch.float64]))
+def test_agrees_with_the_reference_step_by_step(
+    config: dict[str, Any], spaced: str | None, steps: int, dtype: torch.dtype
+) -> None:
+    config = parity.with_spacing(config, spaced)
+    ours, theirs = DPMpp2M(**config), DPMSolverMultistepScheduler(**config)
+    if parity.place(ours, theirs, steps):
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+        assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=2e-6)
+        parity.walk(ours, theirs, dtype=dtype, broken=lambda index: leads_nowhere(ours, index))
+
+
+@settings(max_examples=15, deadline=None)
+@given(parity.grid(), st.integers(2, 20), st.integers(1, 3))
+def test_given_timesteps_and_skipped_steps(config: dict[str, Any], steps: int, skip: int) -> None:
+    ours, theirs = DPMpp2M(**config), DPMSolverMultistepScheduler(**config)
+    if parity.place(ours, theirs, steps):
+        ours.set_timesteps(steps, skip=min(skip, steps - 1))
+        parity.walk(ours, theirs, skip=min(skip, steps - 1))
+    given_ones = [90, 41, 40, 3]
+    ours.set_timesteps(4, timesteps=given_ones)
+    theirs.set_timesteps(timesteps=given_ones)
+    parity.walk(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_karras_sigmas": True}, {"use_beta_sigmas": True, "final_sigmas_type": "sigma_min"}], ids=str
+)
+def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler={"rescale_betas_zero_snr": not changes}))
+    parity.pictures(folder, tmp_path, "dpmpp_2m", DPMSolverMultistepScheduler, changes, steps=5)
+
+
+def test_the_solver_type_of_another_sampler_is_not_taken() -> None:
+    assert build.build(TARGET, {**parity.SD, "solver_type": "bh2"}).solver_type == "midpoint"
+    assert build.build(TARGET, {**parity.SD, "solver_type": "heun"}).solver_type == "heun"
+    with pytest.raises(ConfigError, match="solver_type=bh2: should be one of midpoint, heun"):
+        build.build({**TARGET, "solver_type": "bh2"}, parity.SD)
+
+
+def test_no_signal_and_no_room_are_refused() -> None:
+    with pytest.raises(ConfigError, match="leaves no signal"):
+        DPMpp2M(rescale_betas_zero_snr=True)
+    with pytest.raises(ConfigError, match="visited twice; take fewer steps"):
+        DPMpp2M().set_timesteps(1000)
