@@ -58,7 +58,7 @@ def test_given_timesteps_and_skipped_steps(config: dict[str, Any], steps: int, s
     given_ones = [90, 41, 40, 3]
     ours.set_timesteps(4, timesteps=given_ones)
     theirs.set_timesteps(timesteps=given_ones)
-    parity.walk(ours, theirs)
+    parity.walk(ours, theirs, tolerance=1e-5)  # after a short step the reference's logarithms in float32 show
 
 
 @pytest.mark.parametrize(
