@@ -170,9 +170,9 @@ def known_keys() -> tuple[str, ...]:
 
 
 def _unknown(key: str, shown: str) -> ConfigError:
-    return ConfigError(
-        f"{shown}: there is no field or group {key}{nearest(key, known_keys(), 'diffuse --help lists them')}"
-    )
+    # What an option calls itself is not for the user to set.
+    names = [known for known in known_keys() if known == "output.name" or not known.endswith((".name", "._target_"))]
+    return ConfigError(f"{shown}: there is no field or group {key}{nearest(key, names, 'diffuse --help lists them')}")
 
 
 def nearest(name: str, names: Sequence[str], otherwise: str = "") -> str:
@@ -225,6 +225,10 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"{_shown(wrong[0] if wrong else None)}: should be NAME=VALUE, or GROUP=OPTION")
     if match := re.search(r"Error merging override (.*?)\n.*is not Optional", said, re.DOTALL):
         return ConfigError(f"{_shown(match[1])}: cannot be null")
+    if match := re.search(r"Error merging override (([^=]*)=.*)", said):
+        fields = [known for known in known_keys() if known.startswith(f"{match[2]}.")]
+        if fields:
+            return ConfigError(f"{_shown(match[1])}: {match[2]} has fields; set one of them, such as {fields[0]}=VALUE")
     if match := re.search(r"(Value|Invalid value|Cannot convert|Incompatible|Object of unsupported)[^\n]*", said):
         merging = re.search(r"Error merging override (.*?)(\n|$)", said)
         key = re.search(r"full_key: (\S+)", said)
@@ -242,6 +246,10 @@ def _plain(message: str) -> str:
     line = message.strip().splitlines()[0].rstrip(". ")
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
         return f"{match[1]!r} is not {_KINDS.get(match[2], match[2])}"
+    if match := re.search(r"Value '(.*)' is not a valid bool", line):
+        return f"{match[1]!r} is not true or false"
+    if "is not a ListConfig, list or tuple" in line:
+        return "should be a list, such as [A,B]"
     if match := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", line):
         return f"{match[1]!r} is none of {match[2]}{nearest(match[1], match[2].split(', '))}"
     return line

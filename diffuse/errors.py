@@ -6,6 +6,9 @@ class DiffuseError(Exception):
 
     exit_status = 2
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # one line, whatever the values it quotes hold
+
 
 class ConfigError(DiffuseError):
     """A name, a value or a combination in the configuration cannot be used."""

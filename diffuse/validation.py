@@ -126,6 +126,10 @@ def check_targets(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"{group}._target_={target}: should be a class in {room.rstrip('.')}, as conf/{group} has"
             )
+    profiles = options("memory_profile")
+    for name in map(str, cfg.model.min_vram_gib):
+        if name not in profiles:
+            raise ConfigError(f"model.min_vram_gib.{name}: there is no such memory profile{nearest(name, profiles)}")
     if not cfg.model.source:
         raise ConfigError("model.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME")
 
