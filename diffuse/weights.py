@@ -4,8 +4,9 @@ A module is built on the meta device, so that nothing is allocated or initialise
 CPU, a tensor that is published in the wanted dtype stays in the mapped file and is read when it is first used. Every
 other tensor is read through one small buffer into its final place, so that memory never holds a second copy.
 
-The kernels of convolutions are mapped apart from the rest, because a layer that uses one replaces it by a copy in
-another order (`diffuse.layers.convolution`): the pages of the published one then leave memory."""
+Large tensors are mapped in several parts, because a layer that packs its weight in another order when it is first used
+(`diffuse.layers.packed`) has no more use for the published one: its pages then leave memory.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from diffuse.errors import CheckpointError
 __all__ = ["Checkpoint", "architecture", "check", "load"]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_LARGE_BYTES = 256 << 10  # of which a smaller one is not packed, or does not matter
 _PARTS = 16  # mappings, each of which holds a file descriptor
 _BUFFER_BYTES = 4 << 20  # in the processor's cache while it is converted
 
@@ -183,19 +185,19 @@ def _read(
     """The module's key -> its tensor, from one file."""
     tensors: dict[str, Tensor] = {}
     copied: list[str] = []
-    kernels: list[str] = []
+    large: list[str] = []
     with safe_open(path, framework="pt", device="cpu") as mapped:
         for published, key in keys.items():
             info = header[published]
             stored = _DTYPES[info.dtype]
             if device.type != "cpu" or stored != target(key) or info.start % stored.itemsize != 0:
                 copied.append(published)
-            elif len(info.shape) == 4 and info.nbytes:
-                kernels.append(published)
+            elif info.nbytes > _LARGE_BYTES:
+                large.append(published)
             else:
                 tensors[key] = mapped.get_tensor(published)
-    if kernels:
-        tensors |= {keys[name]: tensor for name, tensor in _map_in_parts(path, header, kernels).items()}
+    if large:
+        tensors |= {keys[name]: tensor for name, tensor in _map_in_parts(path, header, large).items()}
     if copied:
         buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
         with path.open("rb", buffering=0) as file:

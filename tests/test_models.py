@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from transformers import CLIPTextModel as PeerText
 from diffuse import weights
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Attention
-from diffuse.layers.convolution import Conv2d
+from diffuse.layers.packed import Conv2d, Linear
 from diffuse.models.text_encoder import clip
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
@@ -386,42 +387,70 @@ def test_what_is_not_implemented_is_refused_by_name(component: str, key: str, va
         weights.architecture(config, {**PUBLISHED[component], key: value}, f"{component}/config.json")  # type: ignore[type-var]
 
 
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
+    "convolution": (lambda: Conv2d(8, 6, 3, padding=1), noise(1, 8, 5, 7), noise(2, 8, 9, 4)),
+    "linear": (lambda: Linear(128, 520), noise(5, 128), noise(2, 3, 128)),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_kernel_is_brought_into_order_once_and_only_outside_of_training(dtype: torch.dtype) -> None:
-    layer = Conv2d(8, 6, 3, padding=1).to(dtype)
-    maps = noise(1, 8, 5, 7).to(dtype).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_weight_is_packed_once_and_only_outside_of_training(kind: str, dtype: torch.dtype) -> None:
+    build, *inputs = LAYERS[kind]
+    layer = build().to(dtype)
+    x, other = (t.to(dtype) for t in inputs)
+    if kind == "convolution":
+        x = x.contiguous(memory_format=torch.channels_last)
     trained = layer.weight
-    expected = layer(maps)
+    expected = layer(x)
     assert layer.weight is trained  # an optimizer may hold it
     layer.requires_grad_(False)
-    torch.testing.assert_close(layer(maps), expected)
-    ordered = layer.weight
-    packed = dtype != torch.float64 and torch.backends.mkldnn.is_available()
-    assert ordered.is_mkldnn if packed else ordered.is_contiguous(memory_format=torch.channels_last)
-    assert layer(maps).is_contiguous(memory_format=torch.channels_last)
-    assert layer.weight is ordered
+    torch.testing.assert_close(layer(x), expected)
+    assert layer(x).stride() == expected.stride()
+    packed = layer.weight
+    assert packed.is_mkldnn == (dtype != torch.float64 and torch.backends.mkldnn.is_available())
+    layer(other)
+    assert layer.weight is packed
     assert torch.equal(layer.state_dict()["weight"], trained)
-    layer(noise(2, 8, 9, 4).to(dtype))  # a kernel that was packed for other sizes
+    assert torch.equal(copy.deepcopy(layer).weight, trained)
+    layer(x)
     with torch.inference_mode(False):
         layer.to(torch.float16).to(dtype)  # it can still be moved, though it was made in inference mode
     assert torch.equal(layer.weight, trained.to(torch.float16).to(dtype))
 
 
-def test_a_packed_kernel_gives_way_to_gradients_and_to_autocast() -> None:
-    layer = Conv2d(8, 6, 3, padding=1).requires_grad_(False)
-    expected = layer(noise(1, 8, 5, 7))
+@pytest.mark.parametrize("kind", LAYERS)
+def test_results_do_not_depend_on_what_a_weight_was_packed_for(kind: str) -> None:
+    build, x, other = LAYERS[kind]
+    first = build().requires_grad_(False)
+    second = copy.deepcopy(first)
+    first(other)
+    assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_weight_gives_way_to_gradients_and_to_autocast(kind: str) -> None:
+    build, x, _ = LAYERS[kind]
+    layer = build().requires_grad_(False)
+    expected = layer(x)
     with torch.inference_mode(False):
-        maps = noise(1, 8, 5, 7).requires_grad_()
-        result = layer(maps)
+        leaf = x.clone().requires_grad_()
+        result = layer(leaf)
         result.sum().backward()
         torch.testing.assert_close(result.detach(), expected.clone(), **FLOAT32)
-        assert maps.grad is not None and maps.grad.abs().sum() > 0
-        layer(noise(1, 8, 5, 7))
+        assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+        layer(x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert layer(noise(1, 8, 5, 7)).dtype == torch.bfloat16
+            assert layer(x.clone()).dtype == torch.bfloat16
 
 
-def test_a_kernel_mapped_from_a_file_leaves_memory_when_it_is_replaced(tmp_path: Path) -> None:
+def test_without_onednn_a_kernel_lies_channels_last() -> None:
+    layer = Conv2d(8, 6, 3, padding=1).double().requires_grad_(False)
+    layer(noise(1, 8, 5, 7).double())
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_mapped_from_a_file_leave_memory_when_they_are_packed(tmp_path: Path) -> None:
     variant = replace(TWO_LEVELS, channels=(64, 128))
     model = from_file("unet", oracle.build(tmp_path, variant))
     maps = Path("/proc/self/maps")

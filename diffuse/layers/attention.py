@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse.layers.convolution import Conv2d
+from diffuse.layers.packed import Conv2d, Linear
 
 
 class Attention(nn.Module):
@@ -39,10 +39,10 @@ class Attention(nn.Module):
         context_dim = query_dim if context_dim is None else context_dim
         self.heads = heads
         self.upcast = upcast
-        self.to_q = nn.Linear(query_dim, inner, bias=qkv_bias)
-        self.to_k = nn.Linear(context_dim, inner, bias=qkv_bias)
-        self.to_v = nn.Linear(context_dim, inner, bias=qkv_bias)
-        self.to_out = nn.ModuleList([nn.Linear(inner, query_dim)])
+        self.to_q = Linear(query_dim, inner, bias=qkv_bias)
+        self.to_k = Linear(context_dim, inner, bias=qkv_bias)
+        self.to_v = Linear(context_dim, inner, bias=qkv_bias)
+        self.to_out = nn.ModuleList([Linear(inner, query_dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """`x` `[B, T, D]`, `context` `[B, T', D']` -> `[B, T, D]`."""
@@ -64,7 +64,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out * 2)
+        self.proj = Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim_in]` -> `[..., dim_out]`."""
@@ -77,7 +77,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), nn.Linear(dim * 4, dim)])
+        self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D]`."""
@@ -126,11 +126,11 @@ class Transformer2DModel(nn.Module):
         self.linear_projection = linear_projection
         inner = heads * (channels // heads)
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in: nn.Module = nn.Linear(channels, inner) if linear_projection else Conv2d(channels, inner, 1)
+        self.proj_in: nn.Module = Linear(channels, inner) if linear_projection else Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, context_dim, upcast) for _ in range(depth)
         )
-        self.proj_out: nn.Module = nn.Linear(inner, channels) if linear_projection else Conv2d(inner, channels, 1)
+        self.proj_out: nn.Module = Linear(inner, channels) if linear_projection else Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` `[B, C, H, W]`, `context` `[B, T, D]` -> `[B, C, H, W]`."""

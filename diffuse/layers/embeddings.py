@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuse.layers.packed import Linear
+
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
     """Sines and cosines of `timesteps` `[B]` at `dim / 2` geometric frequencies from 1 down to 1/10000 -> `[B, dim]`.
@@ -32,9 +34,9 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, cond_dim: int | None = None) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(dim_in, dim_out)
-        self.cond_proj = None if cond_dim is None else nn.Linear(cond_dim, dim_in, bias=False)
-        self.linear_2 = nn.Linear(dim_out, dim_out)
+        self.linear_1 = Linear(dim_in, dim_out)
+        self.cond_proj = None if cond_dim is None else Linear(cond_dim, dim_in, bias=False)
+        self.linear_2 = Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """`x` `[B, dim_in]`, `condition` `[B, cond_dim]` -> `[B, dim_out]`."""

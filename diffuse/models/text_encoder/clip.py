@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError
+from diffuse.layers.packed import Linear
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ class _SelfAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` -> `[B, T, D]`; a token sees itself and those before it."""
@@ -108,8 +109,8 @@ class _MLP(nn.Module):
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` -> `[B, T, D]`."""
@@ -168,7 +169,7 @@ class CLIPTextModel(nn.Module):
         self.config = config
         self.text_model = _TextTransformer(config)
         self.text_projection = (
-            nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projected else None
+            Linear(config.hidden_size, config.projection_dim, bias=False) if config.projected else None
         )
 
     def forward(self, input_ids: Tensor) -> CLIPTextOutput:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Transformer2DModel
-from diffuse.layers.convolution import Conv2d
 from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
+from diffuse.layers.packed import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 _LEVELS = (

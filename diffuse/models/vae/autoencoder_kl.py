@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Attention
-from diffuse.layers.convolution import Conv2d
+from diffuse.layers.packed import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

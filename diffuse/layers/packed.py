@@ -1,0 +1,101 @@
+"""Linear layers and convolutions whose weights are brought once, when first used, into the order they are read in.
+
+PyTorch rearranges a published weight for the processor at every call. For a convolution of the small maps in a U-Net's
+lower levels that takes longer than the convolution itself, and for a linear layer over the 77 tokens of a text up to
+two fifths of the time. On a CPU weights are therefore packed into the blocks that oneDNN computes with. It happens at
+first use rather than at loading, so that a weight that is mapped from a file is not read before it is needed.
+
+Outside of a layer nothing of it shows: the state dict holds weights as they are published, a module that is moved,
+converted, copied or pickled has them plain again until its next use, and one in training, or under autocast, is left as
+it is. Results do not depend on which input came first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Packed(nn.Module):
+    """What the two kinds of layer share. Packed, a weight has no strides: it is a tensor of oneDNN's own layout."""
+
+    weight: Tensor
+
+    def _packs(self, x: Tensor) -> bool:
+        """Whether oneDNN can be asked directly, without the conversions and gradients that PyTorch adds."""
+        trained = x.requires_grad or self.weight.requires_grad
+        plain = x.dtype == self.weight.dtype and x.device.type == "cpu" and not trained
+        return plain and _has_onednn(x.dtype) and not torch.is_autocast_enabled("cpu")
+
+    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
+        with torch.inference_mode(False), torch.no_grad():  # so that whoever holds the module may move and change it
+            changed = change(self.weight)
+        if changed is not self.weight:
+            self.weight = nn.Parameter(changed, requires_grad=False)
+
+    def _unpack(self) -> None:
+        if self.weight.is_mkldnn:
+            self._replace(Tensor.to_dense)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self._unpack()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._unpack()
+        return self.__dict__
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_mkldnn:
+            destination[f"{prefix}weight"] = self.weight.to_dense()
+
+
+class Linear(_Packed, nn.Linear):
+    """`nn.Linear`, see above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., D']`."""
+        if not (self._packs(x) and self._gains()):
+            self._unpack()
+            return super().forward(x)
+        if not self.weight.is_mkldnn:
+            self._replace(torch.ops.mkldnn._reorder_linear_weight)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return result
+
+    def _gains(self) -> bool:
+        """In float32 PyTorch has another library for what is small, which is called faster."""
+        return self.weight.dtype != torch.float32 or self.weight.numel() > 1 << 16
+
+
+class Conv2d(_Packed, nn.Conv2d):
+    """`nn.Conv2d` of maps that lie channels last in memory. Where nothing is packed, its kernel comes to lie so too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C', H', W']`."""
+        if not self._packs(x):
+            self._unpack()
+            if not self.weight.requires_grad:  # a kernel in training stays the object that its optimizer knows
+                self._replace(_channels_last)
+            return super().forward(x)
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        if not self.weight.is_mkldnn:
+            self._replace(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape))
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *geometry, "none", [], "")
+        return result
+
+
+@cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)
