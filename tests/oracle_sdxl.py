@@ -27,6 +27,7 @@ class Variant:
     size_dim: int = 8  # width of each embedded size
     sizes: int = 6
     time_cond_proj_dim: int | None = None
+    inpaints: bool = False  # whether the denoiser is shown a mask and a masked picture
     first: tuple[int, int] = (16, 3)  # the text encoders' width and layers
     second: tuple[int, int] = (32, 3)
     projection: int = 24
@@ -42,6 +43,8 @@ def unet(v: Variant) -> UNet2DConditionModel:
     torch.manual_seed(v.seed)
     model = UNet2DConditionModel(
         sample_size=8,
+        in_channels=9 if v.inpaints else 4,
+        out_channels=4,
         layers_per_block=1,
         norm_num_groups=8,
         block_out_channels=v.channels,
@@ -60,8 +63,9 @@ def unet(v: Variant) -> UNet2DConditionModel:
     oracle.randomise(model, v.seed)
     text = torch.randn(2, 77, v.first[0] + v.second[0])
     added = {"text_embeds": torch.randn(2, v.projection), "time_ids": torch.full((2, v.sizes), 64.0)}
+    shape = 2, model.config.in_channels, 8, 8
     oracle.scale_output(
-        model.conv_out, lambda: model(torch.randn(2, 4, 8, 8), 500, text, added_cond_kwargs=added).sample, 1.0
+        model.conv_out, lambda: model(torch.randn(shape), 500, text, added_cond_kwargs=added).sample, 1.0
     )
     return model
 
