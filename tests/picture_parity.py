@@ -58,8 +58,13 @@ def made(folder: Path, out: Path, **request: Any) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in done.paths])
 
 
-def made_by_diffusers(kind: type[DiffusionPipeline], folder: Path, *, seed: int = 0, **request: Any) -> np.ndarray:
-    """What diffusers' pipeline `kind` makes, uint8 `[1, H, W, 3]`; pictures in `request` are files."""
+def made_by_diffusers(
+    kind: type[DiffusionPipeline], folder: Path, *, seed: int = 0, scheduler: Any = None, **request: Any
+) -> np.ndarray:
+    """What diffusers' pipeline `kind` makes, uint8 `[1, H, W, 3]`; pictures in `request` are files.
+
+    `scheduler` is the class of another than the checkpoint's own.
+    """
     if (kind, folder) not in _pipelines:
         loaded = kind.from_pretrained(folder, torch_dtype=torch.float32)
         loaded.set_progress_bar_config(disable=True)
@@ -69,7 +74,12 @@ def made_by_diffusers(kind: type[DiffusionPipeline], folder: Path, *, seed: int 
             request[name] = Image.open(request[name])
     options = {"prompt": PROMPT, "num_inference_steps": STEPS, "guidance_scale": 7.5, **request}
     generator = torch.Generator("cpu").manual_seed(seed)
-    images = _pipelines[kind, folder](generator=generator, output_type="pil", **options).images
+    pipeline = _pipelines[kind, folder]
+    own = pipeline.scheduler
+    if scheduler is not None:
+        pipeline.scheduler = scheduler.from_config(own.config)
+    images = pipeline(generator=generator, output_type="pil", **options).images
+    pipeline.scheduler = own
     return np.stack([np.asarray(image) for image in images])
 
 
