@@ -136,6 +136,8 @@ class Config:
     crop_top: int | None = None
     target_width: int | None = None
     target_height: int | None = None
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
     input_image: str | None = None
     mask_image: str | None = None
     strength: float | None = None
@@ -174,6 +176,8 @@ class GenerationRequest:
     crop_top: int | None = None
     target_width: int | None = None
     target_height: int | None = None
+    aesthetic_score: float | None = None  # 0 to 10: how well SDXL's refiner is to imagine the picture pleases
+    negative_aesthetic_score: float | None = None
     input_image: str | None = None  # the file of a picture to start from
     mask_image: str | None = None  # and of its mask: white is painted anew
     strength: float | None = None  # above 0, up to 1: how much of the way from noise is gone; None without a picture

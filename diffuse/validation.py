@@ -180,6 +180,9 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
             _whole(name, values[name], least)
     _number("guidance_scale", values["guidance_scale"], math.inf, "of 0 or more; 0 and 1 switch guidance off")
     _number("guidance_rescale", values["guidance_rescale"], 1, "from 0 to 1")
+    for name in ("aesthetic_score", "negative_aesthetic_score"):
+        if values[name] is not None:
+            _number(name, values[name], 10, "from 0 to 10")
     for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
         if cfg.memory_profile[name] is not None:
             _whole(f"memory_profile.{name}", cfg.memory_profile[name], least)

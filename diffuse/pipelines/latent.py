@@ -5,9 +5,7 @@ A family of checkpoints adds its text encoders and says how a prompt becomes the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,16 +19,17 @@ from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
+from diffuse.pipelines.batches import Clock, Steps, split
 from diffuse.pipelines.denoise import Sampler, denoise, require_finite
 from diffuse.pipelines.guidance import Conditioning, Guidance, embedded_scale
-from diffuse.pipelines.start import Draw, FromNoise, FromPicture, Generators, Inpaint, InpaintingModel, Start
+from diffuse.pipelines.start import Begun, Draw, FromNoise, FromPicture, Generators, Inpaint, InpaintingModel, Start
 from diffuse.request import Generation, GenerationRequest, Step
 from diffuse.schedulers import build
 from diffuse.weights import Checkpoint
 
 
 class Encoded(NamedTuple):
-    """A request's prompts as the denoiser takes them; `cut` says what did not fit, a line each."""
+    """A request's prompts as the denoiser takes them, in its precision; `cut` says what did not fit, a line each."""
 
     positive: Conditioning
     negative: Conditioning | None  # None where guidance would change nothing
@@ -126,73 +125,73 @@ class LatentPipeline:
             RunError: a component gave NaN, or the device ran out of memory.
         """
         self.memory.start()
-        clock = _Clock(self.memory)
+        clock = Clock(self.memory)
         shape = self._latent_shape(request)
         if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
         scheduler.set_timesteps(request.num_inference_steps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
-        batches = _split(request.num_images, self.memory.batch_size)
+        batches = split(request.num_images, self.memory.batch_size)
 
         # 1. The prompts become the denoiser's conditioning, and a picture the distribution of its latents.
         with clock.phase("encode_s"):
-            guidance, warnings = self._guidance(request)
+            guidance, warnings = self.guidance(request)
             start = self._start(request, picture, mask)
 
         # 2. Noise becomes latents, a batch at a time.
-        denoised, step_seconds = [], []
-        for number, batch in enumerate(batches):
+        steps = Steps(total * len(batches), on_step)
+        denoised = []
+        for batch in batches:
             generators = [torch.Generator("cpu").manual_seed(request.seeds[i]) for i in batch]
             noise = None if latents is None else latents[batch.start : batch.stop].float()
             begun = start.begin(scheduler, generators, noise)
-
-            def after_step(index: int, timestep: float, seconds: float, before: int = number * total) -> None:
-                step_seconds.append(seconds)
-                self.memory.after_step(index)
-                if on_step is not None:
-                    on_step(Step(before + index, total * len(batches), timestep, seconds))
-
-            with clock.phase("denoise_s"), self.memory.use("unet") as unet:
-                result = denoise(
-                    begun.seen(unet),
-                    begun.walk,
-                    begun.latents.to(self.memory.device("unet")),
-                    guidance,
-                    generators,
-                    dtype=self.memory.dtype("unet"),
-                    after_step=after_step,
-                )
-            denoised.append(result)
+            with clock.phase("denoise_s"):
+                denoised.append(self.denoise_batch(begun, guidance, generators, steps))
 
         # 3. Latents become pixels. All at the end, so that components change places once, not once a batch.
         with clock.phase("decode_s"):
-            images = np.concatenate([self._decode(result) for result in denoised])
+            images = self.decode(denoised)
             if request.keep_unmasked and mask is not None and picture is not None:
                 images = np.where(mask[..., None], images, picture)
 
-        return Generation(images, clock.timings(), step_seconds, self.memory.peaks(), warnings)
+        return Generation(images, clock.timings(), steps.seconds, self.memory.peaks(), warnings)
 
-    def _guidance(self, request: GenerationRequest) -> tuple[Guidance, list[str]]:
+    def denoise_batch(self, begun: Begun, guidance: Guidance, generators: Generators, steps: Steps) -> Tensor:
+        """A batch, from what it begins with to where its walk ends, `[B, C, h, w]`."""
+
+        def after_step(index: int, timestep: float, seconds: float) -> None:
+            self.memory.after_step(index)
+            steps.tell(timestep, seconds)
+
+        with self.memory.use("unet") as unet:
+            return denoise(
+                begun.seen(unet),
+                begun.walk,
+                begun.latents.to(self.memory.device("unet")),
+                guidance,
+                generators,
+                dtype=self.memory.dtype("unet"),
+                after_step=after_step,
+            )
+
+    def guidance(self, request: GenerationRequest) -> tuple[Guidance, list[str]]:
+        """What the denoiser is told of the request; what of its prompts was cut off."""
         width = self.unet_config.time_cond_proj_dim  # of the guidance scale, which a distilled denoiser is told instead
         # At 0 the formula would leave the prompt out; published settings write 0 for "no guidance".
         encoded = self.encode(request, guided=request.guidance_scale not in (0, 1) and width is None)
-        told = {} if width is None else {"timestep_cond": embedded_scale(request.guidance_scale, width)}
+        dtype = self.memory.dtype("unet")
+        told = {} if width is None else {"timestep_cond": embedded_scale(request.guidance_scale, width).to(dtype)}
         guidance = Guidance(
-            self._for_denoiser({**encoded.positive, **told}),
-            None if encoded.negative is None else self._for_denoiser(encoded.negative),
+            self._on_device({**encoded.positive, **told}),
+            None if encoded.negative is None else self._on_device(encoded.negative),
             request.guidance_scale,
             self.memory.batched_guidance,
             request.guidance_rescale,
         )
         return guidance, encoded.cut
 
-    def _for_denoiser(self, conditioning: Conditioning) -> Conditioning:
-        device, dtype = self.memory.device("unet"), self.memory.dtype("unet")
-        # A size of 1080 pixels has no place in bfloat16: whole numbers stay whole.
-        return {
-            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in conditioning.items()
-        }
+    def _on_device(self, conditioning: Conditioning) -> Conditioning:
+        return {name: value.to(self.memory.device("unet")) for name, value in conditioning.items()}
 
     def _start(self, request: GenerationRequest, picture: np.ndarray | None, mask: np.ndarray | None) -> Start:
         """What the request's pictures start from."""
@@ -223,6 +222,10 @@ class LatentPipeline:
             return (z - (config.shift_factor or 0.0)) * config.scaling_factor
 
         return draw
+
+    def decode(self, batches: Sequence[Tensor]) -> np.ndarray:
+        """Denoised latents `[B, C, h, w]` of every batch -> uint8 pixels `[N, H, W, 3]`."""
+        return np.concatenate([self._decode(latents) for latents in batches])
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Denoised latents `[B, C, h, w]` -> uint8 pixels `[B, H, W, 3]`."""
@@ -284,26 +287,3 @@ class LatentPipeline:
 def cut_off(name: str, cut: str, tokenizer: CLIPTokenizer) -> list[str]:
     """A line that says what of the text `name` did not fit, if anything."""
     return [f"the {name} is longer than {tokenizer.max_length} tokens; cut off: {cut!r}"] if cut else []
-
-
-class _Clock:
-    """Seconds of each phase, without those in which weights were read, which count as loading."""
-
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        self.start = time.perf_counter()
-        self.phases = {"encode_s": 0.0, "denoise_s": 0.0, "decode_s": 0.0}
-
-    @contextmanager
-    def phase(self, name: str) -> Any:
-        start, loaded = time.perf_counter(), self.memory.load_seconds
-        yield
-        self.phases[name] += time.perf_counter() - start - (self.memory.load_seconds - loaded)
-
-    def timings(self) -> dict[str, float]:
-        total = time.perf_counter() - self.start
-        return {"load_s": self.memory.load_seconds, **self.phases, "total_s": total}
-
-
-def _split(count: int, size: int) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]

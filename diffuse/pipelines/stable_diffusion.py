@@ -42,6 +42,7 @@ class StableDiffusion(LatentPipeline):
             ids = tokens.ids.to(self.memory.device("text_encoder"))
             # One text at a time, so that a prompt's states do not depend on what it is encoded with.
             states: list[Conditioning] = [
-                {"encoder_hidden_states": text_encoder(row[None]).last_hidden_state} for row in ids
+                {"encoder_hidden_states": text_encoder(row[None]).last_hidden_state.to(self.memory.dtype("unet"))}
+                for row in ids
             ]
         return Encoded(states[0], states[1] if len(states) > 1 else None, cut)

@@ -1,0 +1,146 @@
+"""SDXL's refiner, by itself and as the second stage after SDXL, against diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import oracle
+import oracle_sdxl
+import pytest
+import torch
+from command import Done, diffuse
+from diffusers import StableDiffusionXLImg2ImgPipeline
+from oracle_sdxl import Variant
+from picture_parity import photograph
+from PIL import Image
+from transformers import CLIPTokenizer
+
+BASE = Variant()
+REFINER = Variant(  # four levels, five values beside the pooled text, one text encoder
+    channels=(16, 16, 32, 32),
+    heads=(2, 2, 4, 4),
+    cross=(False, True, True, False),
+    layers=2,
+    sizes=5,
+    first=(0, 0),
+    force_zeros=False,
+    seed=7,
+)
+PROMPT = "a cat, the dog and 3 rockets"
+REQUEST = {"prompt": PROMPT, "num_inference_steps": 5, "guidance_scale": 5.0}
+
+
+def build_refiner(folder: Path, v: Variant = REFINER) -> Path:
+    """Writes a refiner's checkpoint, in the layout in which it is published."""
+    path = oracle.write_tokenizer(folder / "tokenizer_2", "classic", "!")
+    StableDiffusionXLImg2ImgPipeline(
+        unet=oracle_sdxl.unet(v),
+        vae=oracle_sdxl.vae(v),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=oracle_sdxl.text_encoder(v.second, "gelu", v.projection, v.seed + 3),
+        tokenizer_2=CLIPTokenizer.from_pretrained(path),
+        scheduler=getattr(diffusers, v.scheduler)(**oracle_sdxl.SCHEDULE, **v.schedule),
+        force_zeros_for_empty_prompt=v.force_zeros,
+        requires_aesthetics_score=True,
+        add_watermarker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    for file in path.iterdir():  # saving writes the other layout beside
+        file.unlink()
+    oracle.write_tokenizer(path, "classic", "!")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return oracle_sdxl.build(tmp_path_factory.mktemp("base"), BASE)
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_refiner(tmp_path_factory.mktemp("refiner"))
+
+
+_loaded: dict[Path, Any] = {}
+
+
+def theirs(folder: Path, kind: Any) -> Any:
+    if folder not in _loaded:
+        _loaded[folder] = kind.from_pretrained(folder, torch_dtype=torch.float32, add_watermarker=False)
+        _loaded[folder].set_progress_bar_config(disable=True)
+    return _loaded[folder]
+
+
+def run(cwd: Path, *groups: str, **request: Any) -> Done:
+    options = {**REQUEST, "seed": 0, "output.dir": "out", "hardware.threads": 1, **request}
+    return diffuse("hardware=cpu", "tracking=none", *groups, *(f"{k}={v}" for k, v in options.items()), cwd=cwd)
+
+
+def made(cwd: Path, *groups: str, **request: Any) -> np.ndarray:
+    """The pictures that the command saves, uint8 `[N, H, W, 3]`."""
+    done = run(cwd, *groups, **request)
+    assert done.status == 0, done.err
+    return np.stack([np.asarray(Image.open(cwd / path)) for path in done.paths])
+
+
+def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """One level in 255 apart at most, and pictures of something."""
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 20
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+# By itself, from a picture to another
+
+
+@pytest.mark.parametrize(
+    ("ours", "peers"),
+    [
+        ({}, {}),
+        (
+            {"aesthetic_score": 9.5, "negative_aesthetic_score": 1},
+            {"aesthetic_score": 9.5, "negative_aesthetic_score": 1},
+        ),
+        (
+            {"negative_prompt": "blurry", "original_height": 700, "crop_left": 9},
+            {"negative_prompt": "blurry", "original_size": (700, 64), "crops_coords_top_left": (0, 9)},
+        ),
+        ({"negative_prompt": PROMPT}, {"negative_prompt": PROMPT}),  # which still differs by its score
+    ],
+    ids=["plain", "scores", "negative prompt and sizes", "one prompt for both"],
+)
+def test_a_picture_is_refined(ours: dict[str, Any], peers: dict[str, Any], refiner: Path, tmp_path: Path) -> None:
+    source = photograph(tmp_path / "source.png")
+    if "original_size" in peers:  # a null stands for the crop's negative, which the reference leaves at the corner
+        peers = {**peers, "negative_original_size": (700, 64), "negative_crops_coords_top_left": (0, 9)}
+    expected = theirs(refiner, StableDiffusionXLImg2ImgPipeline)(
+        **REQUEST, image=Image.open(source), strength=0.6, generator=torch.Generator().manual_seed(0), **peers
+    ).images
+    ours = {"input_image": source, "strength": 0.6, **ours}
+    assert_same(
+        made(tmp_path, "model=sdxl_refiner", **{"model.source": refiner}, **ours), np.asarray(expected[0])[None]
+    )
+
+
+def test_a_field_of_the_base_alone_is_refused(refiner: Path, tmp_path: Path) -> None:
+    source = photograph(tmp_path / "source.png")
+    done = run(tmp_path, "model=sdxl_refiner", "prompt_2=x", **{"model.source": refiner}, input_image=source)
+    assert done.status == 2
+    assert "prompt_2=x: model=sdxl_refiner knows no prompt_2" in done.err
+
+
+def test_a_refiner_without_its_text_encoder_and_a_base_in_its_place_are_refused(
+    base: Path, refiner: Path, tmp_path: Path
+) -> None:
+    source = photograph(tmp_path / "source.png")
+    done = run(tmp_path, "model=sdxl_refiner", **{"model.source": base}, input_image=source)
+    assert done.status == 2
+    assert "attends to text [48] wide" in done.err
+    done = run(tmp_path, "model=sdxl", **{"model.source": refiner}, input_image=source)
+    assert done.status == 2
+    assert "text_encoder" in done.err or "tokenizer" in done.err
+    for line in done.err.splitlines():
+        assert "Traceback" not in line
