@@ -43,6 +43,9 @@ Fields (what is not given takes the model's default):
   num_inference_steps             more are slower and finer
   guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
   guidance_rescale                0-1: back towards the contrast of a picture without guidance
+  input_image, strength           a picture to start from, and above 0 up to 1 how far it may change
+  mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
+  resize                          stretch, crop or pad: how a picture of another size is made to fit
   output.dir, output.name         where to; an existing file is never overwritten
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
 
