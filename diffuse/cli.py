@@ -68,6 +68,8 @@ _NOTES = {
     "tracking": "tracking.uri=SERVER",
     "experiment": "ready-made configurations",
 }
+_CONFIGURATIONS = ("job", "hydra", "all")
+_VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
 
 
@@ -94,21 +96,28 @@ def _written() -> bool:
     """Whether standard output took all that was printed; the rest is dropped, or Python would complain at its end."""
     try:
         sys.stdout.flush()
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            _say(f"standard output cannot be written: {error.strerror}")
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
+
+
+def _print(text: object) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
-        print(HELP.format(groups=_groups()), end="")
+        _print(HELP.format(groups=_groups()).rstrip("\n"))
     elif "--version" in rest:
-        print(f"diffuse {diffuse.__version__}")
+        _print(f"diffuse {diffuse.__version__}")
     elif command in (None, "generate"):
         _generate(rest)
     else:
@@ -221,20 +230,22 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's own options, and the overrides: all that does not begin with a dash."""
     flags: list[str] = []
     overrides: list[str] = []
-    values = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
-    known = {"-m", "--multirun", "--resolve", "--run", "-r", "--hydra-help", *values}
-    expects = False
-    for argument in arguments:
-        if expects:
-            flags.append(argument)
-            expects = False
-        elif argument.startswith("-"):
-            if argument.partition("=")[0] not in known:
-                raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
-            flags.append(argument)
-            expects = argument in values
-        else:
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
             overrides.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        if name not in ("-m", "--multirun", "--resolve", "--hydra-help", *_VALUED):
+            raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
+        if name in _VALUED:
+            value = value if equals else next(rest, "")
+            choices = _VALUED[name]
+            if not value or (choices and value not in choices):
+                raise ConfigError(f"{name} {value}: should be one of {', '.join(choices) or 'the groups'}")
+            flags += [name, value]
+        else:
+            flags.append(argument)
     return flags, overrides
 
 
@@ -265,7 +276,7 @@ def _download(arguments: list[str]) -> None:
         components=(*family.components, "scheduler"),
         yes="--yes" in arguments or "-y" in arguments,
     )
-    print(checkpoint.folder)
+    _print(checkpoint.folder)
 
 
 def _doctor(arguments: list[str]) -> None:

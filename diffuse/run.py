@@ -6,7 +6,6 @@ import importlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse import hardware, hub, media, memory_profile, record, tracking, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
-from diffuse.errors import ConfigError
+from diffuse.errors import ConfigError, RunError
 from diffuse.hardware import Hardware
 from diffuse.inputs import Inputs
 from diffuse.request import Generation, GenerationRequest, MemoryProfileConfig
-from diffuse.terminal import Progress, say
+from diffuse.terminal import Progress, saved, say, unheard
 from diffuse.validation import Draft
 
 KEPT = 2  # pipelines that a process keeps, so that a sweep's next job loads nothing
@@ -62,10 +61,13 @@ def run(
     jobs = [prepare(cfg, draft) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking)
     try:
-        return [path for job in jobs for path in _run(job, tracker, overrides, sweep)]
+        paths = [path for job in jobs for path in _run(job, tracker, overrides, sweep)]
     finally:
         for warning in tracker.close():
             say(f"warning: {warning}")
+    if error := unheard():
+        raise RunError(f"standard output cannot be written: {error.strerror}; the pictures are in {cfg.output.dir}")
+    return paths
 
 
 def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sweep: str | None) -> list[Path]:
@@ -121,8 +123,7 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
                 record=made,
                 parameters=media.parameters_text(made),
             )
-            with suppress(OSError):  # a reader that has gone costs no picture; the command finds out at its end
-                print(path, flush=True)
+            saved(path)
             tracker.log_media(path, index)
             paths.append(path)
             images.append(made["image"])

@@ -1,8 +1,9 @@
-"""What a user sees on standard error while a run goes on. Standard output is left to the saved paths."""
+"""What a user sees: messages and progress on standard error, and on standard output the saved paths alone."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,24 @@ from diffuse.request import Step
 def say(line: str) -> None:
     """Prints one line, whatever line breaks the text holds."""
     print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+_unheard: list[OSError] = []
+
+
+def saved(path: Path) -> None:
+    """Prints a path on standard output. A reader that has gone costs no picture: `unheard` tells later."""
+    try:
+        print(path, flush=True)
+    except OSError as error:
+        _unheard.append(error)
+
+
+def unheard() -> OSError | None:
+    """Why paths could not be printed since this was last asked."""
+    error = _unheard[0] if _unheard else None
+    _unheard.clear()
+    return error
 
 
 class Progress:
