@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,17 +26,17 @@ class _Packed(nn.Module):
 
     weight: Tensor
 
-    def _packs(self, x: Tensor) -> bool:
+    def _packs(self, x: Tensor, weight: Tensor) -> bool:
         """Whether oneDNN can be asked directly, without the conversions and gradients that PyTorch adds."""
-        trained = x.requires_grad or self.weight.requires_grad
-        plain = x.dtype == self.weight.dtype and x.device.type == "cpu" and not trained
+        plain = x.dtype == weight.dtype and x.is_cpu and not (x.requires_grad or weight.requires_grad)
         return plain and _has_onednn(x.dtype) and not torch.is_autocast_enabled("cpu")
 
-    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
+    def _replace(self, change: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():  # so that whoever holds the module may move and change it
             changed = change(self.weight)
         if changed is not self.weight:
             self.weight = nn.Parameter(changed, requires_grad=False)
+        return self.weight
 
     def _unpack(self) -> None:
         if self.weight.is_mkldnn:
@@ -60,17 +61,16 @@ class Linear(_Packed, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., D]` -> `[..., D']`."""
-        if not (self._packs(x) and self._gains()):
+        weight = self.weight
+        # What is small in float32 PyTorch gives to another library, which is called faster.
+        small = weight.dtype == torch.float32 and weight.numel() <= 1 << 16
+        if small or not self._packs(x, weight):
             self._unpack()
-            return super().forward(x)
-        if not self.weight.is_mkldnn:
-            self._replace(torch.ops.mkldnn._reorder_linear_weight)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return F.linear(x, self.weight, self.bias)
+        if not weight.is_mkldnn:
+            weight = self._replace(torch.ops.mkldnn._reorder_linear_weight)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         return result
-
-    def _gains(self) -> bool:
-        """In float32 PyTorch has another library for what is small, which is called faster."""
-        return self.weight.dtype != torch.float32 or self.weight.numel() > 1 << 16
 
 
 class Conv2d(_Packed, nn.Conv2d):
@@ -78,15 +78,16 @@ class Conv2d(_Packed, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C', H', W']`."""
-        if not self._packs(x):
+        weight = self.weight
+        if not self._packs(x, weight):
             self._unpack()
-            if not self.weight.requires_grad:  # a kernel in training stays the object that its optimizer knows
+            if not weight.requires_grad:  # a kernel in training stays the object that its optimizer knows
                 self._replace(_channels_last)
             return super().forward(x)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
-        if not self.weight.is_mkldnn:
-            self._replace(lambda weight: torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape))
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *geometry, "none", [], "")
+        if not weight.is_mkldnn:
+            weight = self._replace(lambda old: torch.ops.mkldnn._reorder_convolution_weight(old, *geometry, x.shape))
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
         return result
 
 
