@@ -50,7 +50,7 @@ class DPMpp2M(VariancePreserving):
         return State(sample, original, (original,))
 
     def integral(self, original: Tensor, index: int, state: State, span: float) -> Tensor:
-        """What originals add over a step, the integral of `exp(-u) * original` for `u` from 0 to `span`: equation 9.
+        """What originals add over a step: the integral of `exp(-u) * original` over a `span` of half the log SNR.
 
         It takes the original as it is now, and for second order its slope, from the step before that is in `state`.
         """

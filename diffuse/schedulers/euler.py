@@ -1,5 +1,5 @@
 """Euler's method (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-algorithm 2 without its stochastic part)."""
+algorithm 1 without its correction)."""
 
 from __future__ import annotations
 

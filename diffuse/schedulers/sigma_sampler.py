@@ -144,7 +144,7 @@ class VariancePreserving(SigmaSampler):
         if spaced is not None:
             visited, at = self.whole(sigmas.timesteps_of(spaced, self.schedule)), spaced
         final = 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
-        self.steps = len(visited)
+        self.steps, self.skipped = len(visited), skip
         self.place(visited.astype(np.int64), at, final, skip)
 
     def whole(self, timesteps: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffuse.errors import ConfigError
 
 _RHO = 7.0  # Karras et al., 2022, section 3
-_BETA = 0.6  # Lee et al., 2024, table 1
+_BETA = 0.6  # both parameters, as in the reference
 
 
 def schedule(alphas_cumprod: Tensor, zero_snr: bool) -> np.ndarray:
