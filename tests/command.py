@@ -7,11 +7,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from diffuse import cli
 
@@ -35,17 +35,29 @@ class Done:
 def diffuse(*arguments: Any, cwd: Path) -> Done:
     """`diffuse ARGUMENTS` in this process, which then keeps the pipeline for the next one."""
     out, err = io.StringIO(), io.StringIO()
+    status = exit_status(*arguments, cwd=cwd, out=out, err=err)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def exit_status(*arguments: Any, cwd: Path, out: TextIO, err: TextIO) -> Any:
+    """What `diffuse ARGUMENTS` in this process ends with, its streams being `out` and `err`."""
+    with log_kept(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            return end.code
+
+
+@contextmanager
+def log_kept() -> Iterator[None]:
+    """The command takes the library's log for itself; afterwards it is as before."""
     log = logging.getLogger("diffuse")
     before = log.handlers, log.propagate, log.level
-    status: Any = None
     try:
-        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
-            cli.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        status = end.code
+        yield
     finally:
-        log.handlers, log.propagate, log.level = before
-    return Done(status, out.getvalue(), err.getvalue())
+        log.handlers, log.propagate = before[:2]
+        log.setLevel(before[2])
 
 
 def smoke(*arguments: Any, cwd: Path) -> Done:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import chdir, closing, redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command import SMOKE, Done, diffuse, finished, smoke, start
+from command import SMOKE, Done, diffuse, exit_status, finished, log_kept, smoke, start
 from hub_server import MAIN, HubServer, Repository
 from huggingface_hub import constants
 from PIL import Image
@@ -183,16 +183,12 @@ def test_nothing_is_drawn_where_standard_error_is_no_terminal(tmp_path: Path) ->
 
 
 def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    log = logging.getLogger("diffuse")
-    before = log.handlers, log.propagate, log.level
-    try:
+    with log_kept():
         cli._log_to_stderr()
         inner = logging.getLogger("diffuse.some.room")
         inner.debug("unseen")
         inner.info("told %s", "once")
         inner.warning("two\nlines, %d %%", 1)
-    finally:
-        log.handlers, log.propagate, log.level = before
     assert capsys.readouterr() == ("", "told once\nwarning: two lines, 1 %\n")
 
 
@@ -319,10 +315,9 @@ def reader_gone() -> int:
 
 def test_a_reader_that_has_gone_costs_no_picture(reader_gone: int, tmp_path: Path) -> None:
     messages = io.StringIO()
-    with open(reader_gone, "w") as stream, chdir(tmp_path), redirect_stdout(stream), redirect_stderr(messages):
-        with pytest.raises(SystemExit) as end:
-            cli.main([*UNTRACKED, "num_images=2", "seed=1"])
-    assert end.value.code == 1
+    with open(reader_gone, "w") as stream:
+        status = exit_status(*UNTRACKED, "num_images=2", "seed=1", cwd=tmp_path, out=stream, err=messages)
+    assert status == 1
     assert len(files(tmp_path)) == 2 and all(Image.open(tmp_path / path).size == (64, 64) for path in files(tmp_path))
     summary, said = lines(messages.getvalue())
     assert summary.startswith("2 pictures in")
@@ -422,13 +417,12 @@ def test_the_bar_of_a_run_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     reader.start()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with os.fdopen(theirs, "w", buffering=1) as stream, chdir(tmp_path):
-        monkeypatch.setattr(sys, "stderr", stream)
-        with pytest.raises(SystemExit) as end:
-            cli.main([*UNTRACKED, "num_inference_steps=4", "num_images=2", "memory_profile.batch_size=1"])
+    arguments = (*UNTRACKED, "num_inference_steps=4", "num_images=2", "memory_profile.batch_size=1")
+    with os.fdopen(theirs, "w", buffering=1) as stream:
+        status = exit_status(*arguments, cwd=tmp_path, out=io.StringIO(), err=stream)
     reader.join(30)
     os.close(ours)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", b"".join(drawn).decode())
-    assert end.value.code == 0
+    assert status == 0
     assert re.search(r"\b8/8\b", text)
     assert "2 pictures in" in text.rstrip().splitlines()[-1]
