@@ -26,6 +26,13 @@ class MediaError(DiffuseError):
     """A media file cannot be read, or the place to write it to cannot be used."""
 
 
+class Stop(DiffuseError):
+    """Raised by a callback of `on_step` to end the run there. It reaches the caller."""
+
+    def __init__(self, message: str = "stopped by on_step") -> None:
+        super().__init__(message)
+
+
 class RunError(DiffuseError):
     """The request was right and the run failed: the command exits with status 1."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from diffuse.errors import ConfigError
 from diffuse.picture_input import PictureInput, fit, read_mask, read_picture
@@ -46,11 +47,12 @@ class Inputs:
         return fitted
 
     def as_record(self, request: GenerationRequest) -> dict[str, Any]:
-        """By field: which file it was, the SHA-256 of its bytes, and its size in pixels."""
+        """By field: which file it was, the SHA-256 of its bytes, and its size in pixels. A picture that was in memory
+        has no file, and the SHA-256 is of its pixels."""
         files = {"input_image": (request.input_image, self.picture), "mask_image": (request.mask_image, self.mask)}
         return {
             field: {
-                "file": str(Path(str(path)).expanduser().absolute()),
+                "file": None if read.in_memory else str(Path(str(path)).expanduser().absolute()),
                 "sha256": read.sha256,
                 "width": read.size[0],
                 "height": read.size[1],
@@ -60,10 +62,13 @@ class Inputs:
         }
 
 
-def read(given: Mapping[str, Any], values: dict[str, Any]) -> Inputs | None:
+def read(
+    given: Mapping[str, Any], values: dict[str, Any], in_memory: Mapping[str, Image.Image | np.ndarray] | None = None
+) -> Inputs | None:
     """Reads the pictures of a request and fills the fields that go with them, of `values`, in place.
 
-    `given` are the fields as the user set them, None where not; `values` those with the model's defaults.
+    `given` are the fields as the user set them, None where not; `values` those with the model's defaults. A picture of
+    `in_memory` stands for the file that its field names.
 
     Raises:
         ConfigError: a field is out of range, goes with one that is missing, or the mask is of another size.
@@ -83,10 +88,11 @@ def read(given: Mapping[str, Any], values: dict[str, Any]) -> Inputs | None:
     _check_strength(values["strength"], values["num_inference_steps"])
     values["resize"] = Resize(values["resize"] or Resize.stretch)
     values["keep_unmasked"] = bool(values["keep_unmasked"])
-    picture = read_picture(values["input_image"])
+    sources = {**values, **(in_memory or {})}
+    picture = read_picture(sources["input_image"])
     if not masked:
         return Inputs(picture)
-    mask = read_mask(values["mask_image"])
+    mask = read_mask(sources["mask_image"])
     if mask.size != picture.size:
         raise ConfigError(
             f"mask_image={values['mask_image']}: is {_size(mask)} pixels and the input_image {_size(picture)}; "

@@ -1,4 +1,5 @@
-"""Pictures that a request starts from: any common file as plain RGB, and made to fit the size of the request.
+"""Pictures that a request starts from: any common file as plain RGB, and made to fit the size of the request. In Python
+a picture may be in memory instead.
 
 What a viewer shows is what counts: the orientation in the EXIF data is followed, transparency lies over white, 16 bits
 a channel are scaled to 8, and of an animation the first frame is taken. Colour profiles are left out, as the field's
@@ -12,7 +13,7 @@ import io
 import os
 import stat
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,12 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class PictureInput:
-    """A picture from a file. `pixels` is uint8, RGB `[H, W, 3]`, or of a mask `[H, W]`."""
+    """A picture as it is used. `pixels` is uint8, RGB `[H, W, 3]`, or of a mask `[H, W]`."""
 
     pixels: np.ndarray
-    sha256: str  # of the file
+    sha256: str  # of the file, or of the RGB bytes of a picture that was in memory
     notes: tuple[str, ...] = ()  # what the user should know of how it was read
+    in_memory: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,23 +47,26 @@ class PictureInput:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-def read_picture(path: str, field: str = "input_image") -> PictureInput:
-    """The picture in a file, as RGB; transparent places are white. `field` is what messages call it.
+def read_picture(source: str | Image.Image | np.ndarray, field: str = "input_image") -> PictureInput:
+    """The picture in a file, or one in memory, as RGB; transparent places are white. `field` is what messages call it.
+
+    An array is grey `[H, W]`, RGB `[H, W, 3]` or RGBA `[H, W, 4]`: uint8, floating point from 0 to 1, or bool.
 
     Raises:
         MediaError: there is no such file, it is no picture, is damaged, or claims more than `MOST_PIXELS`.
     """
-    return _read(path, field, _WHITE)
+    return _read(source, field, _WHITE) if isinstance(source, str) else _taken(source, field, _WHITE)
 
 
-def read_mask(path: str, field: str = "mask_image") -> PictureInput:
-    """The mask in a file, as grey: white is painted anew, black is kept, and so is what is transparent.
+def read_mask(source: str | Image.Image | np.ndarray, field: str = "mask_image") -> PictureInput:
+    """The mask in a file, or one in memory, as grey: white is painted anew, black is kept, and so is what is
+    transparent.
 
     Raises:
         MediaError: as `read_picture`.
     """
-    read = _read(path, field, _BLACK)
-    return PictureInput(np.asarray(Image.fromarray(read.pixels).convert("L")), read.sha256, read.notes)
+    read = _read(source, field, _BLACK) if isinstance(source, str) else _taken(source, field, _BLACK)
+    return replace(read, pixels=np.asarray(Image.fromarray(read.pixels).convert("L")))
 
 
 def fit(pixels: np.ndarray, width: int, height: int, how: Resize) -> np.ndarray:
@@ -117,6 +122,38 @@ def _read(path: str, field: str, background: int) -> PictureInput:
     if frames > 1 and picture.format not in _PHOTOGRAPHS:
         notes.append(f"{shown}: holds {frames} frames; the first is taken")
     return PictureInput(pixels, hashlib.sha256(content).hexdigest(), tuple(notes))
+
+
+def _taken(source: Image.Image | np.ndarray, field: str, background: int) -> PictureInput:
+    """A picture in memory, by the same rules."""
+    picture = source if isinstance(source, Image.Image) else _from_array(source, field)
+    try:
+        picture.load()  # which Pillow puts off
+        pixels = np.asarray(_opaque(_upright(picture), background, field))
+    except MediaError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MediaError(f"{field}: cannot be read ({reason}); give another picture") from error
+    return PictureInput(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), in_memory=True)
+
+
+def _from_array(source: object, field: str) -> Image.Image:
+    if not isinstance(source, np.ndarray):
+        raise MediaError(f"{field}: is of type {type(source).__name__}; give a path, a PIL image or a NumPy array")
+    array, kind = source, source.dtype
+    if kind == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif np.issubdtype(kind, np.floating) and array.size and array.min() >= 0 and array.max() <= 1:  # which NaN is not
+        array = (array * 255).round().astype(np.uint8)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or not array.size or array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2:
+        raise MediaError(
+            f"{field}: is an array {list(source.shape)} of {kind}; give [H, W], [H, W, 3] or [H, W, 4] of uint8, or of "
+            "numbers from 0 to 1"
+        )
+    return Image.fromarray(array)
 
 
 def _content(path: str, shown: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,15 +35,23 @@ def unheard() -> OSError | None:
 
 
 class Progress:
-    """A bar with the time that is left, told of each denoising step; nothing where standard error is no terminal."""
+    """A bar with the time that is left, told of each denoising step: in a notebook below the cell, elsewhere on
+    standard error, or nothing where that is no terminal or it is not to be `shown`."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, shown: bool = True) -> None:
         self.title = title
+        self.shown = shown
+        self.cell: Any = None  # a notebook's display
         self.bar: Any = None
         self.task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        display = notebook_display()
+        if not self.shown:
+            return self
+        if display is not None:
+            self.cell = display({"text/plain": ""}, raw=True, display_id=True)
+        elif sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -63,9 +72,24 @@ class Progress:
         return self
 
     def step(self, step: Step) -> None:
+        if self.cell is not None:
+            done, text = step.index + 1, f"{step.index + 1}/{step.total}"
+            bar = f'<progress value="{done}" max="{step.total}"></progress> {text}'
+            self.cell.update({"text/html": bar, "text/plain": text}, raw=True)
         if self.bar is not None:
             self.bar.update(self.task, completed=step.index + 1, total=step.total)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.cell is not None:
+            self.cell.update({"text/plain": ""}, raw=True)
         if self.bar is not None:
             self.bar.stop()
+
+
+def notebook_display() -> Callable[..., Any] | None:
+    """IPython's `display` where a notebook's kernel runs this; None in a terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    return sys.modules["IPython.display"].display

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import struct
@@ -370,3 +371,57 @@ def test_the_limit_is_on_pixels_not_on_a_side(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(picture_input, "MOST_PIXELS", 99_999)
     with pytest.raises(MediaError, match="50000 x 2 pixels are more than"):
         read_picture(str(path))
+
+
+def in_mode(mode: str) -> Image.Image:
+    """The scene in one of Pillow's modes, half of it transparent where the mode can say so."""
+    picture = Image.fromarray(scene())
+    if mode == "I;16":
+        return Image.fromarray(scene()[..., 0].astype(np.uint16) * 257)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(np.tile(np.uint8([0, 255]), (HEIGHT, WIDTH // 2))))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_a_picture_in_memory_is_read_as_from_a_file(mode: str, tmp_path: Path) -> None:
+    picture = in_mode(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "x.tif", exif=exif)
+    picture.getexif()[0x0112] = 6
+    for read in (read_picture, read_mask):
+        memory, file = read(picture), read(str(tmp_path / "x.tif"))
+        assert np.array_equal(memory.pixels, file.pixels)
+        assert (memory.in_memory, file.in_memory) == (True, False)
+        assert memory.size == (HEIGHT, WIDTH)
+
+
+def test_arrays() -> None:
+    rgb = scene()
+    assert np.array_equal(read_picture(rgb).pixels, rgb)
+    assert np.array_equal(read_picture((rgb / 255).astype(np.float32)).pixels, rgb)
+    assert np.array_equal(read_picture(rgb[..., :1]).pixels, rgb[..., [0, 0, 0]])
+    assert np.array_equal(read_mask(rgb[..., 0] > 99).pixels, np.where(rgb[..., 0] > 99, 255, 0))
+    clear = np.dstack([rgb, np.zeros((HEIGHT, WIDTH), np.uint8)])
+    assert (read_picture(clear).pixels == 255).all() and (read_mask(clear).pixels == 0).all()
+    assert read_picture(rgb).sha256 == hashlib.sha256(rgb.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 2), np.int64),
+        np.full((2, 2), 1.5),
+        np.full((2, 2), np.nan),
+        np.zeros((0, 2), np.uint8),
+        np.zeros((2, 2, 5), np.uint8),
+        np.zeros(4, np.uint8),
+        [[1, 2], [3, 4]],
+        None,
+        Image.new("F", (2, 2)),
+    ],
+)
+def test_what_is_no_picture_in_memory_is_refused(wrong: Any) -> None:
+    with pytest.raises(MediaError, match=r"^mask: .*(give|save)"):
+        read_picture(wrong, "mask")
