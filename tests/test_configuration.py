@@ -50,7 +50,7 @@ EXAMPLES = [
 ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(TEXT, min_size=4, max_size=4))
 @example(EXAMPLES[0:4])
 @example(EXAMPLES[4:8])
@@ -66,7 +66,7 @@ def test_texts_are_taken_to_the_letter(texts: list[str]) -> None:
     assert configuration.typed(configuration.quote(overrides)) == overrides
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(TEXT)
 def test_hydra_reads_the_quoted_text_as_one_value(text: str) -> None:
     (quoted,) = configuration.quote([f"prompt={text}"])
@@ -75,7 +75,7 @@ def test_hydra_reads_the_quoted_text_as_one_value(text: str) -> None:
     assert configuration.typed([quoted]) == [f"prompt={text}"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TEXT)
 def test_in_a_sweep_only_an_explicit_one_is_no_text(text: str) -> None:
     (quoted,) = configuration.quote([f"prompt={text}"], sweep=True)
@@ -84,7 +84,7 @@ def test_in_a_sweep_only_an_explicit_one_is_no_text(text: str) -> None:
         assert not OverridesParser.create().parse_override(quoted).is_sweep_override()
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(prompt=TEXT, negative=TEXT)
 @example(prompt="two\nlines, ${seed} 'and' \"quotes\" ", negative="???")
 @example(prompt="choice(a,b)", negative="null")
@@ -274,7 +274,7 @@ def test_a_value_that_does_not_fit_is_refused_in_one_line(override: str) -> None
 KEYS = ["seed", "width", "guidance_scale", "model", "output.format", "scheduler", "output.dir", "x", "", "+seed"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(key=st.sampled_from(KEYS), value=TEXT)
 def test_nothing_but_a_one_line_error_comes_of_any_override(key: str, value: str) -> None:
     try:

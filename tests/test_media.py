@@ -254,7 +254,7 @@ NASTY = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(prompt=NASTY, seed=st.integers(0, 2**63))
 def test_a_name_from_a_prompt_is_plain_and_short(prompt: str, seed: int) -> None:
     stem = media.file_stem(prompt, seed)
@@ -268,7 +268,7 @@ def test_a_name_from_a_prompt_keeps_its_words() -> None:
     assert media.file_stem("", 7) == media.file_stem("🚀/..", 7) == "image_7"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(name=NASTY)
 @example(name="..")
 @example(name="../x")

@@ -214,7 +214,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(VALUES)
 @example([math.nan, math.inf, {1: {2: {None: Colour.red}}}])
 def test_any_value_becomes_what_json_holds(value: Any) -> None:
