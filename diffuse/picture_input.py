@@ -2,8 +2,8 @@
 a picture may be in memory instead.
 
 What a viewer shows is what counts: the orientation in the EXIF data is followed, transparency lies over white, 16 bits
-a channel are scaled to 8, and of an animation the first frame is taken. Colour profiles are left out, as the field's
-reference leaves them out.
+a channel are scaled to 8, and of an animation the first frame is taken. Colour profiles count for inks alone, CMYK; of
+RGB they are left out, as the field's reference leaves them out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from diffuse.errors import MediaError
 from diffuse.request import Resize
@@ -208,10 +208,26 @@ def _opaque(picture: Image.Image, background: int, shown: str) -> Image.Image:
     if picture.mode in ("I", "F", "LAB"):
         kind = {"I": "32-bit numbers", "F": "floating-point numbers", "LAB": "Lab colours"}[picture.mode]
         raise MediaError(f"{shown}: holds {kind}; save it as RGB of 8 or 16 bits")
+    if picture.mode == "CMYK":
+        return _from_inks(picture)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     under = Image.new("RGBA", picture.size, (background, background, background, 255))
     return Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
+
+
+def _from_inks(picture: Image.Image) -> Image.Image:
+    """CMYK, by the file's own profile: presses differ, and Pillow's formula makes every ink a colour of light."""
+    profile = picture.info.get("icc_profile")
+    if profile:
+        try:
+            inks, light = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            found = ImageCms.profileToProfile(picture, inks, light, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ImportError):  # damaged, of another kind, or Pillow is without LittleCMS
+            found = None
+        if found is not None:
+            return found
+    return picture.convert("RGB")
 
 
 def _from_16_bits(picture: Image.Image, background: int) -> Image.Image:

@@ -161,6 +161,44 @@ def test_cmyk(tmp_path: Path) -> None:
     near(read_picture(str(path)).pixels, np.round(255 * light[..., :3] * light[..., 3:]), 4)
 
 
+def press() -> bytes:
+    """An ICC profile, version 2, of a press whose cyan is a grey of half the lightness, and whose other inks are black.
+
+    Its one table says so for the 16 ways to lay inks over each other, in Lab; what is between is interpolated.
+    """
+    corners = bytearray()
+    for corner in range(16):
+        cyan, *others = (corner >> bit & 1 for bit in (3, 2, 1, 0))
+        lightness = 0.0 if any(others) else 0.5 if cyan else 1.0
+        corners += bytes([round(255 * lightness), 128, 128])
+    ramp = bytes(range(256))
+    unit = b"".join(struct.pack(">i", 65536 * (i == j)) for i in range(3) for j in range(3))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + unit + ramp * 4 + bytes(corners) + ramp * 3
+    table += bytes(-len(table) % 4)
+    tags = struct.pack(">I4sII", 1, b"A2B0", 128 + 16, len(table))
+    white = struct.pack(">iii", *(round(65536 * value) for value in (0.9642, 1.0, 0.8249)))
+    head = struct.pack(">I4sI4s4s4s12s4s", 144 + len(table), b"", 0x02400000, b"prtr", b"CMYK", b"Lab ", b"", b"acsp")
+    return head + bytes(28) + white + bytes(48) + tags + table
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tiff"])
+def test_cmyk_with_the_profile_of_its_press(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    inks = np.zeros((16, 32, 4), np.uint8)
+    inks[:, 16:, 0] = 255
+    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {}
+    Image.fromarray(inks, "CMYK").save(path, icc_profile=press(), **options)
+    # L* 50 is 18.4 % of the light, which sRGB writes as 119 (IEC 61966-2-1).
+    expected = np.where(inks[..., :1] == 255, 119, 255).repeat(3, axis=2)
+    near(read_picture(str(path)).pixels, expected, 2)
+
+
+def test_cmyk_with_a_damaged_profile(tmp_path: Path) -> None:
+    path = tmp_path / "x.tiff"
+    Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(path, icc_profile=press()[:200])
+    assert (read_picture(str(path)).pixels == [0, 255, 255]).all()
+
+
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
 def test_the_first_frame_of_several(suffix: str, tmp_path: Path) -> None:
     colours = [(250, 20, 20), (20, 250, 20), (20, 20, 250)]
