@@ -62,6 +62,7 @@ Standard output carries the saved paths, one a line. Exit status: 0 done, 2 the 
 COMMANDS = ("generate", "download", "doctor", "ui")
 _NOTES = {
     "model": "model.source=FOLDER or OWNER/NAME",
+    "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
     "hardware": "hardware.dtype, hardware.deterministic=strict",
@@ -268,15 +269,15 @@ def _download(arguments: list[str]) -> None:
 
     from diffuse import hub, run
 
-    family = run.family(cfg.model._target_)
-    checkpoint = hub.download(
-        cfg.model.source,
-        revision=cfg.model.revision,
-        variant=cfg.model.variant,
-        components=(*family.components, "scheduler"),
-        yes="--yes" in arguments or "-y" in arguments,
-    )
-    _print(checkpoint.folder)
+    for model in run.stages(cfg):
+        checkpoint = hub.download(
+            model.source,
+            revision=model.revision,
+            variant=model.variant,
+            components=(*run.family(model._target_).components, "scheduler"),
+            yes="--yes" in arguments or "-y" in arguments,
+        )
+        _print(checkpoint.folder)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -20,7 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.errors import ConfigError
-from diffuse.request import Config, HardwareConfig, MemoryProfileConfig, ModelConfig, TrackingConfig
+from diffuse.request import (
+    Config,
+    HardwareConfig,
+    MemoryProfileConfig,
+    ModelConfig,
+    RefinerConfig,
+    TrackingConfig,
+)
 
 PACKAGE = Path(__file__).resolve().parent
 NAME = "config"
@@ -37,6 +44,7 @@ OmegaConf.register_new_resolver("diffuse_marks", lambda: _MARKS, replace=True)
 
 _GROUPS: dict[str, type[Any]] = {
     "model": ModelConfig,
+    "refiner": RefinerConfig,
     "memory_profile": MemoryProfileConfig,
     "hardware": HardwareConfig,
     "tracking": TrackingConfig,
@@ -44,11 +52,19 @@ _GROUPS: dict[str, type[Any]] = {
 _GROUPED = (*_GROUPS, "scheduler", "experiment")
 _TEXTS = frozenset({"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "prompt_file", "output.name"})
 _PATHS = frozenset(
-    {"output.dir", "model.source", "tracking.uri", "tracking.artifact_location", "input_image", "mask_image"}
+    {
+        "output.dir",
+        "model.source",
+        "refiner.source",
+        "tracking.uri",
+        "tracking.artifact_location",
+        "input_image",
+        "mask_image",
+    }
 )
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
-_OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib")  # keys may be added here
+_OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib", "refiner.request_defaults")  # keys may be added here
 
 
 def conf_dir() -> Path:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -186,31 +187,44 @@ class Memory:
         self.hw = hw
         self.half_dtype = half_dtype
         self.instead = instead
-        self.load_seconds = 0.0  # since start(), spent reading weights
+        self._loading = {"seconds": 0.0}  # since start()
         self.batched_guidance = profile.guidance is Guidance.batched and not hw.strict
         self.batch_size = 1 if hw.strict else max(profile.batch_size, 1)
         self.tiled_decode = profile.tiled_decode
         self._device = torch.device("cuda", 0) if hw.device == "cuda" else torch.device(hw.device)
         self._allocator = allocator_of(self._device)
         self._components: dict[str, _Component] = {}
+        self._prefix = ""
         self._checked = False
         self.start()
+
+    def beside(self, prefix: str) -> Memory:
+        """This memory for a second model, whose components stand in it under `prefix`. The profile, what is resident
+        and the clock are the same; what the profile says of a component holds for both models' own."""
+        other = copy(self)
+        other._prefix = f"{self._prefix}{prefix}."
+        return other
+
+    @property
+    def load_seconds(self) -> float:
+        """Since `start()`, spent reading weights."""
+        return self._loading["seconds"]
 
     def add(self, name: str, load: Load, *, float32: bool = False) -> None:
         """Declare a component. `load(device, dtype)` is called when it is first used; `float32`: never in half."""
         on_device = name in self.profile.on_device or EVERY in self.profile.on_device
         device = self._device if on_device else _CPU
         dtype = torch.float32 if float32 else self._dtype_on(device)
-        self._components[name] = _Component(load, on_device, device, dtype)
+        self._components[self._prefix + name] = _Component(load, on_device, device, dtype)
         self._checked = False
 
     def device(self, name: str) -> torch.device:
         """Where the component runs, and its inputs have to be."""
-        return self._components[name].device
+        return self._components[self._prefix + name].device
 
     def dtype(self, name: str) -> torch.dtype:
         """The format of the component's weights, and of its inputs."""
-        return self._components[name].dtype
+        return self._components[self._prefix + name].dtype
 
     @property
     def dtypes(self) -> dict[str, str]:
@@ -219,7 +233,7 @@ class Memory:
 
     def start(self) -> None:
         """Begin a run: memory peaks and `load_seconds` count from here."""
-        self.load_seconds = 0.0
+        self._loading["seconds"] = 0.0
         self._allocator.reset_peak()
         reset_rss_peak()
 
@@ -242,17 +256,17 @@ class Memory:
         """
         if not self._checked:
             self.check()
-        component = self._components[name]
+        component = self._components[self._prefix + name]
         component.users += 1
         try:
             if self.profile.cleanup is Cleanup.phases:
-                self._end_other_phases(name)
+                self._end_other_phases(self._prefix + name)
             loading = component.module is None
             began = time.perf_counter()
             module = component.arrive()
             if loading:
                 self._allocator.synchronize()
-                self.load_seconds += time.perf_counter() - began
+                self._loading["seconds"] += time.perf_counter() - began
             yield module
         except RuntimeError as error:
             if not _is_out_of_memory(error):

@@ -70,6 +70,18 @@ class ModelConfig:
 
 
 @dataclass
+class RefinerConfig:
+    """`conf/refiner/*.yaml`: a second model that makes the last steps, or none."""
+
+    name: str = MISSING
+    _target_: str | None = None  # a class inside diffuse.pipelines
+    source: str | None = None  # a folder in the diffusers layout, or a hub repository
+    revision: str | None = None
+    variant: str | None = None
+    request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
+
+
+@dataclass
 class MemoryProfileConfig:
     """`conf/memory_profile/*.yaml`: what may be resident where, and when."""
 
@@ -138,12 +150,14 @@ class Config:
     target_height: int | None = None
     aesthetic_score: float | None = None
     negative_aesthetic_score: float | None = None
+    denoising_end: float | None = None
     input_image: str | None = None
     mask_image: str | None = None
     strength: float | None = None
     resize: Resize | None = None
     keep_unmasked: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -178,6 +192,7 @@ class GenerationRequest:
     target_height: int | None = None
     aesthetic_score: float | None = None  # 0 to 10: how well SDXL's refiner is to imagine the picture pleases
     negative_aesthetic_score: float | None = None
+    denoising_end: float | None = None  # 0 to 1: the share of the noise's way after which a refiner takes over
     input_image: str | None = None  # the file of a picture to start from
     mask_image: str | None = None  # and of its mask: white is painted anew
     strength: float | None = None  # above 0, up to 1: how much of the way from noise is gone; None without a picture

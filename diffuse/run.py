@@ -18,6 +18,7 @@ from diffuse.configuration import load_group
 from diffuse.errors import ConfigError, RunError
 from diffuse.hardware import Hardware
 from diffuse.inputs import Inputs
+from diffuse.pipelines.refined import request_fields, staged
 from diffuse.request import Generation, GenerationRequest, MemoryProfileConfig
 from diffuse.terminal import Progress, saved, say, unheard
 from diffuse.validation import Draft
@@ -37,6 +38,7 @@ class Prepared:
     pipeline: Any
     scheduler: Any
     inputs: Inputs | None = None
+    refiner: Checkpoint | None = None
 
 
 _pipelines: OrderedDict[str, Any] = OrderedDict()
@@ -77,12 +79,7 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
         job.cfg,
         overrides,
         request,
-        weights={
-            "source": job.checkpoint.source,
-            "revision": job.checkpoint.revision,
-            "variant": job.checkpoint.variant,
-            "sha256": job.checkpoint.digest(),
-        },
+        weights=_weights(job.checkpoint) | ({} if job.refiner is None else {"refiner": _weights(job.refiner)}),
         hardware={
             **job.hardware.as_record(),
             "dtypes": job.pipeline.memory.dtypes,
@@ -145,6 +142,15 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], swe
     return paths
 
 
+def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "variant": checkpoint.variant,
+        "sha256": checkpoint.digest(),
+    }
+
+
 def _tags(about: dict[str, Any], sweep: str | None) -> dict[str, str]:
     tags = {
         "diffuse.version": about["diffuse"],
@@ -180,30 +186,33 @@ def prepare(cfg: DictConfig, draft: Draft) -> Prepared:
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
     profile = memory_profile.choose(cfg.memory_profile, profiles, thresholds, hw)
 
-    pipeline_class = family(cfg.model._target_)
-    validation.refuse_unknown(draft, pipeline_class.request_fields, cfg.model.name)
-    checkpoint = hub.locate(
-        cfg.model.source,
-        revision=cfg.model.revision,
-        variant=cfg.model.variant,
-        components=(*pipeline_class.components, "scheduler"),
-    )
-    key = json.dumps(
-        [checkpoint.identity, cfg.model._target_, hw.key, cfg.model.half_dtype, asdict(profile)], default=str
-    )
+    models = stages(cfg)
+    families = [family(model._target_) for model in models]
+    validation.refuse_unknown(draft, request_fields(families), " refiner=".join(model.name for model in models))
+    checkpoints = [
+        hub.locate(
+            model.source,
+            revision=model.revision,
+            variant=model.variant,
+            components=(*pipeline_class.components, "scheduler"),
+        )
+        for model, pipeline_class in zip(models, families, strict=True)
+    ]
+    identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
+    key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     pipeline = _kept(key)
     if pipeline is None:
         instead = memory_profile.lighter(profile, profiles, thresholds)
         memory = memory_profile.Memory(profile, hw, cfg.model.half_dtype, instead)
-        pipeline = _keep(key, pipeline_class(checkpoint, memory))
+        pipeline = _keep(key, staged(families, checkpoints, memory))
 
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     pipeline.memory.check()
     memory_profile.check_size(profile, request.width, request.height)
-    scheduler = pipeline.scheduler(OmegaConf.to_container(cfg.scheduler, resolve=True))
-    scheduler.set_timesteps(request.num_inference_steps)  # now, to refuse what it cannot do
-    return Prepared(cfg, request, hw, profile, checkpoint, pipeline, scheduler, draft.inputs)
+    scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
+    checkpoint, refiner = checkpoints[0], checkpoints[1] if len(checkpoints) > 1 else None
+    return Prepared(cfg, request, hw, profile, checkpoint, pipeline, scheduler, draft.inputs, refiner)
 
 
 def _generate(job: Prepared, on_step: Any = None) -> Generation:
@@ -211,6 +220,11 @@ def _generate(job: Prepared, on_step: Any = None) -> Generation:
     started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
     generation: Generation = job.pipeline(job.request, job.scheduler, **started_from, on_step=on_step)
     return generation
+
+
+def stages(cfg: DictConfig) -> list[DictConfig]:
+    """The models that make a picture, one after the other."""
+    return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
 
 
 def family(target: str) -> Any:

@@ -76,8 +76,7 @@ def drafts(cfg: DictConfig) -> list[Draft]:
     """
     with explained():
         _check_interpolations(cfg)
-        defaults = OmegaConf.to_container(cfg.model.request_defaults, resolve=True)
-        assert isinstance(defaults, dict)
+        defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}
         check_targets(cfg)
         sampler_options.check(
             {key: value for key, value in _container(cfg.scheduler).items() if key not in ("_target_", "name")}
@@ -117,10 +116,13 @@ def check_targets(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming the class; or there is no `model.source`.
     """
-    for group, room in (("model", "diffuse.pipelines."), ("scheduler", "diffuse.schedulers.")):
+    rooms = {"model": "diffuse.pipelines.", "refiner": "diffuse.pipelines.", "scheduler": "diffuse.schedulers."}
+    for group, room in rooms.items():
         node = cfg[group]
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{group}={node}: there is no such {group}; there are {', '.join(options(group))}")
+        if group == "refiner" and node._target_ is None:
+            continue
         target = str(node.get("_target_", ""))
         if not target.startswith(room) or not all(part.isidentifier() for part in target.split(".")):
             raise ConfigError(
@@ -130,8 +132,11 @@ def check_targets(cfg: DictConfig) -> None:
     for name in map(str, cfg.model.min_vram_gib):
         if name not in profiles:
             raise ConfigError(f"model.min_vram_gib.{name}: there is no such memory profile{nearest(name, profiles)}")
-    if not cfg.model.source:
-        raise ConfigError("model.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME")
+    for group in ("model", "refiner"):
+        if cfg[group]._target_ is not None and not cfg[group].source:
+            raise ConfigError(
+                f"{group}.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME"
+            )
 
 
 def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
@@ -180,6 +185,12 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
             _whole(name, values[name], least)
     _number("guidance_scale", values["guidance_scale"], math.inf, "of 0 or more; 0 and 1 switch guidance off")
     _number("guidance_rescale", values["guidance_rescale"], 1, "from 0 to 1")
+    end = values["denoising_end"]
+    if end is not None:
+        if cfg.refiner._target_ is None:
+            raise ConfigError(f"denoising_end={end}: is when a refiner takes over; add refiner=sdxl")
+        if isinstance(end, bool) or not isinstance(end, int | float) or not 0 < end < 1:
+            raise ConfigError(f"denoising_end={end}: should be a number between 0 and 1")
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         if values[name] is not None:
             _number(name, values[name], 10, "from 0 to 10")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import oracle_sdxl
 import pytest
 import torch
 from command import Done, diffuse
-from diffusers import StableDiffusionXLImg2ImgPipeline
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from oracle_sdxl import Variant
 from picture_parity import photograph
 from PIL import Image
@@ -93,6 +95,12 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
+def assert_refused(done: Done, said: str) -> None:
+    assert done.status == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 # By itself, from a picture to another
 
 
@@ -144,3 +152,100 @@ def test_a_refiner_without_its_text_encoder_and_a_base_in_its_place_are_refused(
     assert "text_encoder" in done.err or "tokenizer" in done.err
     for line in done.err.splitlines():
         assert "Traceback" not in line
+
+
+def test_a_refiner_by_itself_needs_a_picture(refiner: Path, tmp_path: Path) -> None:
+    assert_refused(run(tmp_path, "model=sdxl_refiner", **{"model.source": refiner}), "add input_image=FILE")
+
+
+# The last steps after SDXL
+
+
+def both(base: Path, refiner: Path, **options: Any) -> dict[str, Any]:
+    return {"model.source": base, "refiner.source": refiner, "width": 64, "height": 64, **options}
+
+
+def made_by_both(
+    base: Path, refiner: Path, seed: int = 0, end: float = 0.8, sampler: Any = None, **request: Any
+) -> np.ndarray:
+    """What diffusers makes in two stages, with one generator."""
+    first, second = theirs(base, StableDiffusionXLPipeline), theirs(refiner, StableDiffusionXLImg2ImgPipeline)
+    kept = first.scheduler, second.scheduler
+    if sampler is not None:
+        first.scheduler, second.scheduler = (sampler.from_config(scheduler.config) for scheduler in kept)
+    request = {**REQUEST, "generator": torch.Generator().manual_seed(seed), **request}
+    early = {name: value for name, value in request.items() if "score" not in name}
+    late = {name: value for name, value in request.items() if name != "prompt_2"}
+    latents = first(**early, width=64, height=64, denoising_end=end, output_type="latent").images
+    images = second(**late, image=latents, denoising_start=end).images
+    first.scheduler, second.scheduler = kept
+    return np.asarray(images[0])[None]
+
+
+FIELDS = {"prompt_2": "oil", "negative_prompt": "and", "guidance_rescale": 0.5, "aesthetic_score": 8}
+
+
+@pytest.mark.parametrize(
+    ("ours", "peers"),
+    [
+        ({}, {}),
+        ({"denoising_end": 0.35, "seed": 5}, {"end": 0.35, "seed": 5}),
+        ({"num_inference_steps": 7, "denoising_end": 0.6}, {"num_inference_steps": 7, "end": 0.6}),
+        (FIELDS, FIELDS),
+        ({"memory_profile": "balanced"}, {}),
+        ({"scheduler": "euler_ancestral"}, {"sampler": EulerAncestralDiscreteScheduler}),
+    ],
+    ids=["plain", "early", "more steps", "every field", "a profile in which they change places", "ancestral"],
+)
+def test_two_stages(ours: dict[str, Any], peers: dict[str, Any], base: Path, refiner: Path, tmp_path: Path) -> None:
+    found = made(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, refiner), **ours)
+    assert_same(found, made_by_both(base, refiner, **peers))
+
+
+def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: Path, tmp_path: Path) -> None:
+    options = both(base, refiner, num_images=3)
+    done = run(tmp_path, "model=sdxl", "refiner=sdxl", "memory_profile.batch_size=2", **options)
+    assert done.status == 0, done.err
+    record = json.loads(Image.open(tmp_path / done.paths[0]).text["diffuse"])  # type: ignore[attr-defined]
+    assert record["weights"]["source"] == str(base)
+    assert record["weights"]["refiner"]["source"] == str(refiner)
+    assert len({record["weights"]["sha256"], record["weights"]["refiner"]["sha256"]}) == 2
+    assert record["request"]["denoising_end"] == record["config"]["denoising_end"] == 0.8
+    assert record["config"]["refiner"]["name"] == "sdxl"
+    assert (record["request"]["aesthetic_score"], record["request"]["negative_aesthetic_score"]) == (6, 2.5)
+    for seed, path in enumerate(done.paths):
+        alone = made(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, refiner, seed=seed))
+        assert np.abs(alone[0].astype(int) - np.asarray(Image.open(tmp_path / path))).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("denoising_end=1", "denoising_end=1.0: should be a number between 0 and 1"),
+        ("denoising_end=0.9999", "leaves the refiner none of num_inference_steps=5; lower it"),
+        ("denoising_end=0.001", "leaves the model none of num_inference_steps=5; raise it"),
+        ("aesthetic_score=11", "aesthetic_score=11.0: should be a number from 0 to 10"),
+        ("refiner.source=null", "refiner.source is not set"),
+        ("refiner._target_=os.system", "refiner._target_=os.system: should be a class in diffuse.pipelines"),
+        ("refiner=none", "denoising_end=0.5: is when a refiner takes over; add refiner=sdxl"),
+        ("memory_profile.on_device=[unt]", "on_device names unt"),
+    ],
+)
+def test_what_two_stages_cannot_do_is_refused(
+    override: str, said: str, base: Path, refiner: Path, tmp_path: Path
+) -> None:
+    name, value = override.split("=", 1)
+    options = both(base, refiner) | {"refiner": "sdxl", "denoising_end": 0.5} | {name: value}
+    assert_refused(run(tmp_path, "model=sdxl", **options), said)
+
+
+def test_two_stages_of_different_latents_and_pictures_to_start_from_are_refused(
+    base: Path, refiner: Path, tmp_path: Path
+) -> None:
+    other = build_refiner(tmp_path / "other", replace(REFINER, vae_channels=(8, 16)))
+    groups = ("model=sdxl", "refiner=sdxl")
+    assert_refused(run(tmp_path, *groups, **both(base, other)), "the factor of its vae is 2 and should be 8")
+    source = photograph(tmp_path / "source.png")
+    done = run(tmp_path, *groups, **both(base, refiner), input_image=source)
+    assert_refused(done, f"input_image={source}: model=sdxl refiner=sdxl knows no input_image")
+    assert not (tmp_path / "out").exists()

@@ -32,6 +32,8 @@ class Sampler(Walk, Protocol):
     model.
     """
 
+    num_train_timesteps: int
+
     @property
     def init_noise_sigma(self) -> float: ...
     def set_timesteps(self, num_inference_steps: int, *, skip: int = 0) -> None: ...

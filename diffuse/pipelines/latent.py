@@ -101,6 +101,12 @@ class LatentPipeline:
         scheduler: Sampler = build.build(options, self.checkpoint.config("scheduler"))
         return scheduler
 
+    def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
+        """The sampler that `options` names, with the request's steps, so that what it cannot do is refused."""
+        scheduler = self.scheduler(options)
+        scheduler.set_timesteps(request.num_inference_steps)
+        return scheduler
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -126,9 +132,7 @@ class LatentPipeline:
         """
         self.memory.start()
         clock = Clock(self.memory)
-        shape = self._latent_shape(request)
-        if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
-            raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
+        shape = self.latent_shape(request, latents)
         scheduler.set_timesteps(request.num_inference_steps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
         batches = split(request.num_images, self.memory.batch_size)
@@ -136,7 +140,7 @@ class LatentPipeline:
         # 1. The prompts become the denoiser's conditioning, and a picture the distribution of its latents.
         with clock.phase("encode_s"):
             guidance, warnings = self.guidance(request)
-            start = self._start(request, picture, mask)
+            start = self._start(request, shape, picture, mask)
 
         # 2. Noise becomes latents, a batch at a time.
         steps = Steps(total * len(batches), on_step)
@@ -193,9 +197,15 @@ class LatentPipeline:
     def _on_device(self, conditioning: Conditioning) -> Conditioning:
         return {name: value.to(self.memory.device("unet")) for name, value in conditioning.items()}
 
-    def _start(self, request: GenerationRequest, picture: np.ndarray | None, mask: np.ndarray | None) -> Start:
+    def _start(
+        self,
+        request: GenerationRequest,
+        shape: Sequence[int],
+        picture: np.ndarray | None,
+        mask: np.ndarray | None,
+    ) -> Start:
         """What the request's pictures start from."""
-        shape, pure = self._latent_shape(request), request.strength == 1
+        pure = request.strength == 1
         if picture is None:
             return FromNoise(shape)
         pixels = torch.tensor(picture).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
@@ -238,9 +248,17 @@ class LatentPipeline:
         unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
         return (unit.numpy() * 255).round().astype(np.uint8)
 
-    def _latent_shape(self, request: GenerationRequest) -> tuple[int, int, int]:
+    def latent_shape(self, request: GenerationRequest, given: Tensor | None = None) -> tuple[int, int, int]:
+        """The latents of one picture, `[C, h, w]`.
+
+        Raises:
+            ConfigError: `given`, the request's initial noise, is not of that shape.
+        """
         factor = self.vae_config.factor
-        return self.vae_config.latent_channels, request.height // factor, request.width // factor
+        shape = self.vae_config.latent_channels, request.height // factor, request.width // factor
+        if given is not None and tuple(given.shape) != (request.num_images, *shape):
+            raise ConfigError(f"latents are {tuple(given.shape)}; this request needs {(request.num_images, *shape)}")
+        return shape
 
     def config(self, config: type[Any], component: str) -> Any:
         """The architecture that the checkpoint declares for `component`, as an instance of `config`."""

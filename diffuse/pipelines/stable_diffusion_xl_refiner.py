@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from diffuse.errors import ConfigError
 from diffuse.pipelines.latent import LatentPipeline
 from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL, Texts, filled
 from diffuse.request import GenerationRequest
@@ -42,6 +43,15 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
             aesthetic_score=AESTHETIC_SCORE,
             negative_aesthetic_score=NEGATIVE_AESTHETIC_SCORE,
         )
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuses to start from noise alone, which this denoiser has not learned to take away."""
+        super().check(request)
+        if not request.input_image:
+            raise ConfigError(
+                f"model.source={self.checkpoint.source}: refines pictures; add input_image=FILE, or make one with "
+                "model=sdxl refiner=sdxl"
+            )
 
     def texts(self, request: GenerationRequest) -> Texts:
         """The first prompt: a second one is for SDXL's own denoiser."""
