@@ -51,6 +51,15 @@ def run(folder: Path, out: Path, model: str = "sd21", **request: Any) -> command
     return command.diffuse(f"model={model}", "hardware=cpu", "tracking=none", *overrides, cwd=out.parent)
 
 
+def refused(done: command.Done, said: str, out: Path) -> None:
+    """The command ended with one line that says so, and left nothing behind."""
+    assert done.status == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+    assert done.out == ""
+    assert not out.exists()
+
+
 def made(folder: Path, out: Path, **request: Any) -> np.ndarray:
     """The pictures that the command saves, uint8 `[N, H, W, 3]`."""
     done = run(folder, out, **request)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from oracle import Variant
-from picture_parity import apart, assert_same, made, photograph
+from picture_parity import apart, assert_same, made, photograph, refused
 from PIL import Image, ImageOps
 
 from diffuse.media import read_record
@@ -189,14 +189,6 @@ REFUSED = {
     "a way to resize that is none": ({"resize": "squash"}, "'squash' is none of stretch, crop, pad"),
     "no mask to keep by": ({"keep_unmasked": "true"}, "keep_unmasked=true: keeps what is outside a mask; add mask_im"),
 }
-
-
-def refused(done: Any, said: str, out: Path) -> None:
-    assert done.status == 2
-    assert said in done.err
-    assert len(done.err.splitlines()) == 1
-    assert done.out == ""
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -13,12 +13,14 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipe
 from oracle import Variant
 from picture_parity import assert_same, made, photograph, stencil
 
-# One of each kind: state that grows with the noise, noise in each step, two calls a step, memory of earlier steps.
+# One of each kind: state that grows with the noise, noise in each step, two calls a step, memory of earlier steps, and
+# steps that are corrected afterwards.
 SAMPLERS = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
 }
 
 

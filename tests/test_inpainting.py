@@ -12,7 +12,7 @@ import picture_parity
 import pytest
 from diffusers import StableDiffusionInpaintPipeline
 from oracle import Variant
-from picture_parity import apart, assert_same, made, photograph, stencil
+from picture_parity import apart, assert_same, made, photograph, refused, stencil
 from PIL import Image
 
 from diffuse.media import read_record
@@ -152,13 +152,6 @@ def test_the_record_holds_both_inputs(folder: Callable[[str], Path], inputs: dic
     assert record["inputs"]["mask_image"]["file"] == str(inputs["mask_image"])
     assert record["request"]["keep_unmasked"] is True
     assert record["request"]["mask_image"] == str(inputs["mask_image"])
-
-
-def refused(done: Any, said: str, out: Path) -> None:
-    assert done.status == 2
-    assert said in done.err
-    assert len(done.err.splitlines()) == 1
-    assert not out.exists()
 
 
 def test_a_mask_of_another_size(folder: Callable[[str], Path], inputs: dict[str, Path], tmp_path: Path) -> None:
