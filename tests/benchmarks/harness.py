@@ -12,13 +12,9 @@ import argparse
 import gc
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/oracle.py, however this is started
 
 import peers
 import torch

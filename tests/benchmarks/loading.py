@@ -1,10 +1,13 @@
-"""Loading a U-Net's weights: the time as a ratio to diffusers' `from_pretrained`, and the peak of the host's memory.
+"""Loading a component's weights, against `from_pretrained` of diffusers and transformers: time, and the host's memory.
 
-    python tests/benchmarks/loading.py [--rounds N] [--threads N]
+    python tests/benchmarks/loading.py                      one thread; the tiny checkpoint, and a U-Net of 217 M
+    python tests/benchmarks/loading.py --threads 2          as many as torch takes by itself on two cores
+    python tests/benchmarks/loading.py --sizes full --repetitions 3       SD 2.1's U-Net; 9 GB on disk, 7 GB of memory
 
-Both read the same files (217 M parameters, made at random in a temporary folder) in the same process, in turn; the
-ratio is of the medians. The peak is what the process gained, in units of the loaded weights, each in a process of its
-own, and after every weight was touched, so that mapped files count in full.
+Both read the same files in the same process, in turn and in an order that changes; a ratio is the median of the paired
+ratios. `load` is the call that gives the module. Because a mapped file is read, and a weight brought into the
+processor's order, when it is first used, `first use` counts a forward pass over little input too. The peak is what the
+process gained until after that pass, in units of the loaded weights, mapped files in full; each has its own process.
 """
 
 from __future__ import annotations
@@ -20,52 +23,65 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import peers
 import torch
-from diffusers import UNet2DConditionModel as Reference
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from module import MODELS
 from torch import nn
+from transformers import CLIPTextModel
 
-from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel, rename
 from diffuse.weights import Checkpoint, architecture, load
 
-CASES = [
-    ("float32", "float32"),
-    ("float16", "float32"),
-    ("float32", "bfloat16"),
-    ("bfloat16", "bfloat16"),
-]
+PEERS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+STORED = {"tiny": ["as shipped"], "medium": ["float32", "float16", "bfloat16"], "full": ["float32", "float16"]}
+WANTED = ["float32", "bfloat16"]
+COLUMNS = "{:24} {:>9} {:>9} {:>8} {:>8} {:>6} {:>10} {:>6} {:>7}"
 
 
-def make(root: Path) -> None:
+def make(root: Path, size: str, stored: str) -> Path:
+    """A checkpoint of random weights, in the diffusers layout."""
     torch.manual_seed(0)
-    model = Reference(
-        sample_size=16,
-        block_out_channels=(160, 320, 640, 640),
-        cross_attention_dim=512,
-        attention_head_dim=(5, 10, 20, 20),
-        use_linear_projection=True,
-    )
-    for stored in ("float32", "float16", "bfloat16"):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(getattr(torch, stored))
-        model.save_pretrained(root / stored / "unet")
-        (root / stored / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
+    config = dict(peers.PUBLISHED["unet"])
+    if size == "medium":
+        config |= {"block_out_channels": (160, 320, 640, 640), "attention_head_dim": (5, 10, 20, 20)}
+        config |= {"cross_attention_dim": 512}
+    model = UNet2DConditionModel.from_config(config).to(getattr(torch, stored))
+    folder = root / f"{size} {stored}"
+    model.save_pretrained(folder / "unet", max_shard_size="10GB")
+    (folder / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DConditionModel"]}))
+    return folder
 
 
-def ours(folder: Path, dtype: torch.dtype) -> nn.Module:
+def ours(folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
+    model, settings, rename = MODELS[component]
     found = Checkpoint.open(folder)
-    config = architecture(UNet2DConditionConfig, found.config("unet"), "unet/config.json")
-    return load(lambda: UNet2DConditionModel(config), found, "unet", device="cpu", dtype=dtype, rename=rename)
+    config: Any = architecture(settings, found.config(component), f"{component}/config.json")  # type: ignore[type-var]
+    return load(lambda: model(config), found, component, device="cpu", dtype=dtype, rename=rename)
 
 
-def theirs(folder: Path, dtype: torch.dtype) -> nn.Module:
-    model: nn.Module = Reference.from_pretrained(folder / "unet", torch_dtype=dtype)
-    return model
+def theirs(folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
+    module: nn.Module = PEERS[component].from_pretrained(folder / component, torch_dtype=dtype)
+    return module
 
 
-WAYS: dict[str, Callable[[Path, torch.dtype], nn.Module]] = {"ours": ours, "theirs": theirs}
+WAYS: dict[str, Callable[[Path, str, torch.dtype], nn.Module]] = {"ours": ours, "theirs": theirs}
+
+
+@torch.no_grad()
+def use(module: Any, component: str) -> None:
+    """A forward pass over as little as the architecture takes."""
+    config, dtype = module.config, next(module.parameters()).dtype
+    if component == "unet":
+        latents, text = torch.ones(1, config.in_channels, 8, 8), torch.ones(1, 8, config.cross_attention_dim)
+        module(latents.to(dtype), torch.tensor(1), text.to(dtype))
+    elif component == "vae":
+        module.decode(torch.ones(1, config.latent_channels, 8, 8, dtype=dtype))
+    else:
+        module(torch.ones(1, 8, dtype=torch.int64))
 
 
 def resident(name: str) -> int:
@@ -74,56 +90,74 @@ def resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def peak(folder: Path, way: str, wanted: str) -> float:
-    """In this process: the peak that loading adds, over the size of the loaded weights."""
+def peak(folder: Path, component: str, way: str, wanted: str) -> float:
+    """In this process: the peak that loading and first use add, over the size of the loaded weights."""
+    dtype = getattr(torch, wanted)
+    if component == "unet":  # what the libraries allocate once, whatever is loaded
+        use(WAYS[way](peers.TINY, component, dtype), component)
+        gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    module = WAYS[way](folder, getattr(torch, wanted))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.sum()
+    module = WAYS[way](folder, component, dtype)
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    use(module, component)
     return (resident("VmHWM") - before) / size
 
 
-def seconds(folder: Path, dtype: torch.dtype, rounds: int) -> dict[str, float]:
-    """The median time of either way."""
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(rounds + 1):
-        for way, action in WAYS.items():
-            start = time.perf_counter()
-            module = action(folder, dtype)
-            if number:  # the first round warms the file cache
-                taken[way].append(time.perf_counter() - start)
-            del module
-            gc.collect()
-    return {way: statistics.median(values) for way, values in taken.items()}
+def timed(way: str, folder: Path, component: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds until there is a module, and until it has been used."""
+    gc.collect()
+    start = time.perf_counter()
+    module = WAYS[way](folder, component, dtype)
+    loaded = time.perf_counter() - start
+    use(module, component)
+    return loaded, time.perf_counter() - start
+
+
+def compare(folder: Path, component: str, dtype: torch.dtype, repetitions: int) -> tuple[list[float], list[float]]:
+    """Median seconds of loading, ours and theirs; median ratios of loading and of loading until used."""
+    taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    for number in range(repetitions + 1):
+        for way in WAYS if number % 2 else reversed(WAYS):
+            seconds = timed(way, folder, component, dtype)
+            if number:  # the first time warms the file cache
+                taken[way].append(seconds)
+    pairs = list(zip(*taken.values(), strict=True))
+    ratios = [statistics.median(mine[i] / their[i] for mine, their in pairs) for i in (0, 1)]
+    return [statistics.median(loaded for loaded, _ in side) for side in taken.values()], ratios
+
+
+def rows(folder: Path, component: str, size: str, stored: str, repetitions: int) -> None:
+    for wanted in WANTED:
+        seconds, ratios = compare(folder, component, getattr(torch, wanted), repetitions)
+        peaks = ["", ""]
+        if size != "tiny":  # there the weights are little beside the code that reads them
+            command = [sys.executable, __file__, "--peak", str(folder), component]
+            peaks = [f"{float(subprocess.check_output([*command, way, wanted])):.2f}" for way in WAYS]
+        figures = [*(f"{value * 1e3:.0f}" for value in seconds), *(f"{ratio:.2f}" for ratio in ratios)]
+        print(COLUMNS.format(f"{size}, {component}", stored, wanted, *figures, *peaks), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peak", nargs=3, metavar=("FOLDER", "WAY", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", nargs="+", choices=STORED, default=["tiny", "medium"])
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
         print(peak(Path(options.peak[0]), *options.peak[1:]))
         return
-    print(f"{'stored':9} {'loaded':9} {'ours s':>7} {'theirs s':>9} {'ratio':>6} {'peak':>6} {'theirs':>7}")
-    with tempfile.TemporaryDirectory() as name:
-        make(Path(name))
-        for stored, wanted in CASES:
-            folder = Path(name) / stored
-            taken = seconds(folder, getattr(torch, wanted), options.rounds)
-            peaks = {}
-            for way in WAYS:
-                command = [sys.executable, __file__, "--peak", str(folder), way, wanted]
-                peaks[way] = float(subprocess.check_output(command, text=True))
-            print(
-                f"{stored:9} {wanted:9} {taken['ours']:7.3f} {taken['theirs']:9.3f} "
-                f"{taken['ours'] / taken['theirs']:6.2f} {peaks['ours']:6.2f} {peaks['theirs']:7.2f}"
-            )
+    print(COLUMNS.format("", "stored", "loaded", "ours ms", "peer ms", "ratio", "first use", "peak", "peer's"))
+    for size in options.sizes:
+        for stored in STORED[size]:
+            if size == "tiny":
+                for component in MODELS:
+                    rows(peers.TINY, component, size, stored, options.repetitions)
+                continue
+            with tempfile.TemporaryDirectory() as name:
+                rows(make(Path(name), size, stored), "unet", size, stored, options.repetitions)
 
 
 if __name__ == "__main__":

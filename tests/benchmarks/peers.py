@@ -7,8 +7,11 @@ that a run takes a second or less; `full` is SD 2.1 itself as published, with ra
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where tests/oracle.py is, however this is started
 
 import oracle
 from diffusers import AutoencoderKL, UNet2DConditionModel
