@@ -115,7 +115,7 @@ def check_size(profile: MemoryProfileConfig, width: int, height: int) -> None:
     if profile.max_side is not None and max(width, height) > profile.max_side:
         raise ConfigError(
             f"{width} x {height} is more than memory_profile={profile.name} is meant for, {profile.max_side} a side; "
-            "make it smaller, choose a larger profile, or set memory_profile.max_side=null"
+            "give a smaller width and height, choose a larger profile, or set memory_profile.max_side=null"
         )
 
 
