@@ -141,7 +141,9 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float, where: str) -> Non
     assert difference <= 1, f"{where}: {difference} times the tolerance"
 
 
-def pictures(folder: Path, out: Path, sampler: str, theirs: Any, changes: dict[str, Any], steps: int = 4) -> None:
+def pictures(
+    folder: Path, out: Path, sampler: str, theirs: Any, changes: dict[str, Any], steps: int = 4, **theirs_alone: Any
+) -> None:
     """What `diffuse scheduler=SAMPLER` makes of a checkpoint is within one level in 255 of what diffusers makes.
 
     `theirs` is the class in diffusers, made from the checkpoint's published configuration and these `changes`.
@@ -158,6 +160,7 @@ def pictures(folder: Path, out: Path, sampler: str, theirs: Any, changes: dict[s
     assert done.status == 0, done.err
     ours = np.stack([np.asarray(Image.open(out / path)) for path in done.paths])
     published = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    expected = oracle.picture(folder, seed=[3, 4], scheduler=theirs.from_config(published, **changes), **request)
+    reference = theirs.from_config(published, **changes, **theirs_alone)
+    expected = oracle.picture(folder, seed=[3, 4], scheduler=reference, **request)
     assert expected.std() > 20
     assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 1

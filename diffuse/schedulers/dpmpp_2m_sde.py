@@ -1,0 +1,45 @@
+"""SDE-DPM-Solver++, multistep of second order (Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion
+Probabilistic Models", 2022, appendix on stochastic sampling)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuse.schedulers import noise_schedule
+from diffuse.schedulers.dpmpp_2m import DPMpp2M
+from diffuse.schedulers.sampler import State
+from diffuse.schedulers.sigma_sampler import signal_and_noise
+
+
+@dataclass(kw_only=True)
+class DPMpp2MSDE(DPMpp2M):
+    """Solves the diffusion's stochastic equation: less is kept of the sample, and new noise takes its place."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        index: int,
+        state: State,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> State:
+        """One step down. `model_output` is `[B, ...]`, for the sample of `state` at step `index`.
+
+        `generators` are the images' own, on the CPU.
+        """
+        original = self.to_original(model_output, index, state.sample)
+        sigma, after = self.sigmas[index : index + 2]
+        if after == 0:
+            return State(original, original)
+        if generators is None:
+            raise ValueError("new noise needs the images' generators")
+        (_, sigma_s), (alpha_t, sigma_t) = signal_and_noise(sigma), signal_and_noise(after)
+        h = math.log(sigma / after)
+        kept = sigma_t / sigma_s * math.exp(-h) * state.sample
+        added = sigma_t * (-math.expm1(-2 * h)) ** 0.5 * noise_schedule.unit_noise(kept, generators)
+        sample = kept + alpha_t * self.integral(original, index, state, 2 * h) + added
+        return State(sample, original, (original,))
