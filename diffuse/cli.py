@@ -61,7 +61,7 @@ Standard output carries the saved paths, one a line. Exit status: 0 done, 2 the 
 
 COMMANDS = ("generate", "download", "doctor", "ui")
 _NOTES = {
-    "model": "model.source=FOLDER or OWNER/NAME",
+    "model": "model.source=FOLDER or OWNER/NAME; auto finds out what that is",
     "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
@@ -145,8 +145,9 @@ def _generate(arguments: list[str]) -> None:
 
     from hydra import main as hydra_main
 
-    from diffuse import configuration, sweep
+    from diffuse import configuration, model_family, sweep
 
+    overrides = model_family.resolved(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
     if multirun:
         quoted.append(sweep.OVERRIDE)

@@ -79,12 +79,15 @@ def options(group: str) -> list[str]:
 
 
 def load_group(group: str) -> dict[str, Any]:
-    """Option -> the group's dataclass (MemoryProfileConfig for `memory_profile`), for each option of a group."""
+    """Option -> the group's dataclass (MemoryProfileConfig for `memory_profile`), for each option of a group, but for
+    `model=auto`, which stands for the others."""
     loaded = {}
     for name in options(group):
         raw = cast(DictConfig, OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
         raw.pop("defaults", None)
-        loaded[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(_GROUPS[group]), raw))
+        merged = OmegaConf.merge(OmegaConf.structured(_GROUPS[group]), raw)
+        if not OmegaConf.is_missing(merged, "_target_"):
+            loaded[name] = OmegaConf.to_object(merged)
     return loaded
 
 
@@ -94,6 +97,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override names or sets what does not exist or does not fit.
     """
+    from diffuse import model_family
+
+    overrides = model_family.resolved(overrides)
     with explained(overrides):
         return _compose(quote(overrides))
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from diffuse.checkpoint import Checkpoint, pick, variants
 from diffuse.errors import CheckpointError, ConfigError
@@ -77,6 +78,25 @@ def locate(
         needed = plan(source, revision=revision, variant=variant, components=components)
         _say(f"{source} is not here yet: fetching {readable(needed.missing_size)} ({len(needed.missing)} files)")
         return _fetch(needed, variant, check=needed.missing)
+
+
+def index(source: str, revision: str | None = None) -> dict[str, Any]:
+    """`model_index.json` of what `source` names: what kind of checkpoint it is. Of a repository, this small file
+    alone is fetched, if it is not here.
+
+    Raises:
+        CheckpointError: as `locate`.
+    """
+    local = _local(source, None)
+    if local:
+        return local.index
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    path = try_to_load_from_cache(source, "model_index.json", revision=revision)
+    if not isinstance(path, str):
+        with explained(source, revision):
+            path = hf_hub_download(source, "model_index.json", revision=revision)
+    return Checkpoint(Path(path).parent, source).index
 
 
 def download(

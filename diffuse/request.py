@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ from omegaconf import MISSING
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
+    from torch import Tensor
 
 
 class Device(Enum):
@@ -140,6 +142,7 @@ class Config:
     width: int | None = None
     height: int | None = None
     num_inference_steps: int | None = None
+    timesteps: list[int] | None = None
     guidance_scale: float | None = None
     guidance_rescale: float | None = None
     original_width: int | None = None
@@ -181,6 +184,7 @@ class GenerationRequest:
     height: int  # pixels
     num_inference_steps: int
     guidance_scale: float
+    timesteps: tuple[int, ...] | None = None  # those to visit, which fall, instead of the sampler's own choice
     guidance_rescale: float = 0.0  # 0 to 1, see diffuse.pipelines.guidance
     prompt_2: str | None = None  # for the second text encoder
     negative_prompt_2: str | None = None
@@ -212,20 +216,30 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Step:
-    """What `on_step` is told after a denoising step."""
+    """What `on_step` is told after a denoising step, of the batch that it was a step of."""
 
     index: int  # 0-based, over all batches of the request
     total: int
     timestep: float
     seconds: float
+    latents: Tensor = field(repr=False, compare=False)  # `[B, C, h, w]`, as the sampler has them; not to be changed
+    decode: Callable[[], np.ndarray] = field(repr=False, compare=False)  # gives uint8 `[B, H, W, 3]`
+
+    def preview(self) -> list[Image.Image]:
+        """The batch as the model now thinks it will be. Decodes, which takes longer than a step of a small model; to be
+        called before `on_step` returns."""
+        from PIL import Image
+
+        return [Image.fromarray(pixels) for pixels in self.decode()]
 
 
 @dataclass
-class Generation:
+class Made:
     """What a pipeline gives back: `images` is uint8 `[N, H, W, 3]`, in the order of the request's seeds."""
 
     images: np.ndarray
     timings: Mapping[str, float]  # load_s, encode_s, denoise_s, decode_s, total_s
     step_seconds: list[float]
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
+    latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)

@@ -68,8 +68,10 @@ def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
             )
 
 
-def drafts(cfg: DictConfig) -> list[Draft]:
+def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[Draft]:
     """What `cfg` asks for: one draft, or one for each prompt of `prompt_file`. Draws a seed where none is given.
+
+    `in_memory` has by field the pictures that are in no file, see `inputs.read`.
 
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
@@ -83,7 +85,7 @@ def drafts(cfg: DictConfig) -> list[Draft]:
         )
         values = _filled(cfg, defaults)
         _check_values(values, cfg)
-        read = inputs.read({name: cfg[name] for name in inputs.FIELDS}, values)
+        read = inputs.read({name: cfg[name] for name in inputs.FIELDS}, values, in_memory)
         if read is not None:
             width, height = read.size(cfg.model.size_multiple)
             values |= {"width": cfg.width or width, "height": cfg.height or height}
@@ -153,6 +155,15 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
     for name in _TEXTS:
         if values[name] is not None:
             values[name] = _text(name, str(values[name]))
+    if values["timesteps"] is not None:
+        values["timesteps"] = timesteps = tuple(values["timesteps"])
+        if not timesteps:
+            raise ConfigError("timesteps=[]: should be those to visit, such as [999,749,499,249]")
+        if cfg.num_inference_steps not in (None, len(timesteps)):
+            raise ConfigError(
+                f"num_inference_steps={cfg.num_inference_steps}: timesteps says {len(timesteps)} of them; leave one out"
+            )
+        values["num_inference_steps"] = len(timesteps)
     return values
 
 

@@ -18,7 +18,9 @@ from diffuse.request import Config, GenerationRequest
 
 CONF = configuration.conf_dir()
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-OPTIONS = [(group, option) for group in GROUPS for option in configuration.options(group)]
+EVERY = [(group, option) for group in GROUPS for option in configuration.options(group)]
+OPTIONS = [pair for pair in EVERY if pair != ("model", "auto")]  # which stands for the others, see test_model_family.py
+MODELS = sorted(configuration.load_group("model"))
 
 
 def content(group: str, option: str) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def content(group: str, option: str) -> dict[str, Any]:
 def test_there_are_groups() -> None:
     assert {"experiment", "hardware", "memory_profile", "model", "scheduler", "tracking"} <= set(GROUPS)
     assert len(OPTIONS) >= 15
-    assert sorted(path.suffix for path in CONF.rglob("*") if path.is_file()).count(".yaml") == len(OPTIONS) + 1
+    assert sorted(path.suffix for path in CONF.rglob("*") if path.is_file()).count(".yaml") == len(EVERY) + 1
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -45,7 +47,7 @@ def test_every_option_composes_and_makes_a_request(group: str, option: str) -> N
     assert draft.prompt and draft.seed >= 0
 
 
-@pytest.mark.parametrize("model", configuration.options("model"))
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("scheduler", configuration.options("scheduler"))
 def test_a_scheduler_that_is_chosen_is_the_one_that_runs(model: str, scheduler: str) -> None:
     """A model may choose its own; the command line still wins."""
@@ -71,7 +73,7 @@ def test_no_field_is_left_out_of_the_main_file() -> None:
     assert {field.name for field in fields(GenerationRequest)} <= set(main)
 
 
-@pytest.mark.parametrize("option", configuration.options("model"))
+@pytest.mark.parametrize("option", MODELS)
 def test_models(option: str) -> None:
     model = configuration.load_group("model")[option]
     family = run.family(model._target_)
@@ -100,7 +102,7 @@ def test_memory_profiles_name_components_that_exist(option: str) -> None:
     assert set(content("memory_profile", option).get("on_device", [])) <= components
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.parametrize(("group", "option"), EVERY)
 def test_options_say_what_they_are(group: str, option: str) -> None:
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
     first = next(line for line in lines if not line.startswith("# @package"))

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import diffuse
-from diffuse import configuration, media, record, run
+from diffuse import configuration, media, record, run, validation
 from diffuse.request import GenerationRequest
 
 PACKAGE = Path(diffuse.__file__).resolve().parent
@@ -161,8 +161,8 @@ def test_a_drawn_seed_is_recorded_everywhere(tmp_path: Path) -> None:
 def test_the_configuration_in_a_picture_makes_its_pixels_again(pictures: list[Path], tmp_path: Path) -> None:
     recorded = media.read_record(pictures[0])
     cfg = OmegaConf.merge(configuration.compose(), OmegaConf.create(recorded["config"]))
-    images = run.generate(cfg).images
-    for image, path in zip(images, pictures, strict=True):
+    (generation,) = run.generate(cfg, validation.drafts(cfg))
+    for image, path in zip(generation.pixels, pictures, strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
 
 

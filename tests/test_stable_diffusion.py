@@ -18,9 +18,9 @@ from diffuse.request import (
     Determinism,
     Device,
     Dtype,
-    Generation,
     GenerationRequest,
     HardwareConfig,
+    Made,
     MemoryProfileConfig,
     Step,
 )
@@ -52,7 +52,7 @@ def pipeline(
     return StableDiffusion(Checkpoint.open(TINY), Memory(profile, hardware.detect(config)))
 
 
-def make(pipe: StableDiffusion, request: GenerationRequest = REQUEST, **options: object) -> Generation:
+def make(pipe: StableDiffusion, request: GenerationRequest = REQUEST, **options: object) -> Made:
     return pipe(request, pipe.scheduler(DDIM), **options)  # type: ignore[arg-type]
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from diffuse.memory_profile import Memory
 from diffuse.request import Step
 
@@ -24,12 +27,12 @@ class Steps:
         self.on_step = on_step
         self.seconds: list[float] = []
 
-    def tell(self, timestep: float, seconds: float) -> None:
-        """A step has ended."""
+    def tell(self, timestep: float, seconds: float, latents: Tensor, decode: Callable[[], np.ndarray]) -> None:
+        """A step has ended; see `Step`."""
         index = len(self.seconds)
         self.seconds.append(seconds)
         if self.on_step is not None:
-            self.on_step(Step(index, self.total, timestep, seconds))
+            self.on_step(Step(index, self.total, timestep, seconds, latents, decode))
 
 
 class Clock:

@@ -28,7 +28,8 @@ class Walk(Protocol):
 class Sampler(Walk, Protocol):
     """What a pipeline asks of a sampler; see `diffuse.schedulers`.
 
-    `set_timesteps` leaves out the first `skip` steps: image-to-image starts there. A step may need several calls of the
+    `set_timesteps` chooses the timesteps, or takes those given, and leaves out the first `skip` steps: image-to-image
+    starts there. A step may need several calls of the
     model.
     """
 
@@ -36,7 +37,9 @@ class Sampler(Walk, Protocol):
 
     @property
     def init_noise_sigma(self) -> float: ...
-    def set_timesteps(self, num_inference_steps: int, *, skip: int = 0) -> None: ...
+    def set_timesteps(
+        self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0
+    ) -> None: ...
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
 
 
@@ -53,12 +56,12 @@ def denoise(
     generators: Sequence[torch.Generator],
     *,
     dtype: torch.dtype,
-    after_step: Callable[[int, float, float], None],
+    after_step: Callable[[int, float, float, State], None],
 ) -> Tensor:
     """Latents `[B, C, h, w]` at the walk's first timestep -> latents without noise.
 
     The state stays in float32; only the model computes in `dtype`. `after_step` is told the step's index, timestep
-    and seconds.
+    and seconds, and where it led.
 
     Raises:
         RunError: the result is not finite.
@@ -69,7 +72,7 @@ def denoise(
         shown = walk.scale_model_input(state.sample, index).to(dtype)
         prediction = guidance.predict(model, shown, timestep).float()
         state = walk.step(prediction, index, state, generators)
-        after_step(index, float(timestep), time.perf_counter() - start)
+        after_step(index, float(timestep), time.perf_counter() - start, state)
     require_finite(state.sample, "denoiser", dtype)
     return state.sample
 

@@ -23,8 +23,9 @@ from diffuse.pipelines.batches import Clock, Steps, split
 from diffuse.pipelines.denoise import Sampler, denoise, require_finite
 from diffuse.pipelines.guidance import Conditioning, Guidance, embedded_scale
 from diffuse.pipelines.start import Begun, Draw, FromNoise, FromPicture, Generators, Inpaint, InpaintingModel, Start
-from diffuse.request import Generation, GenerationRequest, Step
+from diffuse.request import GenerationRequest, Made, Step
 from diffuse.schedulers import build
+from diffuse.schedulers.sampler import State
 from diffuse.weights import Checkpoint
 
 
@@ -46,7 +47,7 @@ class LatentPipeline:
 
     components: ClassVar[tuple[str, ...]]  # folders of the checkpoint
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {"guidance_rescale", "input_image", "mask_image", "strength", "resize", "keep_unmasked"}
+        {"timesteps", "guidance_rescale", "input_image", "mask_image", "strength", "resize", "keep_unmasked"}
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
@@ -104,7 +105,7 @@ class LatentPipeline:
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
         """The sampler that `options` names, with the request's steps, so that what it cannot do is refused."""
         scheduler = self.scheduler(options)
-        scheduler.set_timesteps(request.num_inference_steps)
+        scheduler.set_timesteps(request.num_inference_steps, request.timesteps)
         return scheduler
 
     @torch.inference_mode()
@@ -117,7 +118,7 @@ class LatentPipeline:
         mask: np.ndarray | None = None,
         latents: Tensor | None = None,
         on_step: Callable[[Step], None] | None = None,
-    ) -> Generation:
+    ) -> Made:
         """Makes the request's pictures.
 
         Args:
@@ -133,7 +134,7 @@ class LatentPipeline:
         self.memory.start()
         clock = Clock(self.memory)
         shape = self.latent_shape(request, latents)
-        scheduler.set_timesteps(request.num_inference_steps, skip=request.skipped_steps)
+        scheduler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
         batches = split(request.num_images, self.memory.batch_size)
 
@@ -158,14 +159,15 @@ class LatentPipeline:
             if request.keep_unmasked and mask is not None and picture is not None:
                 images = np.where(mask[..., None], images, picture)
 
-        return Generation(images, clock.timings(), steps.seconds, self.memory.peaks(), warnings)
+        return Made(images, clock.timings(), steps.seconds, self.memory.peaks(), joined(denoised), warnings)
 
     def denoise_batch(self, begun: Begun, guidance: Guidance, generators: Generators, steps: Steps) -> Tensor:
         """A batch, from what it begins with to where its walk ends, `[B, C, h, w]`."""
 
-        def after_step(index: int, timestep: float, seconds: float) -> None:
+        def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
             self.memory.after_step(index)
-            steps.tell(timestep, seconds)
+            shown = state.sample if state.original is None else state.original
+            steps.tell(timestep, seconds, state.sample, lambda: self._decode(shown))
 
         with self.memory.use("unet") as unet:
             return denoise(
@@ -300,6 +302,11 @@ class LatentPipeline:
     def misfit(self, what: str) -> CheckpointError:
         """The error for components that do not belong together."""
         return CheckpointError(f"{self.checkpoint.folder}: {what}; the folders are of different models")
+
+
+def joined(batches: Sequence[Tensor]) -> Tensor:
+    """The latents `[B, C, h, w]` of every batch as one `[N, C, h, w]`, on the CPU."""
+    return torch.cat([latents.float().cpu() for latents in batches])
 
 
 def cut_off(name: str, cut: str, tokenizer: CLIPTokenizer) -> list[str]:

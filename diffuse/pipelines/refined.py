@@ -15,9 +15,9 @@ from diffuse.errors import CheckpointError, ConfigError
 from diffuse.memory_profile import Memory
 from diffuse.pipelines.batches import Clock, Steps, split
 from diffuse.pipelines.denoise import Sampler, Walk
-from diffuse.pipelines.latent import LatentPipeline
+from diffuse.pipelines.latent import LatentPipeline, joined
 from diffuse.pipelines.start import Begun, FromNoise, Generators
-from diffuse.request import Generation, GenerationRequest, Step
+from diffuse.request import GenerationRequest, Made, Step
 from diffuse.schedulers.sampler import State
 from diffuse.weights import Checkpoint
 
@@ -89,10 +89,10 @@ class Refined:
         count, end = request.num_inference_steps, request.denoising_end
         assert end is not None
         left = round(first.num_train_timesteps * (1 - end))  # timesteps below this one are the refiner's
-        first.set_timesteps(count)
+        first.set_timesteps(count, request.timesteps)
         calls = len(first.timesteps)
         for step in range(count):
-            second.set_timesteps(count, skip=step)
+            second.set_timesteps(count, request.timesteps, skip=step)
             if float(second.timesteps[0]) < left:
                 break
         else:
@@ -113,7 +113,7 @@ class Refined:
         *,
         latents: Tensor | None = None,
         on_step: Callable[[Step], None] | None = None,
-    ) -> Generation:
+    ) -> Made:
         """Makes the request's pictures.
 
         Args:
@@ -127,8 +127,8 @@ class Refined:
         self.memory.start()
         clock = Clock(self.memory)
         shape = self.base.latent_shape(request, latents)
-        relay.first.set_timesteps(request.num_inference_steps)
-        relay.second.set_timesteps(request.num_inference_steps, skip=relay.step)
+        relay.first.set_timesteps(request.num_inference_steps, request.timesteps)
+        relay.second.set_timesteps(request.num_inference_steps, request.timesteps, skip=relay.step)
         batches = split(request.num_images, self.memory.batch_size)
         generators = [[torch.Generator("cpu").manual_seed(request.seeds[i]) for i in batch] for batch in batches]
         steps = Steps((relay.calls + len(relay.second.timesteps)) * len(batches), on_step)
@@ -157,7 +157,7 @@ class Refined:
         # 4. Latents become pixels.
         with clock.phase("decode_s"):
             images: np.ndarray = self.refiner.decode(denoised)
-        return Generation(images, clock.timings(), steps.seconds, self.memory.peaks(), cut)
+        return Made(images, clock.timings(), steps.seconds, self.memory.peaks(), joined(denoised), cut)
 
 
 class _Until:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffuse import configuration, run
+from diffuse import configuration, run, validation
 from diffuse.tiny import data
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         article = "an" if names[i][0] in "aeiou" else "a"
         prompt = f"prompt={article} {names[i]} on a {colours[j]} background"
         cfg = configuration.compose([*overrides, f"seed={seed}", prompt])
-        picture = run.generate(cfg).images[0].astype(np.float32)
+        picture = run.generate(cfg, validation.drafts(cfg))[0].pixels[0].astype(np.float32)
         pictures.append(picture)
         right += int(np.square(palette - background(picture)).sum(axis=1).argmin()) == j
         ranks.append(rank(picture, glyphs, i))
