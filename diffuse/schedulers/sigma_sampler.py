@@ -31,10 +31,7 @@ class SigmaSampler(DiscreteSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        chosen = [name for name in sigmas.SPACINGS if getattr(self, name)]
-        if len(chosen) > 1:
-            raise ConfigError(f"scheduler.{chosen[0]} and {chosen[1]} are both true; set one of them to false")
-        self._space = sigmas.SPACINGS[chosen[0]] if chosen else None
+        self._space = sigmas.chosen_spacing(self)
         self.schedule = sigmas.schedule(self.alphas_cumprod, self.rescale_betas_zero_snr)
         self.sigmas: list[float] = []
 

@@ -7,11 +7,15 @@ has the sigma of each timestep of training, and rises; other arrays are float64,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from diffuse.errors import ConfigError
+
+Spacing = Callable[[int, float, float], np.ndarray]  # steps, largest, smallest -> sigmas
 
 _RHO = 7.0  # Karras et al., 2022, section 3
 _BETA = 0.6  # both parameters, as in the reference
@@ -73,7 +77,23 @@ def beta_quantiles(p: np.ndarray) -> np.ndarray:
     return np.where(p > 0.5, 1 - x, x)
 
 
-SPACINGS = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential, "use_beta_sigmas": beta}
+SPACINGS: dict[str, Spacing] = {
+    "use_karras_sigmas": karras,
+    "use_exponential_sigmas": exponential,
+    "use_beta_sigmas": beta,
+}
+
+
+def chosen_spacing(sampler: Any) -> Spacing | None:
+    """The one of the above that a sampler's options ask for.
+
+    Raises:
+        ConfigError: there are two.
+    """
+    chosen = [name for name in SPACINGS if getattr(sampler, name)]
+    if len(chosen) > 1:
+        raise ConfigError(f"scheduler.{chosen[0]} and {chosen[1]} are both true; set one of them to false")
+    return SPACINGS[chosen[0]] if chosen else None
 
 
 def check_range(steps: int, largest: float, smallest: float) -> None:
