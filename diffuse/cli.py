@@ -28,7 +28,7 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
 
 An override is NAME=VALUE. A prompt is taken literally.
 
-  diffuse prompt="a cactus on a pink background" seed=7 num_images=4
+  diffuse prompt="a panda face on a pink background" seed=7 num_images=4
   diffuse model=sd21 prompt="a lighthouse, oil on canvas" num_inference_steps=30
   diffuse -m seed=1,2,3 guidance_scale=2,4
 
