@@ -33,8 +33,8 @@ class PNDM(DiscreteSampler):
 
     set_alpha_to_one: bool = False
     skip_prk_steps: bool = False
-    # Not taken from a checkpoint, as in the reference: from no signal at all there is no step by a slope other than the
-    # model's own, such as a mean.
+    # Not taken from a checkpoint: the reference has no such option, and pictures depend on it. Noise that is a mean of
+    # predictions would lead nowhere from a sample that is nothing but noise.
     rescale_betas_zero_snr: bool = field(default=False, init=False)
 
     def set_timesteps(self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0) -> None:
