@@ -41,6 +41,7 @@ Fields (what is not given takes the model's default):
   original_width, original_height, crop_left, crop_top, target_width, target_height
                                   what SDXL is told of the picture: its size before, where it was cropped, and after
   num_inference_steps             more are slower and finer
+  timesteps                       those to visit, such as [999,749,499,249]
   guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
   guidance_rescale                0-1: back towards the contrast of a picture without guidance
   input_image, strength           a picture to start from, and above 0 up to 1 how far it may change
@@ -61,7 +62,7 @@ Standard output carries the saved paths, one a line. Exit status: 0 done, 2 the 
 
 COMMANDS = ("generate", "download", "doctor", "ui")
 _NOTES = {
-    "model": "model.source=FOLDER or OWNER/NAME; auto finds out what that is",
+    "model": "model.source=FOLDER or OWNER/NAME, which auto reads",
     "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
@@ -134,7 +135,8 @@ def _groups() -> str:
     lines = []
     for group, note in _NOTES.items():
         names = "|".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
-        lines.append(f"  {group + '=' + names:<60}  {note}")
+        wide = len(group + names) > 60  # then the note has a line of its own
+        lines.append(f"  {group}={names}\n{'':<34}{note}" if wide else f"  {group + '=' + names:<52}  {note}")
     return "\n".join(lines)
 
 
