@@ -253,6 +253,8 @@ def _copy(file: BinaryIO, info: TensorInfo, buffer: Tensor, device: torch.device
         if device.type != "cpu":
             # Some accelerators have no float64.
             piece = (piece.float() if stored == torch.float64 else piece).to(device)
+        elif stored != dtype and stored.itemsize == dtype.itemsize == 2:
+            piece = piece.float()  # on the way from one half to the other this costs a third
         flat[done : done + piece.numel()].copy_(piece)
         done += piece.numel()
         left -= size

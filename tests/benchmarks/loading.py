@@ -6,8 +6,9 @@
 
 Both read the same files in the same process, in turn and in an order that changes; a ratio is the median of the paired
 ratios. `load` is the call that gives the module. Because a mapped file is read, and a weight brought into the
-processor's order, when it is first used, `first use` counts a forward pass over little input too. The peak is what the
-process gained until after that pass, in units of the loaded weights, mapped files in full; each has its own process.
+processor's order, when it is first used, the second ratio counts a forward pass over little input too. A peak is what
+the process gained, in units of the loaded weights: by loading them and reading each, so that mapped files count in
+full, and once that pass was over. Each is taken in a process of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from diffuse.weights import Checkpoint, architecture, load
 PEERS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 STORED = {"tiny": ["as shipped"], "medium": ["float32", "float16", "bfloat16"], "full": ["float32", "float16"]}
 WANTED = ["float32", "bfloat16"]
-COLUMNS = "{:24} {:>9} {:>9} {:>8} {:>8} {:>6} {:>10} {:>6} {:>7}"
+COLUMNS = "{:24} {:>10} {:>9} {:>8} {:>8} {:>6} {:>6} {:>6} {:>7} {:>6} {:>7}"
 
 
 def make(root: Path, size: str, stored: str) -> Path:
@@ -90,18 +91,20 @@ def resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def peak(folder: Path, component: str, way: str, wanted: str) -> float:
-    """In this process: the peak that loading and first use add, over the size of the loaded weights."""
+def peaks(folder: Path, component: str, way: str, wanted: str) -> tuple[float, float]:
+    """In this process: the peak that loading adds, and that with first use, over the size of the loaded weights."""
     dtype = getattr(torch, wanted)
-    if component == "unet":  # what the libraries allocate once, whatever is loaded
-        use(WAYS[way](peers.TINY, component, dtype), component)
-        gc.collect()
+    use(WAYS[way](peers.TINY, component, dtype), component)  # what the libraries allocate once, whatever is loaded
+    gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     module = WAYS[way](folder, component, dtype)
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    for parameter in module.parameters():
+        parameter.detach().sum()
+    loaded = resident("VmHWM") - before
     use(module, component)
-    return (resident("VmHWM") - before) / size
+    return loaded / size, (resident("VmHWM") - before) / size
 
 
 def timed(way: str, folder: Path, component: str, dtype: torch.dtype) -> tuple[float, float]:
@@ -130,12 +133,13 @@ def compare(folder: Path, component: str, dtype: torch.dtype, repetitions: int) 
 def rows(folder: Path, component: str, size: str, stored: str, repetitions: int) -> None:
     for wanted in WANTED:
         seconds, ratios = compare(folder, component, getattr(torch, wanted), repetitions)
-        peaks = ["", ""]
+        gained = [""] * 4
         if size != "tiny":  # there the weights are little beside the code that reads them
             command = [sys.executable, __file__, "--peak", str(folder), component]
-            peaks = [f"{float(subprocess.check_output([*command, way, wanted])):.2f}" for way in WAYS]
+            said = [subprocess.check_output([*command, way, wanted], text=True).split() for way in WAYS]
+            gained = [f"{float(side[i]):.2f}" for i in (0, 1) for side in said]
         figures = [*(f"{value * 1e3:.0f}" for value in seconds), *(f"{ratio:.2f}" for ratio in ratios)]
-        print(COLUMNS.format(f"{size}, {component}", stored, wanted, *figures, *peaks), flush=True)
+        print(COLUMNS.format(f"{size}, {component}", stored, wanted, *figures, *gained), flush=True)
 
 
 def main() -> None:
@@ -147,9 +151,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
-        print(peak(Path(options.peak[0]), *options.peak[1:]))
+        print(*peaks(Path(options.peak[0]), *options.peak[1:]))
         return
-    print(COLUMNS.format("", "stored", "loaded", "ours ms", "peer ms", "ratio", "first use", "peak", "peer's"))
+    print(
+        COLUMNS.format(
+            "", "stored", "loaded", "ours ms", "peer ms", "ratio", "used", "peak", "peer's", "used", "peer's"
+        )
+    )
     for size in options.sizes:
         for stored in STORED[size]:
             if size == "tiny":
