@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,9 +135,10 @@ def _groups() -> str:
     conf = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
     lines = []
     for group, note in _NOTES.items():
-        names = "|".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
-        wide = len(group + names) > 60  # then the note has a line of its own
-        lines.append(f"  {group}={names}\n{'':<34}{note}" if wide else f"  {group + '=' + names:<52}  {note}")
+        names = "| ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+        wrapped = textwrap.wrap(f"{group}={names}", 56, subsequent_indent=" " * (len(group) + 1))
+        first, *more = (line.replace("| ", "|") for line in wrapped)
+        lines += [f"  {line}" for line in (f"{first:<52}  {note}", *more)]
     return "\n".join(lines)
 
 

@@ -297,7 +297,7 @@ def cpu_seconds(*command: str, cwd: Path) -> float:
 
 def test_a_refusal_takes_less_time_than_importing_torch(tmp_path: Path) -> None:
     torch_alone = cpu_seconds(sys.executable, "-c", "import torch", cwd=tmp_path)
-    for arguments in (["--help"], ["sed=3"], ["seed=abc"]):
+    for arguments in (["--help"], ["seed=abc"]):
         assert cpu_seconds(sys.executable, "-m", "diffuse", *arguments, cwd=tmp_path) < torch_alone
 
 
@@ -380,9 +380,9 @@ class Terminal:
         return Done(self.process.returncode, out, self.drawn)
 
 
-def test_ctrl_c_under_a_terminal(tmp_path: Path) -> None:
+def test_ctrl_c_under_a_terminal(empty: Path, tmp_path: Path) -> None:
     """The bar is drawn while the steps go on; interrupted there, the run leaves its record and no picture."""
-    store = tmp_path / "mlflow.db"
+    store = Path(shutil.copy(empty, tmp_path / "mlflow.db"))
     terminal = Terminal(
         "experiment=smoke", "prompt=a [red] cat", "num_inference_steps=1000", "hardware.threads=1",
         f"tracking.uri=sqlite:///{store}", "output.dir=out", cwd=tmp_path,

@@ -184,6 +184,7 @@ NEAREST = {
     "num_image=2": "num_images",
     "steps=20": "num_inference_steps",
     "cfg_scale=7": "guidance_scale",
+    "guidance=7": "guidance_scale",
     "wdith=64": "width",
     "models=tiny": "model",
     "model=tini": "tiny",

@@ -37,15 +37,6 @@ from diffuse.request import TrackingConfig
 PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs, which costs seconds to make and nothing to copy."""
-    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    tracker = tracking.open_tracker(settings(file, experiment="Default"))
-    assert tracker.close() == []
-    return file
-
-
 @pytest.fixture
 def store(empty: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(empty, tmp_path / "mlflow.db"))
