@@ -129,9 +129,10 @@ class FlowMatchEuler:
         `generators` are the images' own, on the CPU; needed for stochastic sampling.
         """
         sigma, after = self.sigmas[index : index + 2]
-        original = state.sample + ((1 if self.invert_sigmas else 0) - sigma) * model_output
+        end = 1.0 if self.invert_sigmas else 0.0
+        original = state.sample.add(model_output, alpha=end - sigma)
         if not self.stochastic_sampling:
-            return State(state.sample + (after - sigma) * model_output, original)
+            return State(state.sample.add(model_output, alpha=after - sigma), original)
         if generators is None:
             raise ValueError("stochastic sampling needs the images' generators")
         noise = noise_schedule.unit_noise(original, generators)

@@ -143,6 +143,14 @@ def add_noise(original: Tensor, noise: Tensor, alpha_cumprod: Tensor | float) ->
     return alpha_cumprod**0.5 * original + (1 - alpha_cumprod) ** 0.5 * noise
 
 
+def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    """`weights[0] * tensors[0] + ...`, one pass over memory each."""
+    result = weights[0] * tensors[0]
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        result = result.add(tensor, alpha=weight)
+    return result
+
+
 def unit_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Noise of the shape of `like` `[B, ...]`: each image's from its own CPU generator, in float32, then moved."""
     shape = (1, *like.shape[1:])

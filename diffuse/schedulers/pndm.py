@@ -95,7 +95,7 @@ class PNDM(DiscreteSampler):
             slope = (slopes[0] + model_output) / 2
         else:
             slopes, start = (model_output, *slopes)[:4], state.sample
-            slope = sum(w * one for w, one in zip(_ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True))
+            slope = noise_schedule.weighted_sum(_ADAMS_BASHFORTH[len(slopes) - 1], slopes)
         _, t, after = self._calls[index]
         return self._transfer(start, slope, t, after)._replace(past=(slopes, start, total))
 

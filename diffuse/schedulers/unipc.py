@@ -87,7 +87,7 @@ class UniPC(VariancePreserving):
             slopes.append(at_end - latest)
         width = sign * h if self.solver_type == "bh1" else math.expm1(sign * h)
         weights = _weights(ratios, sign * h, width)
-        return result - own_t * width * sum(weight * slope for weight, slope in zip(weights, slopes, strict=True))
+        return result.sub(noise_schedule.weighted_sum(weights, slopes), alpha=own_t * width)
 
     def to_noise(self, model_output: Tensor, index: int, sample: Tensor) -> Tensor:
         """What the model's output for `sample` at step `index` says the noise is."""
