@@ -2,7 +2,7 @@
 
     python tests/benchmarks/loading.py                      one thread; the tiny checkpoint, and a U-Net of 217 M
     python tests/benchmarks/loading.py --threads 2          as many as torch takes by itself on two cores
-    python tests/benchmarks/loading.py --sizes full --repetitions 3       SD 2.1's U-Net; 9 GB on disk, 7 GB of memory
+    python tests/benchmarks/loading.py --sizes full --repetitions 3       SD 2.1's U-Net; 4 GB on disk, 8 GB of memory
 
 Both read the same files in the same process, in turn and in an order that changes; a ratio is the median of the paired
 ratios. `load` is the call that gives the module. Because a mapped file is read, and a weight brought into the
@@ -60,7 +60,7 @@ def make(root: Path, size: str, stored: str) -> Path:
 def ours(folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
     model, settings, rename = MODELS[component]
     found = Checkpoint.open(folder)
-    config: Any = architecture(settings, found.config(component), f"{component}/config.json")  # type: ignore[type-var]
+    config: Any = architecture(settings, found.config(component), f"{component}/config.json")
     return load(lambda: model(config), found, component, device="cpu", dtype=dtype, rename=rename)
 
 

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import torch
-from torch import nn
 
 from diffuse import weights
 from diffuse.models.text_encoder import clip
@@ -21,7 +20,7 @@ MODELS = {
 }
 
 
-def from_peer(component: str, peer: nn.Module) -> Any:
+def from_peer(component: str, peer: Any) -> Any:
     """Our module, filled with a copy of the peer's weights."""
     model, config, rename = MODELS[component]
     if component == "text_encoder":
@@ -29,7 +28,7 @@ def from_peer(component: str, peer: nn.Module) -> Any:
     else:
         settings = json.loads(peer.to_json_string())
     with torch.device("meta"):
-        module = model(weights.architecture(config, settings, f"{component}/config.json"))  # type: ignore[type-var]
+        module = model(weights.architecture(config, settings, f"{component}/config.json"))
     state = {rename(key): copy.deepcopy(tensor) for key, tensor in peer.state_dict().items()}
     module.load_state_dict({key: tensor for key, tensor in state.items() if key is not None}, assign=True)
     return module.eval().requires_grad_(False)
