@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from diffuse import tracking
 from diffuse.request import TrackingConfig
+
+# A shell's background jobs ignore Ctrl-C, and so would every command that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples every time: what fails once fails again.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def library_log() -> None:
+    """The library's log as it is before a command in the same process takes it for a terminal."""
+    log = logging.getLogger("diffuse")
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
