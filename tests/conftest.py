@@ -26,6 +26,9 @@ def library_log() -> None:
     log = logging.getLogger("diffuse")
     log.handlers, log.propagate = [], True
     log.setLevel(logging.NOTSET)
+    for name, child in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "diffuse" and isinstance(child, logging.Logger):
+            child.disabled = False  # as the making of an MLflow store leaves every logger
 
 
 @pytest.fixture(scope="session")
