@@ -50,6 +50,16 @@ class Resize(Enum):
     pad = "pad"
 
 
+class LongPrompt(Enum):
+    cut = "cut"
+    chunk = "chunk"
+
+
+class PromptSyntax(Enum):
+    plain = "plain"
+    weighted = "weighted"
+
+
 class ImageFormat(Enum):
     png = "png"
     jpg = "jpg"
@@ -137,6 +147,8 @@ class Config:
     negative_prompt: str | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    long_prompt: LongPrompt | None = None
+    prompt_syntax: PromptSyntax | None = None
     seed: int | None = None
     num_images: int = 1
     width: int | None = None
@@ -188,6 +200,8 @@ class GenerationRequest:
     guidance_rescale: float = 0.0  # 0 to 1, see diffuse.pipelines.guidance
     prompt_2: str | None = None  # for the second text encoder
     negative_prompt_2: str | None = None
+    long_prompt: LongPrompt = LongPrompt.cut  # what becomes of more text than the encoder takes, see pipelines.prompt
+    prompt_syntax: PromptSyntax = PromptSyntax.plain  # of all four, see diffuse.prompt_syntax
     original_width: int | None = None  # pixels of the picture that the model is to imagine scaled and cropped
     original_height: int | None = None
     crop_left: int | None = None

@@ -47,7 +47,17 @@ class LatentPipeline:
 
     components: ClassVar[tuple[str, ...]]  # folders of the checkpoint
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {"timesteps", "guidance_rescale", "input_image", "mask_image", "strength", "resize", "keep_unmasked"}
+        {
+            "long_prompt",
+            "prompt_syntax",
+            "timesteps",
+            "guidance_rescale",
+            "input_image",
+            "mask_image",
+            "strength",
+            "resize",
+            "keep_unmasked",
+        }
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
@@ -307,8 +317,3 @@ class LatentPipeline:
 def joined(batches: Sequence[Tensor]) -> Tensor:
     """The latents `[B, C, h, w]` of every batch as one `[N, C, h, w]`, on the CPU."""
     return torch.cat([latents.float().cpu() for latents in batches])
-
-
-def cut_off(name: str, cut: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """A line that says what of the text `name` did not fit, if anything."""
-    return [f"the {name} is longer than {tokenizer.max_length} tokens; cut off: {cut!r}"] if cut else []
