@@ -307,6 +307,8 @@ def parameters_text(record: Mapping[str, Any]) -> str:
     """
     request, weights = record["request"], record["weights"]
     sampler = record["config"]["scheduler"]["name"]
+    parts = weights.get("components", {})
+    model, vae = parts.get("unet", weights), parts.get("vae", {})
     pairs = {
         "Steps": request["num_inference_steps"],
         "Sampler": _SAMPLERS.get(sampler, sampler),
@@ -314,8 +316,10 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Denoising strength": "" if request.get("strength") is None else f"{request['strength']:g}",
-        "Model hash": (weights.get("sha256") or "")[:10],
-        "Model": Path(str(weights.get("source") or record["config"]["model"]["name"])).name,
+        "Model hash": (model.get("sha256") or "")[:10],
+        "Model": Path(str(model.get("source") or record["config"]["model"]["name"])).name,
+        "VAE hash": vae.get("sha256", "")[:10],
+        "VAE": Path(str(vae.get("source", ""))).name,
         "Version": f"diffuse {record['diffuse']}",
     }
     lines = [request["prompt"].strip()]
