@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,12 @@ class Dtype(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Download(Enum):
+    ask = "ask"
+    yes = "yes"
+    never = "never"
 
 
 class Determinism(Enum):
@@ -67,7 +73,31 @@ class ImageFormat(Enum):
 
 
 @dataclass
-class ModelConfig:
+class ComponentConfig:
+    """Where one component comes from in place of the checkpoint's own; all null where it is that."""
+
+    source: str | None = None  # a whole checkpoint, or a folder or hub repository that is this component
+    revision: str | None = None
+    variant: str | None = None
+
+
+@dataclass
+class ComponentsConfig:
+    """The components of a model that can come from elsewhere than its checkpoint."""
+
+    unet: ComponentConfig = field(default_factory=ComponentConfig)
+    vae: ComponentConfig = field(default_factory=ComponentConfig)
+    text_encoder: ComponentConfig = field(default_factory=ComponentConfig)
+    text_encoder_2: ComponentConfig = field(default_factory=ComponentConfig)
+    tokenizer: ComponentConfig = field(default_factory=ComponentConfig)
+    tokenizer_2: ComponentConfig = field(default_factory=ComponentConfig)
+
+
+COMPONENTS = tuple(component.name for component in fields(ComponentsConfig))
+
+
+@dataclass
+class ModelConfig(ComponentsConfig):
     """`conf/model/*.yaml`: which pipeline, where its weights are, and what a null request field becomes."""
 
     _target_: str = MISSING  # a class inside diffuse.pipelines
@@ -75,6 +105,7 @@ class ModelConfig:
     source: str | None = None  # a folder in the diffusers layout, or a hub repository
     revision: str | None = None
     variant: str | None = None  # the published file variant, such as fp16
+    download: Download = Download.ask  # whether what is not here is fetched, for the refiner and components too
     half_dtype: Dtype = Dtype.bfloat16  # what a profile's "half" means for this model
     size_multiple: int = 8  # width and height are multiples of it
     request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
@@ -82,7 +113,7 @@ class ModelConfig:
 
 
 @dataclass
-class RefinerConfig:
+class RefinerConfig(ComponentsConfig):
     """`conf/refiner/*.yaml`: a second model that makes the last steps, or none."""
 
     name: str = MISSING

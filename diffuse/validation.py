@@ -17,7 +17,7 @@ from diffuse import inputs, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
-from diffuse.request import GenerationRequest, LongPrompt, PromptSyntax
+from diffuse.request import COMPONENTS, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
@@ -138,10 +138,24 @@ def check_targets(cfg: DictConfig) -> None:
         if name not in profiles:
             raise ConfigError(f"model.min_vram_gib.{name}: there is no such memory profile{nearest(name, profiles)}")
     for group in ("model", "refiner"):
-        if cfg[group]._target_ is not None and not cfg[group].source:
-            raise ConfigError(
-                f"{group}.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME"
-            )
+        _check_sources(cfg[group], group)
+
+
+def _check_sources(model: DictConfig, group: str) -> None:
+    """Refuses a model without a source, and settings of a source that is not there."""
+    parts = {f"{group}.{name}": model[name] for name in COMPONENTS}
+    if model._target_ is None:
+        for name, part in {group: model, **parts}.items():
+            if part.source is not None:
+                raise ConfigError(f"{name}.source={part.source}: there is no {group}; choose one, such as {group}=sdxl")
+    elif not model.source:
+        raise ConfigError(
+            f"{group}.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME"
+        )
+    for name, part in parts.items():
+        for field in ("revision", "variant"):
+            if part[field] is not None and part.source is None:
+                raise ConfigError(f"{name}.{field}={part[field]}: is that of {name}.source, which is not set")
 
 
 def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:

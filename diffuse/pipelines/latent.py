@@ -274,8 +274,9 @@ class LatentPipeline:
 
     def config(self, config: type[Any], component: str) -> Any:
         """The architecture that the checkpoint declares for `component`, as an instance of `config`."""
-        where = str(self.checkpoint.path(f"{component}/config.json"))
-        return weights.architecture(config, self.checkpoint.config(component), where)
+        part = self.checkpoint.part(component)
+        where = str(part.path(f"{component}/config.json"))
+        return weights.architecture(config, part.config(component), where)
 
     def add(
         self,
@@ -286,11 +287,12 @@ class LatentPipeline:
         float32: bool = False,
     ) -> None:
         """Declares a component, whose weights are read when it is first used. `float32`: never in half precision."""
+        part = self.checkpoint.part(name)
         # The headers show now what would otherwise end a run that is already recorded.
-        weights.check(lambda: model(config), self.checkpoint, name, rename=rename)
+        weights.check(lambda: model(config), part, name, rename=rename)
 
         def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-            return weights.load(lambda: model(config), self.checkpoint, name, device=device, dtype=dtype, rename=rename)
+            return weights.load(lambda: model(config), part, name, device=device, dtype=dtype, rename=rename)
 
         self.memory.add(name, load, float32=float32)
 
@@ -311,7 +313,9 @@ class LatentPipeline:
 
     def misfit(self, what: str) -> CheckpointError:
         """The error for components that do not belong together."""
-        return CheckpointError(f"{self.checkpoint.folder}: {what}; the folders are of different models")
+        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.elsewhere.values())
+        way_out = f"choose another {settings}" if settings else "the folders are of different models"
+        return CheckpointError(f"{self.checkpoint.folder}: {what}; {way_out}")
 
 
 def joined(batches: Sequence[Tensor]) -> Tensor:

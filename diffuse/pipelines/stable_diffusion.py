@@ -21,7 +21,7 @@ class StableDiffusion(LatentPipeline):
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         super().__init__(checkpoint, memory)
-        self.tokenizer = CLIPTokenizer.from_folder(checkpoint.path("tokenizer"))
+        self.tokenizer = CLIPTokenizer.from_folder(checkpoint.part("tokenizer").path("tokenizer"))
         text = self.config(clip.CLIPTextConfig, "text_encoder")
         self.check_text_width(text.hidden_size)
         self.check_text(self.tokenizer, text)

@@ -50,7 +50,9 @@ class StableDiffusionXL(LatentPipeline):
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         super().__init__(checkpoint, memory)
-        self.tokenizers = [CLIPTokenizer.from_folder(checkpoint.path(name)) for name in self.encoders.values()]
+        self.tokenizers = [
+            CLIPTokenizer.from_folder(checkpoint.part(name).path(name)) for name in self.encoders.values()
+        ]
         configs = {name: self.config(clip.CLIPTextConfig, name) for name in self.encoders}
         for tokenizer, config in zip(self.tokenizers, configs.values(), strict=True):
             self.check_text(tokenizer, config)
