@@ -46,11 +46,6 @@ class Inputs:
             fitted["mask"] = fit(self.mask.pixels, *size, request.resize) >= 128
         return fitted
 
-    def digests(self) -> dict[str, str]:
-        """By field, the SHA-256 that `as_record` has."""
-        read = {"input_image": self.picture, "mask_image": self.mask}
-        return {field: picture.sha256 for field, picture in read.items() if picture is not None}
-
     def as_record(self, request: GenerationRequest) -> dict[str, Any]:
         """By field: which file it was, the SHA-256 of its bytes, and its size in pixels. A picture that was in memory
         has no file, and the SHA-256 is of its pixels."""

@@ -34,6 +34,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     kept = [str(name) for name in cfg if name not in _NO_PART]
     values = record.resolve(OmegaConf.masked_copy(cfg, kept))
     values["output"].pop("dir")
+    values["model"].pop("download", None)  # whether to fetch what is not here
     return values
 
 
@@ -81,12 +82,13 @@ def finished(folder: Path, key: str) -> tuple[dict[str, Any], list[Path]] | None
     return said, [path for path, _ in media_there]
 
 
-def made_from(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The digests in a record of all that a job was made from, beside its configuration."""
-    weights, inputs = said.get("weights") or {}, said.get("inputs") or {}
-    refiner = weights.get("refiner") or {}
-    found = {"weights": weights.get("sha256"), "refiner": refiner.get("sha256")}
-    return found | {name: read.get("sha256") for name, read in inputs.items()}
+def digests(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a record's `weights` or `inputs`, the SHA-256 of everything that they name."""
+    return {
+        name: digests(part) if isinstance(part, dict) else part
+        for name, part in value.items()
+        if isinstance(part, dict) or name == "sha256"
+    }
 
 
 def attempts(folder: Path, key: str) -> int:

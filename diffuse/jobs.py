@@ -143,8 +143,9 @@ class Jobs:
         said, paths = found
         from diffuse import run
 
-        now = run.weights_digests(cfg) | ({} if draft.inputs is None else draft.inputs.digests())
-        if job.made_from(said["record"]) == now:
+        inputs = {} if draft.inputs is None else draft.inputs.as_record(draft.request((0, 0)))
+        now = {"weights": run.weights(cfg), "inputs": inputs}
+        if all(job.digests(part) == job.digests(said["record"][name]) for name, part in now.items()):
             each.paths = paths
             self._end(each, THERE)
 

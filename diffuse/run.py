@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import hardware, hub, media, memory_profile, record, tracking, validation
+from diffuse import hardware, media, memory_profile, record, sources, tracking, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
 from diffuse.errors import ConfigError, RunError, Stop
@@ -170,12 +170,11 @@ def begin(
 ) -> Begun:
     """Records what is to be done, so that a run that fails is recorded too. `tags` go beside the usual ones."""
     request = job.request
-    model, *refiners = job.opened.checkpoints
     about = record.of_run(
         job.cfg,
         overrides,
         request,
-        weights=weights_record(model) | ({"refiner": weights_record(refiners[0])} if refiners else {}),
+        weights=_weights(job.opened.checkpoints),
         hardware={
             **job.opened.hardware.as_record(),
             "dtypes": job.opened.pipeline.memory.dtypes,
@@ -252,19 +251,15 @@ def _inputs(job: Prepared) -> dict[str, Any]:
     return found
 
 
-def weights_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "variant": checkpoint.variant,
-        "sha256": checkpoint.digest(),
-    }
+def _weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    model, *refiners = checkpoints
+    return sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {})
 
 
 def _tags(about: dict[str, Any]) -> dict[str, str]:
     tags = {
         "diffuse.version": about["diffuse"],
-        "diffuse.weights": f"{about['weights']['source']}@{about['weights']['sha256']}",
+        "diffuse.weights": sources.tag(about["weights"]),
         "mlflow.source.git.commit": (about["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
@@ -290,12 +285,9 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     return Prepared(cfg, request, opened, scheduler, draft.inputs, latents)
 
 
-def weights_digests(cfg: DictConfig) -> dict[str, str | None]:
-    """SHA-256 of the weights that `cfg` names, and of its refiner's. Raises CheckpointError where they are missing."""
-    found: dict[str, str | None] = {"weights": None, "refiner": None}
-    for name, checkpoint in zip(found, _checkpoints(stages(cfg)), strict=False):
-        found[name] = checkpoint.digest()
-    return found
+def weights(cfg: DictConfig) -> dict[str, Any]:
+    """What the record would say of the weights. Raises ConfigError or CheckpointError where they are not there."""
+    return _weights(sources.locate(cfg, folders(cfg)))
 
 
 def forget(pipeline: Any) -> None:
@@ -318,7 +310,7 @@ def open_pipeline(cfg: DictConfig) -> Opened:
 
     models = stages(cfg)
     families = [family(model._target_) for model in models]
-    checkpoints = _checkpoints(models)
+    checkpoints = sources.locate(cfg, folders(cfg))
     identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     pipeline = _kept(key)
@@ -330,21 +322,17 @@ def open_pipeline(cfg: DictConfig) -> Opened:
     return Opened(pipeline, hw, profile, checkpoints)
 
 
-def _checkpoints(models: Sequence[DictConfig]) -> list[Checkpoint]:
-    return [
-        hub.locate(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            components=(*family(model._target_).components, "scheduler"),
-        )
-        for model in models
-    ]
-
-
 def stages(cfg: DictConfig) -> list[DictConfig]:
     """The models that make a picture, one after the other."""
     return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
+
+
+def folders(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
+    """By its group, what each of the models that make a picture needs of a checkpoint."""
+    names = ("model", "refiner")
+    return {
+        name: (*family(model._target_).components, "scheduler") for name, model in zip(names, stages(cfg), strict=False)
+    }
 
 
 def family(target: str) -> Any:
