@@ -58,6 +58,7 @@ _PATHS = frozenset(
         "refiner.source",
         "tracking.uri",
         "tracking.artifact_location",
+        "tracking.journal",
         "input_image",
         "mask_image",
     }

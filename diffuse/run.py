@@ -149,6 +149,7 @@ def _run(
             "overrides.yaml": record.yaml_text(about["overrides"]),
             "record.json": record.text(about),
         },
+        weights=about["weights"],
     )
     steps = f"{request.num_inference_steps} steps"
     if job.inputs is not None:
