@@ -91,11 +91,13 @@ def digests(value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def attempts(folder: Path, key: str) -> int:
-    """How often the job has failed so far."""
-    said = read_json(folder / FILE)
-    failed = said is not None and said.get("key") == key and said.get("status") == "failed"
-    return int(said.get("attempt", 1)) if failed and said is not None else 0
+def run_id(folder: Path, key: str, sweep: str) -> str:
+    """The name of the job's run in the tracking store: another one for each time that the job has failed, and the same
+    one where it was merely interrupted."""
+    said = read_json(folder / FILE) or {}
+    last = str(said.get("run_id") or "").rpartition("-")[2]
+    failed = int(last) if said.get("status") == "failed" and said.get("key") == key and last.isdecimal() else 0
+    return f"{sweep[:12]}-{key}-{failed + 1}"
 
 
 def clear(folder: Path) -> None:
@@ -127,9 +129,7 @@ def write(
     *,
     key: str,
     sweep: str,
-    number: int,
     overrides: Sequence[str],
-    attempt: int,
     record: Mapping[str, Any],
     run_id: str | None,
     media: Sequence[tuple[Path, str]] = (),
@@ -144,11 +144,9 @@ def write(
         "version": _VERSION,
         "key": key,
         "sweep": sweep,
-        "number": number,
         "overrides": list(overrides),
         "status": "done" if error is None else "failed",
         "error": error,
-        "attempt": attempt,
         "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
         "run_id": run_id,
         "record": record,

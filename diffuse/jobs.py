@@ -107,7 +107,10 @@ class Jobs:
                 self._look(each)
             except Exception as error:
                 self._end(each, FAILED, error)
-        for batch in self._batches([each for each in jobs if not each.status]):
+        missing = [each for each in jobs if not each.status]
+        if missing:
+            tracking.prepare(self._configured(missing[0])[0].tracking)
+        for batch in self._batches(missing):
             self.interruption.check()
             if self.full:
                 for each in batch:
@@ -211,8 +214,9 @@ class Jobs:
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
                 if self._tracker is None:  # not before a request is known to be right
                     self._tracker = tracking.open_tracker(cfg.tracking)
-                tags = {"diffuse.sweep": self.sweep.identity, "diffuse.job": each.key}
-                begun.append((each, run.begin(prepared, self._tracker, configuration.typed(each.lines), tags)))
+                name = job.run_id(each.folder, each.key, self.sweep.identity)
+                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
+                begun.append((each, run.begin(prepared, self._tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self._end(each, FAILED, error)
         if begun:
@@ -272,11 +276,9 @@ class Jobs:
             each.folder,
             key=each.key,
             sweep=self.sweep.identity,
-            number=each.number,
             overrides=about["overrides"],
-            attempt=job.attempts(each.folder, each.key) + 1,
             record=about,
-            run_id=begun.tracked.run_id,
+            run_id=begun.tracked.id,
             **said,
         )
 

@@ -6,11 +6,11 @@ import hashlib
 import importlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -52,6 +52,15 @@ class Prepared:
     scheduler: Any
     inputs: Inputs | None = None
     latents: Tensor | None = None
+
+
+class Place(NamedTuple):
+    """Which job of which sweep a run is."""
+
+    sweep: str  # its identity
+    key: str  # the job's
+    run_id: str  # the name of the run in the tracking store
+    again: bool  # it may be in there already
 
 
 @dataclass(frozen=True)
@@ -165,10 +174,8 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sav
     return generation
 
 
-def begin(
-    job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], tags: Mapping[str, str] | None = None
-) -> Begun:
-    """Records what is to be done, so that a run that fails is recorded too. `tags` go beside the usual ones."""
+def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], place: Place | None = None) -> Begun:
+    """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
     request = job.request
     about = record.of_run(
         job.cfg,
@@ -185,12 +192,15 @@ def begin(
     tracked = tracker.start(
         media.file_stem(request.prompt, request.seed, job.cfg.output.name),
         record.flat(about["config"]),
-        _tags(about) | dict(tags or {}),
+        _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
             "config.yaml": record.yaml_text(about["config"]),
             "overrides.yaml": record.yaml_text(about["overrides"]),
             "record.json": record.text(about),
         },
+        weights=about["weights"],
+        id=None if place is None else place.run_id,
+        again=place is not None and place.again,
     )
     return Begun(job, about, tracked)
 

@@ -28,6 +28,7 @@ FILE = "sweep.json"
 FOLDER = Path("outputs", "sweeps")  # of those whose output.dir is not given
 ASKED_ABOVE = 10_000  # jobs
 _VERSION = 1
+_UNSAID = ("folder", "again")  # of a sweep, in its file
 _HYDRAS = "multirun.yaml"  # which Hydra writes into the folder
 _SHARED = ("output.dir", "tracking", "hydra")  # what cannot differ between the jobs of a sweep
 
@@ -43,6 +44,7 @@ class Sweep:
     axes: list[str]  # the keys that differ between jobs
     seed: int | None = None  # drawn for those who gave none
     jobs: int | None = None  # None where the sweeper finds them as it goes
+    again: bool = True  # it may have been begun before
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     seed = _seed(folder, identity) if base.seed is None and "seed" not in axes else None
     name = next((text.partition("=")[2] for text in typed if text.startswith("experiment=")), "") or " x ".join(axes)
     kept = redact(list(typed), "overrides")
-    sweep = Sweep(identity, name or "one job", folder, kept, [axis.key for axis in found], seed, jobs)
+    earlier = read(folder)
+    again = earlier is not None and earlier.identity == identity
+    sweep = Sweep(identity, name or "one job", folder, kept, [axis.key for axis in found], seed, jobs, again)
     seeded = [] if seed is None else [f"seed={seed}"]
     return sweep, [*given, *seeded, f"hydra.sweep.dir={configuration.quoted(str(folder))}"]
 
@@ -118,7 +122,7 @@ def opened(sweep: Sweep) -> Iterator[None]:
     said = {"version": _VERSION, **asdict(sweep), "created": created or datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        job.write_json(folder / FILE, {name: value for name, value in said.items() if name != "folder"})
+        job.write_json(folder / FILE, {name: value for name, value in said.items() if name not in _UNSAID})
         yield
     except OSError as error:
         if error.filename is None:
