@@ -48,7 +48,8 @@ class Video:
     def frames(self, count: int) -> np.ndarray:
         """Up to `count` frames, uint8 RGB `[F, H, W, 3]`, evenly over the whole length, the first among them."""
         wanted = min(self.fps, count / self.seconds) if self.seconds else self.fps
-        picked = ["-vf", f"fps=fps={wanted:.9f}:round=up", "-frames:v", str(count)]
+        # A little slower, or rounding would take the frame before the one that begins at that moment.
+        picked = ["-vf", f"fps=fps={wanted * 0.999:.9f}:round=up", "-frames:v", str(count)]
         with closing(_reader(self.path, picked)) as reader:
             next(reader)
             found = [np.frombuffer(raw, np.uint8).reshape(self.height, self.width, 3) for raw in reader]
