@@ -207,16 +207,13 @@ def _download(arguments: list[str]) -> None:
 
     validation.check_targets(cfg)
 
-    from diffuse import hub, run
+    from diffuse import hub, run, sources
+    from diffuse.request import Download
 
-    for model in run.stages(cfg):
-        checkpoint = hub.download(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            components=(*run.family(model._target_).components, "scheduler"),
-            yes="--yes" in arguments or "-y" in arguments,
-        )
+    agreed = "--yes" in arguments or "-y" in arguments
+    for checkpoint in hub.download(
+        sources.wanted(cfg, run.folders(cfg)), Download.yes if agreed else cfg.model.download
+    ):
         _print(checkpoint.folder)
 
 
