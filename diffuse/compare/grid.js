@@ -16,6 +16,8 @@ function drawGrid(cells) {
     spots.get(key).push(i);
   }
   const free = freeAxes(cells, [x, y]);
+  const longest = y < 0 ? 0 : Math.max(...rows.map((place) => title(y, place).length));
+  grid.style.setProperty('--head', `${y < 0 ? 0 : Math.max(72, Math.min(innerWidth / 6, longest * 8 + 14, 220))}px`);
   grid.style.setProperty('--columns', columns.length);
   const nodes = [];
   if (x >= 0) {

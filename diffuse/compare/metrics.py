@@ -1,4 +1,4 @@
-"""How far two pictures are apart, uint8 RGB `[H, W, 3]`: PSNR, SSIM and FLIP. Of videos `[F, H, W, 3]`, frame by frame."""
+"""How far two pictures are apart, uint8 RGB `[H, W, 3]`: PSNR, SSIM and FLIP. Videos `[F, H, W, 3]`, frame by frame."""
 
 from __future__ import annotations
 

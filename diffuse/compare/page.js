@@ -3,7 +3,7 @@
 let data;
 const state = { x: -1, y: -1, view: 'grid', below: '', size: 0, out: [], sort: null };
 const BELOW = {
-  '': 'nothing', seconds: 'seconds', psnr: 'PSNR', ssim: 'SSIM', flip: 'FLIP', name: 'file name',
+  '': 'Nothing', seconds: 'Seconds', psnr: 'PSNR', ssim: 'SSIM', flip: 'FLIP', name: 'File name',
 };
 const KEYS = [
   ['Enter', 'enlarge what is selected'], ['← → ↑ ↓', 'the next one, in the grid and enlarged'],

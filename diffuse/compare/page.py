@@ -97,9 +97,7 @@ def _data(report: Report, media: Sequence[Inlined], folder: Path) -> dict[str, A
         "series": places[series.key] if series else -1,
         "common": _common(report),
         "failures": [{"overrides": " ".join(failure.overrides), "error": failure.error} for failure in report.failures],
-        "cells": [
-            _cell(row, axes, one, numbers, folder) for row, one in zip(report.rows, media, strict=True)
-        ],  # fmt: skip
+        "cells": [_cell(row, axes, one, numbers, folder) for row, one in zip(report.rows, media, strict=True)],
     }
 
 

@@ -109,8 +109,8 @@ def _one(cells: Sequence[Cell], axes: Sequence[Axis], name: str) -> Cell:
         return named[0]
     keys = ", ".join(axis.key for axis in axes)
     raise ConfigError(
-        f"--reference {name}: is not among the cells; give the file or the run of one, or FIELD=VALUE with a field that "
-        f"varies: {keys or 'none does'}"
+        f"--reference {name}: is not among the cells; give the file or the run of one, or FIELD=VALUE of what varies: "
+        f"{keys or 'none does'}"
     )
 
 

@@ -27,9 +27,7 @@ def csv_text(rows: Sequence[Measured], axes: Sequence[Axis], folder: Path) -> st
         far = [_number(apart.psnr), _number(apart.ssim), _number(apart.flip)] if apart else ["", "", ""]
         reference = "" if row.reference is None else relative(row.reference.path, folder)
         file = relative(cell.path, folder)
-        writer.writerow(
-            [file, cell.run_id or "", *values, _number(cell.seconds), *far, reference, cell.digest]  # fmt: skip
-        )
+        writer.writerow([file, cell.run_id or "", *values, _number(cell.seconds), *far, reference, cell.digest])
     return out.getvalue()
 
 
