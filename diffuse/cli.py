@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import diffuse
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from diffuse.sweep import Sweep
     from diffuse.sweep_progress import SweepProgress
 
-COMMANDS = ("generate", "download", "doctor", "ui", "sync")
+COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -75,6 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
         _generate(rest)
     else:
         commands: dict[str, Callable[[list[str]], None]] = {
+            "compare": _compare,
             "download": _download,
             "doctor": _doctor,
             "ui": _ui,
@@ -139,29 +141,44 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     from diffuse import interrupt, jobs, launcher, sweep
     from diffuse.sweep_progress import SweepProgress
 
-    of, given = sweep.plan(quoted, typed, yes=yes)
+    of, base, given = sweep.plan(quoted, typed, yes=yes)
     told, interruption = SweepProgress(), interrupt.Interruption()
-    making = jobs.Jobs(of, interruption=interruption, told=told)
+    making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
+    report = None
     with sweep.opened(of), interruption.watched(stopping, told.stop):
         try:
             with launcher.registered(making):
                 _hydra(flags, given, jobs.task)
+            if told.changed or (told.done and not (of.folder / "report").is_dir()):
+                report = _report_on(of, told) if base.report else None
+                making.sum_up(told.metrics, report and report.parent)
         finally:
             told.warn(making.close())
             if interruption.asked:
                 told.say(f"{told.summary()}; the same command goes on from here")
-    _tell_failures(of, told)
+    _end_sweep(of, told, report)
 
 
-def _tell_failures(of: Sweep, told: SweepProgress) -> None:
-    """How a sweep ended; raises where jobs of it failed, which are told in a line each."""
+def _report_on(of: Sweep, told: SweepProgress) -> Path | None:
+    """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
+    from diffuse import compare
+
+    try:
+        return compare.report(of.folder)[0]
+    except Exception as error:
+        told.warn([f"there is no report: {type(error).__name__}: {error}"])
+        return None
+
+
+def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
+    """Says how a sweep ended; raises where jobs of it failed, which are told in a line each."""
     from diffuse.terminal import unheard
 
     failures = [job.error for job in told.failed if job.error is not None]
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
     if told.jobs and not (wrong and len(failures) == len(told.jobs)):
-        told.say(told.summary())
+        told.say(told.summary(report))
     for error in failures:
         _report(error)
     if failures:
@@ -236,6 +253,16 @@ def _download(arguments: list[str]) -> None:
         sources.wanted(cfg, run.folders(cfg)), Download.yes if agreed else cfg.model.download
     ):
         _print(checkpoint.folder)
+
+
+def _compare(arguments: list[str]) -> None:
+    from diffuse import compare
+    from diffuse.compare import arguments as compared
+
+    said = compared.read(arguments)
+    files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
+    for path in files:
+        _print(path)
 
 
 def _doctor(arguments: list[str]) -> None:

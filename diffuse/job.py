@@ -23,7 +23,7 @@ from diffuse.request import ImageFormat
 
 FILE = "job.json"
 _VERSION = 1
-_NO_PART = ("hydra", "tracking", "prompt_file")  # a file's prompts stand under prompt
+_NO_PART = ("hydra", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
 _KEY_SHOWN = 8  # of its digits in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120

@@ -232,7 +232,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
         made.step_seconds,
         made.memory,
         made.warnings,
-        recorded(begun.about, made.images),
+        recorded({**begun.about, "timings": dict(made.timings)}, made.images),
     )
     for index in range(len(made.images) if save else 0):
         path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)

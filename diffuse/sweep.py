@@ -30,7 +30,7 @@ ASKED_ABOVE = 10_000  # jobs
 _VERSION = 1
 _UNSAID = ("folder", "again")  # of a sweep, in its file
 _HYDRAS = "multirun.yaml"  # which Hydra writes into the folder
-_SHARED = ("output.dir", "tracking", "hydra")  # what cannot differ between the jobs of a sweep
+_SHARED = ("output.dir", "report", "tracking", "hydra")  # what cannot differ between the jobs of a sweep
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ def by_itself(overrides: Sequence[str]) -> bool:
     return mode == "MULTIRUN"
 
 
-def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -> tuple[Sweep, list[str]]:
-    """The sweep of `overrides`, which are those `typed` in Hydra's grammar, and what Hydra is to be given for it.
+def plan(
+    overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False
+) -> tuple[Sweep, DictConfig, list[str]]:
+    """The sweep of `overrides`, which are those `typed` in Hydra's grammar; the configuration that its jobs have in
+    common; and what Hydra is to be given for it.
 
     A file of prompts becomes a sweep over its prompts. Raises ConfigError for a sweep without a job, for one over what
     its jobs share, and for more jobs than anyone means, unless the user agrees or has said `yes`.
@@ -95,7 +98,7 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     again = earlier is not None and earlier.identity == identity
     sweep = Sweep(identity, name or "one job", folder, kept, [axis.key for axis in found], seed, jobs, again)
     seeded = [] if seed is None else [f"seed={seed}"]
-    return sweep, [*given, *seeded, f"hydra.sweep.dir={configuration.quoted(str(folder))}"]
+    return sweep, base, [*given, *seeded, f"hydra.sweep.dir={configuration.quoted(str(folder))}"]
 
 
 def read(folder: Path) -> Sweep | None:
@@ -106,6 +109,11 @@ def read(folder: Path) -> Sweep | None:
         return None if said is None else Sweep(folder=folder, **{name: said[name] for name in names})
     except KeyError:
         return None
+
+
+def as_json(sweep: Sweep) -> dict[str, Any]:
+    """What `sweep.json` says, but for when the sweep was begun."""
+    return {"version": _VERSION, **{name: value for name, value in asdict(sweep).items() if name not in _UNSAID}}
 
 
 @contextmanager
@@ -119,10 +127,10 @@ def opened(sweep: Sweep) -> Iterator[None]:
     new = [name for name in (FILE, _HYDRAS) if not (folder / name).exists()]
     earlier = job.read_json(folder / FILE) or {}
     created = earlier.get("created") if earlier.get("identity") == sweep.identity else None
-    said = {"version": _VERSION, **asdict(sweep), "created": created or datetime.now(UTC).isoformat(timespec="seconds")}
+    created = created or datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        job.write_json(folder / FILE, {name: value for name, value in said.items() if name not in _UNSAID})
+        job.write_json(folder / FILE, as_json(sweep) | {"created": created})
         yield
     except OSError as error:
         if error.filename is None:
