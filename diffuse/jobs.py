@@ -268,16 +268,17 @@ class Jobs:
         except Exception as error:
             self._failed(each, begun, error)
             return
-        each.paths = generation.paths
+        paths = generation.paths
         lossless = begun.job.cfg.output.format is ImageFormat.png
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
             if not lossless:
-                digests = [media.file_sha256(path) for path in each.paths]
-            self._write(each, generation.record, begun, media=list(zip(each.paths, digests, strict=True)))
+                digests = [media.file_sha256(path) for path in paths]
+            self._write(each, generation.record, begun, media=list(zip(paths, digests, strict=True)))
         except Exception as error:
             self._end(each, FAILED, _unwritten(each, error))
             return
+        each.paths = paths
         self._end(each, MADE)
 
     def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
