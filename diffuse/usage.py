@@ -9,7 +9,7 @@ _HELP = """\
 diffuse makes pictures with diffusion models from declared configuration, and keeps the record.
 
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
-  diffuse -m [OVERRIDES]          sweep over lists and ranges of values
+  diffuse -m [OVERRIDES]          sweep over lists and ranges of values; the same command goes on where it stopped
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
@@ -40,6 +40,7 @@ Fields (what is not given takes the model's default):
   mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
   resize                          stretch, crop or pad: how a picture of another size is made to fit
   output.dir, output.name         where to; an existing file is never overwritten
+  report                          false: no comparison of its pictures at the end of a sweep
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
 
 Groups:

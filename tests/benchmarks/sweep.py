@@ -75,9 +75,8 @@ def compare(options: argparse.Namespace) -> None:
         for _ in range(options.repetitions):
             for kind, run in kinds.items():
                 taken[kind].append(run())
-    print(
-        f"{JOBS} pictures, {options.threads} thread(s), {options.profile}\n{'':18}{'s':>8}{'CPU s':>8}{'ratio':>8}{'CPU':>8}"
-    )
+    print(f"{JOBS} pictures, {options.threads} thread(s), {options.profile}")
+    print(f"{'':18}{'s':>8}{'CPU s':>8}{'ratio':>8}{'CPU':>8}")
     for kind, times in taken.items():
         ratios = [
             statistics.median(other[i] / ours[i] for ours, other in zip(taken["sweep"], times, strict=True))
@@ -132,7 +131,7 @@ def peer() -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    pipeline = StableDiffusionPipeline.from_pretrained(TINY, safety_checker=None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     mlflow.set_tracking_uri("sqlite:///outputs/mlflow.db")
