@@ -227,7 +227,7 @@ def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: 
         ("aesthetic_score=11", "aesthetic_score=11.0: should be a number from 0 to 10"),
         ("refiner.source=null", "refiner.source is not set"),
         ("refiner._target_=os.system", "refiner._target_=os.system: should be a class in diffuse.pipelines"),
-        ("refiner=none", "denoising_end=0.5: is when a refiner takes over; add refiner=sdxl"),
+        ("refiner=none", "there is no refiner; choose one, such as refiner=sdxl"),
         ("memory_profile.on_device=[unt]", "on_device names unt"),
     ],
 )
