@@ -37,6 +37,8 @@ Fields (what is not given takes the model's default):
   input_image, strength           a picture to start from, and above 0 up to 1 how far it may change
   mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
   resize                          stretch, crop or pad: how a picture of another size is made to fit
+  model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
+  model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
 

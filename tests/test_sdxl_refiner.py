@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,32 @@ def test_a_refiner_without_its_text_encoder_and_a_base_in_its_place_are_refused(
         assert "Traceback" not in line
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("text_encoder_2", "has no folder text_encoder_2; the checkpoint is incomplete"),
+        ("text_encoder_2/config.json", "text_encoder_2/config.json: is missing"),
+        ("text_encoder_2/model.safetensors", "text_encoder_2: has no weights"),
+        ("tokenizer_2", "neither vocab.json and merges.txt nor tokenizer.json is there"),
+    ],
+)
+def test_a_refiner_without_its_second_encoder_is_refused(
+    missing: str, said: str, stages: int, base: Path, refiner: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "refiner"
+    shutil.copytree(refiner, folder)
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if stages == 1:
+        source = photograph(tmp_path / "source.png")
+        done = run(tmp_path, "model=sdxl_refiner", **{"model.source": folder}, input_image=source)
+    else:
+        done = run(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, folder))
+    assert_refused(done, said)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_refiner_by_itself_needs_a_picture(refiner: Path, tmp_path: Path) -> None:
     assert_refused(run(tmp_path, "model=sdxl_refiner", **{"model.source": refiner}), "add input_image=FILE")
 
@@ -227,7 +254,7 @@ def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: 
         ("aesthetic_score=11", "aesthetic_score=11.0: should be a number from 0 to 10"),
         ("refiner.source=null", "refiner.source is not set"),
         ("refiner._target_=os.system", "refiner._target_=os.system: should be a class in diffuse.pipelines"),
-        ("refiner=none", "denoising_end=0.5: is when a refiner takes over; add refiner=sdxl"),
+        ("refiner=none", "there is no refiner; choose one, such as refiner=sdxl"),
         ("memory_profile.on_device=[unt]", "on_device names unt"),
     ],
 )
