@@ -18,7 +18,7 @@ from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("generate", "download", "doctor", "ui")
+COMMANDS = ("generate", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -72,7 +72,12 @@ def _dispatch(arguments: list[str]) -> None:
     elif command in (None, "generate"):
         _generate(rest)
     else:
-        commands: dict[str, Callable[[list[str]], None]] = {"download": _download, "doctor": _doctor, "ui": _ui}
+        commands: dict[str, Callable[[list[str]], None]] = {
+            "download": _download,
+            "doctor": _doctor,
+            "ui": _ui,
+            "sync": _sync,
+        }
         assert command is not None
         commands[command](rest)
 
@@ -162,6 +167,10 @@ def _job(cfg: DictConfig) -> None:
         cfg.output.dir = str(Path(sweep) / str(hydra.job.num))
     drafts = validation.drafts(cfg)  # before torch is imported
 
+    from diffuse import tracking
+
+    tracking.prepare(cfg.tracking)
+
     from diffuse import run
 
     run.run(cfg, drafts=drafts, overrides=configuration.typed(hydra.overrides.task), sweep=sweep)
@@ -241,6 +250,15 @@ def _ui(arguments: list[str]) -> None:
     from diffuse import tracking
 
     tracking.ui(cfg.tracking)
+
+
+def _sync(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from diffuse import tracking_sync
+    from diffuse.terminal import say
+
+    tracking_sync.sync(cfg.tracking, say)
 
 
 class _Line(logging.Formatter):

@@ -60,6 +60,7 @@ _PATHS = frozenset(
         *(f"{group}.{component}.source" for group in ("model", "refiner") for component in COMPONENTS),
         "tracking.uri",
         "tracking.artifact_location",
+        "tracking.journal",
         "input_image",
         "mask_image",
     }

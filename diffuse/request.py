@@ -159,6 +159,7 @@ class TrackingConfig:
     uri: str | None = None
     artifact_location: str | None = None
     experiment: str = "diffuse"
+    journal: str | None = None  # where runs wait until they are in the store
 
 
 @dataclass

@@ -13,6 +13,7 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
+  diffuse sync [OVERRIDES]        deliver the runs that wait because the store was away or a process was killed
 
 An override is NAME=VALUE. A prompt is taken literally.
 
