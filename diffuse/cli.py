@@ -18,7 +18,7 @@ from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("generate", "download", "doctor", "ui", "sync")
+COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -73,6 +73,7 @@ def _dispatch(arguments: list[str]) -> None:
         _generate(rest)
     else:
         commands: dict[str, Callable[[list[str]], None]] = {
+            "compare": _compare,
             "download": _download,
             "doctor": _doctor,
             "ui": _ui,
@@ -224,6 +225,16 @@ def _download(arguments: list[str]) -> None:
         sources.wanted(cfg, run.folders(cfg)), Download.yes if agreed else cfg.model.download
     ):
         _print(checkpoint.folder)
+
+
+def _compare(arguments: list[str]) -> None:
+    from diffuse import compare
+    from diffuse.compare import arguments as compared
+
+    said = compared.read(arguments)
+    files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
+    for path in files:
+        _print(path)
 
 
 def _doctor(arguments: list[str]) -> None:

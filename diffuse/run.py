@@ -169,7 +169,7 @@ def _run(
             made.step_seconds,
             made.memory,
             made.warnings,
-            recorded(about, made.images),
+            recorded({**about, "timings": dict(made.timings)}, made.images),
         )
         for index in range(request.num_images if save else 0):
             path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)

@@ -10,6 +10,7 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
 
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values
+  diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
@@ -45,6 +46,12 @@ Fields (what is not given takes the model's default):
 
 Groups:
 {groups}
+
+Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; several may be named.
+  --out DIR                       where to; a folder's own report/ where it is the only one
+  --x, --y, --z FIELD             what lies on the columns, the rows and the sheets, of what varies
+  --reference FIELD=VALUE         what quality is measured against, also a file or a run; else the most steps
+  --no-sheets                     leave the contact sheets out
 
   --cfg job     print the configuration and make nothing
   --version     print the version
