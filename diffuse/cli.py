@@ -18,7 +18,7 @@ from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("generate", "download", "doctor", "ui")
+COMMANDS = ("generate", "download", "reproduce", "doctor", "ui")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -72,7 +72,12 @@ def _dispatch(arguments: list[str]) -> None:
     elif command in (None, "generate"):
         _generate(rest)
     else:
-        commands: dict[str, Callable[[list[str]], None]] = {"download": _download, "doctor": _doctor, "ui": _ui}
+        commands: dict[str, Callable[[list[str]], None]] = {
+            "download": _download,
+            "reproduce": _reproduce,
+            "doctor": _doctor,
+            "ui": _ui,
+        }
         assert command is not None
         commands[command](rest)
 
@@ -218,6 +223,22 @@ def _download(arguments: list[str]) -> None:
             yes="--yes" in arguments or "-y" in arguments,
         )
         _print(checkpoint.folder)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    yes = "--yes" in arguments or "-y" in arguments
+    target, *overrides = [argument for argument in arguments if argument not in ("--yes", "-y")] or [""]
+    for argument in (target, *overrides):
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+
+    from diffuse import replay
+
+    asked = replay.asked(target, overrides)  # before torch is imported
+
+    from diffuse import reproduce
+
+    reproduce.reproduce(asked, yes=yes)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -80,6 +80,17 @@ def locate(
         return _fetch(needed, variant, check=needed.missing)
 
 
+def is_here(
+    source: str, *, revision: str | None = None, variant: str | None = None, components: Sequence[str] | None = None
+) -> bool:
+    """Whether `locate` would find everything on this machine. Touches no network.
+
+    Raises:
+        CheckpointError: `source` can only be a folder, and there is none.
+    """
+    return bool(_local(source, variant) or _cached(source, revision, variant, components))
+
+
 def index(source: str, revision: str | None = None) -> dict[str, Any]:
     """`model_index.json` of what `source` names: what kind of checkpoint it is. Of a repository, this small file
     alone is fetched, if it is not here.
@@ -296,8 +307,13 @@ def _check(path: Path, file: RemoteFile, source: str) -> None:
         raise CheckpointError(f"{source}/{file.path}: is not what the hub lists; it was removed: run the command again")
 
 
+def can_ask() -> bool:
+    """Whether there is a terminal to ask the user on."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _ask(size: int) -> None:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask():
         raise ConfigError(f"{readable(size)} would be fetched, and there is no terminal to ask on; add --yes to agree")
     print(f"Fetch {readable(size)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
