@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from diffuse import video
 from diffuse.errors import MediaError, RunError
 from diffuse.request import ImageFormat
 
@@ -269,10 +270,12 @@ def _exif(record: str, parameters: str) -> Image.Exif:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record inside a PNG, JPG or WebP. It is data from a file: nothing in it has been checked.
+    """The record inside a picture or a video. It is data from a file: nothing in it has been checked.
 
     Raises MediaError where there is no such file, or no record in it.
     """
+    if path.suffix.lower() in video.SUFFIXES:
+        return video.read_record(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
             text: Any

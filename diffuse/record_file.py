@@ -27,7 +27,7 @@ _MOST_IMAGES = 10_000
 _JOB = ("version", "key", "sweep", "overrides", "status", "error", "media", "run_id", "record")  # of a job.json
 _JOB_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_VIDEOS = (".mp4", ".webm", ".gif", ".mov")
+_VIDEOS = {".mp4": (4, b"ftyp"), ".webm": (0, b"\x1a\x45\xdf\xa3"), ".gif": (0, b"GIF8")}  # what stands where in one
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Recorded:
 
 
 def read(path: Path) -> Recorded:
-    """The record in a PNG, JPG or WebP, a `record.json` or a `job.json`.
+    """The record in a PNG, JPG or WebP, in the comment of a video, a `record.json` or a `job.json`.
 
     Raises:
         MediaError: there is no such file, it cannot be read, or holds no record.
@@ -50,8 +50,9 @@ def read(path: Path) -> Recorded:
     """
     if path.suffix.lower() == ".json":
         return _from_json(path)
-    if path.suffix.lower() in _VIDEOS:
-        raise MediaError(f"{path}: no video has been made by diffuse {diffuse.__version__}; give a picture or a record")
+    suffix = path.suffix.lower()
+    if suffix in _VIDEOS:
+        _check_kind(path, *_VIDEOS[suffix])
     found = media.read_record(path)
     if "left_out" in found:
         raise MediaError(
@@ -61,9 +62,8 @@ def read(path: Path) -> Recorded:
     if "image" not in found:
         raise ConfigError(f"{path}: its record does not say which picture of the run it is; the record was changed")
     index = found["image"]["index"]
-    pixels = picture_input.read_picture(str(path), "FILE").pixels
-    lossless = path.suffix.lower() == ".png"
-    return Recorded(str(path), found, {index: found["image"]["pixels_sha256"]}, {index: pixels}, lossless)
+    pixels = {} if suffix in _VIDEOS else {index: picture_input.read_picture(str(path), "FILE").pixels}
+    return Recorded(str(path), found, {index: found["image"]["pixels_sha256"]}, pixels, suffix == ".png")
 
 
 def of_run(found: Any, shown: str, pictures: Mapping[int, Path] | None = None) -> Recorded:
@@ -108,6 +108,16 @@ def _beside(path: Path, listed: Any) -> dict[int, Path]:
             raise ConfigError(f"{path}: lists {_short(name)}, which is not the name of a file beside it; refused")
         found[index] = path.parent / name
     return found
+
+
+def _check_kind(path: Path, start: int, mark: bytes) -> None:
+    """Sees that a video is one: a playlist under that name would have ffmpeg open whatever it lists."""
+    try:
+        content = path.open("rb").read(start + len(mark)) if path.is_file() else b""
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if content[start:] != mark:
+        raise MediaError(f"{path}: there is no such file, or it is no {path.suffix[1:].upper()}")
 
 
 def _json(path: Path) -> dict[str, Any]:
