@@ -84,6 +84,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _generate(arguments: list[str]) -> None:
     """Hands over to Hydra, which composes the configuration and calls `_job` once, or once a job of a sweep."""
+    junit, arguments = _junit(arguments)
     flags, overrides = _split(arguments)
     multirun = any(flag in ("-m", "--multirun") for flag in flags)
 
@@ -99,7 +100,7 @@ def _generate(arguments: list[str]) -> None:
 
     def job(cfg: DictConfig) -> None:
         try:
-            _job(cfg)
+            _job(cfg, junit)
         except Exception as error:
             if multirun:
                 sweep.remove_empty_job(_job_folder())
@@ -154,13 +155,17 @@ def _in_this_process() -> bool:
     return str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from diffuse import configuration, validation
 
     hydra = HydraConfig.get()
+    if junit is not None and cfg.suite is None:
+        raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
+    if cfg.suite is not None and hydra.mode == RunMode.RUN:
+        return _suite(cfg, configuration.typed(hydra.overrides.task), junit)
     sweep = None
     if hydra.mode == RunMode.MULTIRUN:
         sweep = str(cfg.output.dir)
@@ -170,6 +175,29 @@ def _job(cfg: DictConfig) -> None:
     from diffuse import run
 
     run.run(cfg, drafts=drafts, overrides=configuration.typed(hydra.overrides.task), sweep=sweep)
+
+
+def _suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
+    from diffuse.smoke import cases
+
+    cases.check(overrides, junit)  # before torch is imported
+
+    from diffuse.smoke import suite
+
+    suite.run(cfg, overrides, junit)
+
+
+def _junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--junit` names, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--junit":
+            rest = arguments[place + 1 :]
+            value = value if equals else rest.pop(0) if rest else ""
+            if not value:
+                raise ConfigError("--junit: write it to which file? --junit FILE")
+            return Path(value), arguments[:place] + rest
+    return None, arguments
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

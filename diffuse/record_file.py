@@ -112,12 +112,15 @@ def _beside(path: Path, listed: Any) -> dict[int, Path]:
 
 def _check_kind(path: Path, start: int, mark: bytes) -> None:
     """Sees that a video is one: a playlist under that name would have ffmpeg open whatever it lists."""
+    if not path.is_file():
+        raise MediaError(f"{path}: there is no such file")
     try:
-        content = path.open("rb").read(start + len(mark)) if path.is_file() else b""
+        with path.open("rb") as file:
+            content = file.read(start + len(mark))
     except OSError as error:
         raise MediaError(f"{path}: cannot be read: {error.strerror or error}") from None
     if content[start:] != mark:
-        raise MediaError(f"{path}: there is no such file, or it is no {path.suffix[1:].upper()}")
+        raise MediaError(f"{path}: is no {path.suffix[1:].upper()} file")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -50,6 +50,10 @@ class Resize(Enum):
     pad = "pad"
 
 
+class Suite(Enum):
+    smoke = "smoke"
+
+
 class ImageFormat(Enum):
     png = "png"
     jpg = "jpg"
@@ -159,6 +163,7 @@ class Config:
     strength: float | None = None
     resize: Resize | None = None
     keep_unmasked: bool = False
+    suite: Suite | None = None  # runs and checks of its own, in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
