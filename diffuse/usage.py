@@ -11,6 +11,10 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
+  diffuse reproduce FILE [OVERRIDES]
+                                  make the pictures of a file's record again, and say whether they are the same
+  diffuse experiment=smoke [--junit FILE]
+                                  run and check every family of pipelines and every scheduler at its tiniest
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
 
