@@ -240,21 +240,18 @@ def _download(arguments: list[str]) -> None:
 
     validation.check_targets(cfg)
 
-    from diffuse import hub, run
+    from diffuse import hub, run, sources
+    from diffuse.request import Download
 
-    for model in run.stages(cfg):
-        checkpoint = hub.download(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            components=(*run.family(model._target_).components, "scheduler"),
-            yes="--yes" in arguments or "-y" in arguments,
-        )
+    agreed = "--yes" in arguments or "-y" in arguments
+    for checkpoint in hub.download(
+        sources.wanted(cfg, run.folders(cfg)), Download.yes if agreed else cfg.model.download
+    ):
         _print(checkpoint.folder)
 
 
 def _reproduce(arguments: list[str]) -> None:
-    yes = "--yes" in arguments or "-y" in arguments
+    agreed = ["model.download=yes"] if "--yes" in arguments or "-y" in arguments else []
     target, *overrides = [argument for argument in arguments if argument not in ("--yes", "-y")] or [""]
     for argument in (target, *overrides):
         if argument.startswith("-"):
@@ -262,11 +259,11 @@ def _reproduce(arguments: list[str]) -> None:
 
     from diffuse import replay
 
-    asked = replay.asked(target, overrides)  # before torch is imported
+    asked = replay.asked(target, [*overrides, *agreed])  # before torch is imported
 
     from diffuse import reproduce
 
-    reproduce.reproduce(asked, yes=yes)
+    reproduce.reproduce(asked)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.errors import ConfigError
 from diffuse.request import (
+    COMPONENTS,
     Config,
     HardwareConfig,
     MemoryProfileConfig,
@@ -57,6 +58,7 @@ _PATHS = frozenset(
         "output.dir",
         "model.source",
         "refiner.source",
+        *(f"{group}.{component}.source" for group in ("model", "refiner") for component in COMPONENTS),
         "tracking.uri",
         "tracking.artifact_location",
         "input_image",

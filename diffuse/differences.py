@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from diffuse import record
+from diffuse.request import COMPONENTS
 
 # Of the configuration: what changes no pixel, or stands under another name with what became of it.
 _ELSEWHERE = ("output", "tracking", "hardware", "memory_profile", "seed", "num_images", "input_image", "mask_image")
-_MODELS = ("source", "revision", "name", "request_defaults", "min_vram_gib")
+_MODELS = ("source", "revision", "name", "download", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
 _PROFILE = ("half", "on_device", "guidance", "batch_size", "tiled_decode")
 _COMPUTES = ("torch", "numpy", "pillow", "safetensors", "tokenizers", "accelerate", "python")  # of the versions
@@ -34,14 +35,19 @@ def between(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [*_weights(then, now), *_of_parts(then, now), *_code(then, now)]
 
 
+def of_weights(then: Any, now: Any, name: str) -> Iterator[str]:
+    """What of the recorded weights of a model is another: its own, and those of components from elsewhere."""
+    before, after = (part.get("sha256") if isinstance(part, Mapping) else None for part in (then, now))
+    if before != after:
+        yield f"the {name}: SHA-256 {_digest(before)} then, {_digest(after)} now"
+    parts = [_mapping(part, "components") if isinstance(part, Mapping) else {} for part in (then, now)]
+    for component in sorted({*parts[0], *parts[1]}):
+        yield from of_weights(parts[0].get(component), parts[1].get(component), f"{component}'s {name}")
+
+
 def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name, old, new in (
-        ("weights", then["weights"], now["weights"]),
-        ("refiner's weights", then["weights"].get("refiner"), now["weights"].get("refiner")),
-    ):
-        before, after = (part.get("sha256") if isinstance(part, Mapping) else None for part in (old, new))
-        if before != after:
-            yield f"the {name}: SHA-256 {_digest(before)} then, {_digest(after)} now"
+    yield from of_weights(then["weights"], now["weights"], "weights")
+    yield from of_weights(then["weights"].get("refiner"), now["weights"].get("refiner"), "refiner's weights")
     for name in sorted({*then["inputs"], *now["inputs"]}):
         before, after = (_of(part["inputs"], name, "sha256") for part in (then, now))
         if before != after:

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from diffuse import video
 from diffuse.errors import MediaError, RunError
-from diffuse.request import ImageFormat
+from diffuse.request import ImageFormat, PromptSyntax
 
 log = logging.getLogger(__name__)
 
@@ -309,7 +309,11 @@ def parameters_text(record: Mapping[str, Any]) -> str:
     comma, a colon or a line break is JSON-quoted.
     """
     request, weights = record["request"], record["weights"]
+    texts = request["prompt"] + (request["negative_prompt"] or "")
+    literal = request.get("prompt_syntax") != PromptSyntax.weighted.name and any(c in texts for c in "([")
     sampler = record["config"]["scheduler"]["name"]
+    parts = weights.get("components", {})
+    model, vae = parts.get("unet", weights), parts.get("vae", {})
     pairs = {
         "Steps": request["num_inference_steps"],
         "Sampler": _SAMPLERS.get(sampler, sampler),
@@ -317,8 +321,11 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Denoising strength": "" if request.get("strength") is None else f"{request['strength']:g}",
-        "Model hash": (weights.get("sha256") or "")[:10],
-        "Model": Path(str(weights.get("source") or record["config"]["model"]["name"])).name,
+        "Emphasis": "None" if literal else "",  # there, brackets are weights unless this is said
+        "Model hash": (model.get("sha256") or "")[:10],
+        "Model": Path(str(model.get("source") or record["config"]["model"]["name"])).name,
+        "VAE hash": vae.get("sha256", "")[:10],
+        "VAE": Path(str(vae.get("source", ""))).name,
         "Version": f"diffuse {record['diffuse']}",
     }
     lines = [request["prompt"].strip()]

@@ -7,6 +7,7 @@ and what is tracked is the user's own affair, and a local file is read only if i
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,14 +21,14 @@ from diffuse.checkpoint import Checkpoint
 from diffuse.errors import ConfigError, MediaError
 from diffuse.inputs import Inputs
 from diffuse.record_file import Recorded
-from diffuse.request import Config, MemoryProfileConfig
+from diffuse.request import COMPONENTS, Config, MemoryProfileConfig
 from diffuse.validation import Draft
 
 # What a record does not decide, and what may be given beside it: fields, or whole groups of them.
 _OURS = ("output", "tracking")
 _GROUPS = (*_OURS, "hardware", "memory_profile")
 _PICTURES = ("input_image", "mask_image")
-_WEIGHTS = tuple(f"{model}.{name}" for model in ("model", "refiner") for name in ("source", "revision", "variant"))
+_WEIGHTS = re.compile(rf"(model|refiner)(\.({'|'.join(COMPONENTS)}))?\.(source|revision|variant)|model\.download")
 
 MOST_STEPS = 1000  # what models are trained with; more would only keep this machine busy
 _MOST_BATCHED = 64  # pictures denoised together
@@ -73,7 +74,7 @@ def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
     """
     for override in overrides:
         name = override.partition("=")[0]
-        if name.partition(".")[0] not in _GROUPS and name not in (*_PICTURES, *_WEIGHTS):
+        if name.partition(".")[0] not in _GROUPS and name not in _PICTURES and not _WEIGHTS.fullmatch(name):
             may = ", ".join((*_GROUPS, *_PICTURES, "model.source"))
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {may}")
     shown = recorded.shown
@@ -153,9 +154,14 @@ def _place(cfg: DictConfig, record: Mapping[str, Any], own: DictConfig, given: s
             cfg.memory_profile = own.memory_profile
         elif isinstance(profile, dict):
             cfg.memory_profile = _profile(profile)
+        cfg.model.download = own.model.download
         for model, weights in (("model", record["weights"]), ("refiner", record["weights"].get("refiner"))):
-            if cfg[model]._target_ is not None and f"{model}.source" not in given:
-                _find(cfg, model, weights)
+            if cfg[model]._target_ is not None:
+                _find(cfg, model, weights, given)
+                parts = weights.get("components") if isinstance(weights, dict) else None
+                for name in COMPONENTS:
+                    recorded_part = parts.get(name) if isinstance(parts, dict) else None
+                    _find(cfg, f"{model}.{name}", recorded_part, given)
     return notes
 
 
@@ -170,15 +176,17 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     return values
 
 
-def _find(cfg: DictConfig, model: str, weights: Any) -> None:
-    """Where the recorded weights are on this machine: a commit of a repository, a folder, or in the package."""
-    recorded = weights if isinstance(weights, dict) else {}
-    node, source = cfg[model], str(cfg[model].source)
+def _find(cfg: DictConfig, name: str, weights: Any, given: set[str]) -> None:
+    """Where the recorded weights `name` are on this machine: a commit of a repository, a folder, or in the package."""
+    node = OmegaConf.select(cfg, name)
+    if node.source is None or f"{name}.source" in given:
+        return
+    recorded, source = weights if isinstance(weights, dict) else {}, str(node.source)
     if source.startswith(("//", "\\\\")):
-        raise ConfigError(f"{model}.source={source}: is on another computer; give {model}.source=FOLDER; refused")
-    if source != str(configuration.TINY) and not Path(source).expanduser().is_dir():
+        raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
+    if name == "model" and source != str(configuration.TINY) and not Path(source).expanduser().is_dir():
         ships = recorded.get("sha256") == Checkpoint.open(configuration.TINY).digest()
-        if ships or (model == "model" and node.name == "tiny" and Path(source).parts[-2:] == ("tiny", "checkpoint")):
+        if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
             node.source = str(configuration.TINY)
             return
     revision = recorded.get("revision")

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse import differences, hub, run
-from diffuse.errors import ConfigError, RunError
+from diffuse import differences, run, sources
+from diffuse.errors import RunError
 from diffuse.generation import Generation
 from diffuse.media import pixels_sha256
 from diffuse.replay import Replay
 from diffuse.terminal import saved, say, unheard
 
 
-def reproduce(asked: Replay, *, yes: bool = False) -> list[Path]:
+def reproduce(asked: Replay) -> list[Path]:
     """Makes, saves and tracks what `asked` is, prints each saved path, and says on standard error what came of it.
-
-    `yes` agrees beforehand to fetching weights that are not here; on a terminal, the user is asked.
 
     Raises:
         DiffuseError: it cannot be made here, and nothing was; or RunError: it was made, and is not the same.
     """
     for note in asked.notes:
         say(note)
-    _fetch(asked, yes)
     _compare_weights(asked)
     (made,) = run.generate(
         asked.cfg,
@@ -40,29 +37,14 @@ def reproduce(asked: Replay, *, yes: bool = False) -> list[Path]:
     return made.paths
 
 
-def _fetch(asked: Replay, yes: bool) -> None:
-    """Weights that are not on this machine are named, and fetched if the user agrees."""
-    for model in run.stages(asked.cfg):
-        components = (*run.family(model._target_).components, "scheduler")
-        where = {"revision": model.revision, "variant": model.variant, "components": components}
-        if hub.is_here(model.source, **where):
-            continue
-        if not yes and not hub.can_ask():
-            raise ConfigError(
-                f"{asked.recorded.shown}: needs {model.source}, which would be fetched from the hub; add --yes to "
-                "agree, or model.source=FOLDER where it is here under another name"
-            )
-        hub.download(model.source, yes=yes, **where)
-
-
 def _compare_weights(asked: Replay) -> None:
-    """Says before the run what it could not hide: that the weights are others."""
+    """Says before the run what it could not hide: that the weights are others. Those that are not here are fetched, if
+    the user agrees."""
     weights = asked.recorded.record["weights"]
     opened = run.open_pipeline(asked.cfg)
     for checkpoint, recorded in zip(opened.checkpoints, (weights, weights.get("refiner")), strict=False):
-        digest = recorded.get("sha256") if isinstance(recorded, dict) else None
-        if digest != checkpoint.digest():
-            say(f"{checkpoint.source}: these are not the recorded weights: their SHA-256 differs")
+        for cause in differences.of_weights(recorded, sources.as_record(checkpoint), "weights"):
+            say(f"{checkpoint.source}: {cause}")
 
 
 def _verdict(asked: Replay, made: Generation) -> None:

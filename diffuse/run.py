@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import hardware, hub, media, memory_profile, record, tracking, validation
+from diffuse import hardware, media, memory_profile, record, sources, tracking, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
 from diffuse.errors import ConfigError, RunError, Stop
@@ -139,7 +139,7 @@ def _run(
         job.cfg,
         overrides,
         request,
-        weights=_weights(model) | ({"refiner": _weights(refiners[0])} if refiners else {}),
+        weights=sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {}),
         hardware={
             **job.opened.hardware.as_record(),
             "dtypes": job.opened.pipeline.memory.dtypes,
@@ -211,19 +211,10 @@ def _inputs(job: Prepared) -> dict[str, Any]:
     return found
 
 
-def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "variant": checkpoint.variant,
-        "sha256": checkpoint.digest(),
-    }
-
-
 def _tags(about: dict[str, Any], sweep: str | None) -> dict[str, str]:
     tags = {
         "diffuse.version": about["diffuse"],
-        "diffuse.weights": f"{about['weights']['source']}@{about['weights']['sha256']}",
+        "diffuse.weights": sources.tag(about["weights"]),
         "diffuse.sweep": sweep,
         "mlflow.source.git.commit": (about["git"] or {}).get("commit"),
     }
@@ -263,15 +254,7 @@ def open_pipeline(cfg: DictConfig) -> Opened:
 
     models = stages(cfg)
     families = [family(model._target_) for model in models]
-    checkpoints = [
-        hub.locate(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            components=(*pipeline_class.components, "scheduler"),
-        )
-        for model, pipeline_class in zip(models, families, strict=True)
-    ]
+    checkpoints = sources.locate(cfg, folders(cfg))
     identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     pipeline = _kept(key)
@@ -299,6 +282,14 @@ def _make(job: Prepared, listeners: Sequence[Callable[[Step], None] | None] = ()
 def stages(cfg: DictConfig) -> list[DictConfig]:
     """The models that make a picture, one after the other."""
     return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
+
+
+def folders(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
+    """By its group, what each of the models that make a picture needs of a checkpoint."""
+    names = ("model", "refiner")
+    return {
+        name: (*family(model._target_).components, "scheduler") for name, model in zip(names, stages(cfg), strict=False)
+    }
 
 
 def family(target: str) -> Any:

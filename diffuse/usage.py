@@ -27,6 +27,8 @@ An override is NAME=VALUE. A prompt is taken literally.
 Fields (what is not given takes the model's default):
   prompt, negative_prompt         what the picture shows, and what it does not
   prompt_2, negative_prompt_2     for the second text encoder of SDXL; the first one's where not given
+  long_prompt                     whether a prompt beyond 77 tokens is cut, or read in chunks of 75: chunk
+  prompt_syntax                   plain or weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1
   prompt_file                     prompts from a file, one a line
   seed, num_images                image i uses seed + i; a seed is drawn where none is given
   width, height                   in pixels

@@ -1,7 +1,7 @@
 """Records what the smoke cases should be: their pictures, and the digests of this platform.
 
-    python tests/record_smoke.py            # this platform's digests, where the pictures are as they were
-    python tests/record_smoke.py --pictures # the pictures too: after a change that was meant to change them
+python tests/record_smoke.py            # this platform's digests, where the pictures are as they were
+python tests/record_smoke.py --pictures # the pictures too: after a change that was meant to change them
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-
-from PIL import Image
 
 from diffuse import configuration
 from diffuse.smoke import cases, reference, suite

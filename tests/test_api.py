@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import diffuse as command
 from command import SMOKE, smoke
+from command import diffuse as command
 from PIL import Image
 
 import diffuse

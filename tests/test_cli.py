@@ -270,6 +270,7 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     "wrong value in a sweep": (["-m", "width=65,66"], 2),
     "wrong format": (["output.format=gif"], 2),
     "an option of the sampler": (["scheduler.eta=7"], 2),
+    "a weight that is no number": (["prompt=(cat:1,3)", "prompt_syntax=weighted"], 2),
     "a file of prompts that is not there": (["prompt_file=nowhere.txt"], 2),
     "configuration": (["--cfg", "job"], 0),
     "a wrong source": (["download", "model.source="], 2),

@@ -64,8 +64,6 @@ def cases() -> list[Case]:
     return [Case(name, (*_COMMON, *own)) for name, own in (families | samplers).items()]
 
 
-
-
 def check(overrides: Sequence[str], junit: Path | None) -> None:
     """Refuses what a smoke run has no use for. `overrides` are those it was composed with.
 

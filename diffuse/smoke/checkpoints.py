@@ -1,4 +1,4 @@
-"""Checkpoints for families of which none ships: half a million weights at most, drawn anew each time and always the same.
+"""Checkpoints for families of which none ships: half a million weights at most, drawn anew each time, always the same.
 
 Only what every machine computes alike is used to draw them, whole numbers and single products, so that they are the
 same to the bit everywhere. They have learned nothing; their pictures are patterns.
@@ -47,7 +47,11 @@ KINDS = ("sd", "sd_flow", "sd_inpaint", "sd_distilled", "sdxl", "sdxl_refiner")
 def write(folder: Path, kind: str) -> Path:
     """Writes the checkpoint `kind`, one of `KINDS`, in the diffusers layout; gives its folder back."""
     xl = kind.startswith("sdxl")
-    encoders = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2"), "sdxl_refiner": ("text_encoder_2",)}
+    encoders = {
+        "sd": ("text_encoder",),
+        "sdxl": ("text_encoder", "text_encoder_2"),
+        "sdxl_refiner": ("text_encoder_2",),
+    }
     texts = encoders.get(kind, ("text_encoder",))
     configs: dict[str, dict[str, Any]] = {
         "unet": {**_unet(kind, _TEXT * len(texts)), "sample_size": 8},
@@ -62,7 +66,9 @@ def write(folder: Path, kind: str) -> Path:
     for name in texts:
         shutil.copytree(TINY / "tokenizer", folder / name.replace("text_encoder", "tokenizer"))
     _write_json(folder / "scheduler" / "scheduler_config.json", _FLOW if kind == "sd_flow" else _SCHEDULE)
-    _write_json(folder / "model_index.json", _index(kind, [*configs, *(t.replace("text_encoder", "tokenizer") for t in texts)]))
+    _write_json(
+        folder / "model_index.json", _index(kind, [*configs, *(t.replace("text_encoder", "tokenizer") for t in texts)])
+    )
     return folder
 
 

@@ -120,7 +120,9 @@ def picture_faults(made: Generation, case: Case) -> list[str]:
             there = np.asarray(picture.convert("RGB"))
         if there.shape != pixels.shape:
             faults.append(f"{path.name} is of another size than was made")
-        elif path.suffix == f".{ImageFormat.png.value}" and media.pixels_sha256(there) != about["image"]["pixels_sha256"]:
+        elif (
+            path.suffix == f".{ImageFormat.png.value}" and media.pixels_sha256(there) != about["image"]["pixels_sha256"]
+        ):
             faults.append(f"{path.name} does not hold the pixels that its record speaks of")
         if media.read_record(path) != about:
             faults.append(f"the record in {path.name} is not that of the run")
