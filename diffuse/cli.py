@@ -18,7 +18,7 @@ from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
+COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -74,6 +74,7 @@ def _dispatch(arguments: list[str]) -> None:
     else:
         commands: dict[str, Callable[[list[str]], None]] = {
             "compare": _compare,
+            "reproduce": _reproduce,
             "download": _download,
             "doctor": _doctor,
             "ui": _ui,
@@ -85,6 +86,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _generate(arguments: list[str]) -> None:
     """Hands over to Hydra, which composes the configuration and calls `_job` once, or once a job of a sweep."""
+    junit, arguments = _junit(arguments)
     flags, overrides = _split(arguments)
     multirun = any(flag in ("-m", "--multirun") for flag in flags)
 
@@ -100,7 +102,7 @@ def _generate(arguments: list[str]) -> None:
 
     def job(cfg: DictConfig) -> None:
         try:
-            _job(cfg)
+            _job(cfg, junit)
         except Exception as error:
             if multirun:
                 sweep.remove_empty_job(_job_folder())
@@ -155,13 +157,17 @@ def _in_this_process() -> bool:
     return str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from diffuse import configuration, validation
 
     hydra = HydraConfig.get()
+    if junit is not None and cfg.suite is None:
+        raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
+    if cfg.suite is not None and hydra.mode == RunMode.RUN:
+        return _suite(cfg, configuration.typed(hydra.overrides.task), junit)
     sweep = None
     if hydra.mode == RunMode.MULTIRUN:
         sweep = str(cfg.output.dir)
@@ -175,6 +181,29 @@ def _job(cfg: DictConfig) -> None:
     from diffuse import run
 
     run.run(cfg, drafts=drafts, overrides=configuration.typed(hydra.overrides.task), sweep=sweep)
+
+
+def _suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
+    from diffuse.smoke import cases
+
+    cases.check(overrides, junit)  # before torch is imported
+
+    from diffuse.smoke import suite
+
+    suite.run(cfg, overrides, junit)
+
+
+def _junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--junit` names, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--junit":
+            rest = arguments[place + 1 :]
+            value = value if equals else rest.pop(0) if rest else ""
+            if not value:
+                raise ConfigError("--junit: write it to which file? --junit FILE")
+            return Path(value), arguments[:place] + rest
+    return None, arguments
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -235,6 +264,22 @@ def _compare(arguments: list[str]) -> None:
     files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
     for path in files:
         _print(path)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    agreed = ["model.download=yes"] if "--yes" in arguments or "-y" in arguments else []
+    target, *overrides = [argument for argument in arguments if argument not in ("--yes", "-y")] or [""]
+    for argument in (target, *overrides):
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+
+    from diffuse import replay
+
+    asked = replay.asked(target, [*overrides, *agreed])  # before torch is imported
+
+    from diffuse import reproduce
+
+    reproduce.reproduce(asked)
 
 
 def _doctor(arguments: list[str]) -> None:

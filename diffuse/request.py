@@ -56,6 +56,10 @@ class Resize(Enum):
     pad = "pad"
 
 
+class Suite(Enum):
+    smoke = "smoke"
+
+
 class LongPrompt(Enum):
     cut = "cut"
     chunk = "chunk"
@@ -203,6 +207,7 @@ class Config:
     strength: float | None = None
     resize: Resize | None = None
     keep_unmasked: bool = False
+    suite: Suite | None = None  # runs and checks of its own, in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler

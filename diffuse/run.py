@@ -98,12 +98,13 @@ def generate(
     sweep: str | None = None,
     latents: Tensor | None = None,
     save: bool = False,
+    only: Sequence[int] | None = None,
     told: Told | None = None,
 ) -> list[Generation]:
     """Makes what `drafts`, those of `cfg`, ask for, all of which are checked before the first begins.
 
     `latents` are the initial noise `[N, C, h, w]`; see `run` for what else there is. Unless `save`, nothing is written
-    and nothing is recorded in the tracking store.
+    and nothing is recorded in the tracking store. Where there is `only`, these of each run's pictures are saved.
 
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
@@ -116,14 +117,20 @@ def generate(
     jobs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
-        return [_run(job, tracker, overrides, sweep, save, told) for job in jobs]
+        return [_run(job, tracker, overrides, sweep, save, told, only) for job in jobs]
     finally:
         for warning in tracker.close():
             told.say(f"warning: {warning}")
 
 
 def _run(
-    job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sweep: str | None, save: bool, told: Told
+    job: Prepared,
+    tracker: tracking.Tracker,
+    overrides: Sequence[str],
+    sweep: str | None,
+    save: bool,
+    told: Told,
+    only: Sequence[int] | None,
 ) -> Generation:
     """One run: what is to be done is recorded first, so that a run that fails is recorded too."""
     request, output = job.request, job.cfg.output
@@ -171,7 +178,7 @@ def _run(
             made.warnings,
             recorded({**about, "timings": dict(made.timings)}, made.images),
         )
-        for index in range(request.num_images if save else 0):
+        for index in (range(request.num_images) if only is None else only) if save else ():
             path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
             generation.paths.append(path)
             if told.on_saved is not None:

@@ -78,6 +78,8 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
+    if cfg.suite is not None:
+        raise ConfigError(f"suite={cfg.suite.name}: is run by the command alone: diffuse experiment={cfg.suite.name}")
     with explained():
         _check_interpolations(cfg)
         defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}

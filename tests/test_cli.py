@@ -385,8 +385,8 @@ def test_ctrl_c_under_a_terminal(empty: Path, tmp_path: Path) -> None:
     """The bar is drawn while the steps go on; interrupted there, the run leaves its record and no picture."""
     store = Path(shutil.copy(empty, tmp_path / "mlflow.db"))
     terminal = Terminal(
-        "experiment=smoke", "prompt=a [red] cat", "num_inference_steps=1000", "hardware.threads=1",
-        f"tracking.uri=sqlite:///{store}", "output.dir=out", cwd=tmp_path,
+        *SMOKE, "prompt=a [red] cat", "num_inference_steps=1000", f"tracking.uri=sqlite:///{store}", "output.dir=out",
+        cwd=tmp_path,
     )  # fmt: skip
     terminal.wait_for(r"[1-9]\d*/1000")
     terminal.process.send_signal(signal.SIGINT)
