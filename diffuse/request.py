@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,20 @@ class Resize(Enum):
     stretch = "stretch"
     crop = "crop"
     pad = "pad"
+
+
+class Suite(Enum):
+    smoke = "smoke"
+
+
+class LongPrompt(Enum):
+    cut = "cut"
+    chunk = "chunk"
+
+
+class PromptSyntax(Enum):
+    plain = "plain"
+    weighted = "weighted"
 
 
 class ImageFormat(Enum):
@@ -149,6 +163,7 @@ class TrackingConfig:
     uri: str | None = None
     artifact_location: str | None = None
     experiment: str = "diffuse"
+    journal: str | None = None  # where runs wait until they are in the store
 
 
 @dataclass
@@ -168,6 +183,8 @@ class Config:
     negative_prompt: str | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    long_prompt: LongPrompt | None = None
+    prompt_syntax: PromptSyntax | None = None
     seed: int | None = None
     num_images: int = 1
     width: int | None = None
@@ -190,6 +207,7 @@ class Config:
     strength: float | None = None
     resize: Resize | None = None
     keep_unmasked: bool = False
+    suite: Suite | None = None  # runs and checks of its own, in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
@@ -219,6 +237,8 @@ class GenerationRequest:
     guidance_rescale: float = 0.0  # 0 to 1, see diffuse.pipelines.guidance
     prompt_2: str | None = None  # for the second text encoder
     negative_prompt_2: str | None = None
+    long_prompt: LongPrompt = LongPrompt.cut  # what becomes of more text than the encoder takes, see pipelines.prompt
+    prompt_syntax: PromptSyntax = PromptSyntax.plain  # of all four, see diffuse.prompt_syntax
     original_width: int | None = None  # pixels of the picture that the model is to imagine scaled and cropped
     original_height: int | None = None
     crop_left: int | None = None
@@ -274,3 +294,17 @@ class Made:
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
     latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)
+
+    def split(self, counts: Sequence[int]) -> list[Made]:
+        """In parts of so many images each; a part took the share of the time that it has of the images."""
+        if len(counts) == 1:
+            return [self]
+        parts, start = [], 0
+        for count in counts:
+            share, images = count / len(self.images), slice(start, start + count)
+            timings = {name: seconds * share for name, seconds in self.timings.items()}
+            steps = [seconds * share for seconds in self.step_seconds]
+            part = Made(self.images[images], timings, steps, self.memory, self.latents[images], self.warnings)
+            parts.append(part)
+            start += count
+        return parts

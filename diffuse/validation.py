@@ -6,17 +6,18 @@ import math
 import secrets
 from collections.abc import Mapping, Set
 from dataclasses import MISSING, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse import inputs
+from diffuse import inputs, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
-from diffuse.request import COMPONENTS, GenerationRequest
+from diffuse.request import COMPONENTS, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
@@ -25,6 +26,7 @@ DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
 _FIELDS = tuple(field.name for field in fields(GenerationRequest))
 _OPTIONAL = {field.name: field.default for field in fields(GenerationRequest) if field.default is not MISSING}
 _TEXTS = ("negative_prompt", "prompt_2", "negative_prompt_2")
+_CHOICES = {"long_prompt": LongPrompt, "prompt_syntax": PromptSyntax}
 _COUNTS = {  # whole numbers that may be left open, and the least they can be
     "original_width": 1,
     "original_height": 1,
@@ -63,9 +65,9 @@ def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
     for name, default in _OPTIONAL.items():
         if name not in known and draft.others[name] != default:
             has = ", ".join(sorted(known))
-            raise ConfigError(
-                f"{name}={draft.others[name]}: model={model} knows no {name}; beside the common it has {has}"
-            )
+            given = draft.others[name]
+            shown = given.name if isinstance(given, Enum) else given
+            raise ConfigError(f"{name}={shown}: model={model} knows no {name}; beside the common it has {has}")
 
 
 def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[Draft]:
@@ -76,6 +78,8 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
+    if cfg.suite is not None:
+        raise ConfigError(f"suite={cfg.suite.name}: is run by the command alone: diffuse experiment={cfg.suite.name}")
     with explained():
         _check_interpolations(cfg)
         defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}
@@ -90,11 +94,12 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
             width, height = read.size(cfg.model.size_multiple)
             values |= {"width": cfg.width or width, "height": cfg.height or height}
         width, height = values.pop("width"), values.pop("height")
+        prompts = _prompts(cfg, defaults)
+        if values["prompt_syntax"] is PromptSyntax.weighted:
+            for name, text in [*(("prompt", prompt) for prompt in prompts), *((name, values[name]) for name in _TEXTS)]:
+                prompt_syntax.parse(text or "", name)
         others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
-        return [
-            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read)
-            for prompt in _prompts(cfg, defaults)
-        ]
+        return [Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read) for prompt in prompts]
 
 
 def _container(node: DictConfig) -> dict[str, Any]:
@@ -169,6 +174,8 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
     for name in _TEXTS:
         if values[name] is not None:
             values[name] = _text(name, str(values[name]))
+    for name, choices in _CHOICES.items():
+        values[name] = _choice(name, values[name], choices)
     if values["timesteps"] is not None:
         values["timesteps"] = timesteps = tuple(values["timesteps"])
         if not timesteps:
@@ -179,6 +186,15 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
             )
         values["num_inference_steps"] = len(timesteps)
     return values
+
+
+def _choice(name: str, value: Any, choices: type[Enum]) -> Enum:
+    """One of `choices`, which a model's defaults name as text."""
+    try:
+        return choices(value)
+    except ValueError:
+        known = ", ".join(choice.name for choice in choices)
+        raise ConfigError(f"{name}={value}: should be one of {known}") from None
 
 
 def _text(name: str, value: str) -> str:
@@ -262,7 +278,12 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         return [_text("prompt", str(prompt))]
     if cfg.prompt is not None:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
-    path = Path(cfg.prompt_file).expanduser()
+    return prompts_in(cfg.prompt_file)
+
+
+def prompts_in(file: str) -> list[str]:
+    """The prompts of a text file, one a line. Raises ConfigError where it cannot be read, or holds none."""
+    path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

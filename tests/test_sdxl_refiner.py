@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import oracle
 import oracle_sdxl
+import prompt_oracle
 import pytest
 import torch
 from command import Done, diffuse
@@ -19,6 +20,7 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgP
 from oracle_sdxl import Variant
 from picture_parity import photograph
 from PIL import Image
+from prompt_oracle import Chunk
 from transformers import CLIPTokenizer
 
 BASE = Variant()
@@ -134,6 +136,31 @@ def test_a_picture_is_refined(ours: dict[str, Any], peers: dict[str, Any], refin
     )
 
 
+# Read by chunks and with weights: what is asked for, and the chunks by hand.
+READ = {
+    "prompt": f"{'the ' * 75} (cat:1.3)",
+    "negative_prompt": "[blurry]",
+    "long_prompt": "chunk",
+    "prompt_syntax": "weighted",
+}
+POSITIVE: list[Chunk] = [[("the " * 75, 1)], [("cat", 1.3)]]
+NEGATIVE: list[Chunk] = [[("blurry", 1 / 1.1)], [("", 1)]]
+
+
+def test_a_long_weighted_prompt_is_refined_by(refiner: Path, tmp_path: Path) -> None:
+    source = photograph(tmp_path / "source.png")
+    peer = theirs(refiner, StableDiffusionXLImg2ImgPipeline)
+    embeds = prompt_oracle.sdxl_embeds(peer, [POSITIVE], [NEGATIVE])
+    expected = peer(
+        **{**REQUEST, "prompt": None, **embeds},
+        image=Image.open(source),
+        strength=0.6,
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    options = {"model.source": refiner, "input_image": source, "strength": 0.6, **READ}
+    assert_same(made(tmp_path, "model=sdxl_refiner", **options), np.asarray(expected[0])[None])
+
+
 def test_a_field_of_the_base_alone_is_refused(refiner: Path, tmp_path: Path) -> None:
     source = photograph(tmp_path / "source.png")
     done = run(tmp_path, "model=sdxl_refiner", "prompt_2=x", **{"model.source": refiner}, input_image=source)
@@ -227,6 +254,17 @@ FIELDS = {"prompt_2": "oil", "negative_prompt": "and", "guidance_rescale": 0.5, 
 def test_two_stages(ours: dict[str, Any], peers: dict[str, Any], base: Path, refiner: Path, tmp_path: Path) -> None:
     found = made(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, refiner), **ours)
     assert_same(found, made_by_both(base, refiner, **peers))
+
+
+def test_two_stages_read_a_long_weighted_prompt_alike(base: Path, refiner: Path, tmp_path: Path) -> None:
+    first, second = theirs(base, StableDiffusionXLPipeline), theirs(refiner, StableDiffusionXLImg2ImgPipeline)
+    request = {**REQUEST, "prompt": None, "generator": torch.Generator().manual_seed(0)}
+    early = prompt_oracle.sdxl_embeds(first, [POSITIVE] * 2, [NEGATIVE] * 2)
+    late = prompt_oracle.sdxl_embeds(second, [POSITIVE], [NEGATIVE])
+    latents = first(**request, **early, width=64, height=64, denoising_end=0.8, output_type="latent").images
+    expected = second(**request, **late, image=latents, denoising_start=0.8).images
+    found = made(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, refiner), **READ)
+    assert_same(found, np.asarray(expected[0])[None])
 
 
 def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: Path, tmp_path: Path) -> None:
