@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Run:
-    return lambda *words: diffuse(*SMOKE, "tracking=none", "output.dir=out", *words, cwd=tmp_path)
+    return lambda *words: diffuse(*SMOKE, "tracking=none", "output.dir=out", "prompt=x", *words, cwd=tmp_path)
 
 
 def refused(done: Done) -> str:
