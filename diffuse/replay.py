@@ -21,7 +21,7 @@ from diffuse.checkpoint import Checkpoint
 from diffuse.errors import ConfigError, MediaError
 from diffuse.inputs import Inputs
 from diffuse.record_file import Recorded
-from diffuse.request import COMPONENTS, Config, MemoryProfileConfig
+from diffuse.request import COMPONENTS, Config
 from diffuse.validation import Draft
 
 # What a record does not decide, and what may be given beside it: fields, or whole groups of them.
@@ -79,15 +79,18 @@ def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {may}")
     shown = recorded.shown
     own = configuration.compose(overrides)
-    cfg = _configuration(recorded.record, shown)
     given = {override.partition("=")[0] for override in overrides}
-    notes = _place(cfg, recorded.record, own, given)
+    try:
+        cfg = _configuration(recorded.record)
+        notes = _place(cfg, recorded.record, own, given)
+        _limit(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {error}") from None
     for name in _OURS:
         cfg[name] = own[name]
     for name in given:
         if "." in name or name in _PICTURES:
             OmegaConf.update(cfg, name, OmegaConf.select(own, name))
-    _limit(cfg, shown)
     _check_inputs(cfg, recorded.record, shown, given)
     first, count = _batch(cfg, recorded)
     cfg.seed, cfg.num_images = cfg.seed + first, count
@@ -111,26 +114,23 @@ def _kept(override: str, given: set[str]) -> bool:
     return name.partition(".")[0] not in (*_OURS, "seed", "num_images", "prompt_file") and name not in given
 
 
-def _configuration(record: Mapping[str, Any], shown: str) -> DictConfig:
+def _configuration(record: Mapping[str, Any]) -> DictConfig:
     """The record's configuration in the types of the schema, whose defaults stand for fields that it does not have."""
     known = {field.name for field in fields(Config)}
     for name in record["config"]:
         if name not in known:
-            raise ConfigError(f"{shown}: {name}: there is no such field; it was made by diffuse {record['diffuse']}")
+            raise ConfigError(f"{name}: there is no such field; it was made by diffuse {record['diffuse']}")
     values = {name: value for name, value in record["config"].items() if name not in _OURS}
     if "latents" in record["inputs"]:
         raise ConfigError(
-            f"{shown}: started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
+            f"started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
             "in Python, with the same latents"
         )
-    try:
-        cfg = configuration.from_data(values)
-        with configuration.explained():
-            validation.check_targets(cfg)
-    except ConfigError as error:
-        raise ConfigError(f"{shown}: {error}") from None
+    cfg = configuration.from_data(values)
+    with configuration.explained():
+        validation.check_targets(cfg)
     if cfg.prompt_file is not None:
-        raise ConfigError(f"{shown}: prompt_file={cfg.prompt_file}: a record holds the prompt; refused")
+        raise ConfigError(f"prompt_file={cfg.prompt_file}: a record holds the prompt; refused")
     return cfg
 
 
@@ -171,7 +171,7 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     name = recorded.get("name")
     if name not in known:
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
-    values: DictConfig = OmegaConf.merge(OmegaConf.structured(MemoryProfileConfig), OmegaConf.create(dict(recorded)))  # type: ignore[assignment]
+    values: DictConfig = configuration.from_data({"memory_profile": recorded}).memory_profile
     values.max_side = known[name].max_side
     return values
 
@@ -194,22 +194,22 @@ def _find(cfg: DictConfig, name: str, weights: Any, given: set[str]) -> None:
         node.revision = revision
 
 
-def _limit(cfg: DictConfig, shown: str) -> None:
+def _limit(cfg: DictConfig) -> None:
     """Refuses what no one's picture needs, and what would keep this machine busy for days or fill its memory."""
     steps, timesteps = cfg.num_inference_steps, cfg.timesteps or ()
     if max(steps or 0, len(timesteps)) > MOST_STEPS:
-        raise ConfigError(f"{shown}: num_inference_steps={steps}: more than {MOST_STEPS}; refused")
+        raise ConfigError(f"num_inference_steps={steps}: more than {MOST_STEPS}; refused")
     for name in map(str, cfg.scheduler):
         value = cfg.scheduler[name]
         if isinstance(value, int) and abs(value) > _LARGEST_OPTION:
-            raise ConfigError(f"{shown}: scheduler.{name}={value}: more than {_LARGEST_OPTION}; refused")
+            raise ConfigError(f"scheduler.{name}={value}: more than {_LARGEST_OPTION}; refused")
     for name in map(str, cfg):
         value = cfg[name]
         if isinstance(value, int) and name != "seed" and abs(value) > _LARGEST_NUMBER:
-            raise ConfigError(f"{shown}: {name}={value}: is too large a number; refused")
+            raise ConfigError(f"{name}={value}: is too large a number; refused")
     if cfg.memory_profile.batch_size > _MOST_BATCHED:
         raise ConfigError(
-            f"{shown}: memory_profile.batch_size={cfg.memory_profile.batch_size}: more than {_MOST_BATCHED}; refused"
+            f"memory_profile.batch_size={cfg.memory_profile.batch_size}: more than {_MOST_BATCHED}; refused"
         )
 
 

@@ -370,7 +370,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a huge batch": (profile(batch_size=10**6), "memory_profile.batch_size=1000000"),
     "a profile that is none": (profile(name="../../x"), "there is no such memory profile"),
-    "a field of a profile that is none": (profile(run="x"), "run: there is no such field"),
+    "a field of a profile that is none": (profile(run="x"), "memory_profile.run: there is no such field"),
     "a million pictures": (put("num_images", 10**6), "num_images=1000000"),
     "another seed": (put("seed", 4), "is not a picture of its run"),
     "a picture of another run": (image(index=5), "is not a picture of its run"),
