@@ -123,7 +123,7 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
     values = {name: value for name, value in record["config"].items() if name not in _OURS}
     if "latents" in record["inputs"]:
         raise ConfigError(
-            f"started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
+            "started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
             "in Python, with the same latents"
         )
     cfg = configuration.from_data(values)

@@ -379,6 +379,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "text for a number": (put("guidance_scale", "much"), "guidance_scale"),
     "no number": (put("guidance_scale", "nan"), "guidance_scale=nan"),
     "an unknown part": (put_root("hooks", {"on_load": "x"}), "a record has no hooks"),
+    "what a terminal would obey": (put_root("\x1b[2J\x9b31m", 1), "a record has no \N{REPLACEMENT CHARACTER}[2J"),
     "an unknown field": (put("callbacks", ["x"]), "callbacks"),
     "an unknown field of a group": (put("hardware.command", "x"), "hardware.command"),
     "an unknown option of the sampler": (put("scheduler.exec", "x"), "scheduler.exec"),
