@@ -61,6 +61,7 @@ _PATHS = frozenset(
         *(f"{group}.{component}.source" for group in ("model", "refiner") for component in COMPONENTS),
         "tracking.uri",
         "tracking.artifact_location",
+        "tracking.journal",
         "input_image",
         "mask_image",
     }
@@ -107,13 +108,23 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return _compose(quote(overrides))
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that overrides in Hydra's own grammar give, with Hydra's settings under `hydra`."""
+    return _compose(overrides, hydra=True)
+
+
+def file(name: str) -> DictConfig:
+    """`conf/NAME.yaml` as it stands there."""
+    return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))
+
+
+def _compose(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     instance = GlobalHydra.instance()
     outer = instance.hydra  # inside a running job
     instance.clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose(NAME, overrides=list(overrides))
+            return hydra_compose(NAME, overrides=list(overrides), return_hydra_config=hydra)
     finally:
         instance.hydra = outer
 
@@ -128,7 +139,7 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     Raises:
         ConfigError: an override adds (`+`) or removes (`~`) a field.
     """
-    quoted = []
+    found = []
     for override in overrides:
         match = _OVERRIDE.fullmatch(override)
         assert match is not None
@@ -136,19 +147,19 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         if sign and not key.startswith(_OPEN):
             raise _signed(sign, key, value)
         if value is None or sign:
-            quoted.append(override)
+            found.append(override)
         elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
-            quoted.append(f"{key}={_literal(value[1:])}")
+            found.append(f"{key}={literal(value[1:])}")
         elif key in _PATHS and not sweep and value != "=null" and value[1:2] not in ("'", '"'):
-            quoted.append(f"{key}={_quoted(value[1:])}")
+            found.append(f"{key}={quoted(value[1:])}")
         else:
-            quoted.append(override)
-    return quoted
+            found.append(override)
+    return found
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Quoted for Hydra, and text to OmegaConf."""
-    return _quoted(_harmless(text))
+    return quoted(_harmless(text))
 
 
 def _harmless(text: str) -> str:
@@ -182,8 +193,8 @@ def from_data(values: Mapping[str, Any]) -> DictConfig:
         raise ConfigError(f"{where}: {_plain(str(error))}") from None
 
 
-def _quoted(text: str) -> str:
-    """In Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
     return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda m: m[1] * 2 + (r"\"" if m[2] else ""), text) + '"'
 
 

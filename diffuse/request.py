@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -163,6 +163,7 @@ class TrackingConfig:
     uri: str | None = None
     artifact_location: str | None = None
     experiment: str = "diffuse"
+    journal: str | None = None  # where runs wait until they are in the store
 
 
 @dataclass
@@ -293,3 +294,17 @@ class Made:
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
     latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)
+
+    def split(self, counts: Sequence[int]) -> list[Made]:
+        """In parts of so many images each; a part took the share of the time that it has of the images."""
+        if len(counts) == 1:
+            return [self]
+        parts, start = [], 0
+        for count in counts:
+            share, images = count / len(self.images), slice(start, start + count)
+            timings = {name: seconds * share for name, seconds in self.timings.items()}
+            steps = [seconds * share for seconds in self.step_seconds]
+            part = Made(self.images[images], timings, steps, self.memory, self.latents[images], self.warnings)
+            parts.append(part)
+            start += count
+        return parts

@@ -278,7 +278,12 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         return [_text("prompt", str(prompt))]
     if cfg.prompt is not None:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
-    path = Path(cfg.prompt_file).expanduser()
+    return prompts_in(cfg.prompt_file)
+
+
+def prompts_in(file: str) -> list[str]:
+    """The prompts of a text file, one a line. Raises ConfigError where it cannot be read, or holds none."""
+    path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

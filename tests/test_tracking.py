@@ -279,11 +279,10 @@ def unused_port() -> int:
 
 
 @pytest.fixture
-def unreachable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def unreachable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of a store that is not to be had, for one of several reasons."""
     (tmp_path / "file").write_bytes(b"this is no database " * 500)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        monkeypatch.setattr(tracking, "_CONNECT_SECONDS", 0.5)
         yield {
             "no server": f"http://127.0.0.1:{unused_port()}",
             "a server that says nothing": f"http://127.0.0.1:{deaf.getsockname()[1]}",
@@ -337,9 +336,9 @@ def test_an_address_that_can_hold_no_runs_is_refused_beforehand(uri: str, tmp_pa
 def _record_runs(file: Path, name: str) -> None:
     tracker = tracking.open_tracker(settings(file))
     for number in range(3):
-        tracker.start(f"{name}{number}", {"number": number}, {}, {"note.txt": name})
-        tracker.log_metrics({"value": number})
-        tracker.finish()
+        run = tracker.start(f"{name}{number}", {"number": number}, {}, {"note.txt": name})
+        run.log_metrics({"value": number})
+        run.finish()
     warnings = tracker.close()
     assert warnings == [], warnings
 
@@ -420,13 +419,13 @@ def test_a_server(server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path) -
     assert list((fetched / "images").glob("*.png"))
 
     tracker = tracking.open_tracker(settings(address))
-    tracker.start("cut short", {"a": 1}, {}, {})
-    while tracker.run_id is None:
+    run = tracker.start("cut short", {"a": 1}, {}, {})
+    while run.run_id is None:
         time.sleep(0.05)
     end(process)
-    tracker.log_metrics({"value": 1.0})
-    tracker.log_media(tmp_path / done.paths[0])
-    tracker.finish()
+    run.log_metrics({"value": 1.0})
+    run.log_media(tmp_path / done.paths[0])
+    run.finish()
     (warning,) = tracker.close()
     assert "does not answer" in warning
 
