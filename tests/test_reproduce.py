@@ -106,14 +106,15 @@ def test_every_kind_of_picture_is_made_again(name: str, inputs: dict[str, str], 
     assert done.status == 0, done.err
     (path,) = done.paths
     assert path.parent == Path("again") and path.suffix == ".png"
-    assert f"{path}: identical" in done.err and "although" not in done.err
+    assert f"{path}: identical" in done.err
     made = media.read_record(tmp_path / path)
     assert made["image"]["pixels_sha256"] == recorded["image"]["pixels_sha256"]
     assert made["image"]["seed"] == recorded["image"]["seed"]
     assert media.pixels_sha256(pixels(tmp_path / path)) == recorded["image"]["pixels_sha256"]
     for part in ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "width", "height"):
         assert made["request"][part] == recorded["request"][part]
-    assert not differences.between(recorded, made)
+    # Changes that are not committed may be others each time.
+    assert all(cause.startswith("the code: ") for cause in differences.between(recorded, made))
 
 
 @pytest.mark.parametrize("name", ["the third of three", "SDXL and refiner", "inpainting"])
@@ -136,7 +137,7 @@ def test_a_whole_run_from_its_record(inputs: dict[str, str], tmp_path: Path) -> 
     done = again(tmp_path / "record.json", cwd=tmp_path)
     assert done.status == 0, done.err
     assert [pixels(tmp_path / path).tobytes() for path in done.paths] == [pixels(file).tobytes() for file in files]
-    assert done.err.count("identical") == 3
+    assert done.err.count(".png: identical") == 3
 
 
 def job(path: Path, *files: Path, **parts: Any) -> Path:
@@ -169,6 +170,46 @@ def test_a_record_in_a_video(suffix: str, picture: Path, tmp_path: Path) -> None
         subprocess.run([*command, "-metadata", f"comment={comment}", str(file)], check=True)
     done = again(file, cwd=tmp_path)
     assert done.status == 0 and "identical" in done.err, done.err
+
+
+def test_a_run_of_the_tracking_store(inputs: dict[str, str], empty: Path, tmp_path: Path) -> None:
+    """By MLflow's id; it is read from where the user tracks, and so is the new one recorded there."""
+    store = f"tracking.uri=sqlite:///{shutil.copy(empty, tmp_path / 'mlflow.db')}"
+    made = diffuse(*QUICK[:2], *QUICK[3:], store, "num_images=2", "output.dir=made", cwd=tmp_path)
+    assert made.status == 0, made.err
+    import mlflow
+
+    client = mlflow.MlflowClient(store.partition("=")[2])
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    done = diffuse("reproduce", run.info.run_id, store, "output.dir=again", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert [pixels(tmp_path / path).tobytes() for path in done.paths] == [
+        pixels(tmp_path / path).tobytes() for path in made.paths
+    ]
+    runs = client.search_runs(experiments)
+    assert len(runs) == 2 and len({found.data.tags["diffuse.pixels_sha256"] for found in runs}) == 1
+    other = diffuse("reproduce", run.info.run_id, store, "hardware.dtype=bfloat16", "output.dir=again", cwd=tmp_path)
+    assert other.status == 1 and "levels apart" in other.err  # from the pictures in the store
+    unknown = diffuse("reproduce", "0" * 32, store, "output.dir=no", cwd=tmp_path)
+    assert unknown.status == 2 and f"there is no run {'0' * 32}" in unknown.err and not (tmp_path / "no").exists()
+    nowhere = again(Path("f" * 32), cwd=tmp_path)
+    assert nowhere.status == 2 and "tracking=none keeps no runs" in nowhere.err
+
+
+def test_jobs_of_a_sweep_that_were_made_together(tmp_path: Path) -> None:
+    """Their bits depend on one another, so they are computed together again."""
+    options = ("num_inference_steps=4", "scheduler=euler_ancestral", "memory_profile.batch_size=3")
+    swept = diffuse("-m", *QUICK[:3], *options, "seed=5,1,9,2", "output.dir=sweep", cwd=tmp_path)
+    assert swept.status == 0, swept.err
+    batches = {tuple(media.read_record(tmp_path / path).get("batch", {}).get("seeds", ())) for path in swept.paths}
+    assert any(len(seeds) == 3 for seeds in batches)
+    for path in swept.paths:
+        done = again(tmp_path / path, cwd=tmp_path)
+        assert (done.status, len(done.paths)) == (0, 1), done.err
+        assert again(tmp_path / done.paths[0], cwd=tmp_path).status == 0
+    for file in (tmp_path / "sweep").glob("*/job.json"):
+        assert again(file, cwd=tmp_path).status == 0
 
 
 # What differs is said
@@ -225,7 +266,7 @@ def test_what_another_machine_had_is_named(picture: Path, tmp_path: Path) -> Non
     for said in (
         "torch: 2.9.1+cu126 then",
         "cpu: Another processor then",
-        "0123456789ab, changed then",
+        "0123456789ab with changes then",
         "threads: 64 then",
     ):
         assert said in done.err
@@ -378,6 +419,8 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a number too large": (put("crop_left", 2**70), "crop_left"),
     "text for a number": (put("guidance_scale", "much"), "guidance_scale"),
     "no number": (put("guidance_scale", "nan"), "guidance_scale=nan"),
+    "a batch of others": (put_root("batch", {"seeds": [1, 2], "first": 0}), "is not a batch of its run"),
+    "a batch that is none": (put_root("batch", [3]), "is not a batch of its run"),
     "an unknown part": (put_root("hooks", {"on_load": "x"}), "a record has no hooks"),
     "what a terminal would obey": (put_root("\x1b[2J\x9b31m", 1), "a record has no \N{REPLACEMENT CHARACTER}[2J"),
     "an unknown field": (put("callbacks", ["x"]), "callbacks"),
