@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffuse.errors import ConfigError
 from diffuse.request import (
@@ -184,8 +184,13 @@ def from_data(values: Mapping[str, Any]) -> DictConfig:
             return [text(item) for item in value]
         return _harmless(value) if isinstance(value, str) else value
 
-    with explained():
+    try:
         return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text(values))))
+    except OmegaConfBaseException as error:
+        where = error.full_key or ""
+        if isinstance(error, ConfigKeyError):
+            raise ConfigError(f"{where}: there is no such field") from None
+        raise ConfigError(f"{where}: {_plain(str(error))}") from None
 
 
 def quoted(text: str) -> str:

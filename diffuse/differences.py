@@ -78,7 +78,7 @@ def _code(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         yield from _line(name, then["versions"].get(name), now["versions"].get(name))
     yield from _line("diffuse", then["diffuse"], now["diffuse"])
     commits = [_commit(part["git"]) for part in (then, now)]
-    if commits[0] != commits[1] or any("changed" in commit for commit in commits):
+    if commits[0] != commits[1] or any("with changes" in commit for commit in commits):
         yield f"the code: {commits[0]} then, {commits[1]} now"
 
 
@@ -90,7 +90,7 @@ def _line(name: str, then: Any, now: Any) -> Iterator[str]:
 def _commit(git: Any) -> str:
     if not isinstance(git, Mapping):
         return "of no known commit"
-    return f"commit {_short(git.get('commit'))[:12]}{'' if git.get('clean') is True else ', changed'}"
+    return f"commit {_short(git.get('commit'))[:12]}{'' if git.get('clean') is True else ' with changes'}"
 
 
 def _mapping(part: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

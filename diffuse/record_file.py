@@ -20,10 +20,12 @@ import numpy as np
 import diffuse
 from diffuse import media, picture_input, record
 from diffuse.errors import ConfigError, MediaError
+from diffuse.request import SEED_LIMIT
 
 MOST_BYTES = 4 << 20  # of a JSON file; a record has some 10 KiB, and 100 bytes more for each picture
 _DEEPEST = 16  # a record's own values reach 5
 _MOST_IMAGES = 10_000
+_BESIDE = ("timings", "batch", "image", "images")  # what a record has once its pictures are made
 _JOB = ("version", "key", "sweep", "overrides", "status", "error", "media", "run_id", "record")  # of a job.json
 _JOB_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -155,7 +157,7 @@ def check(found: Any, shown: str) -> None:
     if _deeper(found, _DEEPEST):
         raise ConfigError(f"{shown}: is nested more than {_DEEPEST} deep, which no record is; refused")
     for name in found:
-        if name not in record.PARTS and name not in ("image", "images"):
+        if name not in record.PARTS and name not in _BESIDE:
             raise ConfigError(
                 f"{shown}: a record has no {_short(name)}; it was made by diffuse {_short(found.get('diffuse'))}, and "
                 f"this is {diffuse.__version__}"
@@ -173,6 +175,7 @@ def check(found: Any, shown: str) -> None:
                 f"{_short(value)} in its request; the record was changed"
             )
     _check_images(found, shown)
+    _check_batch(found, shown)
 
 
 def _check_images(found: Mapping[str, Any], shown: str) -> None:
@@ -194,6 +197,23 @@ def _check_images(found: Mapping[str, Any], shown: str) -> None:
             or not _SHA256.fullmatch(digest)
         ):
             raise ConfigError(f"{shown}: {_short(image)} is not a picture of its run; the record was changed")
+
+
+def _check_batch(found: Mapping[str, Any], shown: str) -> None:
+    """`batch` says what the run's pictures were computed together with: seeds, from the `first` on its own."""
+    if "batch" not in found:
+        return
+    batch, request = found["batch"], found["request"]
+    seeds, first = (batch.get("seeds"), batch.get("first")) if isinstance(batch, dict) else (None, None)
+    own = list(range(request["seed"], request["seed"] + request["num_images"]))
+    if (
+        not isinstance(seeds, list)
+        or len(seeds) > _MOST_IMAGES
+        or not all(_whole(seed) and 0 <= seed < SEED_LIMIT for seed in seeds)
+        or not _whole(first)
+        or seeds[max(first, 0) :][: len(own)] != own
+    ):
+        raise ConfigError(f"{shown}: {_short(batch)} is not a batch of its run; the record was changed")
 
 
 def _index(image: Any) -> int | None:

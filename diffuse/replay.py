@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import configuration, picture_input, record_file, validation
+from diffuse import configuration, media, picture_input, record_file, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.errors import ConfigError, MediaError
 from diffuse.inputs import Inputs
 from diffuse.record_file import Recorded
-from diffuse.request import COMPONENTS, Config, MemoryProfileConfig
+from diffuse.request import COMPONENTS, Config, TrackingConfig
 from diffuse.validation import Draft
 
 # What a record does not decide, and what may be given beside it: fields, or whole groups of them.
 _OURS = ("output", "tracking")
 _GROUPS = (*_OURS, "hardware", "memory_profile")
 _PICTURES = ("input_image", "mask_image")
+_RUN = re.compile(r"[\w-]{8,}")  # what can be a run's id, and has no suffix of a file's
 _WEIGHTS = re.compile(rf"(model|refiner)(\.({'|'.join(COMPONENTS)}))?\.(source|revision|variant)|model\.download")
 
 MOST_STEPS = 1000  # what models are trained with; more would only keep this machine busy
@@ -47,26 +50,50 @@ class Replay:
     overrides: list[str]
     digests: Mapping[int, str]
     pixels: Mapping[int, np.ndarray]
+    before: Sequence[int]  # the seeds of those that the pictures were computed together with
+    after: Sequence[int]
     notes: list[str]  # what the user should know beforehand, a line each
 
 
 def asked(target: str, overrides: Sequence[str] = ()) -> Replay:
-    """What makes again that which `target` names: a file.
+    """What makes again that which `target` names: a file, or a run in the user's tracking store.
 
     Raises:
-        DiffuseError: there is no such file, or as `record_file.read` and `replay` say.
+        DiffuseError: there is no such file or run, or as `record_file.read` and `replay` say.
     """
     if not target:
-        raise ConfigError("reproduce: make what again? Give a picture, a record.json or a job.json")
-    return replay(record_file.read(Path(target).expanduser()), overrides)
+        raise ConfigError("reproduce: make what again? Give a picture, a record.json, a job.json or the id of a run")
+    path = Path(target).expanduser()
+    if _RUN.fullmatch(target) and not path.exists():
+        return replay(_of_store(target, configuration.compose(overrides)), overrides)
+    return replay(record_file.read(path), overrides)
+
+
+def _of_store(name: str, own: DictConfig) -> Recorded:
+    """The record of the run `name`, and its pictures."""
+    from diffuse.tracking_query import StoreReader  # which brings MLflow
+
+    try:
+        reader = StoreReader(cast(TrackingConfig, OmegaConf.to_object(own.tracking)))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: there is no such file; and as a run: {error}") from error
+    run = reader.run(name)
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder:
+        found = reader.record(run, Path(folder))
+        pictures = {}
+        for path in reader.media(run, Path(folder)):
+            with suppress(MediaError):
+                index = media.read_record(path).get("image", {}).get("index")
+                pictures[index] = path
+        return record_file.of_run(found, f"run {name}", pictures)
 
 
 def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
     """What makes the pictures of `recorded` again. `overrides` are the user's own: where to, on what, and
     where a file is that the record names.
 
-    Of a picture of a larger run, the batch in which it was made is made again: the bits of a picture can depend on what
-    it is computed together with.
+    The bits of a picture can depend on what it is computed together with. So the rest of its batch is made too, whether
+    that was of the same run or of other jobs of a sweep.
 
     Raises:
         ConfigError: an override is of something else, or the record asks for what is not possible, or far from usual.
@@ -79,18 +106,22 @@ def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {may}")
     shown = recorded.shown
     own = configuration.compose(overrides)
-    cfg = _configuration(recorded.record, shown)
     given = {override.partition("=")[0] for override in overrides}
-    notes = _place(cfg, recorded.record, own, given)
+    try:
+        cfg = _configuration(recorded.record)
+        notes = _place(cfg, recorded.record, own, given)
+        _limit(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {error}") from None
     for name in _OURS:
         cfg[name] = own[name]
     for name in given:
         if "." in name or name in _PICTURES:
             OmegaConf.update(cfg, name, OmegaConf.select(own, name))
-    _limit(cfg, shown)
     _check_inputs(cfg, recorded.record, shown, given)
-    first, count = _batch(cfg, recorded)
-    cfg.seed, cfg.num_images = cfg.seed + first, count
+    first = min(recorded.digests)
+    before, after = _beside(cfg, recorded)
+    cfg.seed, cfg.num_images = cfg.seed + first, len(recorded.digests)
     drafts = validation.drafts(cfg)
     notes += _other_pictures(drafts[0].inputs, recorded.record)
     said = [o for o in recorded.record["overrides"] if _kept(o, given)]
@@ -101,6 +132,8 @@ def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
         [*said, f"seed={cfg.seed}", f"num_images={cfg.num_images}", *overrides],
         {index - first: digest for index, digest in recorded.digests.items()},
         {index - first: pixels for index, pixels in recorded.pixels.items()},
+        before,
+        after,
         notes,
     )
 
@@ -111,26 +144,23 @@ def _kept(override: str, given: set[str]) -> bool:
     return name.partition(".")[0] not in (*_OURS, "seed", "num_images", "prompt_file") and name not in given
 
 
-def _configuration(record: Mapping[str, Any], shown: str) -> DictConfig:
+def _configuration(record: Mapping[str, Any]) -> DictConfig:
     """The record's configuration in the types of the schema, whose defaults stand for fields that it does not have."""
     known = {field.name for field in fields(Config)}
     for name in record["config"]:
         if name not in known:
-            raise ConfigError(f"{shown}: {name}: there is no such field; it was made by diffuse {record['diffuse']}")
+            raise ConfigError(f"{name}: there is no such field; it was made by diffuse {record['diffuse']}")
     values = {name: value for name, value in record["config"].items() if name not in _OURS}
     if "latents" in record["inputs"]:
         raise ConfigError(
-            f"{shown}: started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
+            "started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
             "in Python, with the same latents"
         )
-    try:
-        cfg = configuration.from_data(values)
-        with configuration.explained():
-            validation.check_targets(cfg)
-    except ConfigError as error:
-        raise ConfigError(f"{shown}: {error}") from None
+    cfg = configuration.from_data(values)
+    with configuration.explained():
+        validation.check_targets(cfg)
     if cfg.prompt_file is not None:
-        raise ConfigError(f"{shown}: prompt_file={cfg.prompt_file}: a record holds the prompt; refused")
+        raise ConfigError(f"prompt_file={cfg.prompt_file}: a record holds the prompt; refused")
     return cfg
 
 
@@ -171,7 +201,7 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     name = recorded.get("name")
     if name not in known:
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
-    values: DictConfig = OmegaConf.merge(OmegaConf.structured(MemoryProfileConfig), OmegaConf.create(dict(recorded)))  # type: ignore[assignment]
+    values: DictConfig = configuration.from_data({"memory_profile": recorded}).memory_profile
     values.max_side = known[name].max_side
     return values
 
@@ -194,34 +224,33 @@ def _find(cfg: DictConfig, name: str, weights: Any, given: set[str]) -> None:
         node.revision = revision
 
 
-def _limit(cfg: DictConfig, shown: str) -> None:
+def _limit(cfg: DictConfig) -> None:
     """Refuses what no one's picture needs, and what would keep this machine busy for days or fill its memory."""
     steps, timesteps = cfg.num_inference_steps, cfg.timesteps or ()
     if max(steps or 0, len(timesteps)) > MOST_STEPS:
-        raise ConfigError(f"{shown}: num_inference_steps={steps}: more than {MOST_STEPS}; refused")
+        raise ConfigError(f"num_inference_steps={steps}: more than {MOST_STEPS}; refused")
     for name in map(str, cfg.scheduler):
         value = cfg.scheduler[name]
         if isinstance(value, int) and abs(value) > _LARGEST_OPTION:
-            raise ConfigError(f"{shown}: scheduler.{name}={value}: more than {_LARGEST_OPTION}; refused")
+            raise ConfigError(f"scheduler.{name}={value}: more than {_LARGEST_OPTION}; refused")
     for name in map(str, cfg):
         value = cfg[name]
         if isinstance(value, int) and name != "seed" and abs(value) > _LARGEST_NUMBER:
-            raise ConfigError(f"{shown}: {name}={value}: is too large a number; refused")
+            raise ConfigError(f"{name}={value}: is too large a number; refused")
     if cfg.memory_profile.batch_size > _MOST_BATCHED:
         raise ConfigError(
-            f"{shown}: memory_profile.batch_size={cfg.memory_profile.batch_size}: more than {_MOST_BATCHED}; refused"
+            f"memory_profile.batch_size={cfg.memory_profile.batch_size}: more than {_MOST_BATCHED}; refused"
         )
 
 
-def _batch(cfg: DictConfig, recorded: Recorded) -> tuple[int, int]:
-    """The first of the pictures to make, and how many."""
-    total = cfg.num_images
-    if len(recorded.digests) == total:
-        return 0, total
-    (index,) = recorded.digests
-    size = 1 if recorded.record["hardware"].get("deterministic") == "strict" else max(cfg.memory_profile.batch_size, 1)
-    first = index // size * size
-    return first, min(size, total - first)
+def _beside(cfg: DictConfig, recorded: Recorded) -> tuple[list[int], list[int]]:
+    """The seeds before and after those of the pictures that are meant, in the batches in which they were made."""
+    batch = recorded.record.get("batch") or {"seeds": range(cfg.seed, cfg.seed + cfg.num_images), "first": 0}
+    seeds, place = list(batch["seeds"]), batch["first"]
+    strict = recorded.record["hardware"].get("deterministic") == "strict"
+    size = 1 if strict else max(cfg.memory_profile.batch_size, 1)
+    first, last = place + min(recorded.digests), place + max(recorded.digests)
+    return seeds[first // size * size : first], seeds[last + 1 : (last // size + 1) * size]
 
 
 def _check_inputs(cfg: DictConfig, record: Mapping[str, Any], shown: str, given: set[str]) -> None:

@@ -26,7 +26,7 @@ def reproduce(asked: Replay) -> list[Path]:
         asked.drafts,
         overrides=asked.overrides,
         save=True,
-        only=sorted(asked.digests),
+        beside=run.Beside(asked.before, asked.after),
         told=run.Told(on_saved=saved),
     )
     if error := unheard():
@@ -68,10 +68,7 @@ def _verdict(asked: Replay, made: Generation) -> None:
     for cause in causes:
         say(f"  {cause}")
     if not causes and asked.cfg.hardware.deterministic.name == "relaxed":
-        say(
-            "  nothing in the record differs; hardware.deterministic=relaxed does not promise the same bits, and a "
-            "sweep may have made it in a batch"
-        )
+        say("  nothing in the record differs; hardware.deterministic=relaxed does not promise the same bits")
     count = len(asked.digests)
     what = "it is not the recorded picture" if count == 1 else f"{wrong} of {count} are not the recorded pictures"
     raise RunError(f"{asked.recorded.shown}: was made again, and {what}")

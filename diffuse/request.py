@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+SEED_LIMIT = 2**63  # torch's generators take no larger seed
+
 
 class Device(Enum):
     auto = "auto"
@@ -294,6 +296,8 @@ class Made:
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
     latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)
+    together: tuple[int, ...] = ()  # the seeds of all that was made at once, of which these are a part
+    first: int = 0  # the place of the first of these among them
 
     def split(self, counts: Sequence[int]) -> list[Made]:
         """In parts of so many images each; a part took the share of the time that it has of the images."""
@@ -304,7 +308,8 @@ class Made:
             share, images = count / len(self.images), slice(start, start + count)
             timings = {name: seconds * share for name, seconds in self.timings.items()}
             steps = [seconds * share for seconds in self.step_seconds]
-            part = Made(self.images[images], timings, steps, self.memory, self.latents[images], self.warnings)
+            latents = self.latents[images]
+            part = Made(self.images[images], timings, steps, self.memory, latents, self.warnings, self.together, start)
             parts.append(part)
             start += count
         return parts

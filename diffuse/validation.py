@@ -17,10 +17,9 @@ from diffuse import inputs, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
-from diffuse.request import COMPONENTS, GenerationRequest, LongPrompt, PromptSyntax
+from diffuse.request import COMPONENTS, SEED_LIMIT, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
-SEED_LIMIT = 2**63  # torch's generators take no larger seed
 DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
 
 _FIELDS = tuple(field.name for field in fields(GenerationRequest))
