@@ -41,6 +41,7 @@ Fields (what is not given takes the model's default):
   resize                          stretch, crop or pad: how a picture of another size is made to fit
   output.dir, output.name         where to; an existing file is never overwritten
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
+  report.make, report.sheets      false leaves out a sweep's report, or its contact sheets
 
 Groups:
 {groups}

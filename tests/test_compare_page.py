@@ -1,4 +1,4 @@
-"""The page of a report in headless Chromium: what it shows, chooses, filters and enlarges; skipped where there is none."""
+"""The page of a report in headless Chromium: what it shows, chooses, filters and enlarges. Skipped without one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class Page:
         self.driver.switch_to.active_element.send_keys(key)
 
     def choose(self, selector: str, value: Any) -> None:
-        self("(e => { e.value = arguments[1]; e.dispatchEvent(new Event('change')); })(document.querySelector(arguments[0]))", selector, value)  # fmt: skip
+        script = "(e => { e.value = arguments[1]; e.dispatchEvent(new Event('change')); })"
+        self(f"{script}(document.querySelector(arguments[0]))", selector, value)
 
     def until(self, script: str, *arguments: Any) -> Any:
         return WebDriverWait(self.driver, 30, 0.05).until(lambda _: self(script, *arguments), script)
@@ -183,9 +184,7 @@ def test_a_click_enlarges_and_shows_the_command(page: Page) -> None:
 def test_a_slider_wipes_between_two(page: Page) -> None:
     page.click("#grid .shot", 0)
     page.key("w")
-    page.until(
-        "document.querySelectorAll('.layer').length === 2 && [...document.querySelectorAll('.layer')].every(e => e.naturalWidth)"
-    )
+    page.until("[...document.querySelectorAll('.layer')].filter(e => e.naturalWidth).length === 2")
     assert (page.seen(".layer.a") == pixels(0, 4)).all() and (page.seen(".layer.b") == pixels(0, 16)).all()
     assert page.texts(".which") == ["Steps: 4", "Steps: 16"]
     page("(e => { e.value = 25; e.dispatchEvent(new Event('input')); })(document.querySelector('.cut'))")
@@ -350,8 +349,24 @@ def test_videos_play_side_by_side(suffix: str, chromium: webdriver.Chrome, tmp_p
     page.quiet()
 
 
+def test_it_works_in_a_frame_that_may_do_little(chromium: webdriver.Chrome, report: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer.html"  # as a tracking page shows it
+    outer.write_text(f'<iframe sandbox="allow-scripts" src="{report.as_uri()}" width=1300 height=800></iframe>')
+    page = Page(chromium, outer)
+    chromium.switch_to.frame(0)
+    page.until("document.querySelectorAll('#grid img[src]').length >= 9")
+    page.until("[...document.querySelectorAll('#grid img[src]')].every(e => e.naturalWidth === 32)")
+    page.click("#grid .shot", 0)
+    page.key("w")
+    page.until("[...document.querySelectorAll('.layer')].filter(e => e.naturalWidth).length === 2")
+    page.click("#copy")
+    page.until("document.querySelector('#copy').textContent !== 'Copy'")
+    page.quiet()
+
+
 def test_what_is_in_a_prompt_stays_a_prompt(chromium: webdriver.Chrome, tmp_path: Path) -> None:
-    odd = ["</script><script>document.title='taken'</script>", "<img src=x onerror=alert(1)>", "<!-- media -->", "/* style */", "\u2028\N{ROCKET} & \"'", "\udcff"]  # fmt: skip
+    odd = ["</script><script>document.title='taken'</script>", "<img src=x onerror=alert(1)>", "<!-- media -->"]
+    odd += ["/* style */", "\u2028\N{ROCKET} & \"'", "\udcff"]
     for number, prompt in enumerate(odd):
         save(tmp_path / str(number), 1, 4, prompt=prompt)
     made = compare.report(tmp_path)[0]
