@@ -177,6 +177,14 @@ class OutputConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What is made at the end of a sweep."""
+
+    make: bool = True  # the page, the table and the plots
+    sheets: bool = True  # contact sheets too
+
+
+@dataclass
 class Config:
     """The root of the configuration. A null request field takes the model's default."""
 
@@ -217,6 +225,7 @@ class Config:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 @dataclass(frozen=True)
