@@ -7,15 +7,16 @@ import logging
 import os
 import re
 import secrets
+import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_page
+from diffuse import tracking_page, tracking_sqlite
 from diffuse.record import redact
 from diffuse.tracking_store import Store
 
@@ -86,9 +87,26 @@ class Connection:
         if store.file:
             create(store.file, store.uri, store.artifacts)
         self._uri = store.uri
-        self._client = client(store.uri)
         self._experiments: dict[str, str] = {}
         self._repository: tuple[str, Any] = ("", None)  # of the run that was written last
+        self._transactions: tracking_sqlite.Transactions | None = None
+        if store.file:
+            self._transactions = tracking_sqlite.open_with(store.file, lambda: self._open(store))
+        else:
+            self._open(store)
+
+    def _open(self, store: Store) -> None:
+        self._client = client(store.uri)
+        self.experiment(store)
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether an exception undoes what was done in a `transaction`."""
+        return self._transactions is not None
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Several calls at the price of one, where the store is an SQLite file of ours."""
+        return self._transactions.transaction() if self._transactions else nullcontext()
 
     def experiment(self, store: Store) -> str:
         """The id of the store's experiment. Several processes may begin at once, and one of them makes it."""
@@ -276,7 +294,9 @@ def knock(uri: str) -> None:
 
 def is_away(error: BaseException | None) -> bool:
     """Whether the store cannot be reached now, which says nothing of what it was to be given."""
-    return _is_unreachable(error) or getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
+    if _is_unreachable(error) or isinstance(error, sqlite3.OperationalError):
+        return True
+    return getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
