@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import secrets
+import socket
 import sqlite3
+import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,6 +31,7 @@ _BATCH_METRICS = 500
 _BATCH_BYTES = 300_000
 
 CONNECT_SECONDS = 5.0
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
 _SHOWN = (".png", ".jpg", ".jpeg", ".webp")
@@ -82,7 +85,7 @@ class Connection:
 
     def __init__(self, store: Store) -> None:
         """Opens the store of `store`, and makes it where it is an SQLite file that is not there yet."""
-        if store.is_server:
+        if store.file is None:
             knock(store.uri)
         if store.file:
             create(store.file, store.uri, store.artifacts)
@@ -281,7 +284,16 @@ def _loggers_kept() -> Iterator[None]:
 
 
 def knock(uri: str) -> None:
-    """Raises OSError where no server answers: a moment, not the minutes that MLflow would try."""
+    """Raises OSError where no server or database answers: a moment, not the minutes that MLflow would try."""
+    if not uri.startswith(("http://", "https://")):
+        parts = urllib.parse.urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname and port:
+            try:
+                socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+            except OSError as error:
+                raise ConnectionError("the server does not answer") from error
+        return
     import requests
 
     try:
@@ -318,6 +330,8 @@ def is_refusal(error: BaseException) -> bool:
 
 def why(error: BaseException) -> str:
     """One line that says what is wrong."""
+    if isinstance(error, ImportError) and str(error.name).startswith("psycopg"):
+        return "the driver for PostgreSQL is not installed; pip install 'diffuse[postgres]'"
     if isinstance(error, ImportError):
         return f"MLflow cannot be imported ({error}); install it, or set tracking=none"
     if _is_unreachable(error):
