@@ -76,6 +76,11 @@ class Run:
             if "end" in event:
                 waiting.end = (event["end"], event["time"])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether its file has no whole line."""
+        return self._offset == 0
+
     def due(self, now: float) -> bool:
         """Whether what waits should go now: the run has ended, or it has waited long enough."""
         since = self.waiting.since
@@ -87,8 +92,9 @@ class Run:
         """The process that wrote it is gone: it ended when it was last heard of."""
         if self.waiting.end is None:
             self.killed = True
-            self.waiting.tags.setdefault("diffuse.error", _KILLED)
-            self.waiting.end = ("KILLED", int(self.file.stat().st_mtime * 1000))
+            self.waiting.tags.setdefault(tracking_mlflow.ERROR_TAG, _KILLED)
+            began = self.begin["time"] if self.begin else 0
+            self.waiting.end = ("KILLED", max(began, int(self.file.stat().st_mtime * 1000)))
 
 
 class Spool:
@@ -142,8 +148,7 @@ class Spool:
         experiment = connection.experiment(self.store)
         found = connection.find(experiment, begin["id"]) if run.doubtful else None
         if found is not None:
-            if run.waiting.end is None:
-                connection.reopen(found)
+            connection.reopen(found)
             return found, False
         run.doubtful = True  # should the answer get lost
         tags = {tracking_mlflow.RUN_TAG: begin["id"], **run.waiting.tags}
@@ -271,6 +276,9 @@ def deliver_orphan(claim: Claim, deliverer: Deliverer, store: Store) -> list[Run
     """Delivers all of a claimed spool whose writer is gone, and gives those runs; see Deliverer.deliver."""
     spool = Spool(claim, store, foreign=True, warn=deliverer.warn)
     spool.read()
-    for run in spool.runs.values():
+    for run in list(spool.runs.values()):
         run.give_up()
+        if run.is_empty:  # the disk was full, or the process killed, as it wrote the first line
+            run.file.unlink(missing_ok=True)
+            del spool.runs[run.file]
     return deliverer.deliver(spool, everything=True)

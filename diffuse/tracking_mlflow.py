@@ -36,6 +36,7 @@ _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
 _SHOWN = (".png", ".jpg", ".jpeg", ".webp")
 
+ERROR_TAG = "diffuse.error"
 RUN_TAG = "diffuse.run"  # the run's name in the journal, by which it is found again
 
 # MLflow's own defaults wait minutes for a server that is gone, print links on standard output, and report usage to a
@@ -78,6 +79,7 @@ class Stored:
     start_time: int
     params: frozenset[str] = frozenset()
     points: set[tuple[str, int]] = field(default_factory=set)  # (metric, step)
+    tags: frozenset[str] = frozenset()
 
 
 class Connection:
@@ -146,7 +148,8 @@ class Connection:
         )
         points = {(point.key, point.step) for point in history}
         info = run.info
-        return Stored(info.run_id, info.artifact_uri, info.start_time, frozenset(run.data.params), points)
+        known = frozenset(run.data.params), points, frozenset(run.data.tags)
+        return Stored(info.run_id, info.artifact_uri, info.start_time, *known)
 
     def create(self, experiment: str, name: str, start_time: int, tags: Mapping[str, str]) -> Stored:
         """A new run, of the status RUNNING."""
@@ -166,7 +169,7 @@ class Connection:
         named = {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in (params or {}).items()}
         fresh = ((key, value) for key, value in named.items() if key not in run.params)
         points = ((_key(key), *rest) for key, *rest in metrics)
-        rows = (row for row in points if (row[0], row[2]) not in run.points)
+        rows = (row for row in points if (row[0], row[3]) not in run.points)
         together = zip_longest(
             _batches(fresh, _BATCH_PARAMETERS),
             _batches(labels(tags or {}), _BATCH_PARAMETERS),
@@ -205,8 +208,10 @@ class Connection:
         self._repository[1].log_artifacts(str(folder), name)
 
     def reopen(self, run: Stored) -> None:
-        """Has a run that ended once be of the status RUNNING again."""
+        """Has a run that ended once be of the status RUNNING again, without the error that it may have ended with."""
         self._client.update_run(run.run_id, status="RUNNING")
+        if ERROR_TAG in run.tags:
+            self._client.delete_tag(run.run_id, ERROR_TAG)
 
     def end(self, run: Stored, status: str, end_time: int) -> None:
         """The status that the run ended with."""
