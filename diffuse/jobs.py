@@ -9,7 +9,7 @@ import errno
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from diffuse import configuration, job, media, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.interrupt import Interruption
-from diffuse.request import ImageFormat, Step
+from diffuse.request import ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep
 from diffuse.terminal import saved, say
 
@@ -51,9 +51,10 @@ class Job:
     error: Exception | None = None
     paths: list[Path] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        return self.folder.name or f"job {self.number}"
+    def said(self, axes: Sequence[str]) -> str:
+        """What of its overrides is its own, for the user."""
+        typed = configuration.typed(self.lines)
+        return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
 
 
 class Told:
@@ -81,11 +82,13 @@ class Jobs:
     def __init__(
         self,
         of: Sweep,
+        tracked: TrackingConfig,
         compose: Callable[[Sequence[str]], DictConfig] | None = None,
         interruption: Interruption | None = None,
         told: Told | None = None,
     ) -> None:
         self.sweep = of
+        self.tracked = tracked
         self.compose = compose or configuration.composed  # whatever a launcher composes with
         self.interruption = interruption or Interruption()
         self.told = told or Told()
@@ -109,7 +112,7 @@ class Jobs:
                 self._end(each, FAILED, error)
         missing = [each for each in jobs if not each.status]
         if missing:
-            tracking.prepare(self._configured(missing[0])[0].tracking)
+            tracking.prepare(self.tracked)
         for batch in self._batches(missing):
             self.interruption.check()
             if self.full:
@@ -119,6 +122,19 @@ class Jobs:
                 self._begin(batch)
         self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
+
+    def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
+        """Records the sweep itself, in a run beside those of its jobs, with its report where there is one."""
+        of = self.sweep
+        tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
+        about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
+        params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
+        tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
+        summary = tracker.start(of.name, params, tags, about, id=f"{of.identity[:12]}-summary", again=of.again)
+        summary.log_metrics(metrics)
+        if report is not None:
+            summary.log_files(report)
+        summary.finish()
 
     def close(self) -> list[str]:
         """Waits until everything is recorded, and says what went wrong with that."""
@@ -212,11 +228,10 @@ class Jobs:
             try:
                 cfg, draft = self._configured(each)
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
-                if self._tracker is None:  # not before a request is known to be right
-                    self._tracker = tracking.open_tracker(cfg.tracking)
+                tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 name = job.run_id(each.folder, each.key, self.sweep.identity)
                 place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
-                begun.append((each, run.begin(prepared, self._tracker, configuration.typed(each.lines), place)))
+                begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self._end(each, FAILED, error)
         if begun:
@@ -253,16 +268,17 @@ class Jobs:
         except Exception as error:
             self._failed(each, begun, error)
             return
-        each.paths = generation.paths
+        paths = generation.paths
         lossless = begun.job.cfg.output.format is ImageFormat.png
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
             if not lossless:
-                digests = [media.file_sha256(path) for path in each.paths]
-            self._write(each, generation.record, begun, media=list(zip(each.paths, digests, strict=True)))
+                digests = [media.file_sha256(path) for path in paths]
+            self._write(each, generation.record, begun, media=list(zip(paths, digests, strict=True)))
         except Exception as error:
             self._end(each, FAILED, _unwritten(each, error))
             return
+        each.paths = paths
         self._end(each, MADE)
 
     def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
@@ -335,7 +351,7 @@ def task(cfg: DictConfig) -> list[Path]:
     told = sweep.read(folder)
     if told is None:
         raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
-    jobs = Jobs(told, lambda lines: cfg)
+    jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
     try:
         (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
     finally:
