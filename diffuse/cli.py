@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import sys
 import traceback
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import diffuse
 from diffuse import usage
 from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
+from diffuse.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The console command; exits with 0, 2 (the request is wrong), 1 (the run failed) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
-    _log_to_stderr()
+    log_to_stderr()
     try:
         _dispatch(arguments)
         status = 0
@@ -84,12 +84,13 @@ def _generate(arguments: list[str]) -> None:
 
     from hydra import main as hydra_main
 
-    from diffuse import configuration, model_family, sweep
+    from diffuse import configuration, launchers, model_family, sweep
 
     overrides = model_family.resolved(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
     if multirun:
         quoted.append(sweep.OVERRIDE)
+        launchers.register()
     failures: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
@@ -119,6 +120,7 @@ def _generate(arguments: list[str]) -> None:
         raise
     finally:
         if multirun:
+            launchers.close_pools()
             sweep.remove_empty_sweep()
         sys.argv = before
         if full is None:
@@ -244,21 +246,6 @@ def _ui(arguments: list[str]) -> None:
     from diffuse import tracking
 
     tracking.ui(cfg.tracking)
-
-
-class _Line(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        return prefix + " ".join(record.getMessage().split())
-
-
-def _log_to_stderr() -> None:
-    """What the library logs reaches the user as lines on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
-    log = logging.getLogger("diffuse")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
 
 
 def _prepare_streams() -> None:
