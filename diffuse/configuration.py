@@ -60,6 +60,7 @@ _PATHS = frozenset(
         "tracking.artifact_location",
         "input_image",
         "mask_image",
+        "objective.reference",
     }
 )
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
