@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, cast
 import diffuse
 from diffuse import usage
 from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
-from diffuse.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The console command; exits with 0, 2 (the request is wrong), 1 (the run failed) or 130 (interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
-    log_to_stderr()
+    _log_to_stderr()
     try:
         _dispatch(arguments)
         status = 0
@@ -84,13 +84,12 @@ def _generate(arguments: list[str]) -> None:
 
     from hydra import main as hydra_main
 
-    from diffuse import configuration, launchers, model_family, sweep
+    from diffuse import configuration, model_family, sweep
 
     overrides = model_family.resolved(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
     if multirun:
         quoted.append(sweep.OVERRIDE)
-        launchers.register()
     failures: list[Exception] = []
 
     def job(cfg: DictConfig) -> None:
@@ -120,7 +119,6 @@ def _generate(arguments: list[str]) -> None:
         raise
     finally:
         if multirun:
-            launchers.close_pools()
             sweep.remove_empty_sweep()
         sys.argv = before
         if full is None:
@@ -209,16 +207,13 @@ def _download(arguments: list[str]) -> None:
 
     validation.check_targets(cfg)
 
-    from diffuse import hub, run
+    from diffuse import hub, run, sources
+    from diffuse.request import Download
 
-    for model in run.stages(cfg):
-        checkpoint = hub.download(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            components=(*run.family(model._target_).components, "scheduler"),
-            yes="--yes" in arguments or "-y" in arguments,
-        )
+    agreed = "--yes" in arguments or "-y" in arguments
+    for checkpoint in hub.download(
+        sources.wanted(cfg, run.folders(cfg)), Download.yes if agreed else cfg.model.download
+    ):
         _print(checkpoint.folder)
 
 
@@ -246,6 +241,21 @@ def _ui(arguments: list[str]) -> None:
     from diffuse import tracking
 
     tracking.ui(cfg.tracking)
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        return prefix + " ".join(record.getMessage().split())
+
+
+def _log_to_stderr() -> None:
+    """What the library logs reaches the user as lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    log = logging.getLogger("diffuse")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
 
 
 def _prepare_streams() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +14,6 @@ from diffuse.request import Step
 def say(line: str) -> None:
     """Prints one line, whatever line breaks the text holds."""
     print(" ".join(line.split()), file=sys.stderr, flush=True)
-
-
-class _Line(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        return prefix + " ".join(record.getMessage().split())
-
-
-def log_to_stderr() -> None:
-    """What the library logs reaches the user as lines on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
-    log = logging.getLogger("diffuse")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
 
 
 _unheard: list[OSError] = []
