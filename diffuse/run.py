@@ -140,7 +140,7 @@ def _run(
         },
         inputs=_inputs(job),
     )
-    tracker.start(
+    tracked = tracker.start(
         media.file_stem(request.prompt, request.seed, output.name),
         record.flat(about["config"]),
         _tags(about, sweep),
@@ -175,18 +175,18 @@ def _run(
             generation.paths.append(path)
             if told.on_saved is not None:
                 told.on_saved(path)
-            tracker.log_media(path, index)
-        tracker.log_text("record.json", record.text(generation.record))
+            tracked.log_media(path, index)
+        tracked.log_text("record.json", record.text(generation.record))
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
-        tracker.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
-        tracker.log_steps(generation.step_seconds)
-        tracker.log_metrics(
+        tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
+        tracked.log_steps(generation.step_seconds)
+        tracked.log_metrics(
             {f"time/{name}": seconds for name, seconds in generation.timings.items()}
             | {f"memory/{name}": gib for name, gib in generation.memory.items()}
         )
-        tracker.finish(None)
+        tracked.finish(None)
     except BaseException as error:
-        tracker.finish(f"{type(error).__name__}: {error}", interrupted=isinstance(error, KeyboardInterrupt | Stop))
+        tracked.finish(f"{type(error).__name__}: {error}", interrupted=isinstance(error, KeyboardInterrupt | Stop))
         raise
     pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
     what = f"seed {request.seed}, {request.width} x {request.height}, {steps}"

@@ -51,19 +51,13 @@ _ENVIRONMENT = {
 log = logging.getLogger(__name__)
 
 
-class Tracker:
-    """Where the record of runs goes. This one keeps nothing (`tracking=none`); MlflowTracker is the other.
+class TrackedRun:
+    """One run, as far as it is known. This one goes nowhere; MlflowRun is the other.
 
-    One tracker takes one run after the other: `start`, what there is to log, `finish`; `close` ends it. No method
-    waits, except `close`, and none raises for what is the store's fault.
+    What there is to log, then `finish`. No method waits, and none raises for what is the store's fault.
     """
 
-    run_id: str | None = None  # of the latest run, once the store has given it one
-
-    def start(
-        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Mapping[str, str]
-    ) -> None:
-        """Begin a run. `params` are parameters by dotted key, `artifacts` texts by file name."""
+    run_id: str | None = None  # once the store has given it one
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add tags to the run."""
@@ -82,6 +76,19 @@ class Tracker:
 
     def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
         """End the run: it failed where there is an `error`, and was killed where the user `interrupted` it."""
+
+
+class Tracker:
+    """Where the record of runs goes. This one keeps nothing (`tracking=none`); MlflowTracker is the other.
+
+    Several runs may be open at once. Only `close` waits.
+    """
+
+    def start(
+        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Mapping[str, str]
+    ) -> TrackedRun:
+        """Begin a run. `params` are parameters by dotted key, `artifacts` texts by file name."""
+        return TrackedRun()
 
     def close(self) -> list[str]:
         """Wait until everything is stored, and give one line for each thing that went wrong."""
@@ -106,6 +113,60 @@ def ui(cfg: TrackingConfig, port: int | None = None) -> None:
     tracking_page.serve(Store.of(cfg), port, lambda link: print(link, flush=True))
 
 
+class MlflowRun(TrackedRun):
+    """A run in an MLflow store; what is logged is done by its tracker's thread."""
+
+    def __init__(self, tracker: MlflowTracker) -> None:
+        self._tracker = tracker
+        self.finished = False  # as the caller sees it
+
+    def begin(
+        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Mapping[str, str]
+    ) -> None:
+        """Have the run made in the store."""
+        now, params, artifacts = _now(), dict(params), dict(artifacts)
+        tags = {"mlflow.source.name": "diffuse", "mlflow.source.type": "LOCAL", "mlflow.user": _user(), **tags}
+
+        def job() -> None:
+            self.run_id = self._tracker.create_run(_storable(name), now)
+            self._tracker.log(self.run_id, params=params, tags=tags)
+            self._tracker.log_texts(self.run_id, artifacts)
+
+        self._tracker.put("begin the run", job)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        tags = dict(tags)
+        self._put("log tags", lambda run_id: self._tracker.log(run_id, tags=tags))
+
+    def log_steps(self, seconds: Sequence[float]) -> None:
+        now, values = _now(), [("time/step_s", value, step) for step, value in enumerate(seconds)]
+        self._put("log the steps", lambda run_id: self._tracker.log(run_id, metrics=values, time=now))
+
+    def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
+        now, values = _now(), [(key, float(value), 0) for key, value in metrics.items() if value is not None]
+        self._put("log metrics", lambda run_id: self._tracker.log(run_id, metrics=values, time=now))
+
+    def log_media(self, path: Path, step: int = 0) -> None:
+        path = Path(path).absolute()
+        self._put(f"log {path.name}", lambda run_id: self._tracker.log_media(run_id, path, step))
+
+    def log_text(self, name: str, text: str) -> None:
+        self._put(f"log {name}", lambda run_id: self._tracker.log_texts(run_id, {name: text}))
+
+    def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
+        now = _now()
+        status = "KILLED" if interrupted else "FAILED" if error is not None else "FINISHED"
+        self._put("end the run", lambda run_id: self._tracker.end(run_id, status, now, error))
+        self.finished = True
+
+    def _put(self, what: str, job: Callable[[str], None]) -> None:
+        def with_run() -> None:
+            if self.run_id is not None:  # else the run could not begin, which has been told
+                job(self.run_id)
+
+        self._tracker.put(what, with_run)
+
+
 class MlflowTracker(Tracker):
     """Writes to an MLflow store from a thread of its own."""
 
@@ -116,7 +177,7 @@ class MlflowTracker(Tracker):
         self._client: Any = None
         self._experiment_id = ""
         self._lost = False  # the store does not answer: nothing more is tried
-        self._open = False  # a run is begun and not finished, as the caller sees it
+        self._runs: list[MlflowRun] = []  # those not known to be finished
         self._moved = time.monotonic()  # when the thread last got something done
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -126,65 +187,16 @@ class MlflowTracker(Tracker):
 
     def start(
         self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], artifacts: Mapping[str, str]
-    ) -> None:
-        now, params, artifacts = _now(), dict(params), dict(artifacts)
-        tags = {"mlflow.source.name": "diffuse", "mlflow.source.type": "LOCAL", "mlflow.user": _user(), **tags}
-
-        def job() -> None:
-            self.run_id = None
-            run = self._client.create_run(self._experiment_id, start_time=now, run_name=_storable(name))
-            self.run_id = run.info.run_id
-            self._log(params=params, tags=tags)
-            self._log_texts(artifacts)
-
-        self._open = True
-        self._jobs.put(("begin the run", job))
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        tags = dict(tags)
-        self._put("log tags", lambda: self._log(tags=tags))
-
-    def log_steps(self, seconds: Sequence[float]) -> None:
-        now, values = _now(), [("time/step_s", value, step) for step, value in enumerate(seconds)]
-        self._put("log the steps", lambda: self._log(metrics=values, time=now))
-
-    def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
-        now, values = _now(), [(key, float(value), 0) for key, value in metrics.items() if value is not None]
-        self._put("log metrics", lambda: self._log(metrics=values, time=now))
-
-    def log_media(self, path: Path, step: int = 0) -> None:
-        path = Path(path).absolute()
-
-        def job() -> None:
-            from PIL import Image
-
-            self._client.log_artifact(self.run_id, str(path), "media")
-            with Image.open(path) as picture:
-                # For the page's image grid. What is stored for it has lost the record, hence the file itself above.
-                self._client.log_image(self.run_id, picture.convert("RGB"), key=tracking_page.IMAGE_KEY, step=step)
-
-        self._put(f"log {path.name}", job)
-
-    def log_text(self, name: str, text: str) -> None:
-        self._put(f"log {name}", lambda: self._log_texts({name: text}))
-
-    def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
-        now = _now()
-        status = "KILLED" if interrupted else "FAILED" if error is not None else "FINISHED"
-
-        def job() -> None:
-            try:
-                if error is not None:
-                    self._log(tags={"diffuse.error": redact(error)})
-            finally:
-                self._client.set_terminated(self.run_id, status=status, end_time=now)
-
-        self._put("end the run", job)
-        self._open = False
+    ) -> MlflowRun:
+        run = MlflowRun(self)
+        self._runs = [earlier for earlier in self._runs if not earlier.finished] + [run]
+        run.begin(name, params, tags, artifacts)
+        return run
 
     def close(self) -> list[str]:
-        if self._open:
-            self.finish("the program ended before the run did")
+        for run in self._runs:
+            if not run.finished:
+                run.finish("the program ended before the run did")
         self._jobs.put(None)
         self._moved = max(self._moved, time.monotonic())
         while self._thread.is_alive():
@@ -193,12 +205,14 @@ class MlflowTracker(Tracker):
                 return [*self._warnings.values(), self._line(f"did nothing for {_STALL_SECONDS} s and was given up")]
         return list(self._warnings.values())
 
-    def _put(self, what: str, job: Callable[[], None]) -> None:
-        def with_run() -> None:
-            if self.run_id is not None:  # else the run could not begin, which has been told
-                job()
+    def put(self, what: str, job: Callable[[], None]) -> None:
+        """Have the thread do `job`, after all that it was given before."""
+        self._jobs.put((what, job))
 
-        self._jobs.put((what, with_run))
+    def create_run(self, name: str, start_time: int) -> str:
+        """A new run in the store, and its id."""
+        run = self._client.create_run(self._experiment_id, start_time=start_time, run_name=name)
+        return str(run.info.run_id)
 
     def _work(self) -> None:
         try:
@@ -257,29 +271,48 @@ class MlflowTracker(Tracker):
             raise ValueError(f"the experiment {name} is deleted: restore it, or set tracking.experiment=NAME")
         return str(found.experiment_id)
 
-    def _log(
+    def log(
         self,
+        run_id: str,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         metrics: Iterable[tuple[str, float, int]] = (),
         time: int = 0,
     ) -> None:
+        """Write parameters, tags and metrics (name, value, step) in as few calls as may be."""
         from mlflow.entities import Metric, Param, RunTag
 
         named = {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in (params or {}).items()}
         for batch in _batches(named.items(), _BATCH_PARAMETERS):
-            self._client.log_batch(self.run_id, params=[Param(*pair) for pair in batch])
+            self._client.log_batch(run_id, params=[Param(*pair) for pair in batch])
         labels = {_key(key): _storable(str(value))[:_TAG_CHARACTERS] for key, value in (tags or {}).items()}
         for batch in _batches(labels.items(), _BATCH_PARAMETERS):
-            self._client.log_batch(self.run_id, tags=[RunTag(*pair) for pair in batch])
+            self._client.log_batch(run_id, tags=[RunTag(*pair) for pair in batch])
         for rows in _batches(metrics, _BATCH_METRICS):
-            self._client.log_batch(self.run_id, metrics=[Metric(key, value, time, step) for key, value, step in rows])
+            self._client.log_batch(run_id, metrics=[Metric(key, value, time, step) for key, value, step in rows])
 
-    def _log_texts(self, texts: Mapping[str, str]) -> None:
+    def log_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
+        """Write small files, by name."""
         with tempfile.TemporaryDirectory(prefix="diffuse-") as folder:
             for name, text in texts.items():
                 Path(folder, name).write_text(text, encoding="utf-8", errors="backslashreplace")
-            self._client.log_artifacts(self.run_id, folder)
+            self._client.log_artifacts(run_id, folder)
+
+    def log_media(self, run_id: str, path: Path, step: int) -> None:
+        """The file itself, and the image for the page's grid; that one has lost the record."""
+        from PIL import Image
+
+        self._client.log_artifact(run_id, str(path), "media")
+        with Image.open(path) as picture:
+            self._client.log_image(run_id, picture.convert("RGB"), key=tracking_page.IMAGE_KEY, step=step)
+
+    def end(self, run_id: str, status: str, end_time: int, error: str | None) -> None:
+        """The run's status, and why it failed."""
+        try:
+            if error is not None:
+                self.log(run_id, tags={"diffuse.error": redact(error)})
+        finally:
+            self._client.set_terminated(run_id, status=status, end_time=end_time)
 
 
 def _create(file: Path, uri: str, artifacts: str | None) -> None:

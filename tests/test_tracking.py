@@ -337,9 +337,9 @@ def test_an_address_that_can_hold_no_runs_is_refused_beforehand(uri: str, tmp_pa
 def _record_runs(file: Path, name: str) -> None:
     tracker = tracking.open_tracker(settings(file))
     for number in range(3):
-        tracker.start(f"{name}{number}", {"number": number}, {}, {"note.txt": name})
-        tracker.log_metrics({"value": number})
-        tracker.finish()
+        run = tracker.start(f"{name}{number}", {"number": number}, {}, {"note.txt": name})
+        run.log_metrics({"value": number})
+        run.finish()
     warnings = tracker.close()
     assert warnings == [], warnings
 
@@ -420,13 +420,13 @@ def test_a_server(server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path) -
     assert list((fetched / "images").glob("*.png"))
 
     tracker = tracking.open_tracker(settings(address))
-    tracker.start("cut short", {"a": 1}, {}, {})
-    while tracker.run_id is None:
+    run = tracker.start("cut short", {"a": 1}, {}, {})
+    while run.run_id is None:
         time.sleep(0.05)
     end(process)
-    tracker.log_metrics({"value": 1.0})
-    tracker.log_media(tmp_path / done.paths[0])
-    tracker.finish()
+    run.log_metrics({"value": 1.0})
+    run.log_media(tmp_path / done.paths[0])
+    run.finish()
     (warning,) = tracker.close()
     assert "does not answer" in warning
 

@@ -38,11 +38,7 @@ class StableDiffusion(LatentPipeline):
             for name, end in zip(("prompt", "negative prompt"), tokens.cut, strict=False)
             for line in cut_off(name, end, self.tokenizer)
         ]
-        with self.memory.use("text_encoder") as text_encoder:
-            ids = tokens.ids.to(self.memory.device("text_encoder"))
-            # One text at a time, so that a prompt's states do not depend on what it is encoded with.
-            states: list[Conditioning] = [
-                {"encoder_hidden_states": text_encoder(row[None]).last_hidden_state.to(self.memory.dtype("unet"))}
-                for row in ids
-            ]
+        dtype = self.memory.dtype("unet")
+        made = self.encoded("text_encoder", tokens.ids, lambda out: (out.last_hidden_state.to(dtype),))
+        states: list[Conditioning] = [{"encoder_hidden_states": state} for (state,) in made]
         return Encoded(states[0], states[1] if len(states) > 1 else None, cut)

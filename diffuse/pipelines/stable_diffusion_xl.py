@@ -131,13 +131,14 @@ class StableDiffusionXL(LatentPipeline):
                     cut += cut_off(kind, end, tokenizer)
                 elif texts[place] != texts[0]:
                     cut += cut_off(f"second {kind}", end, tokenizer)
-            pooled = []
-            with self.memory.use(name) as encoder:
-                # One text at a time, so that a prompt's states do not depend on what it is encoded with.
-                for row, ids in enumerate(tokens.ids.to(self.memory.device(name))):
-                    out = encoder(ids[None])
-                    hidden[row].append(out.hidden_states[-2].to(device, dtype))
-                    pooled.append(out.pooled.to(device, dtype))
+            made = self.encoded(
+                name,
+                tokens.ids,
+                lambda out: (out.hidden_states[-2].to(device, dtype), out.pooled.to(device, dtype)),
+            )
+            for row, (state, _) in enumerate(made):
+                hidden[row].append(state)
+            pooled = [text for _, text in made]
         return [
             {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": text}
             for states, text in zip(hidden, pooled, strict=True)
