@@ -11,10 +11,7 @@ from hydra.core.plugins import Plugins
 from diffuse.launchers.joblib import JoblibLauncher
 from diffuse.launchers.optuna import OptunaSweeper
 from diffuse.launchers.ray import RayLauncher
-from diffuse.launchers.spread import close_pools
 from diffuse.launchers.submitit import LocalLauncher, SlurmLauncher
-
-__all__ = ["close_pools", "register"]
 
 _PLUGINS = (JoblibLauncher, LocalLauncher, OptunaSweeper, RayLauncher, SlurmLauncher)
 

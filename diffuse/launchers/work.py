@@ -1,90 +1,143 @@
 """What a worker does: it is told of the sweep once, and then given one task after the other. Its process goes on living
-between them, and so do the pipelines that it keeps."""
+between them, and so do its models and its tracking store."""
 
 from __future__ import annotations
 
-import io
+import logging
 import os
 import pickle
+import signal
+import threading
 import traceback
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from diffuse.errors import DiffuseError, RunError
-from diffuse.terminal import log_to_stderr
+from diffuse.jobs import FAILED, Job, Jobs
+from diffuse.launcher import Composer
+from diffuse.sweep import Sweep
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What all of a sweep's jobs have in common."""
+class Told:
+    """What all tasks of a sweep have in common."""
 
-    context: HydraContext
-    config: DictConfig
-    job: TaskFunction
-    singletons: Any  # Hydra's, such as which configuration is being run
-    folder: str  # from which relative paths start
+    of: Sweep
+    loader: Any  # Hydra's, which composes the jobs
+    config: DictConfig  # the sweep's
+    directory: str  # from which relative paths start
     threads: int  # that a worker computes with, unless the configuration or OMP_NUM_THREADS says otherwise
 
 
 @dataclass(frozen=True)
 class Task:
-    """Jobs that one worker does together; the first of them has this number."""
+    """Jobs that one worker makes, as many of them at once as fit."""
 
-    number: int
-    jobs: tuple[tuple[str, ...], ...]  # each as its overrides
+    numbers: tuple[int, ...]
+    jobs: tuple[Sequence[str], ...]  # each as its overrides
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one job."""
+
+    status: str
+    error: Exception | None
+    paths: list[Path]
+    value: float | None
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a task: what each job returned or raised, and what they would have printed."""
+    """What came of a task."""
 
-    returns: list[JobReturn]
-    out: str
-    err: str
-
-
-def work(sweep: Sweep, task: Task) -> Done:
-    """Does the jobs of a task in this process. A job that fails is a JobReturn that says so."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(sweep.threads))  # torch, which listens to it, comes later
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        log_to_stderr()
-        try:
-            os.chdir(sweep.folder)
-            returns = [_sent(job) for job in _launch(sweep, task)]
-        except Exception as error:  # none of the jobs': the worker cannot work
-            if isinstance(error, FileNotFoundError):
-                error = RunError(f"{sweep.folder} is not there on {os.uname().nodename}; workers need the same folders")
-            returns = [_sent(_failed(error, overrides)) for overrides in task.jobs]
-    return Done(returns, out.getvalue(), err.getvalue())
+    jobs: list[Ended]
+    warnings: list[str]
 
 
-def _launch(sweep: Sweep, task: Task) -> list[JobReturn]:
-    setup_globals()
-    Singleton.set_state(sweep.singletons)
-    launcher = BasicLauncher()
-    launcher.setup(hydra_context=sweep.context, task_function=sweep.job, config=sweep.config)
-    return list(launcher.launch([list(job) for job in task.jobs], task.number))
+@dataclass
+class _Process:
+    """What this process keeps."""
+
+    jobs: dict[str, Jobs] = field(default_factory=dict)  # by the sweep's identity
+    warnings: dict[str, None] = field(default_factory=dict)
 
 
-def _failed(error: Exception, overrides: tuple[str, ...]) -> JobReturn:
-    return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=error)
+_process = _Process()
 
 
-def _sent(job: JobReturn) -> JobReturn:
-    """What of a job's return goes back: not its configuration, which is large and which the sender has."""
-    value = job._return_value
-    if isinstance(value, Exception) and not isinstance(value, DiffuseError):
-        traceback.print_exception(value)  # which pickling takes away
+class _Kept(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _process.warnings.setdefault(" ".join(record.getMessage().split()))
+
+
+def work(told: Told, task: Task) -> Done:
+    """Makes the jobs of a task in this process. One that fails says so; nothing is raised."""
     try:
-        pickle.loads(pickle.dumps(value))
+        jobs = _jobs(told)
+        made = [_ended(each) for each in jobs.do([Job(*each) for each in zip(task.numbers, task.jobs, strict=True)])]
+    except Exception as error:  # none of the jobs': the worker cannot work
+        made = [Ended(FAILED, _sendable(error), [], None)] * len(task.jobs)
+    return Done(made, _warnings())
+
+
+def leave(told: Told) -> list[str]:
+    """Ends the worker's part in a sweep: waits until all is recorded. Returns warnings."""
+    jobs = _process.jobs.pop(told.of.identity, None)
+    for warning in [] if jobs is None else jobs.close():
+        _process.warnings.setdefault(warning)
+    return _warnings()
+
+
+def work_and_leave(told: Told, task: Task) -> Done:
+    """A worker's only task."""
+    done = work(told, task)
+    return Done(done.jobs, [*done.warnings, *leave(told)])
+
+
+def _jobs(told: Told) -> Jobs:
+    if told.of.identity not in _process.jobs:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever gave the tasks hears it, and ends the workers
+        try:
+            os.chdir(told.directory)
+        except OSError as error:
+            where = f"{told.directory} on {os.uname().nodename}"
+            raise RunError(f"{where}: {error.strerror}; every worker needs the folder of the sweep") from error
+        os.environ.setdefault("OMP_NUM_THREADS", str(told.threads))  # torch, which listens to it, comes later
+        log = logging.getLogger("diffuse")
+        log.handlers, log.propagate = [_Kept(logging.WARNING)], False
+        composer = Composer(told.loader)
+        _process.jobs[told.of.identity] = Jobs(
+            told.of, lambda lines: composer.load_sweep_config(told.config, lines)
+        )
+    return _process.jobs[told.of.identity]
+
+
+def _ended(job: Job) -> Ended:
+    return Ended(job.status, None if job.error is None else _sendable(job.error), job.paths, job.value)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error with its traceback as text, which pickling would lose."""
+    if not isinstance(error, DiffuseError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
     except Exception:
-        value = RunError(f"{type(value).__name__}: {value}")
-    return JobReturn(overrides=job.overrides, status=job.status, _return_value=value)
+        return RunError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _warnings() -> list[str]:
+    """Those since this was last asked."""
+    for jobs in _process.jobs.values():
+        _process.warnings |= jobs.told.warnings
+        jobs.told.warnings.clear()
+    warnings = list(_process.warnings)
+    _process.warnings.clear()
+    return warnings
