@@ -42,7 +42,9 @@ def check_size(reference: PictureInput | None, width: int, height: int) -> None:
     """Raises ConfigError where the pictures, of `width` and `height` pixels, cannot be compared with the reference."""
     if reference is not None and reference.size != (width, height):
         has = "{} x {}".format(*reference.size)
-        raise ConfigError(f"objective.reference: is {has} pixels and the picture {width} x {height}; take one of its size")
+        raise ConfigError(
+            f"objective.reference: is {has} pixels and the picture {width} x {height}; take one of its size"
+        )
 
 
 def quality(images: np.ndarray, reference: PictureInput | None) -> dict[str, float]:

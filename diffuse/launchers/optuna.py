@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ class OptunaSweeper(Sweeper):
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = instantiate(self.sampler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of a sampler's options
+            sampler = instantiate(self.sampler)
         self.inner = Inner(
             sampler, storage=None, study_name=None, search_space=None, custom_search_space=None, **self.settings
         )
@@ -44,7 +47,12 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Hydra's. Leaves the best values in the sweep's folder, and says them."""
-        self.inner.sweep(arguments)
+        try:
+            self.inner.sweep(arguments)
+        except ValueError as error:
+            if "No trials are completed" not in str(error):
+                raise
+            return  # all jobs failed, and are told by whoever made them
         found = OmegaConf.load(self.folder / _RESULTS)
         settings = " ".join(f"{name}={value:.6g}" for name, value in found.best_params.items())
         say(f"best {self.metric}: {found.best_value:.4g} with {settings}")

@@ -115,7 +115,7 @@ class _Spreading:
             self.jobs.told.warnings.setdefault(warning)
         for number, ended in zip(task.numbers, done.jobs, strict=True):
             job = self.left.pop(number)
-            job.paths, job.value = ended.paths, ended.value
+            job.paths, job.metrics = ended.paths, ended.metrics
             self.jobs.end(job, ended.status, ended.error)
 
     def _lost(self, task: Task, why: str) -> None:

@@ -48,7 +48,7 @@ class Ended:
     status: str
     error: Exception | None
     paths: list[Path]
-    value: float | None
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def work(told: Told, task: Task) -> Done:
         jobs = _jobs(told)
         made = [_ended(each) for each in jobs.do([Job(*each) for each in zip(task.numbers, task.jobs, strict=True)])]
     except Exception as error:  # none of the jobs': the worker cannot work
-        made = [Ended(FAILED, _sendable(error), [], None)] * len(task.jobs)
+        made = [Ended(FAILED, _sendable(error), [], {})] * len(task.jobs)
     return Done(made, _warnings())
 
 
@@ -112,14 +112,12 @@ def _jobs(told: Told) -> Jobs:
         log = logging.getLogger("diffuse")
         log.handlers, log.propagate = [_Kept(logging.WARNING)], False
         composer = Composer(told.loader)
-        _process.jobs[told.of.identity] = Jobs(
-            told.of, lambda lines: composer.load_sweep_config(told.config, lines)
-        )
+        _process.jobs[told.of.identity] = Jobs(told.of, lambda lines: composer.load_sweep_config(told.config, lines))
     return _process.jobs[told.of.identity]
 
 
 def _ended(job: Job) -> Ended:
-    return Ended(job.status, None if job.error is None else _sendable(job.error), job.paths, job.value)
+    return Ended(job.status, None if job.error is None else _sendable(job.error), job.paths, job.metrics)
 
 
 def _sendable(error: Exception) -> Exception:
