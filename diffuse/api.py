@@ -52,6 +52,8 @@ class Fields(TypedDict, total=False):
     negative_prompt: str | None
     prompt_2: str | None
     negative_prompt_2: str | None
+    long_prompt: str | None
+    prompt_syntax: str | None
     seed: int | None
     num_images: int | None
     width: int | None

@@ -8,90 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffuse.errors import CheckpointError
-
-# Parts of published pipelines that take no part in making a picture.
-UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
-
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_STEMS = ("diffusion_pytorch_model", "model")
-# A variant stands before or after a shard's number, and anywhere in an index's name, as the years went by.
-_WEIGHTS = re.compile(
-    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<b>\w+))?\.safetensors"
-)
-_INDEX = re.compile(
-    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?\.safetensors(?:\.(?P<b>\w+))?\.index(?:\.(?P<c>\w+))?\.json"
-)
-
-
-def variants(names: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
-    """Variant -> the files that make it up, from a component folder's file names. None is the plain variant.
-
-    One whole file, or an index followed by its shards; where both are published, the shards.
-    """
-    whole: dict[tuple[str, str | None], str] = {}
-    shards: dict[tuple[str, str | None], list[str]] = {}
-    indices: dict[tuple[str, str | None], str] = {}
-    for name in sorted(names):
-        if match := _WEIGHTS.fullmatch(name):
-            key = (match["stem"], match["a"] or match["b"])
-            if match["shard"]:
-                shards.setdefault(key, []).append(name)
-            else:
-                whole[key] = name
-        elif match := _INDEX.fullmatch(name):
-            indices[match["stem"], match["a"] or match["b"] or match["c"]] = name
-    found: dict[str | None, tuple[str, ...]] = {}
-    for stem in _STEMS:
-        for key in sorted({*whole, *shards}, key=str):
-            if key[0] != stem or key[1] in found:
-                continue
-            if key in indices and key in shards:
-                found[key[1]] = (indices[key], *shards[key])
-            elif key in whole:
-                found[key[1]] = (whole[key],)
-            else:
-                found[key[1]] = tuple(shards[key])
-    return found
-
-
-def pick(listing: Mapping[str, Sequence[str]], component: str, variant: str | None, where: str) -> tuple[str, ...]:
-    """The files of `component` to read, from a listing of every component's file names.
-
-    A component that is not published in the wanted variant is read in the plain one, as long as the variant exists
-    somewhere in the checkpoint.
-
-    Raises:
-        CheckpointError: there is no such variant, or there are only pickles, or no weights at all.
-    """
-    names = listing.get(component, ())
-    found = variants(names)
-    if variant in found:
-        return found[variant]
-    if None in found and any(variant in variants(others) for others in listing.values()):
-        return found[None]
-    if found:
-        present = ", ".join(sorted(name or "the plain one" for name in found))
-        wanted = f"variant {variant}" if variant else "weights without a variant"
-        instead = next((name for name in found if name), None) if None not in found else None
-        raise CheckpointError(f"{where}: no {wanted}; present: {present}; set model.variant={instead or 'null'}")
-    pickles = sorted(name for name in names if name.endswith(_PICKLES))
-    if pickles:
-        raise CheckpointError(
-            f"{where}: holds only pickled weights ({pickles[0]}); pickles can run code when they are read and are "
-            "refused: take a revision of the checkpoint that has .safetensors, or save it anew as safetensors"
-        )
-    raise CheckpointError(
-        f"{where}: has no weights (expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors); the checkpoint is "
-        "incomplete"
-    )
+from diffuse.layout import PICKLES, UNUSED, WEIGHTS, is_component, pick, variants
 
 
 @dataclass(frozen=True)
@@ -156,7 +80,7 @@ def _why_damaged(path: Path, message: str) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in the diffusers layout, and where it came from.
+    """A folder in the diffusers layout, and where it came from; or one component of such, which may be all there is.
 
     `source` is what the user asked for, a folder or `OWNER/NAME`; `revision` the commit on the hub, None for a folder;
     `variant` the published file variant that is wanted, such as fp16.
@@ -166,15 +90,21 @@ class Checkpoint:
     source: str
     revision: str | None = None
     variant: str | None = None
+    setting: str = "model"  # what its fields begin with in the configuration, for messages
+    component: str | None = None  # the only one that is taken from here
+    at_root: bool = False  # whether its files lie in the folder itself, and not in one below that has its name
+    elsewhere: Mapping[str, Checkpoint] = field(default_factory=dict)  # component -> where it is taken from instead
 
     @classmethod
-    def open(cls, folder: Path, *, variant: str | None = None, source: str | None = None) -> Checkpoint:
+    def open(
+        cls, folder: Path, *, variant: str | None = None, source: str | None = None, setting: str = "model"
+    ) -> Checkpoint:
         """The checkpoint in a local folder.
 
         Raises:
             CheckpointError: the folder is not a checkpoint in the diffusers layout; the message says what it may be.
         """
-        checkpoint = cls(folder, source or str(folder), variant=variant)
+        checkpoint = cls(folder, source or str(folder), variant=variant, setting=setting)
         if not (folder / "model_index.json").is_file():
             try:
                 seems = _what_else(folder)
@@ -183,6 +113,30 @@ class Checkpoint:
             raise CheckpointError(f"{checkpoint.source}: {seems}")
         return checkpoint
 
+    @classmethod
+    def open_component(cls, folder: Path, component: str, **about: Any) -> Checkpoint:
+        """One component in a local folder: below its own name, as in a whole checkpoint, or at the root.
+
+        `about` are the fields that say where it came from.
+
+        Raises:
+            CheckpointError: it is neither here nor there.
+        """
+        below = (folder / component).is_dir()
+        checkpoint = cls(folder, component=component, at_root=not below, **about)
+        if not below:
+            try:
+                names = os.listdir(folder)
+            except OSError as error:
+                raise _unreadable(checkpoint.source, error) from None
+            if not is_component(component, names):
+                raise no_component(checkpoint.source, component)
+        return checkpoint
+
+    def part(self, component: str) -> Checkpoint:
+        """Where `component` is taken from: here, or from elsewhere."""
+        return self.elsewhere.get(component, self)
+
     @cached_property
     def index(self) -> dict[str, Any]:
         """`model_index.json`."""
@@ -190,16 +144,17 @@ class Checkpoint:
 
     @property
     def components(self) -> list[str]:
-        """The components that `model_index.json` names and that have a part in making a picture."""
-        return [
-            name
-            for name, entry in self.index.items()
-            if isinstance(entry, list) and entry and entry[0] is not None and name not in UNUSED and name.isidentifier()
+        """What is taken from here of the components that `model_index.json` names and that take part in a picture."""
+        if self.component is not None:
+            return [self.component]
+        named = [
+            name for name, entry in self.index.items() if isinstance(entry, list) and entry and entry[0] is not None
         ]
+        return [name for name in named if name.isidentifier() and name not in UNUSED and name not in self.elsewhere]
 
     def has(self, component: str) -> bool:
         """Whether the component is there. `latent_upsampler` and its like are, without being in the index."""
-        entry = self.index.get(component)
+        entry = None if self.component else self.index.get(component)
         absent = isinstance(entry, list) and (not entry or entry[0] is None)
         return not absent and self.path(component).is_dir()
 
@@ -226,7 +181,14 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.source}: refers to {relative!r}, which is outside the checkpoint; do not use it"
             )
+        if self.at_root and parts.parts[0] == self.component:
+            parts = PurePosixPath(*parts.parts[1:])
         return self.folder / parts
+
+    def named(self, component: str) -> str:
+        """How to name a component of this checkpoint in a message."""
+        source = self.source.rstrip("/")
+        return source if self.at_root else f"{source}/{component}"
 
     def where(self, path: Path) -> str:
         """How to name a file of this checkpoint in a message."""
@@ -238,10 +200,10 @@ class Checkpoint:
         Raises:
             CheckpointError: there are none, there are only pickles, the variant is not there, a shard is missing.
         """
-        where = f"{self.source.rstrip('/')}/{component}"
+        where = self.named(component)
         if not self.path(component).is_dir():
             raise self._no_folder(component)
-        first = pick(self._listing, component, self.variant, where)[0]
+        first = pick(self._listing, component, self.variant, where, self.setting)[0]
         if first.endswith(".json"):
             shards = self._json(f"{component}/{first}").get("weight_map")
             if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
@@ -254,7 +216,7 @@ class Checkpoint:
                 if not name.endswith(".safetensors"):
                     raise CheckpointError(f"{where}/{first}: names {name!r}, which is not a safetensors file; refused")
             paths = [self.path(f"{component}/{name}") for name in sorted(set(shards.values()))]
-        elif _WEIGHTS.fullmatch(first)["shard"]:  # type: ignore[index]
+        elif WEIGHTS.fullmatch(first)["shard"]:  # type: ignore[index]
             raise CheckpointError(f"{where}: {first} is a shard, and its index is missing; copy or download it again")
         else:
             paths = [self.path(f"{component}/{first}")]
@@ -276,16 +238,19 @@ class Checkpoint:
         every weights file: a file that was replaced makes another identity.
         """
         components = sorted(name for name in self.components if self.has(name))
-        digest = hashlib.sha256((self.folder / "model_index.json").read_bytes())
+        digest = hashlib.sha256(b"" if self.component else (self.folder / "model_index.json").read_bytes())
         for component in components:
             for path in sorted([*self.path(component).glob("*.json"), *self.path(component).glob("*.txt")]):
                 digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
             for path in self._weights(component):
                 digest.update(f"{component}/{path.name} {_state(path)}\n".encode() + _raw_header(path))
-        return f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
+        own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
+        return " ".join([own, *(f"{name}={part.identity}" for name, part in sorted(self.elsewhere.items()))])
 
     def digest(self, components: Iterable[str] | None = None) -> str:
         """SHA-256 of the weights' contents: over one line `sha256  component/file` for each file, sorted.
+
+        Of what is taken from elsewhere, that has its own.
 
         Every byte is read, once in a process for a file that does not change.
         """
@@ -302,6 +267,8 @@ class Checkpoint:
     def _listing(self) -> dict[str, list[str]]:
         """Component folder -> file names."""
         try:
+            if self.at_root and self.component:
+                return {self.component: os.listdir(self.folder)}
             folders = [entry for entry in self.folder.iterdir() if entry.is_dir() and entry.name not in UNUSED]
             return {folder.name: os.listdir(folder) for folder in folders}
         except OSError as error:
@@ -310,7 +277,7 @@ class Checkpoint:
     def _weights(self, component: str) -> list[Path]:
         """`files`, or nothing for a component that has no weights, such as a tokenizer."""
         names = self._listing.get(component, [])
-        return self.files(component) if any(n.endswith((".safetensors", *_PICKLES)) for n in names) else []
+        return self.files(component) if any(n.endswith((".safetensors", *PICKLES)) for n in names) else []
 
     def _json(self, relative: str) -> dict[str, Any]:
         path = self.path(relative)
@@ -345,6 +312,15 @@ def _file_digest(path: Path) -> str:
     return _digests[key]
 
 
+def no_component(source: str, component: str) -> CheckpointError:
+    """The error for a source of `component` that has none."""
+    files = "tokenizer.json, or vocab.json and merges.txt," if component.startswith("tokenizer") else "config.json"
+    return CheckpointError(
+        f"{source}: has neither a folder {component} nor {files} of its own; give a checkpoint or a folder that is one "
+        f"{component}"
+    )
+
+
 def _unreadable(where: str, error: OSError) -> CheckpointError:
     return CheckpointError(f"{where}: cannot be read: {error.strerror or error}; check its permissions and the disk")
 
@@ -358,7 +334,7 @@ def _what_else(folder: Path) -> str:
     for name in names:
         if (folder / name / "model_index.json").is_file():
             return f"has no model_index.json, but its folder {name} has: set model.source={folder / name}"
-    single = [name for name in names if name.endswith((".safetensors", *_PICKLES))]
+    single = [name for name in names if name.endswith((".safetensors", *PICKLES))]
     if single:
         return (
             f"has no model_index.json; {single[0]} looks like a single-file checkpoint, which must first be converted "

@@ -9,16 +9,19 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import diffuse
 from diffuse import usage
-from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
+from diffuse.errors import ConfigError, DiffuseError, RunError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("generate", "download", "doctor", "ui")
+    from diffuse.sweep import Sweep
+    from diffuse.sweep_progress import SweepProgress
+
+COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -72,99 +75,135 @@ def _dispatch(arguments: list[str]) -> None:
     elif command in (None, "generate"):
         _generate(rest)
     else:
-        commands: dict[str, Callable[[list[str]], None]] = {"download": _download, "doctor": _doctor, "ui": _ui}
+        commands: dict[str, Callable[[list[str]], None]] = {
+            "compare": _compare,
+            "download": _download,
+            "doctor": _doctor,
+            "ui": _ui,
+            "sync": _sync,
+        }
         assert command is not None
         commands[command](rest)
 
 
 def _generate(arguments: list[str]) -> None:
-    """Hands over to Hydra, which composes the configuration and calls `_job` once, or once a job of a sweep."""
+    """Hands over to Hydra, which composes the configuration and calls `_job`; or, of a sweep, gives the jobs to its
+    launcher."""
     flags, overrides = _split(arguments)
-    multirun = any(flag in ("-m", "--multirun") for flag in flags)
-
-    from hydra import main as hydra_main
 
     from diffuse import configuration, model_family, sweep
 
+    multirun = bool({"-m", "--multirun"} & {*flags})
+    if not flags and sweep.by_itself(overrides):
+        multirun, flags = True, ["-m"]
+    yes = bool({"-y", "--yes"} & {*flags})
+    flags = [flag for flag in flags if flag not in ("-y", "--yes")]
     overrides = model_family.resolved(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
-    if multirun:
-        quoted.append(sweep.OVERRIDE)
+    with configuration.explained(overrides):
+        if multirun:
+            _sweep(flags, quoted, overrides, yes)
+        else:
+            _hydra(flags, quoted, _job)
+
+
+def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any]) -> None:
+    """Hydra's main function: composes what `quoted` says, and runs or launches `task`."""
+    from hydra import main as hydra_main
+
+    from diffuse import configuration
+
     failures: list[Exception] = []
 
-    def job(cfg: DictConfig) -> None:
+    def kept(cfg: DictConfig) -> Any:
         try:
-            _job(cfg)
+            return task(cfg)
         except Exception as error:
-            if multirun:
-                sweep.remove_empty_job(_job_folder())
-            if not _in_this_process():
-                raise
-            # Kept back from Hydra, which would add lines of its own; the other jobs of a sweep go on.
-            failures.append(error)
-            if multirun:
-                _report(error)
+            failures.append(error)  # from Hydra, which would add lines of its own
+            return None
 
     entry = hydra_main(config_path=str(configuration.conf_dir()), config_name=configuration.NAME, version_base="1.3")
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
     try:
-        with configuration.explained(overrides):
-            entry(job)()
-    except OSError as error:
-        if multirun and error.filename:  # the folder of the sweep is Hydra's to make
-            reason = f"{error.filename} cannot be written: {error.strerror}"
-            raise MediaError(f"output.dir: {reason}; choose another folder") from error
-        raise
+        entry(kept)()
     finally:
-        if multirun:
-            sweep.remove_empty_sweep()
         sys.argv = before
         if full is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-    if failures and multirun:
-        jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
-        raise _failed_sweep(f"{jobs} of the sweep failed, as said above", failures)
     if failures:
         raise failures[0]
 
 
-def _failed_sweep(message: str, failures: Sequence[Exception]) -> DiffuseError:
-    """With the status 2 where every failure is a wrong request, otherwise 1."""
+def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
+    """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
+    from diffuse import interrupt, jobs, launcher, launchers, sweep
+    from diffuse.sweep_progress import SweepProgress
+
+    launchers.register()
+    of, base, given = sweep.plan(quoted, typed, yes=yes)
+    told, interruption = SweepProgress(), interrupt.Interruption()
+    making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
+    stopping = "stopping after this step; Ctrl-C again stops at once"
+    report = None
+    with sweep.opened(of), interruption.watched(stopping, told.stop):
+        try:
+            with launcher.registered(making):
+                _hydra(flags, given, jobs.task)
+            if told.changed or (told.done and not (of.folder / "report").is_dir()):
+                report = _report_on(of, told) if base.report else None
+                making.sum_up(told.metrics, report and report.parent)
+        finally:
+            told.warn(making.close())
+            if interruption.asked:
+                told.say(f"{told.summary()}; the same command goes on from here")
+    _end_sweep(of, told, report)
+
+
+def _report_on(of: Sweep, told: SweepProgress) -> Path | None:
+    """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
+    from diffuse import compare
+
+    try:
+        return compare.report(of.folder)[0]
+    except Exception as error:
+        told.warn([f"there is no report: {type(error).__name__}: {error}"])
+        return None
+
+
+def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
+    """Says how a sweep ended; raises where jobs of it failed, which are told in a line each."""
+    from diffuse.terminal import unheard
+
+    failures = [job.error for job in told.failed if job.error is not None]
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
-    return ConfigError(message) if wrong else RunError(message)
-
-
-def _job_folder() -> Path:
-    from hydra.core.hydra_config import HydraConfig
-
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def _in_this_process() -> bool:
-    """Whether Hydra's own launcher runs the job, and not one that spreads jobs over other processes."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+    if told.jobs and not (wrong and len(failures) == len(told.jobs)):
+        told.say(told.summary(report))
+    for error in failures:
+        _report(error)
+    if failures:
+        jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
+        message = f"{jobs} of the sweep failed, as said above"
+        raise ConfigError(message) if wrong else RunError(message)
+    if unprinted := unheard():
+        raise RunError(f"standard output cannot be written: {unprinted.strerror}; the pictures are in {of.folder}")
 
 
 def _job(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from diffuse import configuration, validation
 
-    hydra = HydraConfig.get()
-    sweep = None
-    if hydra.mode == RunMode.MULTIRUN:
-        sweep = str(cfg.output.dir)
-        cfg.output.dir = str(Path(sweep) / str(hydra.job.num))
     drafts = validation.drafts(cfg)  # before torch is imported
+
+    from diffuse import tracking
+
+    tracking.prepare(cfg.tracking)
 
     from diffuse import run
 
-    run.run(cfg, drafts=drafts, overrides=configuration.typed(hydra.overrides.task), sweep=sweep)
+    run.run(cfg, drafts=drafts, overrides=configuration.typed(HydraConfig.get().overrides.task))
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -177,7 +216,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)
             continue
         name, equals, value = argument.partition("=")
-        if name not in ("-m", "--multirun", "--resolve", "--hydra-help", *_VALUED):
+        if name not in ("-m", "--multirun", "--yes", "-y", "--resolve", "--hydra-help", *_VALUED):
             raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
         if name in _VALUED:
             value = value if equals else next(rest, "")
@@ -217,6 +256,16 @@ def _download(arguments: list[str]) -> None:
         _print(checkpoint.folder)
 
 
+def _compare(arguments: list[str]) -> None:
+    from diffuse import compare
+    from diffuse.compare import arguments as compared
+
+    said = compared.read(arguments)
+    files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
+    for path in files:
+        _print(path)
+
+
 def _doctor(arguments: list[str]) -> None:
     cfg = _compose(arguments)
 
@@ -241,6 +290,15 @@ def _ui(arguments: list[str]) -> None:
     from diffuse import tracking
 
     tracking.ui(cfg.tracking)
+
+
+def _sync(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from diffuse import tracking_sync
+    from diffuse.terminal import say
+
+    tracking_sync.sync(cfg.tracking, say)
 
 
 class _Line(logging.Formatter):

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.errors import ConfigError
 from diffuse.request import (
+    COMPONENTS,
     Config,
     HardwareConfig,
     MemoryProfileConfig,
@@ -56,8 +57,10 @@ _PATHS = frozenset(
         "output.dir",
         "model.source",
         "refiner.source",
+        *(f"{group}.{component}.source" for group in ("model", "refiner") for component in COMPONENTS),
         "tracking.uri",
         "tracking.artifact_location",
+        "tracking.journal",
         "input_image",
         "mask_image",
         "objective.reference",
@@ -105,13 +108,23 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return _compose(quote(overrides))
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that overrides in Hydra's own grammar give, with Hydra's settings under `hydra`."""
+    return _compose(overrides, hydra=True)
+
+
+def file(name: str) -> DictConfig:
+    """`conf/NAME.yaml` as it stands there."""
+    return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))
+
+
+def _compose(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     instance = GlobalHydra.instance()
     outer = instance.hydra  # inside a running job
     instance.clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose(NAME, overrides=list(overrides))
+            return hydra_compose(NAME, overrides=list(overrides), return_hydra_config=hydra)
     finally:
         instance.hydra = outer
 
@@ -126,7 +139,7 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     Raises:
         ConfigError: an override adds (`+`) or removes (`~`) a field.
     """
-    quoted = []
+    found = []
     for override in overrides:
         match = _OVERRIDE.fullmatch(override)
         assert match is not None
@@ -134,25 +147,25 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         if sign and not key.startswith(_OPEN):
             raise _signed(sign, key, value)
         if value is None or sign:
-            quoted.append(override)
+            found.append(override)
         elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
-            quoted.append(f"{key}={_literal(value[1:])}")
+            found.append(f"{key}={literal(value[1:])}")
         elif key in _PATHS and not sweep and value != "=null" and value[1:2] not in ("'", '"'):
-            quoted.append(f"{key}={_quoted(value[1:])}")
+            found.append(f"{key}={quoted(value[1:])}")
         else:
-            quoted.append(override)
-    return quoted
+            found.append(override)
+    return found
 
 
-def _literal(text: str) -> str:
-    r"""Quoted for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it; backslashes before count twice."""
+def literal(text: str) -> str:
+    r"""A text for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it; backslashes before count twice."""
     if text == _MARKS:
         return '"${diffuse_marks:}"'
-    return _quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
+    return quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
 
 
-def _quoted(text: str) -> str:
-    """In Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
     return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda m: m[1] * 2 + (r"\"" if m[2] else ""), text) + '"'
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from diffuse import video
 from diffuse.errors import MediaError, RunError
-from diffuse.request import ImageFormat
+from diffuse.request import ImageFormat, PromptSyntax
 
 log = logging.getLogger(__name__)
 
@@ -269,10 +270,12 @@ def _exif(record: str, parameters: str) -> Image.Exif:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record inside a PNG, JPG or WebP. It is data from a file: nothing in it has been checked.
+    """The record inside a picture or a video. It is data from a file: nothing in it has been checked.
 
     Raises MediaError where there is no such file, or no record in it.
     """
+    if path.suffix.lower() in video.SUFFIXES:
+        return video.read_record(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
             text: Any
@@ -299,6 +302,18 @@ def pixels_sha256(image: np.ndarray) -> str:
     return hashlib.sha256(shape.encode() + b"\0" + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """`pixels_sha256` of the picture in a file, which was RGB when it was saved.
+
+    Raises MediaError where there is no picture in it that can be read to its end.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return pixels_sha256(np.asarray(picture.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path} cannot be read: {_reason(error)}; it may be damaged") from error
+
+
 def parameters_text(record: Mapping[str, Any]) -> str:
     """What AUTOMATIC1111's web UI writes beside a picture, from the record of one image (record.of_image).
 
@@ -306,7 +321,11 @@ def parameters_text(record: Mapping[str, Any]) -> str:
     comma, a colon or a line break is JSON-quoted.
     """
     request, weights = record["request"], record["weights"]
+    texts = request["prompt"] + (request["negative_prompt"] or "")
+    literal = request.get("prompt_syntax") != PromptSyntax.weighted.name and any(c in texts for c in "([")
     sampler = record["config"]["scheduler"]["name"]
+    parts = weights.get("components", {})
+    model, vae = parts.get("unet", weights), parts.get("vae", {})
     pairs = {
         "Steps": request["num_inference_steps"],
         "Sampler": _SAMPLERS.get(sampler, sampler),
@@ -314,8 +333,11 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Denoising strength": "" if request.get("strength") is None else f"{request['strength']:g}",
-        "Model hash": (weights.get("sha256") or "")[:10],
-        "Model": Path(str(weights.get("source") or record["config"]["model"]["name"])).name,
+        "Emphasis": "None" if literal else "",  # there, brackets are weights unless this is said
+        "Model hash": (model.get("sha256") or "")[:10],
+        "Model": Path(str(model.get("source") or record["config"]["model"]["name"])).name,
+        "VAE hash": vae.get("sha256", "")[:10],
+        "VAE": Path(str(vae.get("source", ""))).name,
         "Version": f"diffuse {record['diffuse']}",
     }
     lines = [request["prompt"].strip()]

@@ -8,6 +8,8 @@ from typing import Any
 
 from diffuse import hub
 from diffuse.errors import CheckpointError, ConfigError
+from diffuse.repository import Wanted
+from diffuse.request import Download
 
 AUTO = "model=auto"
 
@@ -37,7 +39,9 @@ def resolved(overrides: Sequence[str]) -> list[str]:
     source, revision = (_text(values.get(f"model.{name}")) for name in ("source", "revision"))
     if source is None:
         raise ConfigError(f"{AUTO}: reads from a checkpoint what it is; add model.source=FOLDER or OWNER/NAME")
-    model = f"model={family(hub.index(source, revision), source)}"
+    # A value that is none of them is refused when the configuration is composed.
+    consent = Download.__members__.get(values.get("model.download", ""), Download.ask)
+    model = f"model={family(hub.index(Wanted(source, revision), consent), source)}"
     return [model if override == AUTO else override for override in overrides]
 
 

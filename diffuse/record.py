@@ -25,7 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import diffuse
-from diffuse.request import GenerationRequest
+from diffuse.request import COMPONENTS, GenerationRequest
 
 _PACKAGE = Path(diffuse.__file__).resolve().parent
 _CODE = ("diffuse", "conf")  # what of a checkout decides how a picture comes out
@@ -67,7 +67,7 @@ def of_run(
     `sha256`. `hardware` is Hardware.as_record(), `inputs` Inputs.as_record() where the run starts from a picture.
     """
     asked = asdict(request)
-    resolved = resolve(config)
+    resolved = _without_own_components(resolve(config))
     resolved |= {key: value for key, value in asked.items() if key in resolved}
     if resolved.get("prompt_file"):
         resolved["prompt_file"] = None  # one prompt of the file, which now stands under `prompt`
@@ -115,6 +115,16 @@ def resolve(config: Any) -> dict[str, Any]:
         config = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     values: dict[str, Any] = plain(config)
     return values
+
+
+def _without_own_components(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the sources of those components that are the checkpoint's own: they are all null."""
+
+    def shortened(node: dict[str, Any]) -> dict[str, Any]:
+        own = [name for name in COMPONENTS if name in node and not node[name].get("source")]
+        return {key: value for key, value in node.items() if key not in own}
+
+    return {key: shortened(value) if key in ("model", "refiner") else value for key, value in config.items()}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,12 @@ class Dtype(Enum):
     float16 = "float16"
 
 
+class Download(Enum):
+    ask = "ask"
+    yes = "yes"
+    never = "never"
+
+
 class Determinism(Enum):
     relaxed = "relaxed"
     strict = "strict"
@@ -50,6 +56,16 @@ class Resize(Enum):
     pad = "pad"
 
 
+class LongPrompt(Enum):
+    cut = "cut"
+    chunk = "chunk"
+
+
+class PromptSyntax(Enum):
+    plain = "plain"
+    weighted = "weighted"
+
+
 class ImageFormat(Enum):
     png = "png"
     jpg = "jpg"
@@ -57,7 +73,31 @@ class ImageFormat(Enum):
 
 
 @dataclass
-class ModelConfig:
+class ComponentConfig:
+    """Where one component comes from in place of the checkpoint's own; all null where it is that."""
+
+    source: str | None = None  # a whole checkpoint, or a folder or hub repository that is this component
+    revision: str | None = None
+    variant: str | None = None
+
+
+@dataclass
+class ComponentsConfig:
+    """The components of a model that can come from elsewhere than its checkpoint."""
+
+    unet: ComponentConfig = field(default_factory=ComponentConfig)
+    vae: ComponentConfig = field(default_factory=ComponentConfig)
+    text_encoder: ComponentConfig = field(default_factory=ComponentConfig)
+    text_encoder_2: ComponentConfig = field(default_factory=ComponentConfig)
+    tokenizer: ComponentConfig = field(default_factory=ComponentConfig)
+    tokenizer_2: ComponentConfig = field(default_factory=ComponentConfig)
+
+
+COMPONENTS = tuple(component.name for component in fields(ComponentsConfig))
+
+
+@dataclass
+class ModelConfig(ComponentsConfig):
     """`conf/model/*.yaml`: which pipeline, where its weights are, and what a null request field becomes."""
 
     _target_: str = MISSING  # a class inside diffuse.pipelines
@@ -65,6 +105,7 @@ class ModelConfig:
     source: str | None = None  # a folder in the diffusers layout, or a hub repository
     revision: str | None = None
     variant: str | None = None  # the published file variant, such as fp16
+    download: Download = Download.ask  # whether what is not here is fetched, for the refiner and components too
     half_dtype: Dtype = Dtype.bfloat16  # what a profile's "half" means for this model
     size_multiple: int = 8  # width and height are multiples of it
     request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
@@ -72,7 +113,7 @@ class ModelConfig:
 
 
 @dataclass
-class RefinerConfig:
+class RefinerConfig(ComponentsConfig):
     """`conf/refiner/*.yaml`: a second model that makes the last steps, or none."""
 
     name: str = MISSING
@@ -118,6 +159,7 @@ class TrackingConfig:
     uri: str | None = None
     artifact_location: str | None = None
     experiment: str = "diffuse"
+    journal: str | None = None  # where runs wait until they are in the store
 
 
 @dataclass
@@ -145,6 +187,8 @@ class Config:
     negative_prompt: str | None = None
     prompt_2: str | None = None
     negative_prompt_2: str | None = None
+    long_prompt: LongPrompt | None = None
+    prompt_syntax: PromptSyntax | None = None
     seed: int | None = None
     num_images: int = 1
     width: int | None = None
@@ -175,6 +219,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    report: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,6 +242,8 @@ class GenerationRequest:
     guidance_rescale: float = 0.0  # 0 to 1, see diffuse.pipelines.guidance
     prompt_2: str | None = None  # for the second text encoder
     negative_prompt_2: str | None = None
+    long_prompt: LongPrompt = LongPrompt.cut  # what becomes of more text than the encoder takes, see pipelines.prompt
+    prompt_syntax: PromptSyntax = PromptSyntax.plain  # of all four, see diffuse.prompt_syntax
     original_width: int | None = None  # pixels of the picture that the model is to imagine scaled and cropped
     original_height: int | None = None
     crop_left: int | None = None
@@ -252,3 +299,17 @@ class Made:
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
     latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)
+
+    def split(self, counts: Sequence[int]) -> list[Made]:
+        """In parts of so many images each; a part took the share of the time that it has of the images."""
+        if len(counts) == 1:
+            return [self]
+        parts, start = [], 0
+        for count in counts:
+            share, images = count / len(self.images), slice(start, start + count)
+            timings = {name: seconds * share for name, seconds in self.timings.items()}
+            steps = [seconds * share for seconds in self.step_seconds]
+            part = Made(self.images[images], timings, steps, self.memory, self.latents[images], self.warnings)
+            parts.append(part)
+            start += count
+        return parts

@@ -6,20 +6,22 @@ import hashlib
 import importlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import hardware, hub, media, memory_profile, record, tracking, validation
+from diffuse import hardware, media, memory_profile, objective, record, sources, tracking, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
 from diffuse.errors import ConfigError, RunError, Stop
 from diffuse.generation import Generation, recorded
 from diffuse.hardware import Hardware
 from diffuse.inputs import Inputs
+from diffuse.picture_input import PictureInput
 from diffuse.pipelines.refined import request_fields, staged
 from diffuse.request import GenerationRequest, Made, MemoryProfileConfig, Step, TrackingConfig
 from diffuse.terminal import Progress, saved, say, unheard
@@ -51,6 +53,39 @@ class Prepared:
     scheduler: Any
     inputs: Inputs | None = None
     latents: Tensor | None = None
+    reference: PictureInput | None = None  # what the pictures are to come near to
+
+
+class Place(NamedTuple):
+    """Which job of which sweep a run is."""
+
+    sweep: str  # its identity
+    key: str  # the job's
+    run_id: str  # the name of the run in the tracking store
+    again: bool  # it may be in there already
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is recorded as begun."""
+
+    job: Prepared
+    about: dict[str, Any]  # its record, before there are pictures
+    tracked: tracking.TrackedRun
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """An error in the block is recorded as the run's end."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed(error)
+            raise
+
+    def failed(self, error: BaseException) -> None:
+        """Records why the run ended without its pictures."""
+        stopped = isinstance(error, KeyboardInterrupt | Stop)
+        self.tracked.finish(f"{type(error).__name__}: {error}", interrupted=stopped)
 
 
 @dataclass(frozen=True)
@@ -70,20 +105,17 @@ class Told:
 _pipelines: OrderedDict[str, Any] = OrderedDict()
 
 
-def run(
-    cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = (), sweep: str | None = None
-) -> list[Path]:
+def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
     """Makes, saves and records what `cfg` asks for; prints each saved path on standard output.
 
-    `drafts` are those of `cfg`, where they have been made already; `overrides` those it was composed with; `sweep` what
-    the jobs of one sweep have in common. A `prompt_file` makes one run of each prompt. All of them are checked before
-    the first begins.
+    `drafts` are those of `cfg`, where they have been made already; `overrides` those it was composed with. A
+    `prompt_file` makes one run of each prompt. All of them are checked before the first begins.
 
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
     """
     drafts = validation.drafts(cfg) if drafts is None else drafts
-    made = generate(cfg, drafts, overrides=overrides, sweep=sweep, save=True, told=Told(on_saved=saved))
+    made = generate(cfg, drafts, overrides=overrides, save=True, told=Told(on_saved=saved))
     paths = [path for generation in made for path in generation.paths]
     if error := unheard():
         raise RunError(f"standard output cannot be written: {error.strerror}; the pictures are in {cfg.output.dir}")
@@ -95,7 +127,6 @@ def generate(
     drafts: Sequence[Draft],
     *,
     overrides: Sequence[str] = (),
-    sweep: str | None = None,
     latents: Tensor | None = None,
     save: bool = False,
     told: Told | None = None,
@@ -116,23 +147,43 @@ def generate(
     jobs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
-        return [_run(job, tracker, overrides, sweep, save, told) for job in jobs]
+        return [_run(job, tracker, overrides, save, told) for job in jobs]
     finally:
         for warning in tracker.close():
             told.say(f"warning: {warning}")
 
 
-def _run(
-    job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sweep: str | None, save: bool, told: Told
-) -> Generation:
-    """One run: what is to be done is recorded first, so that a run that fails is recorded too."""
-    request, output = job.request, job.cfg.output
-    model, *refiners = job.opened.checkpoints
+def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], save: bool, told: Told) -> Generation:
+    """One run by itself."""
+    begun = begin(job, tracker, overrides)
+    request = job.request
+    steps = f"{request.num_inference_steps} steps"
+    if job.inputs is not None:
+        for note in job.inputs.notes:
+            told.say(note)
+        steps = f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
+        told.say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
+    with begun.watched():
+        with Progress(request.prompt, shown=told.messages) as progress:
+            (made,) = make([job], [progress.step, told.on_step])
+        for warning in made.warnings:
+            told.say(f"warning: {warning}")
+        generation = finish(begun, made, save, told.on_saved)
+    pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
+    what = f"seed {request.seed}, {request.width} x {request.height}, {steps}"
+    where = f"{job.opened.profile.name} on {job.opened.hardware.name or job.opened.hardware.device}"
+    told.say(f"{pictures} in {generation.timings['total_s']:.1f} s: {what}, {where}")
+    return generation
+
+
+def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], place: Place | None = None) -> Begun:
+    """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
+    request = job.request
     about = record.of_run(
         job.cfg,
         overrides,
         request,
-        weights=_weights(model) | ({"refiner": _weights(refiners[0])} if refiners else {}),
+        weights=_weights(job.opened.checkpoints),
         hardware={
             **job.opened.hardware.as_record(),
             "dtypes": job.opened.pipeline.memory.dtypes,
@@ -141,57 +192,63 @@ def _run(
         inputs=_inputs(job),
     )
     tracked = tracker.start(
-        media.file_stem(request.prompt, request.seed, output.name),
+        media.file_stem(request.prompt, request.seed, job.cfg.output.name),
         record.flat(about["config"]),
-        _tags(about, sweep),
+        _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
             "config.yaml": record.yaml_text(about["config"]),
             "overrides.yaml": record.yaml_text(about["overrides"]),
             "record.json": record.text(about),
         },
+        weights=about["weights"],
+        id=None if place is None else place.run_id,
+        again=place is not None and place.again,
     )
-    steps = f"{request.num_inference_steps} steps"
-    if job.inputs is not None:
-        for note in job.inputs.notes:
-            told.say(note)
-        steps = f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
-        told.say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
-    try:
-        with Progress(request.prompt, shown=told.messages) as progress:
-            made = _make(job, [progress.step, told.on_step])
-        for warning in made.warnings:
-            told.say(f"warning: {warning}")
-        generation = Generation(
-            made.images,
-            made.latents.clone(),  # outside torch's inference mode, whose tensors are good for less
-            made.timings,
-            made.step_seconds,
-            made.memory,
-            made.warnings,
-            recorded(about, made.images),
-        )
-        for index in range(request.num_images if save else 0):
-            path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
-            generation.paths.append(path)
-            if told.on_saved is not None:
-                told.on_saved(path)
-            tracked.log_media(path, index)
-        tracked.log_text("record.json", record.text(generation.record))
-        digests = [image["pixels_sha256"] for image in generation.record["images"]]
-        tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
-        tracked.log_steps(generation.step_seconds)
-        tracked.log_metrics(
-            {f"time/{name}": seconds for name, seconds in generation.timings.items()}
-            | {f"memory/{name}": gib for name, gib in generation.memory.items()}
-        )
-        tracked.finish(None)
-    except BaseException as error:
-        tracked.finish(f"{type(error).__name__}: {error}", interrupted=isinstance(error, KeyboardInterrupt | Stop))
-        raise
-    pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
-    what = f"seed {request.seed}, {request.width} x {request.height}, {steps}"
-    where = f"{job.opened.profile.name} on {job.opened.hardware.name or job.opened.hardware.device}"
-    told.say(f"{pictures} in {generation.timings['total_s']:.1f} s: {what}, {where}")
+    return Begun(job, about, tracked)
+
+
+def make(jobs: Sequence[Prepared], listeners: Sequence[Callable[[Step], None] | None] = ()) -> list[Made]:
+    """What the pipeline makes of each of `jobs`, which differ in their seeds alone and are made together."""
+
+    def on_step(step: Step) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener(step)
+
+    job = jobs[0]
+    hardware.apply(job.opened.hardware)
+    started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
+    noise = {} if job.latents is None else {"latents": job.latents}
+    seeds = [seed for each in jobs for seed in each.request.seeds]
+    made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, seeds=seeds, on_step=on_step)
+    return made.split([each.request.num_images for each in jobs])
+
+
+def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None] | None = None) -> Generation:
+    """The pictures with their record; where they are to be saved, also in files and in the tracking store."""
+    output, tracked = begun.job.cfg.output, begun.tracked
+    generation = Generation(
+        made.images,
+        made.latents.clone(),  # outside torch's inference mode, whose tensors are good for less
+        made.timings,
+        made.step_seconds,
+        made.memory,
+        made.warnings,
+        recorded({**begun.about, "timings": dict(made.timings)}, made.images),
+        quality=objective.quality(made.images, begun.job.reference),
+    )
+    for index in range(len(made.images) if save else 0):
+        path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
+        generation.paths.append(path)
+        if on_saved is not None:
+            on_saved(path)
+        tracked.log_media(path, index)
+    tracked.log_text("record.json", record.text(generation.record))
+    digests = [image["pixels_sha256"] for image in generation.record["images"]]
+    tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
+    tracked.log_steps(generation.step_seconds)
+    tracked.log_metrics(generation.metrics)
+    tracked.finish(None)
     return generation
 
 
@@ -204,27 +261,23 @@ def _inputs(job: Prepared) -> dict[str, Any]:
     return found
 
 
-def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "variant": checkpoint.variant,
-        "sha256": checkpoint.digest(),
-    }
+def _weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    model, *refiners = checkpoints
+    return sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {})
 
 
-def _tags(about: dict[str, Any], sweep: str | None) -> dict[str, str]:
+def _tags(about: dict[str, Any]) -> dict[str, str]:
     tags = {
         "diffuse.version": about["diffuse"],
-        "diffuse.weights": f"{about['weights']['source']}@{about['weights']['sha256']}",
-        "diffuse.sweep": sweep,
+        "diffuse.weights": sources.tag(about["weights"]),
         "mlflow.source.git.commit": (about["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
 
 
-def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None) -> Prepared:
-    """Brings together what the run needs, and checks that it fits, before a weight is read.
+def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened: Opened | None = None) -> Prepared:
+    """Brings together what the run needs, and checks that it fits, before a weight is read. `opened` is what
+    `open_pipeline` gives for `cfg`, where that is known already.
 
     Raises:
         ConfigError, HardwareError, CheckpointError: it does not.
@@ -232,14 +285,26 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None) -> Pre
     models = stages(cfg)
     known = request_fields([family(model._target_) for model in models])
     validation.refuse_unknown(draft, known, " refiner=".join(model.name for model in models))
-    opened = open_pipeline(cfg)
+    opened = opened or open_pipeline(cfg)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     pipeline.latent_shape(request, latents)
     memory_profile.check_size(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
-    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents)
+    objective.check_size(draft.reference, request.width, request.height)
+    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents, draft.reference)
+
+
+def weights(cfg: DictConfig) -> dict[str, Any]:
+    """What the record would say of the weights. Raises ConfigError or CheckpointError where they are not there."""
+    return _weights(sources.locate(cfg, folders(cfg)))
+
+
+def forget(pipeline: Any) -> None:
+    """Lets go of a pipeline that is not needed any more, and of its weights."""
+    for key in [key for key, kept in _pipelines.items() if kept is pipeline]:
+        _pipelines.pop(key).memory.release_all()
 
 
 def open_pipeline(cfg: DictConfig) -> Opened:
@@ -256,15 +321,7 @@ def open_pipeline(cfg: DictConfig) -> Opened:
 
     models = stages(cfg)
     families = [family(model._target_) for model in models]
-    checkpoints = [
-        hub.locate(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            components=(*pipeline_class.components, "scheduler"),
-        )
-        for model, pipeline_class in zip(models, families, strict=True)
-    ]
+    checkpoints = sources.locate(cfg, folders(cfg))
     identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     pipeline = _kept(key)
@@ -276,22 +333,17 @@ def open_pipeline(cfg: DictConfig) -> Opened:
     return Opened(pipeline, hw, profile, checkpoints)
 
 
-def _make(job: Prepared, listeners: Sequence[Callable[[Step], None] | None] = ()) -> Made:
-    def on_step(step: Step) -> None:
-        for listener in listeners:
-            if listener is not None:
-                listener(step)
-
-    hardware.apply(job.opened.hardware)
-    started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
-    noise = {} if job.latents is None else {"latents": job.latents}
-    made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, on_step=on_step)
-    return made
-
-
 def stages(cfg: DictConfig) -> list[DictConfig]:
     """The models that make a picture, one after the other."""
     return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
+
+
+def folders(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
+    """By its group, what each of the models that make a picture needs of a checkpoint."""
+    names = ("model", "refiner")
+    return {
+        name: (*family(model._target_).components, "scheduler") for name, model in zip(names, stages(cfg), strict=False)
+    }
 
 
 def family(target: str) -> Any:

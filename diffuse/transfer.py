@@ -5,26 +5,27 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffuse.errors import CheckpointError
+from diffuse.errors import CheckpointError, DiffuseError
 
 
 @contextmanager
-def explained(source: str, revision: str | None) -> Iterator[None]:
-    """Turns the failures of the network and of the hub into one line each."""
+def explained(source: str, revision: str | None, setting: str = "model") -> Iterator[None]:
+    """Turns the failures of the network and of the hub into one line each. `setting` is what the source's fields begin
+    with in the configuration."""
     from huggingface_hub import errors
 
     failures: tuple[type[Exception], ...] = (errors.HfHubHTTPError, errors.HFValidationError, OSError)
     failures += _network_errors()
     try:
         yield
-    except CheckpointError:
+    except DiffuseError:
         raise
     except failures as error:
-        raise CheckpointError(f"{source}: {_explain(error, revision, source)}") from error
+        raise CheckpointError(f"{source}: {_explain(error, revision, source, setting)}") from error
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
@@ -34,7 +35,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return errors.HTTPError, errors.XetDownloadError  # type: ignore[attr-defined]
 
 
-def _explain(error: BaseException, revision: str | None, source: str) -> str:
+def _explain(error: BaseException, revision: str | None, source: str, setting: str) -> str:
     from huggingface_hub import errors, get_token
 
     while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -52,8 +53,8 @@ def _explain(error: BaseException, revision: str | None, source: str) -> str:
         return f"is gated; accept its terms at {page}, then log in with 'hf auth login' or set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
         return (
-            f"has no revision {revision}; set model.revision to one of its commits, tags or branches, or to null for "
-            "the newest"
+            f"has no revision {revision}; set {setting}.revision to one of its commits, tags or branches, or to null "
+            "for the newest"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
@@ -65,7 +66,7 @@ def _explain(error: BaseException, revision: str | None, source: str) -> str:
     if status is not None:
         return f"{endpoint()} answered with status {status}; try again later"
     if isinstance(error, errors.HFValidationError):
-        return "is not a name a hub repository can have; set model.source to a folder or to OWNER/NAME"
+        return f"is not a name a hub repository can have; set {setting}.source to a folder or to OWNER/NAME"
     if isinstance(error, (*_network_errors(), ConnectionError)):
         return (
             f"is not here, and the transfer from {endpoint()} failed ({_first_line(error)}); check the network and run "
@@ -80,10 +81,10 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def progress(blobs: Path, total: int) -> Iterator[None]:
+def progress(folders: Sequence[Path], total: int) -> Iterator[None]:
     """A bar of the bytes that arrived, on a terminal; nothing elsewhere. It replaces what huggingface_hub prints.
 
-    It watches the cache, and so sees every transport.
+    It watches the cache's `folders`, and so sees every transport.
     """
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -99,13 +100,13 @@ def progress(blobs: Path, total: int) -> Iterator[None]:
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
         columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        before, done = _stored(blobs), threading.Event()
+        before, done = _stored(folders), threading.Event()
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=total)
 
             def watch() -> None:
                 while not done.wait(0.3):
-                    bar.update(task, completed=min(total, max(0, _stored(blobs) - before)))
+                    bar.update(task, completed=min(total, max(0, _stored(folders) - before)))
 
             watcher = threading.Thread(target=watch, daemon=True)
             watcher.start()
@@ -120,10 +121,10 @@ def progress(blobs: Path, total: int) -> Iterator[None]:
             enable_progress_bars()
 
 
-def _stored(blobs: Path) -> int:
-    """Bytes in the folder, files being fetched included."""
+def _stored(folders: Sequence[Path]) -> int:
+    """Bytes in the folders, files being fetched included."""
     total = 0
-    for path in blobs.glob("*"):
+    for path in (path for folder in {*folders} for path in folder.glob("*")):
         try:
             total += path.stat().st_size
         except FileNotFoundError:  # just renamed

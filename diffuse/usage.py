@@ -10,9 +10,11 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
 
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values
+  diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
+  diffuse sync [OVERRIDES]        deliver the runs that wait because the store was away or a process was killed
 
 An override is NAME=VALUE. A prompt is taken literally.
 
@@ -23,6 +25,8 @@ An override is NAME=VALUE. A prompt is taken literally.
 Fields (what is not given takes the model's default):
   prompt, negative_prompt         what the picture shows, and what it does not
   prompt_2, negative_prompt_2     for the second text encoder of SDXL; the first one's where not given
+  long_prompt                     whether a prompt beyond 77 tokens is cut, or read in chunks of 75: chunk
+  prompt_syntax                   plain or weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1
   prompt_file                     prompts from a file, one a line
   seed, num_images                image i uses seed + i; a seed is drawn where none is given
   width, height                   in pixels
@@ -40,6 +44,12 @@ Fields (what is not given takes the model's default):
 
 Groups:
 {groups}
+
+Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; several may be named.
+  --out DIR                       where to; a folder's own report/ where it is the only one
+  --x, --y, --z FIELD             what lies on the columns, the rows and the sheets, of what varies
+  --reference FIELD=VALUE         what quality is measured against, also a file or a run; else the most steps
+  --no-sheets                     leave the contact sheets out
 
   --cfg job     print the configuration and make nothing
   --version     print the version

@@ -6,17 +6,19 @@ import math
 import secrets
 from collections.abc import Mapping, Set
 from dataclasses import MISSING, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse import inputs
+from diffuse import inputs, objective, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
-from diffuse.request import GenerationRequest
+from diffuse.picture_input import PictureInput
+from diffuse.request import COMPONENTS, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
@@ -25,6 +27,7 @@ DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
 _FIELDS = tuple(field.name for field in fields(GenerationRequest))
 _OPTIONAL = {field.name: field.default for field in fields(GenerationRequest) if field.default is not MISSING}
 _TEXTS = ("negative_prompt", "prompt_2", "negative_prompt_2")
+_CHOICES = {"long_prompt": LongPrompt, "prompt_syntax": PromptSyntax}
 _COUNTS = {  # whole numbers that may be left open, and the least they can be
     "original_width": 1,
     "original_height": 1,
@@ -45,6 +48,7 @@ class Draft:
     height: int | None
     others: Mapping[str, Any]  # every other field of a request
     inputs: Inputs | None = None  # what it starts from
+    reference: PictureInput | None = None  # what it is to come near to
 
     def request(self, default_size: tuple[int, int]) -> GenerationRequest:
         """The request, with `default_size` (width, height in pixels) where none was given."""
@@ -63,9 +67,9 @@ def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
     for name, default in _OPTIONAL.items():
         if name not in known and draft.others[name] != default:
             has = ", ".join(sorted(known))
-            raise ConfigError(
-                f"{name}={draft.others[name]}: model={model} knows no {name}; beside the common it has {has}"
-            )
+            given = draft.others[name]
+            shown = given.name if isinstance(given, Enum) else given
+            raise ConfigError(f"{name}={shown}: model={model} knows no {name}; beside the common it has {has}")
 
 
 def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[Draft]:
@@ -90,10 +94,14 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
             width, height = read.size(cfg.model.size_multiple)
             values |= {"width": cfg.width or width, "height": cfg.height or height}
         width, height = values.pop("width"), values.pop("height")
+        prompts = _prompts(cfg, defaults)
+        if values["prompt_syntax"] is PromptSyntax.weighted:
+            for name, text in [*(("prompt", prompt) for prompt in prompts), *((name, values[name]) for name in _TEXTS)]:
+                prompt_syntax.parse(text or "", name)
         others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
+        reference = objective.read(cfg.objective)
         return [
-            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read)
-            for prompt in _prompts(cfg, defaults)
+            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read, reference) for prompt in prompts
         ]
 
 
@@ -135,10 +143,24 @@ def check_targets(cfg: DictConfig) -> None:
         if name not in profiles:
             raise ConfigError(f"model.min_vram_gib.{name}: there is no such memory profile{nearest(name, profiles)}")
     for group in ("model", "refiner"):
-        if cfg[group]._target_ is not None and not cfg[group].source:
-            raise ConfigError(
-                f"{group}.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME"
-            )
+        _check_sources(cfg[group], group)
+
+
+def _check_sources(model: DictConfig, group: str) -> None:
+    """Refuses a model without a source, and settings of a source that is not there."""
+    parts = {f"{group}.{name}": model[name] for name in COMPONENTS}
+    if model._target_ is None:
+        for name, part in {group: model, **parts}.items():
+            if part.source is not None:
+                raise ConfigError(f"{name}.source={part.source}: there is no {group}; choose one, such as {group}=sdxl")
+    elif not model.source:
+        raise ConfigError(
+            f"{group}.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME"
+        )
+    for name, part in parts.items():
+        for field in ("revision", "variant"):
+            if part[field] is not None and part.source is None:
+                raise ConfigError(f"{name}.{field}={part[field]}: is that of {name}.source, which is not set")
 
 
 def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
@@ -155,6 +177,8 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
     for name in _TEXTS:
         if values[name] is not None:
             values[name] = _text(name, str(values[name]))
+    for name, choices in _CHOICES.items():
+        values[name] = _choice(name, values[name], choices)
     if values["timesteps"] is not None:
         values["timesteps"] = timesteps = tuple(values["timesteps"])
         if not timesteps:
@@ -165,6 +189,15 @@ def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
             )
         values["num_inference_steps"] = len(timesteps)
     return values
+
+
+def _choice(name: str, value: Any, choices: type[Enum]) -> Enum:
+    """One of `choices`, which a model's defaults name as text."""
+    try:
+        return choices(value)
+    except ValueError:
+        known = ", ".join(choice.name for choice in choices)
+        raise ConfigError(f"{name}={value}: should be one of {known}") from None
 
 
 def _text(name: str, value: str) -> str:
@@ -248,7 +281,12 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         return [_text("prompt", str(prompt))]
     if cfg.prompt is not None:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
-    path = Path(cfg.prompt_file).expanduser()
+    return prompts_in(cfg.prompt_file)
+
+
+def prompts_in(file: str) -> list[str]:
+    """The prompts of a text file, one a line. Raises ConfigError where it cannot be read, or holds none."""
+    path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

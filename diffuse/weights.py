@@ -159,9 +159,7 @@ def _match(
             )
     missing = [key for key in wanted if key not in origin]
     if missing:
-        where = (
-            checkpoint.where(next(iter(files))) if len(files) == 1 else f"{checkpoint.source.rstrip('/')}/{component}"
-        )
+        where = checkpoint.where(next(iter(files))) if len(files) == 1 else checkpoint.named(component)
         raise CheckpointError(
             f"{where}: lacks {_some(missing)}, which {component}/config.json asks for; the files are incomplete or of "
             "different models"

@@ -18,7 +18,10 @@ from hub_server import MAIN, HubServer, Repository
 from huggingface_hub import constants
 
 from diffuse import hub
+from diffuse.checkpoint import Checkpoint
 from diffuse.errors import CheckpointError, ConfigError
+from diffuse.repository import Wanted
+from diffuse.request import Download
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -94,6 +97,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         yield running
 
 
+def locate(source: str, consent: Download = Download.yes, **about: Any) -> Checkpoint:
+    return hub.locate([Wanted(source, **about)], consent)[0]
+
+
+def download(source: str, yes: bool = False, **about: Any) -> Checkpoint:
+    return hub.download([Wanted(source, **about)], Download.yes if yes else Download.ask)[0]
+
+
 def message(action: Callable[[], Any], kind: type[Exception] = CheckpointError) -> str:
     with pytest.raises(kind) as caught:
         action()
@@ -107,7 +118,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def test_only_what_is_needed_is_fetched(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
-    found = hub.locate(NAME)
+    found = locate(NAME)
     assert files_in(found.folder) == SMALL | PLAIN
     assert server.fetched() == sorted(SMALL | PLAIN)
     assert (found.source, found.revision, found.variant) == (NAME, MAIN, None)
@@ -119,54 +130,54 @@ def test_only_what_is_needed_is_fetched(server: HubServer, capsys: pytest.Captur
 
 
 def test_a_variant_and_the_plain_weights_where_it_is_missing(server: HubServer) -> None:
-    found = hub.locate(NAME, variant="fp16")
+    found = locate(NAME, variant="fp16")
     vae = "vae/diffusion_pytorch_model.safetensors"
     assert files_in(found.folder) == SMALL | HALF | {vae: PLAIN[vae]}
     assert len(found.files("text_encoder")) == 2
 
 
 def test_only_some_components(server: HubServer) -> None:
-    found = hub.locate(NAME, components=["vae", "scheduler"])
+    found = locate(NAME, components=("vae", "scheduler"))
     assert sorted(files_in(found.folder)) == [
         "model_index.json",
         "scheduler/scheduler_config.json",
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     ]
-    assert files_in(hub.locate(NAME).folder) == SMALL | PLAIN
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
 
 
 def test_the_second_time_touches_no_network(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = hub.locate(NAME, variant="fp16")
+    first = locate(NAME, variant="fp16")
     server.log.clear()
-    assert hub.locate(NAME, variant="fp16") == first
-    assert hub.locate(NAME, variant="fp16", revision=MAIN) == first
-    assert hub.locate(NAME, variant="fp16", components=["vae"]) == first
+    assert locate(NAME, variant="fp16") == first
+    assert locate(NAME, variant="fp16", revision=MAIN) == first
+    assert locate(NAME, variant="fp16", components=("vae",)) == first
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.locate(NAME, variant="fp16") == first
+    assert locate(NAME, variant="fp16") == first
     assert server.log == []
 
 
 def test_a_missing_file_is_noticed_and_fetched(server: HubServer) -> None:
-    found = hub.locate(NAME)
+    found = locate(NAME)
     (found.folder / "tokenizer" / "merges.txt").unlink()
     server.log.clear()
-    assert files_in(hub.locate(NAME).folder) == SMALL | PLAIN
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
     assert server.fetched() == ["tokenizer/merges.txt"]
 
 
 def test_a_cache_filled_by_another_program_is_used(server: HubServer) -> None:
-    found = hub.locate(NAME)
+    found = locate(NAME)
     for listing in found.folder.parents[1].glob("trees/*"):
         listing.unlink()
     from huggingface_hub import _tree_cache
 
     _tree_cache._IN_MEMORY_TREE_CACHE.clear()
     server.log.clear()
-    assert hub.locate(NAME) == found
+    assert locate(NAME) == found
     assert server.log == []
     (found.folder / "tokenizer" / "merges.txt").unlink()
-    assert files_in(hub.locate(NAME).folder) == SMALL | PLAIN
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(
@@ -176,7 +187,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     path = "unet/diffusion_pytorch_model.safetensors"
     server.repositories[NAME].files[path] = weights(1, 3_000_000)
     server.repositories[NAME].cut[path] = 1_000_000
-    found = hub.locate(NAME)
+    found = locate(NAME)
     assert files_in(found.folder)[path] == weights(1, 3_000_000)
     ranges = [wanted for method, asked, wanted in server.log if asked.endswith(path) and method == "GET"]
     assert ranges == [None, "bytes=1000000-"]
@@ -185,30 +196,30 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
 @pytest.mark.parametrize("path", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
 def test_altered_contents_are_noticed_and_not_kept(server: HubServer, path: str) -> None:
     server.repositories[NAME].corrupt.add(path)
-    assert f"{NAME}/{path}: is not what the hub lists" in message(lambda: hub.locate(NAME))
+    assert f"{NAME}/{path}: is not what the hub lists" in message(lambda: locate(NAME))
     server.repositories[NAME].corrupt.clear()
-    assert files_in(hub.locate(NAME).folder) == SMALL | PLAIN
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
 
 
 def test_download_checks_what_is_already_here(server: HubServer) -> None:
-    found = hub.download(NAME, yes=True)
+    found = download(NAME, yes=True)
     path = found.folder / "vae" / "diffusion_pytorch_model.safetensors"
     path.resolve().write_bytes(b"x" + path.read_bytes()[1:])
-    assert "is not what the hub lists" in message(lambda: hub.download(NAME, yes=True))
-    hub.download(NAME, yes=True)
+    assert "is not what the hub lists" in message(lambda: download(NAME, yes=True))
+    download(NAME, yes=True)
     assert files_in(found.folder) == SMALL | PLAIN
 
 
 def test_download_states_the_size_and_needs_consent(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
-    text = message(lambda: hub.download(NAME, components=["vae"]), ConfigError)
+    text = message(lambda: download(NAME, components=("vae",)), ConfigError)
     assert "--yes" in text
     assert not any(path.endswith(".safetensors") for path in server.fetched())
     assert re.match(
         r"owner/name at aaaaaaaaaaaa: 3 files, \d\.\d\d kB; \d\.\d\d kB to fetch into ", capsys.readouterr().err
     )
-    hub.download(NAME, components=["vae"], yes=True)
+    download(NAME, components=("vae",), yes=True)
     assert "complete, every file checked" in capsys.readouterr().err
-    hub.download(NAME, components=["vae"])  # nothing is left to agree to
+    download(NAME, components=("vae",))  # nothing is left to agree to
     assert "0 bytes to fetch" in capsys.readouterr().err
 
 
@@ -216,9 +227,9 @@ def test_a_folder_wins_over_a_repository(server: HubServer, tmp_path: Path, caps
     folder = tmp_path / "owner" / "name"
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps(INDEX))
-    found = hub.locate(NAME, revision="ignored for folders")
+    found = locate(NAME, revision="ignored for folders")
     assert (found.folder, found.revision) == (Path(NAME), None)
-    assert hub.download(NAME) == found
+    assert download(NAME) == found
     assert "nothing to fetch" in capsys.readouterr().err
     assert server.log == []
 
@@ -226,65 +237,65 @@ def test_a_folder_wins_over_a_repository(server: HubServer, tmp_path: Path, caps
 @pytest.mark.parametrize("source", ["/no/such", "./no", "~/no-such-folder", "a/b/c", "here/missing", "..\\x"])
 def test_a_path_that_does_not_exist(server: HubServer, tmp_path: Path, source: str) -> None:
     (tmp_path / "here").mkdir()
-    assert message(lambda: hub.locate(source)).startswith(f"{source}: does not exist")
+    assert message(lambda: locate(source)).startswith(f"{source}: does not exist")
     assert server.log == []
 
 
 @pytest.mark.parametrize("source", ["sd21", "", "a b/c", "owner/na--me"])
 def test_what_cannot_be_a_name(server: HubServer, source: str) -> None:
-    text = message(lambda: hub.locate(source))
+    text = message(lambda: locate(source))
     assert "OWNER/NAME" in text
     assert server.log == []
 
 
 def test_a_single_file(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(weights(1))
-    assert "is a file" in message(lambda: hub.locate(str(tmp_path / "x.safetensors")))
+    assert "is a file" in message(lambda: locate(str(tmp_path / "x.safetensors")))
 
 
 def test_a_pinned_revision_and_one_that_is_not_there(server: HubServer) -> None:
     server.repositories[NAME].tags = ("main", "v1")
-    assert hub.locate(NAME, revision="v1").revision == MAIN
-    assert hub.locate(NAME, revision=MAIN).revision == MAIN
-    text = message(lambda: hub.locate(NAME, revision="v2"))
+    assert locate(NAME, revision="v1").revision == MAIN
+    assert locate(NAME, revision=MAIN).revision == MAIN
+    text = message(lambda: locate(NAME, revision="v2"))
     assert "has no revision v2" in text and "model.revision" in text
 
 
 def test_a_repository_that_is_not_there(server: HubServer) -> None:
-    assert "no such repository" in message(lambda: hub.locate("owner/nothing"))
+    assert "no such repository" in message(lambda: locate("owner/nothing"))
     server.repositories[NAME].private = True
-    assert "or it is private" in message(lambda: hub.locate(NAME))
+    assert "or it is private" in message(lambda: locate(NAME))
 
 
 def test_gated_repositories_are_explained(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.repositories[NAME].gated = True
-    text = message(lambda: hub.locate(NAME))
+    text = message(lambda: locate(NAME))
     assert "is gated" in text and f"{server.url}/{NAME}" in text and "HF_TOKEN" in text
     monkeypatch.setenv("HF_TOKEN", "hf_token")
-    assert "your token has no access" in message(lambda: hub.locate(NAME, components=["vae"]))
+    assert "your token has no access" in message(lambda: locate(NAME, components=("vae",)))
 
 
 def test_a_token_that_is_refused(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    assert "does not accept your token" in message(lambda: hub.locate(NAME))
+    assert "does not accept your token" in message(lambda: locate(NAME))
 
 
 def test_a_hub_that_is_down(server: HubServer) -> None:
     server.repositories[NAME].failing = True
-    assert "answered with status 503" in message(lambda: hub.locate(NAME))
+    assert "answered with status 503" in message(lambda: locate(NAME))
 
 
 def test_no_network(server: HubServer) -> None:
     server.__exit__()
-    text = message(lambda: hub.locate(NAME))
+    text = message(lambda: locate(NAME))
     assert f"transfer from {server.url} failed" in text and "check the network" in text
 
 
 def test_offline_mode_is_respected(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    text = message(lambda: hub.locate(NAME))
+    text = message(lambda: locate(NAME))
     assert "HF_HUB_OFFLINE is set" in text and "diffuse download" in text
-    assert "HF_HUB_OFFLINE is set" in message(lambda: hub.download(NAME, yes=True))
+    assert "HF_HUB_OFFLINE is set" in message(lambda: download(NAME, yes=True))
     assert server.log == []
 
 
@@ -299,14 +310,14 @@ def test_repositories_that_cannot_be_used(server: HubServer) -> None:
     }
     for name, (content, says) in cases.items():
         server.repositories[f"owner/{name}"] = Repository(content)
-        assert says in message(lambda name=name: hub.locate(f"owner/{name}"))  # type: ignore[misc]
-    assert "no variant bf16" in message(lambda: hub.locate(NAME, variant="bf16"))
+        assert says in message(lambda name=name: locate(f"owner/{name}"))  # type: ignore[misc]
+    assert "no variant bf16" in message(lambda: locate(NAME, variant="bf16"))
     assert not any(path.endswith((".safetensors", ".bin")) for path in server.fetched())
 
 
 def test_a_full_disk_is_noticed_before_anything_is_fetched(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    text = message(lambda: hub.locate(NAME, components=["vae"]))
+    text = message(lambda: locate(NAME, components=("vae",)))
     assert "has 10 bytes free" in text and "HF_HOME" in text
     assert not any(path.endswith(".safetensors") for path in server.fetched())
 
@@ -315,7 +326,11 @@ def test_a_terminal_is_asked_and_shown_progress(server: HubServer, tmp_path: Pat
     path = "unet/diffusion_pytorch_model.safetensors"
     server.repositories[NAME].files[path] = weights(1, 3_000_000)
     server.repositories[NAME].cut[path] = 1_000_000  # lasts a second, so that there is something to show
-    command = f"from diffuse import hub; print(hub.download({NAME!r}, components=['unet']).folder)"
+    command = (
+        "from diffuse import hub, repository, request; "
+        f"wanted = [repository.Wanted({NAME!r}, components=('unet',))]; "
+        "print(hub.download(wanted, request.Download.ask)[0].folder)"
+    )
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
         "HF_ENDPOINT": server.url,
@@ -346,13 +361,14 @@ def test_a_terminal_is_asked_and_shown_progress(server: HubServer, tmp_path: Pat
     assert process.returncode == 0, seen.decode()
     assert files_in(Path(out.decode().strip()))[path] == weights(1, 3_000_000)
     text = seen.decode()
-    assert "Fetch 3.00 MB? [y/N]" in text and "/3.0 MB" in text and "complete, every file checked" in text
+    assert f"{NAME}: fetch 3.00 MB? [y/N]" in text and "/3.0 MB" in text and "complete, every file checked" in text
 
 
 def test_looking_for_a_checkpoint_imports_neither_torch_nor_the_hub(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
     check = (
-        "import sys; from diffuse import hub; hub.locate(sys.argv[1]); "
+        "import sys; from diffuse import hub, repository, request; "
+        "hub.locate([repository.Wanted(sys.argv[1])], request.Download.ask); "
         "print({'torch', 'huggingface_hub'} & {*sys.modules})"
     )
     root = Path(hub.__file__).parents[1]

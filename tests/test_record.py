@@ -29,7 +29,7 @@ from PIL import Image
 
 import diffuse
 from diffuse import configuration, media, record, run, validation
-from diffuse.request import GenerationRequest
+from diffuse.request import COMPONENTS, GenerationRequest
 
 PACKAGE = Path(diffuse.__file__).resolve().parent
 OVERRIDES = ("prompt=a pear, (green)", "num_images=2", "seed=40", "output.dir=out")
@@ -85,6 +85,8 @@ def test_the_request_and_the_overrides(made: dict[str, Any]) -> None:
 def test_the_configuration_is_whole_and_resolved(made: dict[str, Any]) -> None:
     composed = OmegaConf.to_container(configuration.compose(["experiment=smoke"]))
     assert isinstance(composed, dict)
+    for group in ("model", "refiner"):  # a component that is the checkpoint's own is not said
+        assert {source for name in COMPONENTS for source in composed[group].pop(name).values()} == {None}
 
     def compare(ours: Any, theirs: Any) -> None:
         assert set(ours) == set(theirs)

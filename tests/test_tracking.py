@@ -279,11 +279,10 @@ def unused_port() -> int:
 
 
 @pytest.fixture
-def unreachable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def unreachable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The address of a store that is not to be had, for one of several reasons."""
     (tmp_path / "file").write_bytes(b"this is no database " * 500)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        monkeypatch.setattr(tracking, "_CONNECT_SECONDS", 0.5)
         yield {
             "no server": f"http://127.0.0.1:{unused_port()}",
             "a server that says nothing": f"http://127.0.0.1:{deaf.getsockname()[1]}",

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffuse.checkpoint import Checkpoint, variants
+from diffuse.checkpoint import Checkpoint
 from diffuse.errors import CheckpointError
+from diffuse.layout import variants
 from diffuse.weights import architecture, load
 
 

@@ -1,38 +1,43 @@
-"""What the text encoders made of the latest texts: the jobs of a sweep encode each prompt once."""
+"""What the text encoders made of the latest prompts: the jobs of a sweep encode each prompt once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from diffuse.memory_profile import Memory
+from diffuse.models.text_encoder.clip import CLIPTextOutput
+from diffuse.pipelines import prompt
+from diffuse.pipelines.prompt import Prompt
 
-KEPT = 64  # texts of one encoder each; those of SDXL take 0.6 MB
+KEPT = 64  # prompts of one encoder each; those of SDXL take 0.6 MB a chunk
 
 
 class EncodedTexts:
-    """The states of one text are those of its tokens, whatever it is encoded with; so they can be kept by them."""
+    """A prompt's states do not depend on what it is encoded with; so they can be kept by its tokens and weights."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], tuple[Tensor, ...]] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
 
-    def __call__(self, name: str, ids: Tensor, take: Callable[[Any], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-        """For each text of `ids` `[N, T]`, what `take` takes of what the encoder `name` gives for it.
+    def __call__(
+        self, name: str, prompts: Sequence[Prompt], state: Callable[[CLIPTextOutput], Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What `prompt.encode` gives for each of `prompts` with the encoder `name`, where and as the denoiser takes it.
 
-        The encoder is asked for one text at a time, and not at all where each is known.
+        The encoder is not asked for where all are known.
         """
-        keys = [(name, tuple(row)) for row in ids.tolist()]
+        keys = [(name, tuple(read.rows), tuple(map(tuple, read.weights))) for read in prompts]
         found = {key: self._kept[key] for key in keys if key in self._kept}
         if len(found) < len(set(keys)):
+            to = {"device": self.memory.device("unet"), "dtype": self.memory.dtype("unet")}
             with self.memory.use(name) as encoder:
-                rows = ids.to(self.memory.device(name))
-                for row, key in zip(rows, keys, strict=True):
+                for key, read in zip(keys, prompts, strict=True):
                     if key not in found:
-                        found[key] = take(encoder(row[None]))
+                        states, pooled = prompt.encode(encoder, read, state, self.memory.device(name))
+                        found[key] = states.to(**to), pooled.to(**to)
         for key in keys:
             self._kept[key] = found[key]
             self._kept.move_to_end(key)

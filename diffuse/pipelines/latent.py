@@ -48,7 +48,17 @@ class LatentPipeline:
 
     components: ClassVar[tuple[str, ...]]  # folders of the checkpoint
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {"timesteps", "guidance_rescale", "input_image", "mask_image", "strength", "resize", "keep_unmasked"}
+        {
+            "long_prompt",
+            "prompt_syntax",
+            "timesteps",
+            "guidance_rescale",
+            "input_image",
+            "mask_image",
+            "strength",
+            "resize",
+            "keep_unmasked",
+        }
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
@@ -270,8 +280,9 @@ class LatentPipeline:
 
     def config(self, config: type[Any], component: str) -> Any:
         """The architecture that the checkpoint declares for `component`, as an instance of `config`."""
-        where = str(self.checkpoint.path(f"{component}/config.json"))
-        return weights.architecture(config, self.checkpoint.config(component), where)
+        part = self.checkpoint.part(component)
+        where = str(part.path(f"{component}/config.json"))
+        return weights.architecture(config, part.config(component), where)
 
     def add(
         self,
@@ -282,11 +293,12 @@ class LatentPipeline:
         float32: bool = False,
     ) -> None:
         """Declares a component, whose weights are read when it is first used. `float32`: never in half precision."""
+        part = self.checkpoint.part(name)
         # The headers show now what would otherwise end a run that is already recorded.
-        weights.check(lambda: model(config), self.checkpoint, name, rename=rename)
+        weights.check(lambda: model(config), part, name, rename=rename)
 
         def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-            return weights.load(lambda: model(config), self.checkpoint, name, device=device, dtype=dtype, rename=rename)
+            return weights.load(lambda: model(config), part, name, device=device, dtype=dtype, rename=rename)
 
         self.memory.add(name, load, float32=float32)
 
@@ -307,14 +319,11 @@ class LatentPipeline:
 
     def misfit(self, what: str) -> CheckpointError:
         """The error for components that do not belong together."""
-        return CheckpointError(f"{self.checkpoint.folder}: {what}; the folders are of different models")
+        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.elsewhere.values())
+        way_out = f"choose another {settings}" if settings else "the folders are of different models"
+        return CheckpointError(f"{self.checkpoint.folder}: {what}; {way_out}")
 
 
 def joined(batches: Sequence[Tensor]) -> Tensor:
     """The latents `[B, C, h, w]` of every batch as one `[N, C, h, w]`, on the CPU."""
     return torch.cat([latents.float().cpu() for latents in batches])
-
-
-def cut_off(name: str, cut: str, tokenizer: CLIPTokenizer) -> list[str]:
-    """A line that says what of the text `name` did not fit, if anything."""
-    return [f"the {name} is longer than {tokenizer.max_length} tokens; cut off: {cut!r}"] if cut else []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from diffuse.memory_profile import Memory
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
+from diffuse.pipelines import prompt
 from diffuse.pipelines.guidance import Conditioning
-from diffuse.pipelines.latent import Encoded, LatentPipeline, cut_off
+from diffuse.pipelines.latent import Encoded, LatentPipeline
 from diffuse.request import GenerationRequest
 from diffuse.weights import Checkpoint
 
@@ -18,7 +21,7 @@ class StableDiffusion(LatentPipeline):
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         super().__init__(checkpoint, memory)
-        self.tokenizer = CLIPTokenizer.from_folder(checkpoint.path("tokenizer"))
+        self.tokenizer = CLIPTokenizer.from_folder(checkpoint.part("tokenizer").path("tokenizer"))
         text = self.config(clip.CLIPTextConfig, "text_encoder")
         self.check_text_width(text.hidden_size)
         self.check_text(self.tokenizer, text)
@@ -28,17 +31,21 @@ class StableDiffusion(LatentPipeline):
         self.add_denoiser()
 
     def encode(self, request: GenerationRequest, guided: bool) -> Encoded:
-        """Text states `[1, T, D]`, as `encoder_hidden_states`."""
+        """Text states `[1, n * T, D]` of `n` chunks, as `encoder_hidden_states`."""
         texts = [request.prompt]
         if guided and (request.negative_prompt or "") != request.prompt:
             texts.append(request.negative_prompt or "")
-        tokens = self.tokenizer(texts)
+        prompts = prompt.same_length([prompt.read(self.tokenizer, text, request) for text in texts])
         cut = [
             line
-            for name, end in zip(("prompt", "negative prompt"), tokens.cut, strict=False)
-            for line in cut_off(name, end, self.tokenizer)
+            for name, read in zip(("prompt", "negative prompt"), prompts, strict=False)
+            for line in prompt.cut_off(name, read)
         ]
-        dtype = self.memory.dtype("unet")
-        made = self.encoded("text_encoder", tokens.ids, lambda out: (out.last_hidden_state.to(dtype),))
-        states: list[Conditioning] = [{"encoder_hidden_states": state} for (state,) in made]
+        made = self.encoded("text_encoder", prompts, last_state)
+        states: list[Conditioning] = [{"encoder_hidden_states": state} for state, _ in made]
         return Encoded(states[0], states[1] if len(states) > 1 else None, cut)
+
+
+def last_state(output: clip.CLIPTextOutput) -> Tensor:
+    """Of what a text encoder gives, the states that this family's U-Net attends to."""
+    return output.last_hidden_state

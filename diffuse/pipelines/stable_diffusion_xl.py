@@ -13,8 +13,9 @@ from torch import Tensor
 from diffuse.memory_profile import Memory
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
+from diffuse.pipelines import prompt
 from diffuse.pipelines.guidance import Conditioning
-from diffuse.pipelines.latent import Encoded, LatentPipeline, cut_off
+from diffuse.pipelines.latent import Encoded, LatentPipeline
 from diffuse.request import GenerationRequest
 from diffuse.weights import Checkpoint
 
@@ -49,7 +50,9 @@ class StableDiffusionXL(LatentPipeline):
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         super().__init__(checkpoint, memory)
-        self.tokenizers = [CLIPTokenizer.from_folder(checkpoint.path(name)) for name in self.encoders.values()]
+        self.tokenizers = [
+            CLIPTokenizer.from_folder(checkpoint.part(name).path(name)) for name in self.encoders.values()
+        ]
         configs = {name: self.config(clip.CLIPTextConfig, name) for name in self.encoders}
         for tokenizer, config in zip(self.tokenizers, configs.values(), strict=True):
             self.check_text(tokenizer, config)
@@ -98,7 +101,7 @@ class StableDiffusionXL(LatentPipeline):
         ]
 
     def encode(self, request: GenerationRequest, guided: bool) -> Encoded:
-        """`encoder_hidden_states` `[1, T, D + D']`, `text_embeds` `[1, D']` and `time_ids` `[1, N]`.
+        """`encoder_hidden_states` `[1, n * T, D + D']` of `n` chunks, `text_embeds` `[1, D']` and `time_ids` `[1, N]`.
 
         No negative prompt at all stands for zeros where the checkpoint was trained so, and for an empty one elsewhere.
         """
@@ -112,32 +115,36 @@ class StableDiffusionXL(LatentPipeline):
             asked.append(negative or ("",) * len(self.encoders))
         if asked[0] == asked[-1] and torch.equal(*ids):
             asked = asked[:1]
-        made, cut = self._encode_texts(asked)
+        made, cut = self._encode_texts(request, asked)
         if guided and zeros:
             made.append({name: torch.zeros_like(value) for name, value in made[0].items()})
         states: list[Conditioning] = [{**part, "time_ids": told} for part, told in zip(made, ids, strict=False)]
         return Encoded(states[0], states[1] if len(states) > 1 else None, cut)
 
-    def _encode_texts(self, asked: Sequence[Texts]) -> tuple[list[dict[str, Tensor]], list[str]]:
+    def _encode_texts(
+        self, request: GenerationRequest, asked: Sequence[Texts]
+    ) -> tuple[list[dict[str, Tensor]], list[str]]:
         """For each of `asked`, the states of the encoders and the pooled text; what was cut off."""
-        device, dtype = self.memory.device("unet"), self.memory.dtype("unet")  # each encoder may run elsewhere
+        prompts = prompt.same_length(
+            [
+                prompt.read(tokenizer, texts[place], request)
+                for place, tokenizer in enumerate(self.tokenizers)
+                for texts in asked
+            ]
+        )
         cut: list[str] = []
         hidden: list[list[Tensor]] = [[] for _ in asked]
         pooled: list[Tensor] = []
-        for place, (name, tokenizer) in enumerate(zip(self.encoders, self.tokenizers, strict=True)):
-            tokens = tokenizer([texts[place] for texts in asked])
-            for kind, texts, end in zip(("prompt", "negative prompt"), asked, tokens.cut, strict=False):
+        for place, name in enumerate(self.encoders):
+            ours = prompts[place * len(asked) : (place + 1) * len(asked)]
+            for kind, texts, read in zip(("prompt", "negative prompt"), asked, ours, strict=False):
                 if place == 0:
-                    cut += cut_off(kind, end, tokenizer)
+                    cut += prompt.cut_off(kind, read)
                 elif texts[place] != texts[0]:
-                    cut += cut_off(f"second {kind}", end, tokenizer)
-            made = self.encoded(
-                name,
-                tokens.ids,
-                lambda out: (out.hidden_states[-2].to(device, dtype), out.pooled.to(device, dtype)),
-            )
-            for row, (state, _) in enumerate(made):
-                hidden[row].append(state)
+                    cut += prompt.cut_off(f"second {kind}", read)
+            made = self.encoded(name, ours, penultimate_state)
+            for row, (states, _) in enumerate(made):
+                hidden[row].append(states)
             pooled = [text for _, text in made]
         return [
             {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": text}
@@ -162,3 +169,8 @@ class StableDiffusionXL(LatentPipeline):
 def filled(request: GenerationRequest, **values: Any) -> GenerationRequest:
     """The request with `values` in those fields that are None."""
     return replace(request, **{name: value for name, value in values.items() if getattr(request, name) is None})
+
+
+def penultimate_state(output: clip.CLIPTextOutput) -> Tensor:
+    """Of what a text encoder gives, the states that this family's U-Net attends to."""
+    return output.hidden_states[-2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 # Words, single digits and runs of other marks are cut apart before any merge: "cat," is "cat" and ",".
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WORD_END, _COMMA = "</w>", ",</w>"  # how the vocabulary writes them
+_COMMA_WITHIN = 20  # tokens before a chunk's end
 
 
 class Tokens(NamedTuple):
@@ -24,6 +27,37 @@ class Tokens(NamedTuple):
 
     ids: Tensor
     cut: list[str]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A text's tokens, however many, without start and end."""
+
+    text: str
+    ids: list[int]
+    starts: list[int]  # where in the text each begins
+    words: list[bool]  # whether a word ends with it
+    commas: list[bool]  # whether it is a comma
+
+    def beyond(self, count: int) -> str:
+        """The end of the text, in the user's own words, that the first `count` tokens leave out."""
+        return self.text[self.starts[count] :] if len(self.ids) > count else ""
+
+    def chunks(self, size: int) -> list[slice]:
+        """The tokens in chunks of up to `size`, at least one.
+
+        A chunk that is full ends at the last comma if that is among its last 20 tokens, as AUTOMATIC1111's web UI has
+        it; else at the last word's end; only a word longer than a chunk is cut.
+        """
+        found, start = [], 0
+        while len(self.ids) - start > size:
+            end = start + size
+            commas = [i + 1 for i in range(max(start, end - _COMMA_WITHIN), end) if self.commas[i]]
+            words = [i + 1 for i in range(start, end) if self.words[i]]
+            border = (commas or words or [end])[-1]
+            found.append(slice(start, border))
+            start = border
+        return [*found, slice(start, len(self.ids))]
 
 
 class CLIPTokenizer:
@@ -85,16 +119,34 @@ class CLIPTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Texts to `Tokens` of `max_length` each; what does not fit is cut before the end token."""
-        rows, cut = [], []
-        room = self.max_length - 2
-        for text in texts:
-            encoding = self.tokenizer.encode(text, add_special_tokens=False)
-            ids = encoding.ids
-            # Offsets refer to the text as given, so that the user is shown their own words.
-            cut.append(text[encoding.offsets[room][0] :] if len(ids) > room else "")
-            row = [self.start, *ids[:room], self.end]
-            rows.append(row + [self.pad] * (self.max_length - len(row)))
-        return Tokens(torch.tensor(rows, dtype=torch.int64), cut)
+        split = [self.split(text) for text in texts]
+        rows = [self.row(one.ids[: self.room]) for one in split]
+        return Tokens(torch.tensor(rows, dtype=torch.int64), [one.beyond(self.room) for one in split])
+
+    @property
+    def room(self) -> int:
+        """Tokens between start and end."""
+        return self.max_length - 2
+
+    def split(self, text: str) -> Split:
+        """All tokens of a text."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        special = {self.start, self.end, self.pad}
+        return Split(
+            text,
+            encoding.ids,
+            [start for start, _ in encoding.offsets],  # they refer to the text as given
+            [
+                name.endswith(_WORD_END) or id_ in special
+                for name, id_ in zip(encoding.tokens, encoding.ids, strict=True)
+            ],
+            [name == _COMMA for name in encoding.tokens],
+        )
+
+    def row(self, ids: Sequence[int]) -> list[int]:
+        """`ids`, for which there is room, between start and end, padded."""
+        row = [self.start, *ids, self.end]
+        return row + [self.pad] * (self.max_length - len(row))
 
 
 def _byte_pair_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:

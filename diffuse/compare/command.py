@@ -1,0 +1,39 @@
+"""The command that makes one cell again, as a shell takes it."""
+
+from __future__ import annotations
+
+import shlex
+
+from diffuse.compare.axes import shown
+from diffuse.compare.cells import Cell
+
+_WHERE = ("output.dir", "output.name")  # where a file went, and where a run was told of, is not how it was made
+_TRACKING = "tracking"
+
+
+def command(cell: Cell) -> str:
+    """`diffuse` with what was typed, for this picture alone: its own seed, and its own prompt of a file of prompts."""
+    settings: dict[str, str] = {}
+    for override in cell.overrides:
+        name, _, value = override.partition("=")
+        if name not in _WHERE and name.partition(".")[0] != _TRACKING:
+            settings.pop(name, None)  # of two, the last one counts
+            settings[name] = value
+    if settings.pop("prompt_file", None) is not None:
+        settings["prompt"] = str(cell.config.get("prompt"))
+    config = cell.record.get("config") or {}
+    settings.pop("num_images", None)
+    settings["seed"] = shown(cell.config.get("seed"))
+    if config.get("num_images", 1) != 1 and not any(o.startswith("num_images=") for o in cell.overrides):
+        settings["num_images"] = "1"  # several are what an experiment or a model asks for
+    return " ".join(["diffuse", *(f"{name}={shlex.quote(value)}" for name, value in settings.items())])
+
+
+def obstacle(cell: Cell) -> str:
+    """Why the command does not make the same picture; empty where it does."""
+    inputs = cell.record.get("inputs")
+    if isinstance(inputs, dict) and inputs.get("latents"):
+        return "its initial noise was given in Python and is not in the record"
+    if any(cell.config.get(name) == "a picture in memory" for name in ("input_image", "mask_image")):
+        return "it started from a picture that was given in Python and is in no file"
+    return ""

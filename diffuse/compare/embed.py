@@ -1,0 +1,119 @@
+"""Pictures and videos as they go into the page: whole where their share of its size allows, otherwise smaller.
+
+A page carries at most BUDGET bytes of media, however many cells there are, so that it can be moved and logged alone.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from diffuse.compare.cells import Cell
+from diffuse.compare.pixels import first, read
+from diffuse.errors import MediaError
+from diffuse.video import Video
+
+BUDGET = 40_000_000  # bytes of all media; a third more as text
+
+_LOSSLESS = 1.3  # bytes a pixel that a lossless copy of a photograph takes
+_LOSSY = 0.5  # and one of high quality, at most
+_QUALITY = 88
+_SIDES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48)  # pixels of the smaller copies
+_FRAME = 128  # pixels: the longer side of a frame on a strip
+_PREVIEWS = (480, 320, 192, 128)
+_MIMES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A file's content as the page carries it."""
+
+    data: bytes
+    mime: str
+    width: int  # pixels, as embedded
+    height: int
+    exact: bool  # every pixel is the file's
+
+
+@dataclass(frozen=True)
+class Inlined:
+    """What the page has of a cell: nothing, where not even the smallest copy fits its share."""
+
+    width: int  # pixels of the file itself
+    height: int
+    still: Embedded | None  # the picture, or a video's frame strip
+    moving: Embedded | None = None
+
+
+def inline(cell: Cell, share: int) -> Inlined:
+    """The copies of a cell that together take at most `share` bytes."""
+    pixels = read(cell)
+    height, width = first(pixels).shape[:2]
+    if not cell.is_video:
+        return Inlined(width, height, _whole(cell, pixels, share) or _smaller(pixels, share))
+    strip = Image.fromarray(np.concatenate(list(pixels), axis=1))
+    strip.thumbnail((_FRAME * len(pixels), _FRAME), Image.Resampling.LANCZOS)
+    still = _smaller(np.asarray(strip), share // 3)
+    return Inlined(width, height, still, _video(cell, width, height, share - share // 3))
+
+
+def _whole(cell: Cell, pixels: np.ndarray, share: int) -> Embedded | None:
+    """The file itself where it is small already, or a lossless copy."""
+    height, width = pixels.shape[:2]
+    mime = _MIMES.get(cell.path.suffix.lower())
+    if mime and cell.path.stat().st_size <= share:
+        return Embedded(cell.path.read_bytes(), mime, width, height, True)
+    if not mime and width * height * _LOSSLESS <= share:
+        data = _webp(Image.fromarray(pixels), lossless=True, method=2)
+        if len(data) <= share:
+            return Embedded(data, "image/webp", width, height, True)
+    return None
+
+
+def _smaller(pixels: np.ndarray, share: int) -> Embedded | None:
+    """The largest lossy copy within `share`."""
+    height, width = pixels.shape[:2]
+    for side in (max(width, height), *(side for side in _SIDES if side < max(width, height))):
+        factor = side / max(width, height)
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        if size[0] * size[1] * 0.05 > share:
+            continue  # hopeless, and the largest are the slowest to try
+        picture = Image.fromarray(pixels)
+        if factor < 1:
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        quality = _QUALITY if size[0] * size[1] * _LOSSY > 4096 else 80
+        data = _webp(picture, quality=quality, method=3)
+        if len(data) <= share:
+            return Embedded(data, "image/webp", *size, False)
+    return None
+
+
+def _video(cell: Cell, width: int, height: int, share: int) -> Embedded | None:
+    """The file itself where it is small and no GIF, which cannot be paused, otherwise a preview."""
+    mime = _MIMES.get(cell.path.suffix.lower())
+    if mime and cell.path.stat().st_size <= share:
+        return Embedded(cell.path.read_bytes(), mime, width, height, True)
+    for side in _PREVIEWS:
+        try:
+            data = Video.open(cell.path).preview(min(side, max(width, height)))
+        except MediaError:
+            return None
+        if len(data) <= share:
+            factor = min(1.0, side / max(width, height))
+            return Embedded(data, "video/webm", round(width * factor), round(height * factor), False)
+    return None
+
+
+def _webp(picture: Image.Image, **options: int) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "WEBP", **options)
+    return out.getvalue()

@@ -1,0 +1,213 @@
+"""Contact sheets: columns X, rows Y, one sheet for each value of the other axes, in pages that a viewer opens."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, PngImagePlugin
+
+from diffuse.compare.axes import FILE, Axis, Layout
+from diffuse.compare.cells import Cell
+from diffuse.compare.fonts import font, wrapped
+from diffuse.compare.pixels import read
+
+MOST_SIDE = 12_000  # pixels of a page: what viewers, and a browser's canvas, open
+MOST_PIXELS = 50_000_000
+SOFTWARE = "diffuse compare"  # what the PNG files of a report say of themselves
+
+_SIDE = 512  # a larger picture is drawn smaller
+_STRIP_SIDE = 1024  # and so is a strip of frames
+_SMALL = 128  # a smaller one is drawn larger, by a whole factor
+_GAP = 6
+_MARGIN = 16
+_TEXT = 15
+_LINE = 20
+_LINES = 3  # of a head or a caption
+_CAPTION = _LINES * _LINE + _GAP
+_HEAD = 2 * _MARGIN + _CAPTION + _LINE + 10  # above the first row, at most
+_ROW_HEAD = 190  # pixels wide
+_INK, _PAPER, _EMPTY = "#1d1f24", "#ffffff", "#f1f2f4"
+_NAME_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One value of the axes that make sheets: which cell lies where, by column and row, and what heads it."""
+
+    heading: str
+    columns: Sequence[str]  # their heads
+    rows: Sequence[str]
+    cells: Mapping[tuple[int, int], Cell]
+    captions: Mapping[tuple[int, int], str] = field(default_factory=dict)  # above each, instead of heads
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many columns and rows there are."""
+        across, down = (max(place[axis] for place in self.cells) + 1 for axis in (0, 1))
+        return max(across, len(self.columns)), max(down, len(self.rows))
+
+
+@dataclass(frozen=True)
+class Page:
+    """The part of a sheet that fits on one page."""
+
+    columns: range
+    rows: range
+
+
+def write(cells: Sequence[Cell], plan: Layout, folder: Path) -> list[Path]:
+    """Draws the sheets as PNG files into `folder` and returns where."""
+    paths: list[Path] = []
+    for sheet in sheets_of(cells, plan):
+        size = _cell_size(list(sheet.cells.values()))
+        pages = _pages(sheet, size)
+        stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"sheet {sheet.heading}").strip("_.")[:_NAME_CHARACTERS]
+        for number, page in enumerate(pages, 1):
+            heading = f"{sheet.heading}   page {number} of {len(pages)}" if len(pages) > 1 else sheet.heading
+            name = f"{stem}_page{number:0{len(str(len(pages)))}d}" if len(pages) > 1 else stem
+            path = _free(folder, name, paths)
+            about = PngImagePlugin.PngInfo()
+            about.add_text("Software", SOFTWARE)
+            _draw(sheet, page, size, heading.strip()).save(path, compress_level=4, pnginfo=about)
+            paths.append(path)
+    return paths
+
+
+def is_of_report(path: Path) -> bool:
+    """Whether a PNG is a sheet or a plot."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def sheets_of(cells: Sequence[Cell], plan: Layout) -> list[Sheet]:
+    """The sheets in order. Cells that would lie on one another, made twice, go to a sheet of their own."""
+    piles: dict[tuple[tuple[int, ...], int], dict[tuple[int, int], Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: [axis.index(cell) for axis in plan.sheets]):
+        values = tuple(axis.index(cell) for axis in plan.sheets)
+        place = (plan.x.index(cell) if plan.x else 0, plan.y.index(cell) if plan.y else 0)
+        again = 0
+        while place in piles.setdefault((values, again), {}):
+            again += 1
+        piles[values, again][place] = cell
+    found = []
+    for (values, again), placed in piles.items():
+        heads = [axis.title(axis.values[value]) for axis, value in zip(plan.sheets, values, strict=True)]
+        heading = "   ".join([*heads, f"again {again + 1}"] if again else heads)
+        found.append(Sheet(heading, _titles(plan.x), _titles(plan.y), placed))
+    return [sheet if sheet.rows else _run_on(sheet) for sheet in found]
+
+
+def _titles(axis: Axis | None) -> list[str]:
+    if axis is None:
+        return []
+    return [Path(str(value)).name if axis.key == FILE else axis.title(value) for value in axis.values]
+
+
+def _run_on(sheet: Sheet) -> Sheet:
+    """One axis alone, whose pictures would make a line of any length, in several lines."""
+    if not sheet.columns:
+        return sheet
+    across = max(1, round(math.sqrt(len(sheet.columns) * 1.6)))
+    places = {column: (column % across, column // across) for column, _ in sheet.cells}
+    cells = {places[column]: cell for (column, _), cell in sheet.cells.items()}
+    captions = {place: sheet.columns[column] for column, place in places.items()}
+    return Sheet(sheet.heading, (), (), cells, captions)
+
+
+def _cell_size(cells: Sequence[Cell]) -> tuple[int, int]:
+    """Width and height, in pixels, that every one of `cells` fits in as it is drawn."""
+    sizes = [_thumbnail(cell).size for cell in cells if cell.is_video] or [_picture_size(cell) for cell in cells]
+    return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+
+def _picture_size(cell: Cell) -> tuple[int, int]:
+    with Image.open(cell.path) as picture:
+        return _drawn(*picture.size, _SIDE)
+
+
+def _drawn(width: int, height: int, most: int) -> tuple[int, int]:
+    longest = max(width, height)
+    factor: float = max(1, _SMALL // longest) if longest <= most else most / longest
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _thumbnail(cell: Cell) -> Image.Image:
+    """The picture, or the frames of a video side by side, as drawn on a sheet."""
+    pixels = read(cell)
+    most = _SIDE if pixels.ndim == 3 else _STRIP_SIDE
+    picture = Image.fromarray(pixels if pixels.ndim == 3 else np.concatenate(list(pixels), axis=1))
+    size = _drawn(*picture.size, most)
+    larger = size[0] >= picture.width
+    return picture.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
+
+
+def _pages(sheet: Sheet, size: tuple[int, int]) -> list[Page]:
+    """Splits a sheet where it is larger than a page."""
+    across, down = sheet.size
+    width, height = size[0] + _GAP, size[1] + _GAP + (_CAPTION if sheet.captions else 0)
+    columns = max(1, min(across, (MOST_SIDE - _ROW_HEAD - 2 * _MARGIN) // width))
+    rows = max(1, min(down, (MOST_SIDE - _HEAD) // height))
+    while (columns * width + _ROW_HEAD) * (rows * height + _HEAD) > MOST_PIXELS and columns * rows > 1:
+        if rows == 1 or (columns > 1 and columns * width > rows * height):
+            columns -= 1
+        else:
+            rows -= 1
+    return [
+        Page(range(left, min(left + columns, across)), range(top, min(top + rows, down)))
+        for top in range(0, down, rows)
+        for left in range(0, across, columns)
+    ]
+
+
+def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Image.Image:
+    """One page."""
+    width, height = size
+    heads = {column: wrapped(sheet.columns[column], width, _TEXT, _LINES) for column in page.columns if sheet.columns}
+    captions = {place: wrapped(text, width, _TEXT, _LINES) for place, text in sheet.captions.items()}
+    above = max((len(lines) for lines in [*heads.values(), *captions.values()]), default=0) * _LINE
+    left = _MARGIN + (_ROW_HEAD if sheet.rows else 0)
+    top = _MARGIN + (_LINE + 10 if heading else 0) + above + (_GAP if above else 0)
+    step = height + _GAP + (above + _GAP if captions else 0)
+    right = left + len(page.columns) * (width + _GAP) - _GAP + _MARGIN
+    canvas = Image.new("RGB", (max(right, 240), top + len(page.rows) * step - _GAP + _MARGIN), _PAPER)
+    ink = ImageDraw.Draw(canvas)
+    if heading:
+        ink.text((_MARGIN, _MARGIN), wrapped(heading, canvas.width - 2 * _MARGIN, 18, 1)[0], _INK, font(18, bold=True))
+    for across, column in enumerate(page.columns):
+        x = left + across * (width + _GAP)
+        _write(ink, (x, top - _GAP), heads.get(column, ()))
+        for down, row in enumerate(page.rows):
+            y = top + down * step
+            _write(ink, (x, y - _GAP), captions.get((column, row), ()))
+            if (column, row) in sheet.cells:
+                canvas.paste(_thumbnail(sheet.cells[column, row]), (x, y))
+            elif not captions:
+                ink.rectangle((x, y, x + width - 1, y + height - 1), _EMPTY)
+    for down, row in enumerate(page.rows):
+        if sheet.rows:
+            lines = wrapped(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
+            _write(ink, (_MARGIN, top + down * step + len(lines) * _LINE), lines)
+    return canvas
+
+
+def _write(ink: ImageDraw.ImageDraw, bottom: tuple[int, int], lines: Sequence[str]) -> None:
+    """Lines of text, the last of which ends at `bottom`."""
+    x, y = bottom[0], bottom[1] - len(lines) * _LINE
+    for number, line in enumerate(lines):
+        ink.text((x, y + number * _LINE), line, _INK, font(_TEXT))
+
+
+def _free(folder: Path, stem: str, taken: Sequence[Path]) -> Path:
+    """Two headings may shorten to one name."""
+    path, number = folder / f"{stem}.png", 1
+    while path in taken:
+        path, number = folder / f"{stem}_{number}.png", number + 1
+    return path

@@ -1,0 +1,242 @@
+"""From the journal to the store: what is delivered twice is there once, and what cannot be delivered stays.
+
+A run whose `diffuse.run` may be in the store already, because its delivery was begun before, is looked for first.
+Metrics go with the time at which they were logged, files under names that follow from the run; so all of it may be
+sent again. A run that ends soon goes as a whole, in five calls; one that takes longer is visible while it goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffuse import tracking_journal, tracking_mlflow
+from diffuse.tracking_journal import Claim
+from diffuse.tracking_mlflow import Connection, Stored
+from diffuse.tracking_store import Store
+
+_LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
+_LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # has the page look for pictures
+_KILLED = "the process ended before the run did"
+
+
+@dataclass
+class Waiting:
+    """What is known of a run and not yet in the store."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, time, step
+    texts: dict[str, str] = field(default_factory=dict)
+    media: list[dict[str, Any]] = field(default_factory=list)
+    folders: list[tuple[str, str]] = field(default_factory=list)  # from where, and under what name
+    weights: dict[str, Any] | None = None
+    end: tuple[str, int] | None = None  # status and time
+    since: float | None = None  # when the first of it was read
+
+
+class Run:
+    """A run in a spool, and how much of it is in the store."""
+
+    def __init__(self, file: Path, *, doubtful: bool) -> None:
+        self.file = file
+        self.begin: dict[str, Any] | None = None
+        self.stored: Stored | None = None
+        self.waiting = Waiting()
+        self.doubtful = doubtful  # it may be in the store already
+        self.failed = False  # something of it was tried in vain
+        self.killed = False  # it ended without saying so
+        self.samples = 0  # of what the machine did meanwhile
+        self._offset = 0
+
+    def read(self) -> None:
+        """Takes in what its file has by now."""
+        events, self._offset = tracking_journal.read(self.file, self._offset)
+        waiting = self.waiting
+        if events and waiting.since is None:
+            waiting.since = time.monotonic()
+        for event in events:
+            if "begin" in event:
+                self.begin = event["begin"]
+                self.doubtful = self.doubtful or event["begin"]["again"]
+                waiting.params |= event["params"]
+            waiting.tags |= event.get("tags", {})
+            waiting.metrics += [(key, value, event["time"], step) for key, value, step in event.get("metrics", ())]
+            waiting.texts |= event.get("texts", {})
+            waiting.media += event.get("media", ())
+            waiting.folders += [(source, name) for source, name in event.get("folders", ())]
+            waiting.weights = event.get("weights", waiting.weights)
+            if "end" in event:
+                waiting.end = (event["end"], event["time"])
+
+    def due(self, now: float) -> bool:
+        """Whether what waits should go now: the run has ended, or it has waited long enough."""
+        since = self.waiting.since
+        if since is None:
+            return bool(self.waiting.metrics)  # of the machine
+        return self.waiting.end is not None or now - since >= _LIVE_SECONDS
+
+    def give_up(self) -> None:
+        """The process that wrote it is gone: it ended when it was last heard of."""
+        if self.waiting.end is None:
+            self.killed = True
+            self.waiting.tags.setdefault("diffuse.error", _KILLED)
+            self.waiting.end = ("KILLED", int(self.file.stat().st_mtime * 1000))
+
+
+class Spool:
+    """The delivery of one spool, which this process has claimed."""
+
+    def __init__(self, claim: Claim, store: Store, *, foreign: bool, warn: Callable[[str, Exception], None]) -> None:
+        """`foreign`: others have perhaps tried before. `warn` is told what the store refuses, and what is amiss."""
+        self.store = store
+        self.claim = claim
+        self.runs: dict[Path, Run] = {}
+        self._foreign = foreign
+        self._warn = warn
+
+    def read(self) -> None:
+        """Takes in what was added to the spool."""
+        for file in tracking_journal.runs(self.claim.spool):
+            run = self.runs.setdefault(file, Run(file, doubtful=self._foreign))
+            run.read()
+
+    def deliver(self, run: Run, connection: Connection) -> bool:
+        """Sends what waits of `run`, and says whether it has ended and is out of the spool. Raises as MLflow does."""
+        if run.begin is None:
+            self._warn("", ValueError(f"{run.file} is damaged, and is no run; remove it"))
+            run.failed = True
+            return False
+        waiting = run.waiting
+        if run.stored is None:
+            run.stored = self._enter(run, run.begin, connection)
+        stored = run.stored
+        if any(Path(media["path"]).suffix for media in waiting.media):
+            waiting.tags |= _LOGGED_IMAGES
+        self._try(lambda: connection.log(stored, waiting.params, waiting.tags, waiting.metrics))
+        if weights := waiting.weights:
+            self._try(lambda: connection.log_weights(stored, weights))
+        self._send_files(waiting, stored, connection)
+        if waiting.end:
+            status, end_time = waiting.end
+            self._try(lambda: connection.end(stored, status, end_time))
+            run.file.unlink(missing_ok=True)
+            self.runs.pop(run.file, None)
+        run.waiting = Waiting()
+        return waiting.end is not None
+
+    def _enter(self, run: Run, begin: Mapping[str, Any], connection: Connection) -> Stored:
+        """The run in the store: the one that is there, or a new one."""
+        experiment = connection.experiment(self.store)
+        found = connection.find(experiment, begin["id"]) if run.doubtful else None
+        if found is not None:
+            if run.waiting.end is None:
+                connection.reopen(found)
+            return found
+        run.doubtful = True  # should the answer get lost
+        tags = {tracking_mlflow.RUN_TAG: begin["id"], **run.waiting.tags}
+        if run.waiting.media:
+            tags |= _LOGGED_IMAGES
+        stored = connection.create(experiment, begin["name"], begin["time"], tags)
+        run.waiting.tags = {}
+        return stored
+
+    def _send_files(self, waiting: Waiting, stored: Stored, connection: Connection) -> None:
+        if not (waiting.texts or waiting.media or waiting.folders):
+            return
+        with tempfile.TemporaryDirectory(prefix="diffuse-") as name:
+            folder = Path(name)
+            for path, text in waiting.texts.items():
+                (folder / path).write_text(text, encoding="utf-8", errors="backslashreplace")
+            for media in waiting.media:
+                try:
+                    self._stage(media, stored, folder)
+                except (OSError, ValueError) as error:
+                    self._warn("", error)
+            self._try(lambda: connection.log_folder(stored, folder))
+        for source, target in waiting.folders:
+            if Path(source).is_dir():
+                self._try(lambda source=source, target=target: connection.log_folder(stored, Path(source), target))  # type: ignore[misc]
+            else:
+                self._warn("", FileNotFoundError(f"{source} is gone, and is left out of its run"))
+
+    def _stage(self, media: Mapping[str, Any], stored: Stored, folder: Path) -> None:
+        path = Path(media["path"])
+        if hashlib.sha256(path.read_bytes()).hexdigest() != media["sha256"]:
+            raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
+        (folder / "media").mkdir(exist_ok=True)
+        os.symlink(path, folder / "media" / path.name)
+        tracking_mlflow.stage_picture(path, media["step"], stored, folder)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """Makes a call; what the store will never take is told, and the rest of the run goes on."""
+        try:
+            call()
+        except Exception as error:
+            if not tracking_mlflow.is_refusal(error):
+                raise
+            self._warn("refused: ", error)
+
+
+class Deliverer:
+    """Delivers spools to one address, as long as it answers."""
+
+    def __init__(self, store: Store, told: Callable[[str, str], None]) -> None:
+        """`told` is told of each run that has come to the store: its name in the journal, and its id there."""
+        self.store = store
+        self.warnings: dict[str, str] = {}  # reason -> the line that told it first
+        self._told = told
+        self._connection: Connection | None = None
+
+    def deliver(self, spool: Spool, *, everything: bool = False) -> list[Run]:
+        """Sends the runs of a spool that are due, or all of them, and gives those that ended.
+
+        Raises what MLflow raises where the store cannot be reached, or cannot be used. What is wrong with one run
+        alone becomes a warning, and keeps it in the spool.
+        """
+        spool.read()
+        ended = []
+        now = time.monotonic()
+        for run in list(spool.runs.values()):
+            if run.failed or not (everything or run.due(now)):
+                continue
+            connection = self._connected()
+            connection.experiment(spool.store)
+            try:
+                done = spool.deliver(run, connection)
+            except Exception as error:
+                if tracking_mlflow.is_away(error):
+                    raise
+                run.failed = True
+                self.warn("could not deliver a run: ", error)
+                continue
+            if run.begin and run.stored:
+                self._told(run.begin["id"], run.stored.run_id)
+            if done:
+                ended.append(run)
+        return ended
+
+    def warn(self, what: str, error: Exception) -> None:
+        """Keeps one line for each thing that went wrong."""
+        reason = tracking_mlflow.why(error)
+        self.warnings.setdefault(reason, f"tracking.uri={self.store.shown}: {' '.join((what + reason).split())}")
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = Connection(self.store)
+        return self._connection
+
+
+def deliver_orphan(claim: Claim, deliverer: Deliverer, store: Store) -> list[Run]:
+    """Delivers all of a claimed spool whose writer is gone, and gives those runs; see Deliverer.deliver."""
+    spool = Spool(claim, store, foreign=True, warn=deliverer.warn)
+    spool.read()
+    for run in spool.runs.values():
+        run.give_up()
+    return deliverer.deliver(spool, everything=True)

@@ -1,0 +1,217 @@
+"""Runs on their way to a tracking store, kept on disk until the store has them.
+
+A process that records runs has a folder of its own in the journal, its spool, and a file in there for each run: a JSON
+object a line, which tells one thing that was logged. A line is written before anything else happens with it. So a
+`kill -9` leaves what was known until then, less a half-written line at the most, and the locks, which end with their
+processes, say who may go on: `writer.lock` is held as long as runs are added, `delivery.lock` by the one process that
+brings them to the store. Who delivers a run removes its file, and with the last one the folder.
+
+A file on its own that is no run's: `store.json`, which says what store the runs are for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from diffuse.tracking_store import Store
+
+_STORE = "store.json"
+_WRITER = "writer.lock"
+_DELIVERY = "delivery.lock"
+_RUN = ".jsonl"
+_NEW = ".new-"  # begins the name of a spool that is being made
+_NEW_SECONDS = 60  # after which one is what a killed process left
+_LOOK_SECONDS = 0.2  # longer than another process takes to look
+_TRIES = 5
+
+
+class Entry:
+    """A run's file, as it is written."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._size = 0
+        self._unwritten = b""
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Adds a line.
+
+        Raises OSError where it cannot be written, in full, for instance because the disk is full. Then the next call
+        tries again, and whoever reads the file sees nothing of it until then.
+        """
+        self._unwritten += json.dumps(event).encode() + b"\n"
+        handle = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.lseek(handle, self._size, os.SEEK_SET)
+            written = 0
+            try:
+                while written < len(self._unwritten):
+                    written += os.write(handle, self._unwritten[written:])
+            except OSError:
+                os.ftruncate(handle, self._size)
+                raise
+        finally:
+            os.close(handle)
+        self._size += written
+        self._unwritten = b""
+
+
+class Spool:
+    """The runs of this process that are on their way to one store."""
+
+    def __init__(self, store: Store) -> None:
+        """Makes the folder. Raises OSError where that cannot be done."""
+        name = f"{time.time_ns():x}-{secrets.token_hex(4)}"
+        self._made = [path for path in (store.journal, *store.journal.parents) if not path.exists()]  # innermost first
+        unfinished = store.journal / f"{_NEW}{name}"
+        _make(unfinished)
+        self._lock = FileLock(unfinished / _WRITER, thread_local=False)
+        self._lock.acquire(timeout=0)
+        _write_store(unfinished, store)
+        self.folder = store.journal / name
+        unfinished.rename(self.folder)
+        self._count = 0
+
+    def entry(self) -> Entry:
+        """The file of a new run, which does not exist until something is appended."""
+        self._count += 1
+        return Entry(self.folder / f"{self._count:08}{_RUN}")
+
+    def close(self) -> None:
+        """No run is added any more. The folder goes if nothing waits in it."""
+        if not runs(self.folder):
+            _remove(self.folder)
+            for path in (self.folder.parent, *self._made):
+                with suppress(OSError):
+                    path.rmdir()  # refuses one that is not empty
+        self._lock.release()
+
+
+class Claim:
+    """The right to deliver what is in a spool; see `claim`."""
+
+    def __init__(self, spool: Path, lock: FileLock) -> None:
+        self.spool = spool
+        self._lock = lock
+
+    def release(self, *, remove: bool) -> None:
+        """Gives it back. `remove` says that the spool, whose writer is gone, goes if nothing waits in it."""
+        if remove and not runs(self.spool):
+            _remove(self.spool)
+            with suppress(OSError):
+                self.spool.parent.rmdir()
+        self._lock.release()
+
+
+def claim(spool: Path, wait: float = 0) -> Claim | None:
+    """The right to deliver what is in `spool`; None where another process has it, or the spool is gone.
+
+    `wait` is how many seconds to wait for the other process.
+    """
+    lock = FileLock(spool / _DELIVERY, thread_local=False)
+    try:
+        if spool.is_dir():  # or the lock would make it
+            lock.acquire(timeout=wait)
+            if (spool / _STORE).exists():
+                return Claim(spool, lock)
+            lock.release()
+    except (Timeout, OSError):
+        pass
+    return None
+
+
+def is_written(spool: Path) -> bool:
+    """Whether the process that adds runs to `spool` is still at work."""
+    try:
+        if spool.is_dir():
+            with FileLock(spool / _WRITER).acquire(timeout=_LOOK_SECONDS):
+                pass
+    except (Timeout, OSError):
+        return True
+    return False
+
+
+def spools(journal: Path) -> list[Path]:
+    """The spools of a journal, the oldest first."""
+    try:
+        folders = sorted(path for path in journal.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    for path in folders:
+        with suppress(OSError):
+            if path.name.startswith(_NEW) and time.time() - path.stat().st_mtime > _NEW_SECONDS:
+                shutil.rmtree(path)
+    return [path for path in folders if not path.name.startswith(_NEW)]
+
+
+def runs(spool: Path) -> list[Path]:
+    """The files of the runs in a spool, in the order in which they began."""
+    try:
+        return sorted(path for path in spool.iterdir() if path.suffix == _RUN)
+    except OSError:
+        return []
+
+
+def read(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The events that a run's file has from `offset` on, and where the next will begin. A torn line is not one yet."""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        data = stream.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    return list(_events(whole)), offset + len(whole)
+
+
+def _events(lines: bytes) -> Iterator[dict[str, Any]]:
+    for line in lines.split(b"\n"):
+        with suppress(ValueError):  # after a loss of power a file may hold zeros
+            if line:
+                yield json.loads(line)
+
+
+def destination(spool: Path, configured: Store | None = None) -> Store | None:
+    """The store that a spool's runs are for; None where that takes a name and password that only `configured` has.
+
+    Raises OSError, ValueError, KeyError or TypeError where the spool does not say.
+    """
+    kept = json.loads((spool / _STORE).read_text(encoding="utf-8"))
+    if kept.pop("secret"):
+        if configured is None or configured.shown != kept["uri"]:
+            return None
+        kept["uri"] = configured.uri
+    return Store.of_json({**kept, "journal": str(spool.parent)})
+
+
+def _write_store(spool: Path, store: Store) -> None:
+    kept = store.as_json() | {"uri": store.shown, "secret": store.shown != store.uri}  # no passwords left lying about
+    del kept["journal"]
+    (spool / _STORE).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _make(folder: Path) -> None:
+    """Another process that takes the last run out of the journal removes the journal."""
+    for left in reversed(range(_TRIES)):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return
+        except FileNotFoundError:
+            if not left:
+                raise
+
+
+def _remove(spool: Path) -> None:
+    for name in (_STORE, _DELIVERY, _WRITER):
+        with suppress(OSError):
+            (spool / name).unlink()
+    with suppress(OSError):
+        spool.rmdir()

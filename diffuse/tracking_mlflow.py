@@ -1,0 +1,340 @@
+"""MLflow's client, as the delivery of runs needs it: few calls, each of which may be made again without harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from diffuse import tracking_page
+from diffuse.record import redact
+from diffuse.tracking_store import Store
+
+PARAMETER_CHARACTERS = 6000  # MLflow's own limits
+_TAG_CHARACTERS = 5000
+_KEY_CHARACTERS = 250
+_DIGEST_CHARACTERS = 36
+_BATCH_PARAMETERS = 100
+_BATCH_METRICS = 500
+_BATCH_BYTES = 300_000
+
+CONNECT_SECONDS = 5.0
+_LOCK_SECONDS = 90  # for another process to make the store
+_SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
+_SHOWN = (".png", ".jpg", ".jpeg", ".webp")
+
+RUN_TAG = "diffuse.run"  # the run's name in the journal, by which it is found again
+
+# MLflow's own defaults wait minutes for a server that is gone, print links on standard output, and report usage to a
+# server of theirs. What the user has set stays, except that standard output belongs to the saved paths.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def load() -> None:
+    """Imports MLflow, quietly, with settings that suit a command line."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    import mlflow.tracking
+    import mlflow.utils.logging_utils  # noqa: F401 - sets up the logger that is quietened here
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def client(uri: str) -> Any:
+    """MLflow's client of the store at `uri`. Opens nothing yet."""
+    load()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@dataclass
+class Stored:
+    """A run in the store. What it had before is known where it was found again."""
+
+    run_id: str
+    artifact_uri: str
+    start_time: int
+    params: frozenset[str] = frozenset()
+    points: set[tuple[str, int]] = field(default_factory=set)  # (metric, step)
+
+
+class Connection:
+    """An open store. A method raises what MLflow raises; `why` and `is_away` make sense of it."""
+
+    def __init__(self, store: Store) -> None:
+        """Opens the store of `store`, and makes it where it is an SQLite file that is not there yet."""
+        if store.is_server:
+            knock(store.uri)
+        if store.file:
+            create(store.file, store.uri, store.artifacts)
+        self._uri = store.uri
+        self._client = client(store.uri)
+        self._experiments: dict[str, str] = {}
+        self._repository: tuple[str, Any] = ("", None)  # of the run that was written last
+
+    def experiment(self, store: Store) -> str:
+        """The id of the store's experiment. Several processes may begin at once, and one of them makes it."""
+        if store.experiment not in self._experiments:
+            self._experiments[store.experiment] = self._experiment(store.experiment, store.artifacts)
+        return self._experiments[store.experiment]
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name, artifact_location=artifacts))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise ValueError(f"the experiment {name} is deleted: restore it, or set tracking.experiment=NAME")
+        return str(found.experiment_id)
+
+    def find(self, experiment: str, name: str) -> Stored | None:
+        """The run that carries `name` as its `diffuse.run`."""
+        found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{name}'", max_results=1)
+        if not found:
+            return None
+        (run,) = found
+        history = (
+            point
+            for key in run.data.metrics
+            if not key.startswith("system/")
+            for point in self._client.get_metric_history(run.info.run_id, key)
+        )
+        points = {(point.key, point.step) for point in history}
+        info = run.info
+        return Stored(info.run_id, info.artifact_uri, info.start_time, frozenset(run.data.params), points)
+
+    def create(self, experiment: str, name: str, start_time: int, tags: Mapping[str, str]) -> Stored:
+        """A new run, of the status RUNNING."""
+        run = self._client.create_run(experiment, start_time, dict(labels(tags)), storable(name))
+        return Stored(run.info.run_id, run.info.artifact_uri, start_time)
+
+    def log(
+        self,
+        run: Stored,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Iterable[tuple[str, float, int, int]] = (),
+    ) -> None:
+        """Parameters, tags and metrics (name, value, time, step) in as few calls as may be, less what was there."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        named = {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in (params or {}).items()}
+        fresh = ((key, value) for key, value in named.items() if key not in run.params)
+        points = ((_key(key), *rest) for key, *rest in metrics)
+        rows = (row for row in points if (row[0], row[2]) not in run.points)
+        together = zip_longest(
+            _batches(fresh, _BATCH_PARAMETERS),
+            _batches(labels(tags or {}), _BATCH_PARAMETERS),
+            _batches(rows, _BATCH_METRICS),
+            fillvalue=(),
+        )
+        for some_params, some_tags, some_metrics in together:
+            self._client.log_batch(
+                run.run_id,
+                params=[Param(*pair) for pair in some_params],
+                tags=[RunTag(*pair) for pair in some_tags],
+                metrics=[Metric(*row) for row in some_metrics],
+            )
+
+    def log_weights(self, run: Stored, weights: Mapping[str, Any]) -> None:
+        """What the run read, as MLflow records a dataset: its source with the whole digest, and a shortened one."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = str(weights["source"])
+        local = "/" in source and Path(source).is_absolute()
+        dataset = Dataset(
+            name=storable(Path(source).name if local else source)[:_KEY_CHARACTERS],
+            digest=str(weights["sha256"])[:_DIGEST_CHARACTERS],
+            source_type="local" if local else "hf",
+            source=storable(json.dumps(dict(weights))),
+        )
+        self._client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])])
+
+    def log_folder(self, run: Stored, folder: Path, name: str | None = None) -> None:
+        """Every file below `folder`, there below `name`; each replaces an earlier one of that name."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if self._repository[0] != run.artifact_uri:
+            # What the client does as well, after it has asked the store for what is known here.
+            self._repository = run.artifact_uri, get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
+        self._repository[1].log_artifacts(str(folder), name)
+
+    def reopen(self, run: Stored) -> None:
+        """Has a run that ended once be of the status RUNNING again."""
+        self._client.update_run(run.run_id, status="RUNNING")
+
+    def end(self, run: Stored, status: str, end_time: int) -> None:
+        """The status that the run ended with."""
+        self._client.set_terminated(run.run_id, status=status, end_time=end_time)
+
+
+def stage_picture(path: Path, step: int, run: Stored, folder: Path) -> None:
+    """Lays a saved picture into `folder` as MLflow's log_image would name it: whole and small.
+
+    log_image draws a random name for each call, so that one made again would double the picture, and makes eight calls
+    of the store. Here the name follows from the run and the step. A PNG goes as it is, with the record in it.
+    """
+    if path.suffix.lower() not in _SHOWN:
+        return
+    from PIL import Image
+
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{run.run_id} {step}")
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+    shown = images / f"{tracking_page.IMAGE_KEY}+step+{step}+timestamp+{run.start_time}+{name}.png"
+    with Image.open(path) as picture:
+        if path.suffix.lower() == ".png":
+            os.symlink(path, shown)
+        else:
+            picture.convert("RGB").save(shown)
+        small = picture.convert("RGB")
+        scale = _SHOWN_SIDE / max(small.size)
+        if scale < 1:
+            small = small.resize([max(1, round(side * scale)) for side in small.size])
+        small.save(shown.with_name(f"{shown.stem}+compressed.webp"))
+
+
+def create(file: Path, uri: str, artifacts: str | None) -> None:
+    """Make an SQLite store, once.
+
+    MLflow migrates a new database through its whole history: for seconds, which two processes must not do at once, and
+    which leaves an unusable store when it is interrupted. So it happens under a lock, in a file that takes the store's
+    name when it is complete.
+    """
+    if file.exists() and file.stat().st_size:
+        return
+    load()
+    from filelock import FileLock
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock"), timeout=_LOCK_SECONDS):
+        if file.exists() and file.stat().st_size:
+            return
+        unfinished = file.with_name(f".{file.name}-{secrets.token_hex(8)}.tmp")
+        try:
+            scheme = uri.partition(":")[0]
+            make: Any = SqlAlchemyStore
+            with _loggers_kept():
+                make(f"{scheme}:///{unfinished}", artifacts).engine.dispose()
+            os.replace(unfinished, file)
+        finally:
+            for rest in file.parent.glob(f"{unfinished.name}*"):  # with SQLite's journal
+                rest.unlink(missing_ok=True)
+
+
+@contextmanager
+def _loggers_kept() -> Iterator[None]:
+    """MLflow's migration configures logging anew, which disables every logger there is."""
+    loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    enabled = [logger for logger in loggers if not logger.disabled]
+    handlers, level = logging.root.handlers[:], logging.root.level
+    try:
+        yield
+    finally:
+        for logger in enabled:
+            logger.disabled = False
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+
+
+def knock(uri: str) -> None:
+    """Raises OSError where no server answers: a moment, not the minutes that MLflow would try."""
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
+    except requests.exceptions.SSLError:
+        return  # it answers; whether its certificate is good enough is MLflow's to judge
+    except requests.exceptions.RequestException as error:
+        raise ConnectionError("the server does not answer") from error
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether the store cannot be reached now, which says nothing of what it was to be given."""
+    return _is_unreachable(error) or getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether a connection failed: MLflow wraps what its HTTP library raised."""
+    import requests
+
+    while error is not None:
+        if isinstance(error, requests.exceptions.RequestException | ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the store answered that it will never take this, so that trying again is of no use."""
+    code = getattr(error, "error_code", None)
+    return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST") and not _is_unreachable(error)
+
+
+def why(error: BaseException) -> str:
+    """One line that says what is wrong."""
+    if isinstance(error, ImportError):
+        return f"MLflow cannot be imported ({error}); install it, or set tracking=none"
+    if _is_unreachable(error):
+        return "the server does not answer"
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return str(redact(line))[:300]
+
+
+def labels(tags: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Tags as MLflow takes them."""
+    return [(_key(key), storable(str(value))[:_TAG_CHARACTERS]) for key, value in tags.items()]
+
+
+def storable(text: str) -> str:
+    r"""Bytes of a path that are not UTF-8, which Python has as lone surrogates and no store takes, become `\udc..`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _batches(items: Iterable[tuple[Any, ...]], most: int) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """`items` in batches that MLflow takes: of at most `most`, and within the size of one request."""
+    batch: list[tuple[Any, ...]] = []
+    size = 0
+    for item in items:
+        length = len(json.dumps(item))
+        if batch and (len(batch) == most or size + length > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += length
+    if batch:
+        yield batch
+
+
+def _key(key: str) -> str:
+    return re.sub(r"[^\w./ -]", "_", key, flags=re.ASCII)[:_KEY_CHARACTERS]
+
+
+def _value(value: Any) -> str:
+    """Text as it is; other values as JSON has them: null, true, 0.5, [1, 2]."""
+    return storable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))

@@ -1,0 +1,80 @@
+"""`diffuse sync`: delivers the runs that wait in the journal, their store being away, or their process killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from diffuse import tracking_journal
+from diffuse.errors import ConfigError, RunError
+from diffuse.request import TrackingConfig
+from diffuse.tracking_delivery import Deliverer, deliver_orphan
+from diffuse.tracking_store import Store
+
+_WAIT_SECONDS = 60.0  # for another process that delivers the same
+
+
+def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
+    """Delivers what waits in the journal of `cfg`, each run to the store that it was made for, and says what it did.
+
+    Runs of a process that is still at work are left to it. It may run beside others that deliver.
+
+    Raises:
+        ConfigError: nothing is tracked, or a `tracking.uri` that can hold no runs.
+        RunError: a store cannot be reached, or does not take a run, which waits on.
+    """
+    if cfg.name == "none":
+        raise ConfigError("tracking=none keeps no runs to deliver; use tracking=mlflow")
+    configured = Store.of(cfg)
+    found = tracking_journal.spools(configured.journal)
+    if not found:
+        say(f"nothing waits in {configured.journal}")
+    deliverers: dict[str, Deliverer] = {}
+    away: set[str] = set()
+    left = 0
+    for spool in found:
+        if tracking_journal.is_written(spool):
+            if count := len(tracking_journal.runs(spool)):
+                say(f"{_runs(count)} of a process that is still at work: left to it")
+            continue
+        left += _deliver(spool, configured, deliverers, away, say)
+    if left:
+        raise RunError(f"{_runs(left)} could not be delivered, and wait{'s' * (left == 1)} on in {configured.journal}")
+
+
+def _deliver(
+    spool: Path, configured: Store, deliverers: dict[str, Deliverer], away: set[str], say: Callable[[str], None]
+) -> int:
+    """Delivers a spool, and gives the number of runs that are left in it."""
+    claim = tracking_journal.claim(spool, wait=_WAIT_SECONDS)
+    if claim is None:  # the other process has delivered it; or it takes long, and the runs are there still
+        return len(tracking_journal.runs(spool))
+    try:
+        store = tracking_journal.destination(spool, configured)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"warning: {spool} does not say what store its runs are for: {error}")
+        claim.release(remove=True)
+        return len(tracking_journal.runs(spool))
+    if store is None:
+        say(f"warning: the runs in {spool} are for a store with a password: say tracking.uri= with it")
+    elif store.uri not in away:
+        deliverer = deliverers.setdefault(store.uri, Deliverer(store, lambda name, run_id: None))
+        known = set(deliverer.warnings)
+        try:
+            delivered = deliver_orphan(claim, deliverer, store)
+        except Exception as error:
+            away.add(store.uri)
+            deliverer.warn("", error)
+            delivered = []
+        for reason in [reason for reason in deliverer.warnings if reason not in known]:
+            say(f"warning: {deliverer.warnings[reason]}")
+        if delivered:
+            killed = sum(run.killed for run in delivered)
+            what = f", {killed} of them killed in the middle" if killed else ""
+            say(f"{_runs(len(delivered))} delivered to {store.shown}{what}")
+    claim.release(remove=True)
+    return len(tracking_journal.runs(spool))
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
