@@ -38,10 +38,9 @@ class OptunaSweeper(Sweeper):
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger(Inner.__module__.rpartition(".")[0]).setLevel(
-            logging.ERROR
-        )  # jobs that fail are told already
+        optuna.logging.set_verbosity(logging.WARNING)
+        # What it would say of jobs that fail is told already.
+        logging.getLogger(Inner.__module__.rpartition(".")[0]).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of a sampler's options
             sampler = instantiate(self.sampler)

@@ -72,7 +72,8 @@ class Actors(Pool):
             accelerated = told.config.hardware.device in (Device.auto, Device.cuda)
             self.options["num_gpus"] = 1 if accelerated and ray.cluster_resources().get("GPU") else 0
         try:
-            self.kind = ray.remote(_Worker).options(**self.options)
+            self.kind: Any = ray.remote(_Worker)
+            self.kind = self.kind.options(**self.options)
         except (TypeError, ValueError) as error:
             self.close()
             raise ConfigError(f"hydra.launcher.ray.remote: {error}") from error

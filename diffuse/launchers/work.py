@@ -112,9 +112,11 @@ def _jobs(told: Told) -> Jobs:
         log = logging.getLogger("diffuse")
         log.handlers, log.propagate = [_Kept(logging.WARNING)], False
         composer = Composer(told.loader)
-        _process.jobs[told.of.identity] = Jobs(
-            told.of, told.config.tracking, lambda lines: composer.load_sweep_config(told.config, lines)
-        )
+
+        def composed(lines: Sequence[str]) -> DictConfig:
+            return composer.load_sweep_config(told.config, lines)
+
+        _process.jobs[told.of.identity] = Jobs(told.of, told.config.tracking, composed)
     return _process.jobs[told.of.identity]
 
 
