@@ -25,6 +25,7 @@ COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
+_LISTED = 50  # failures of a sweep
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,8 +181,13 @@ def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
     if told.jobs and not (wrong and len(failures) == len(told.jobs)):
         told.say(told.summary(report))
-    for error in failures:
-        _report(error)
+    for job in told.failed[:_LISTED]:
+        if isinstance(job.error, DiffuseError):
+            _say(f"{job.said(of.axes)}: {job.error}")
+        elif job.error is not None:
+            _report(job.error)
+    if len(failures) > _LISTED:
+        _say(f"and {len(failures) - _LISTED} more")
     if failures:
         jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
         message = f"{jobs} of the sweep failed, as said above"

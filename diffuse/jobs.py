@@ -54,9 +54,10 @@ class Job:
     paths: list[Path] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return self.folder.name or f"job {self.number}"
+    def said(self, axes: Sequence[str]) -> str:
+        """What of its overrides is its own, for the user."""
+        typed = configuration.typed(self.lines)
+        return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
 
 
 class Told:

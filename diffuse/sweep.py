@@ -74,9 +74,12 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     its jobs share, and for more jobs than anyone means, unless the user agrees or has said `yes`.
     """
     parse = OverridesParser.create().parse_overrides
-    fixed = [override.input_line or "" for override in parse(list(overrides)) if not override.is_sweep_override()]
-    base = configuration.composed(fixed)
+    base = configuration.composed(_fixed(parse(list(overrides))))
     given = _with_prompts(overrides, base)
+    if given != list(overrides):
+        base = configuration.composed(_fixed(parse(given)))
+        if base.prompt_file is not None:  # of an experiment
+            given.append("prompt_file=null")
     swept = [override for override in parse([*_params(base), *given]) if override.is_sweep_override()]
     axes = {override.key_or_group: override for override in swept}  # the command line goes before the sweeper's own
     basic = str(base.hydra.sweeper._target_).endswith(".BasicSweeper")
@@ -144,6 +147,10 @@ def opened(sweep: Sweep) -> Iterator[None]:
                 path.rmdir()  # refuses one that is not empty
 
 
+def _fixed(parsed: Sequence[Override]) -> list[str]:
+    return [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+
+
 def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
     """`overrides` with the prompts that a file holds in the place of the file."""
     if base.prompt_file is None:
@@ -152,7 +159,7 @@ def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
     prompts = ",".join(configuration.literal(prompt) for prompt in validation.prompts_in(base.prompt_file))
     rest = [override for override in overrides if not override.startswith("prompt_file=")]
-    return [*rest, "prompt_file=null", f"prompt=choice({prompts})"]
+    return [*rest, f"prompt={prompts}"]
 
 
 def _params(base: DictConfig) -> list[str]:
@@ -166,8 +173,10 @@ def _axis(override: Override, basic: bool) -> _Axis:
     if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
         raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; give one value")
     value: Any = override.value()
-    if not basic or not override.is_discrete_sweep():
+    if not basic:
         return _Axis(key, override.get_value_string(), None)
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: has no steps to go in, such as range(1,2,0.1) has")
     if isinstance(value, RangeSweep):
         count = _length(override, value)
     elif isinstance(value, Glob):
