@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,7 @@ def write(
         "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
         "run_id": run_id,
         "metrics": dict(metrics or {}),
+        "worker": f"{platform.node()}/{os.getpid()}",
         "record": record,
     }
     write_json(folder / FILE, said)

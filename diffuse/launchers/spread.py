@@ -129,12 +129,12 @@ class _Spreading:
             return
         first, *others = missing
         self.died[first.number] += 1
-        self.jobs.told.warnings.setdefault(f"the worker of {first.name} died ({why})")
+        self.jobs.told.warnings.setdefault(f"the worker of {first.folder.name} died ({why})")
         if self.died[first.number] < self.attempts:
             self.waiting.append(_task([first]))
         else:
             del self.left[first.number]
-            self.jobs.end(first, FAILED, RunError(f"{first.name}: its worker died {self.attempts} times ({why})"))
+            self.jobs.end(first, FAILED, RunError(f"{first.folder.name}: its worker died {self.attempts} times ({why})"))
         if others:
             self.waiting.append(_task(others))
 
