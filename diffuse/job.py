@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from diffuse.request import ImageFormat
 
 FILE = "job.json"
 _VERSION = 1
-_NO_PART = ("report", "tracking", "prompt_file")  # a file's prompts stand under prompt
+_NO_PART = ("objective", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
 _KEY_SHOWN = 8  # of its digits in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
@@ -139,6 +140,7 @@ def write(
     record: Mapping[str, Any],
     run_id: str | None,
     media: Sequence[tuple[Path, str]] = (),
+    metrics: Mapping[str, float] | None = None,
     error: str | None = None,
 ) -> None:
     """Says that the job is done, or failed with `error`. Written last: what it says is on disk already.
@@ -155,6 +157,8 @@ def write(
         "error": error,
         "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
         "run_id": run_id,
+        "metrics": dict(metrics or {}),
+        "worker": f"{platform.node()}/{os.getpid()}",
         "record": record,
     }
     write_json(folder / FILE, said)

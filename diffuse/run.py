@@ -8,19 +8,20 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import hardware, media, memory_profile, record, sources, tracking, validation
+from diffuse import hardware, media, memory_profile, objective, record, sources, tracking, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
 from diffuse.errors import ConfigError, RunError, Stop
 from diffuse.generation import Generation, recorded
 from diffuse.hardware import Hardware
 from diffuse.inputs import Inputs
+from diffuse.picture_input import PictureInput
 from diffuse.pipelines.refined import request_fields, staged
 from diffuse.request import GenerationRequest, Made, MemoryProfileConfig, Step, TrackingConfig
 from diffuse.terminal import Progress, saved, say, unheard
@@ -52,6 +53,7 @@ class Prepared:
     scheduler: Any
     inputs: Inputs | None = None
     latents: Tensor | None = None
+    reference: PictureInput | None = None  # what the pictures are to come near to
 
 
 class Place(NamedTuple):
@@ -61,6 +63,22 @@ class Place(NamedTuple):
     key: str  # the job's
     run_id: str  # the name of the run in the tracking store
     again: bool  # it may be in there already
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The seeds of pictures that a run's are made together with."""
+
+    before: Sequence[int]
+    after: Sequence[int]
+
+    def jobs(self, job: Prepared) -> tuple[int, list[Prepared]]:
+        """`job` among theirs, and its place."""
+
+        def alike(seed: int) -> Prepared:
+            return replace(job, request=replace(job.request, seed=seed, num_images=1))
+
+        return len(self.before), [*map(alike, self.before), job, *map(alike, self.after)]
 
 
 @dataclass(frozen=True)
@@ -127,12 +145,14 @@ def generate(
     overrides: Sequence[str] = (),
     latents: Tensor | None = None,
     save: bool = False,
+    beside: Beside | None = None,
     told: Told | None = None,
 ) -> list[Generation]:
     """Makes what `drafts`, those of `cfg`, ask for, all of which are checked before the first begins.
 
     `latents` are the initial noise `[N, C, h, w]`; see `run` for what else there is. Unless `save`, nothing is written
-    and nothing is recorded in the tracking store.
+    and nothing is recorded in the tracking store. `beside` are pictures to be made together with those of each run, and
+    not kept: the bits of a picture can depend on them.
 
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
@@ -145,13 +165,20 @@ def generate(
     jobs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
-        return [_run(job, tracker, overrides, save, told) for job in jobs]
+        return [_run(job, tracker, overrides, save, told, beside) for job in jobs]
     finally:
         for warning in tracker.close():
             told.say(f"warning: {warning}")
 
 
-def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], save: bool, told: Told) -> Generation:
+def _run(
+    job: Prepared,
+    tracker: tracking.Tracker,
+    overrides: Sequence[str],
+    save: bool,
+    told: Told,
+    beside: Beside | None,
+) -> Generation:
     """One run by itself."""
     begun = begin(job, tracker, overrides)
     request = job.request
@@ -163,7 +190,8 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sav
         told.say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
     with begun.watched():
         with Progress(request.prompt, shown=told.messages) as progress:
-            (made,) = make([job], [progress.step, told.on_step])
+            place, jobs = (0, [job]) if beside is None else beside.jobs(job)
+            made = make(jobs, [progress.step, told.on_step])[place]
         for warning in made.warnings:
             told.say(f"warning: {warning}")
         generation = finish(begun, made, save, told.on_saved)
@@ -219,12 +247,16 @@ def make(jobs: Sequence[Prepared], listeners: Sequence[Callable[[Step], None] | 
     noise = {} if job.latents is None else {"latents": job.latents}
     seeds = [seed for each in jobs for seed in each.request.seeds]
     made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, seeds=seeds, on_step=on_step)
+    made.together = tuple(seeds)
     return made.split([each.request.num_images for each in jobs])
 
 
 def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None] | None = None) -> Generation:
     """The pictures with their record; where they are to be saved, also in files and in the tracking store."""
     output, tracked = begun.job.cfg.output, begun.tracked
+    about = {**begun.about, "timings": dict(made.timings)}
+    if len(made.together) > len(made.images):
+        about["batch"] = {"seeds": list(made.together), "first": made.first}
     generation = Generation(
         made.images,
         made.latents.clone(),  # outside torch's inference mode, whose tensors are good for less
@@ -232,7 +264,8 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
         made.step_seconds,
         made.memory,
         made.warnings,
-        recorded({**begun.about, "timings": dict(made.timings)}, made.images),
+        recorded(about, made.images),
+        quality=objective.quality(made.images, begun.job.reference),
     )
     for index in range(len(made.images) if save else 0):
         path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
@@ -244,10 +277,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
     tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
     tracked.log_steps(generation.step_seconds)
-    tracked.log_metrics(
-        {f"time/{name}": seconds for name, seconds in generation.timings.items()}
-        | {f"memory/{name}": gib for name, gib in generation.memory.items()}
-    )
+    tracked.log_metrics(generation.metrics)
     tracked.finish(None)
     return generation
 
@@ -292,7 +322,8 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     pipeline.latent_shape(request, latents)
     memory_profile.check_size(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
-    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents)
+    objective.check_size(draft.reference, request.width, request.height)
+    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents, draft.reference)
 
 
 def weights(cfg: DictConfig) -> dict[str, Any]:

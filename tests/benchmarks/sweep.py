@@ -55,7 +55,7 @@ def command(options: argparse.Namespace, *overrides: str) -> list[str]:
         f"memory_profile={options.profile}",
         f"prompt={PROMPT}",
     )
-    return [sys.executable, "-m", "diffuse", *common, "report=false", *overrides]
+    return [sys.executable, "-m", "diffuse", *common, "report.make=false", *overrides]
 
 
 def compare(options: argparse.Namespace) -> None:
