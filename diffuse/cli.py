@@ -8,20 +8,25 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import diffuse
 from diffuse import usage
-from diffuse.errors import ConfigError, DiffuseError, MediaError, RunError
+from diffuse.errors import ConfigError, DiffuseError, RunError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
+    from diffuse.sweep import Sweep
+    from diffuse.sweep_progress import SweepProgress
+
+COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
+_LISTED = 50  # failures of a sweep
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,6 +79,7 @@ def _dispatch(arguments: list[str]) -> None:
     else:
         commands: dict[str, Callable[[list[str]], None]] = {
             "compare": _compare,
+            "reproduce": _reproduce,
             "download": _download,
             "doctor": _doctor,
             "ui": _ui,
@@ -84,88 +90,123 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _generate(arguments: list[str]) -> None:
-    """Hands over to Hydra, which composes the configuration and calls `_job` once, or once a job of a sweep."""
+    """Hands over to Hydra, which composes the configuration and calls `_job`; or, of a sweep, gives the jobs to its
+    launcher."""
+    junit, arguments = _junit(arguments)
     flags, overrides = _split(arguments)
-    multirun = any(flag in ("-m", "--multirun") for flag in flags)
-
-    from hydra import main as hydra_main
 
     from diffuse import configuration, model_family, sweep
 
+    multirun = bool({"-m", "--multirun"} & {*flags})
+    if not flags and sweep.by_itself(overrides):
+        multirun, flags = True, ["-m"]
+    yes = bool({"-y", "--yes"} & {*flags})
+    flags = [flag for flag in flags if flag not in ("-y", "--yes")]
     overrides = model_family.resolved(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
-    if multirun:
-        quoted.append(sweep.OVERRIDE)
+    with configuration.explained(overrides):
+        if multirun:
+            _sweep(flags, quoted, overrides, yes)
+        else:
+            _hydra(flags, quoted, partial(_job, junit=junit))
+
+
+def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any]) -> None:
+    """Hydra's main function: composes what `quoted` says, and runs or launches `task`."""
+    from hydra import main as hydra_main
+
+    from diffuse import configuration
+
     failures: list[Exception] = []
 
-    def job(cfg: DictConfig) -> None:
+    def kept(cfg: DictConfig) -> Any:
         try:
-            _job(cfg)
+            return task(cfg)
         except Exception as error:
-            if multirun:
-                sweep.remove_empty_job(_job_folder())
-            if not _in_this_process():
-                raise
-            # Kept back from Hydra, which would add lines of its own; the other jobs of a sweep go on.
-            failures.append(error)
-            if multirun:
-                _report(error)
+            failures.append(error)  # from Hydra, which would add lines of its own
+            return None
 
     entry = hydra_main(config_path=str(configuration.conf_dir()), config_name=configuration.NAME, version_base="1.3")
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
     try:
-        with configuration.explained(overrides):
-            entry(job)()
-    except OSError as error:
-        if multirun and error.filename:  # the folder of the sweep is Hydra's to make
-            reason = f"{error.filename} cannot be written: {error.strerror}"
-            raise MediaError(f"output.dir: {reason}; choose another folder") from error
-        raise
+        entry(kept)()
     finally:
-        if multirun:
-            sweep.remove_empty_sweep()
         sys.argv = before
         if full is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-    if failures and multirun:
-        jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
-        raise _failed_sweep(f"{jobs} of the sweep failed, as said above", failures)
     if failures:
         raise failures[0]
 
 
-def _failed_sweep(message: str, failures: Sequence[Exception]) -> DiffuseError:
-    """With the status 2 where every failure is a wrong request, otherwise 1."""
+def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
+    """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
+    from diffuse import interrupt, jobs, launcher, sweep
+    from diffuse.sweep_progress import SweepProgress
+
+    of, base, given = sweep.plan(quoted, typed, yes=yes)
+    told, interruption = SweepProgress(), interrupt.Interruption()
+    making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
+    stopping = "stopping after this step; Ctrl-C again stops at once"
+    report = None
+    with sweep.opened(of), interruption.watched(stopping, told.stop):
+        try:
+            with launcher.registered(making):
+                _hydra(flags, given, jobs.task)
+            if told.changed or (told.done and not (of.folder / "report").is_dir()):
+                report = _report_on(of, told, base.report.sheets) if base.report.make else None
+                making.sum_up(told.metrics, report and report.parent)
+        finally:
+            told.warn(making.close())
+            if interruption.asked:
+                told.say(f"{told.summary()}; the same command goes on from here")
+    _end_sweep(of, told, report)
+
+
+def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> Path | None:
+    """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
+    from diffuse import compare
+
+    try:
+        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))[0]
+    except Exception as error:
+        told.warn([f"there is no report: {type(error).__name__}: {error}"])
+        return None
+
+
+def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
+    """Says how a sweep ended; raises where jobs of it failed, which are told in a line each."""
+    from diffuse.terminal import unheard
+
+    failures = [job.error for job in told.failed if job.error is not None]
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
-    return ConfigError(message) if wrong else RunError(message)
+    if told.jobs and not (wrong and len(failures) == len(told.jobs)):
+        told.say(told.summary(report))
+    for job in told.failed[:_LISTED]:
+        if isinstance(job.error, DiffuseError):
+            _say(f"{job.said(of.axes)}: {job.error}")
+        elif job.error is not None:
+            _report(job.error)
+    if len(failures) > _LISTED:
+        _say(f"and {len(failures) - _LISTED} more")
+    if failures:
+        jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
+        message = f"{jobs} of the sweep failed, as said above"
+        raise ConfigError(message) if wrong else RunError(message)
+    if unprinted := unheard():
+        raise RunError(f"standard output cannot be written: {unprinted.strerror}; the pictures are in {of.folder}")
 
 
-def _job_folder() -> Path:
+def _job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
-
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def _in_this_process() -> bool:
-    """Whether Hydra's own launcher runs the job, and not one that spreads jobs over other processes."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
-
-
-def _job(cfg: DictConfig) -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from diffuse import configuration, validation
 
-    hydra = HydraConfig.get()
-    sweep = None
-    if hydra.mode == RunMode.MULTIRUN:
-        sweep = str(cfg.output.dir)
-        cfg.output.dir = str(Path(sweep) / str(hydra.job.num))
+    if junit is not None and cfg.suite is None:
+        raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
+    if cfg.suite is not None:
+        return _suite(cfg, configuration.typed(HydraConfig.get().overrides.task), junit)
     drafts = validation.drafts(cfg)  # before torch is imported
 
     from diffuse import tracking
@@ -174,7 +215,30 @@ def _job(cfg: DictConfig) -> None:
 
     from diffuse import run
 
-    run.run(cfg, drafts=drafts, overrides=configuration.typed(hydra.overrides.task), sweep=sweep)
+    run.run(cfg, drafts=drafts, overrides=configuration.typed(HydraConfig.get().overrides.task))
+
+
+def _suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
+    from diffuse.smoke import cases
+
+    cases.check(overrides, junit)  # before torch is imported
+
+    from diffuse.smoke import suite
+
+    suite.run(cfg, overrides, junit)
+
+
+def _junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--junit` names, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--junit":
+            rest = arguments[place + 1 :]
+            value = value if equals else rest.pop(0) if rest else ""
+            if not value:
+                raise ConfigError("--junit: write it to which file? --junit FILE")
+            return Path(value), arguments[:place] + rest
+    return None, arguments
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -187,7 +251,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)
             continue
         name, equals, value = argument.partition("=")
-        if name not in ("-m", "--multirun", "--resolve", "--hydra-help", *_VALUED):
+        if name not in ("-m", "--multirun", "--yes", "-y", "--resolve", "--hydra-help", *_VALUED):
             raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
         if name in _VALUED:
             value = value if equals else next(rest, "")
@@ -235,6 +299,22 @@ def _compare(arguments: list[str]) -> None:
     files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
     for path in files:
         _print(path)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    agreed = ["model.download=yes"] if "--yes" in arguments or "-y" in arguments else []
+    target, *overrides = [argument for argument in arguments if argument not in ("--yes", "-y")] or [""]
+    for argument in (target, *overrides):
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+
+    from diffuse import replay
+
+    asked = replay.asked(target, [*overrides, *agreed])  # before torch is imported
+
+    from diffuse import reproduce
+
+    reproduce.reproduce(asked)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffuse.errors import ConfigError
 from diffuse.request import (
@@ -32,10 +32,11 @@ from diffuse.request import (
 
 PACKAGE = Path(__file__).resolve().parent
 NAME = "config"
+TINY = PACKAGE / "tiny" / "checkpoint"  # which ships with the package
 
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
-OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(PACKAGE / "tiny" / "checkpoint"), replace=True)
+OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
 # A preset's commit is that of its own source; another source has it only where model.revision says so.
 OmegaConf.register_new_resolver(
     "diffuse_pin", lambda source, preset, commit: commit if source == preset else None, replace=True
@@ -107,13 +108,23 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         return _compose(quote(overrides))
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that overrides in Hydra's own grammar give, with Hydra's settings under `hydra`."""
+    return _compose(overrides, hydra=True)
+
+
+def file(name: str) -> DictConfig:
+    """`conf/NAME.yaml` as it stands there."""
+    return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))
+
+
+def _compose(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     instance = GlobalHydra.instance()
     outer = instance.hydra  # inside a running job
     instance.clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose(NAME, overrides=list(overrides))
+            return hydra_compose(NAME, overrides=list(overrides), return_hydra_config=hydra)
     finally:
         instance.hydra = outer
 
@@ -128,7 +139,7 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     Raises:
         ConfigError: an override adds (`+`) or removes (`~`) a field.
     """
-    quoted = []
+    found = []
     for override in overrides:
         match = _OVERRIDE.fullmatch(override)
         assert match is not None
@@ -136,25 +147,54 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         if sign and not key.startswith(_OPEN):
             raise _signed(sign, key, value)
         if value is None or sign:
-            quoted.append(override)
+            found.append(override)
         elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
-            quoted.append(f"{key}={_literal(value[1:])}")
+            found.append(f"{key}={literal(value[1:])}")
         elif key in _PATHS and not sweep and value != "=null" and value[1:2] not in ("'", '"'):
-            quoted.append(f"{key}={_quoted(value[1:])}")
+            found.append(f"{key}={quoted(value[1:])}")
         else:
-            quoted.append(override)
-    return quoted
+            found.append(override)
+    return found
 
 
-def _literal(text: str) -> str:
-    r"""Quoted for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it; backslashes before count twice."""
+def literal(text: str) -> str:
+    """Quoted for Hydra, and text to OmegaConf."""
+    return quoted(_harmless(text))
+
+
+def _harmless(text: str) -> str:
+    r"""As OmegaConf takes it for this very text: `\${` stands for `${`, before which backslashes count twice."""
     if text == _MARKS:
-        return '"${diffuse_marks:}"'
-    return _quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
+        return "${diffuse_marks:}"
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
-def _quoted(text: str) -> str:
-    """In Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
+def from_data(values: Mapping[str, Any]) -> DictConfig:
+    """The configuration that a record holds, with the types of the schema. Each text in it is that text, whatever
+    OmegaConf would make of `${...}`: nothing of it is looked up, here or in the environment.
+
+    Raises:
+        ConfigError: a name does not exist, or a value is of another type.
+    """
+
+    def text(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: text(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [text(item) for item in value]
+        return _harmless(value) if isinstance(value, str) else value
+
+    try:
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text(values))))
+    except OmegaConfBaseException as error:
+        where = error.full_key or ""
+        if isinstance(error, ConfigKeyError):
+            raise ConfigError(f"{where}: there is no such field") from None
+        raise ConfigError(f"{where}: {_plain(str(error))}") from None
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, where a backslash counts twice before a quote and at the end, and once elsewhere."""
     return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda m: m[1] * 2 + (r"\"" if m[2] else ""), text) + '"'
 
 

@@ -302,6 +302,18 @@ def pixels_sha256(image: np.ndarray) -> str:
     return hashlib.sha256(shape.encode() + b"\0" + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """`pixels_sha256` of the picture in a file, which was RGB when it was saved.
+
+    Raises MediaError where there is no picture in it that can be read to its end.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return pixels_sha256(np.asarray(picture.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path} cannot be read: {_reason(error)}; it may be damaged") from error
+
+
 def parameters_text(record: Mapping[str, Any]) -> str:
     """What AUTOMATIC1111's web UI writes beside a picture, from the record of one image (record.of_image).
 

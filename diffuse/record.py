@@ -33,6 +33,21 @@ _GIT_SECONDS = 5
 _LITERAL = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _HIDDEN = "***"
 
+# What every record has, in its order; then `image`, which it is in a file, or `images`, in a run's record.json.
+PARTS: dict[str, type | tuple[type, ...]] = {
+    "diffuse": str,
+    "created": str,
+    "config": dict,
+    "overrides": list,
+    "request": dict,
+    "weights": dict,
+    "hardware": dict,
+    "inputs": dict,
+    "determinism": dict,
+    "versions": dict,
+    "git": (dict, type(None)),
+}
+
 _ADDRESS = re.compile(r"(?<=://)[^/?#\s]*@")
 _QUERY = re.compile(r"(?i)([?&;][\w.-]*(?:token|secret|passw|pwd|key|sig|credential)[\w.-]*=)[^&;#\s]+")
 _TOKEN = re.compile(r"\b(hf|gh[opsu]|glpat|sk|xox[bp])[-_][A-Za-z0-9_-]{16,}|(?i:\bBearer\s+)\S{8,}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
     from torch import Tensor
+
+SEED_LIMIT = 2**63  # torch's generators take no larger seed
 
 
 class Device(Enum):
@@ -54,6 +56,10 @@ class Resize(Enum):
     stretch = "stretch"
     crop = "crop"
     pad = "pad"
+
+
+class Suite(Enum):
+    smoke = "smoke"
 
 
 class LongPrompt(Enum):
@@ -211,6 +217,7 @@ class Config:
     strength: float | None = None
     resize: Resize | None = None
     keep_unmasked: bool = False
+    suite: Suite | None = None  # runs and checks of its own, in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
@@ -298,3 +305,20 @@ class Made:
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
     latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)
+    together: tuple[int, ...] = ()  # the seeds of all that was made at once, of which these are a part
+    first: int = 0  # the place of the first of these among them
+
+    def split(self, counts: Sequence[int]) -> list[Made]:
+        """In parts of so many images each; a part took the share of the time that it has of the images."""
+        if len(counts) == 1:
+            return [self]
+        parts, start = [], 0
+        for count in counts:
+            share, images = count / len(self.images), slice(start, start + count)
+            timings = {name: seconds * share for name, seconds in self.timings.items()}
+            steps = [seconds * share for seconds in self.step_seconds]
+            latents = self.latents[images]
+            part = Made(self.images[images], timings, steps, self.memory, latents, self.warnings, self.together, start)
+            parts.append(part)
+            start += count
+        return parts

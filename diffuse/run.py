@@ -6,10 +6,11 @@ import hashlib
 import importlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -53,6 +54,54 @@ class Prepared:
     latents: Tensor | None = None
 
 
+class Place(NamedTuple):
+    """Which job of which sweep a run is."""
+
+    sweep: str  # its identity
+    key: str  # the job's
+    run_id: str  # the name of the run in the tracking store
+    again: bool  # it may be in there already
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The seeds of pictures that a run's are made together with."""
+
+    before: Sequence[int]
+    after: Sequence[int]
+
+    def jobs(self, job: Prepared) -> tuple[int, list[Prepared]]:
+        """`job` among theirs, and its place."""
+
+        def alike(seed: int) -> Prepared:
+            return replace(job, request=replace(job.request, seed=seed, num_images=1))
+
+        return len(self.before), [*map(alike, self.before), job, *map(alike, self.after)]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that is recorded as begun."""
+
+    job: Prepared
+    about: dict[str, Any]  # its record, before there are pictures
+    tracked: tracking.TrackedRun
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """An error in the block is recorded as the run's end."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed(error)
+            raise
+
+    def failed(self, error: BaseException) -> None:
+        """Records why the run ended without its pictures."""
+        stopped = isinstance(error, KeyboardInterrupt | Stop)
+        self.tracked.finish(f"{type(error).__name__}: {error}", interrupted=stopped)
+
+
 @dataclass(frozen=True)
 class Told:
     """What the outside is told of a run while it goes on."""
@@ -70,20 +119,17 @@ class Told:
 _pipelines: OrderedDict[str, Any] = OrderedDict()
 
 
-def run(
-    cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = (), sweep: str | None = None
-) -> list[Path]:
+def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
     """Makes, saves and records what `cfg` asks for; prints each saved path on standard output.
 
-    `drafts` are those of `cfg`, where they have been made already; `overrides` those it was composed with; `sweep` what
-    the jobs of one sweep have in common. A `prompt_file` makes one run of each prompt. All of them are checked before
-    the first begins.
+    `drafts` are those of `cfg`, where they have been made already; `overrides` those it was composed with. A
+    `prompt_file` makes one run of each prompt. All of them are checked before the first begins.
 
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
     """
     drafts = validation.drafts(cfg) if drafts is None else drafts
-    made = generate(cfg, drafts, overrides=overrides, sweep=sweep, save=True, told=Told(on_saved=saved))
+    made = generate(cfg, drafts, overrides=overrides, save=True, told=Told(on_saved=saved))
     paths = [path for generation in made for path in generation.paths]
     if error := unheard():
         raise RunError(f"standard output cannot be written: {error.strerror}; the pictures are in {cfg.output.dir}")
@@ -95,15 +141,16 @@ def generate(
     drafts: Sequence[Draft],
     *,
     overrides: Sequence[str] = (),
-    sweep: str | None = None,
     latents: Tensor | None = None,
     save: bool = False,
+    beside: Beside | None = None,
     told: Told | None = None,
 ) -> list[Generation]:
     """Makes what `drafts`, those of `cfg`, ask for, all of which are checked before the first begins.
 
     `latents` are the initial noise `[N, C, h, w]`; see `run` for what else there is. Unless `save`, nothing is written
-    and nothing is recorded in the tracking store.
+    and nothing is recorded in the tracking store. `beside` are pictures to be made together with those of each run, and
+    not kept: the bits of a picture can depend on them.
 
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
@@ -116,23 +163,51 @@ def generate(
     jobs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
-        return [_run(job, tracker, overrides, sweep, save, told) for job in jobs]
+        return [_run(job, tracker, overrides, save, told, beside) for job in jobs]
     finally:
         for warning in tracker.close():
             told.say(f"warning: {warning}")
 
 
 def _run(
-    job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sweep: str | None, save: bool, told: Told
+    job: Prepared,
+    tracker: tracking.Tracker,
+    overrides: Sequence[str],
+    save: bool,
+    told: Told,
+    beside: Beside | None,
 ) -> Generation:
-    """One run: what is to be done is recorded first, so that a run that fails is recorded too."""
-    request, output = job.request, job.cfg.output
-    model, *refiners = job.opened.checkpoints
+    """One run by itself."""
+    begun = begin(job, tracker, overrides)
+    request = job.request
+    steps = f"{request.num_inference_steps} steps"
+    if job.inputs is not None:
+        for note in job.inputs.notes:
+            told.say(note)
+        steps = f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
+        told.say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
+    with begun.watched():
+        with Progress(request.prompt, shown=told.messages) as progress:
+            place, jobs = (0, [job]) if beside is None else beside.jobs(job)
+            made = make(jobs, [progress.step, told.on_step])[place]
+        for warning in made.warnings:
+            told.say(f"warning: {warning}")
+        generation = finish(begun, made, save, told.on_saved)
+    pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
+    what = f"seed {request.seed}, {request.width} x {request.height}, {steps}"
+    where = f"{job.opened.profile.name} on {job.opened.hardware.name or job.opened.hardware.device}"
+    told.say(f"{pictures} in {generation.timings['total_s']:.1f} s: {what}, {where}")
+    return generation
+
+
+def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], place: Place | None = None) -> Begun:
+    """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
+    request = job.request
     about = record.of_run(
         job.cfg,
         overrides,
         request,
-        weights=sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {}),
+        weights=_weights(job.opened.checkpoints),
         hardware={
             **job.opened.hardware.as_record(),
             "dtypes": job.opened.pipeline.memory.dtypes,
@@ -141,58 +216,69 @@ def _run(
         inputs=_inputs(job),
     )
     tracked = tracker.start(
-        media.file_stem(request.prompt, request.seed, output.name),
+        media.file_stem(request.prompt, request.seed, job.cfg.output.name),
         record.flat(about["config"]),
-        _tags(about, sweep),
+        _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
             "config.yaml": record.yaml_text(about["config"]),
             "overrides.yaml": record.yaml_text(about["overrides"]),
             "record.json": record.text(about),
         },
         weights=about["weights"],
+        id=None if place is None else place.run_id,
+        again=place is not None and place.again,
     )
-    steps = f"{request.num_inference_steps} steps"
-    if job.inputs is not None:
-        for note in job.inputs.notes:
-            told.say(note)
-        steps = f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
-        told.say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
-    try:
-        with Progress(request.prompt, shown=told.messages) as progress:
-            made = _make(job, [progress.step, told.on_step])
-        for warning in made.warnings:
-            told.say(f"warning: {warning}")
-        generation = Generation(
-            made.images,
-            made.latents.clone(),  # outside torch's inference mode, whose tensors are good for less
-            made.timings,
-            made.step_seconds,
-            made.memory,
-            made.warnings,
-            recorded({**about, "timings": dict(made.timings)}, made.images),
-        )
-        for index in range(request.num_images if save else 0):
-            path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
-            generation.paths.append(path)
-            if told.on_saved is not None:
-                told.on_saved(path)
-            tracked.log_media(path, index)
-        tracked.log_text("record.json", record.text(generation.record))
-        digests = [image["pixels_sha256"] for image in generation.record["images"]]
-        tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
-        tracked.log_steps(generation.step_seconds)
-        tracked.log_metrics(
-            {f"time/{name}": seconds for name, seconds in generation.timings.items()}
-            | {f"memory/{name}": gib for name, gib in generation.memory.items()}
-        )
-        tracked.finish(None)
-    except BaseException as error:
-        tracked.finish(f"{type(error).__name__}: {error}", interrupted=isinstance(error, KeyboardInterrupt | Stop))
-        raise
-    pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
-    what = f"seed {request.seed}, {request.width} x {request.height}, {steps}"
-    where = f"{job.opened.profile.name} on {job.opened.hardware.name or job.opened.hardware.device}"
-    told.say(f"{pictures} in {generation.timings['total_s']:.1f} s: {what}, {where}")
+    return Begun(job, about, tracked)
+
+
+def make(jobs: Sequence[Prepared], listeners: Sequence[Callable[[Step], None] | None] = ()) -> list[Made]:
+    """What the pipeline makes of each of `jobs`, which differ in their seeds alone and are made together."""
+
+    def on_step(step: Step) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener(step)
+
+    job = jobs[0]
+    hardware.apply(job.opened.hardware)
+    started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
+    noise = {} if job.latents is None else {"latents": job.latents}
+    seeds = [seed for each in jobs for seed in each.request.seeds]
+    made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, seeds=seeds, on_step=on_step)
+    made.together = tuple(seeds)
+    return made.split([each.request.num_images for each in jobs])
+
+
+def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None] | None = None) -> Generation:
+    """The pictures with their record; where they are to be saved, also in files and in the tracking store."""
+    output, tracked = begun.job.cfg.output, begun.tracked
+    about = {**begun.about, "timings": dict(made.timings)}
+    if len(made.together) > len(made.images):
+        about["batch"] = {"seeds": list(made.together), "first": made.first}
+    generation = Generation(
+        made.images,
+        made.latents.clone(),  # outside torch's inference mode, whose tensors are good for less
+        made.timings,
+        made.step_seconds,
+        made.memory,
+        made.warnings,
+        recorded(about, made.images),
+    )
+    for index in range(len(made.images) if save else 0):
+        path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
+        generation.paths.append(path)
+        if on_saved is not None:
+            on_saved(path)
+        tracked.log_media(path, index)
+    tracked.log_text("record.json", record.text(generation.record))
+    digests = [image["pixels_sha256"] for image in generation.record["images"]]
+    tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
+    tracked.log_steps(generation.step_seconds)
+    tracked.log_metrics(
+        {f"time/{name}": seconds for name, seconds in generation.timings.items()}
+        | {f"memory/{name}": gib for name, gib in generation.memory.items()}
+    )
+    tracked.finish(None)
     return generation
 
 
@@ -205,18 +291,23 @@ def _inputs(job: Prepared) -> dict[str, Any]:
     return found
 
 
-def _tags(about: dict[str, Any], sweep: str | None) -> dict[str, str]:
+def _weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    model, *refiners = checkpoints
+    return sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {})
+
+
+def _tags(about: dict[str, Any]) -> dict[str, str]:
     tags = {
         "diffuse.version": about["diffuse"],
         "diffuse.weights": sources.tag(about["weights"]),
-        "diffuse.sweep": sweep,
         "mlflow.source.git.commit": (about["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
 
 
-def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None) -> Prepared:
-    """Brings together what the run needs, and checks that it fits, before a weight is read.
+def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened: Opened | None = None) -> Prepared:
+    """Brings together what the run needs, and checks that it fits, before a weight is read. `opened` is what
+    `open_pipeline` gives for `cfg`, where that is known already.
 
     Raises:
         ConfigError, HardwareError, CheckpointError: it does not.
@@ -224,7 +315,7 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None) -> Pre
     models = stages(cfg)
     known = request_fields([family(model._target_) for model in models])
     validation.refuse_unknown(draft, known, " refiner=".join(model.name for model in models))
-    opened = open_pipeline(cfg)
+    opened = opened or open_pipeline(cfg)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
@@ -232,6 +323,17 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None) -> Pre
     memory_profile.check_size(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
     return Prepared(cfg, request, opened, scheduler, draft.inputs, latents)
+
+
+def weights(cfg: DictConfig) -> dict[str, Any]:
+    """What the record would say of the weights. Raises ConfigError or CheckpointError where they are not there."""
+    return _weights(sources.locate(cfg, folders(cfg)))
+
+
+def forget(pipeline: Any) -> None:
+    """Lets go of a pipeline that is not needed any more, and of its weights."""
+    for key in [key for key, kept in _pipelines.items() if kept is pipeline]:
+        _pipelines.pop(key).memory.release_all()
 
 
 def open_pipeline(cfg: DictConfig) -> Opened:
@@ -258,19 +360,6 @@ def open_pipeline(cfg: DictConfig) -> Opened:
         pipeline = _keep(key, staged(families, checkpoints, memory))
     pipeline.memory.check()
     return Opened(pipeline, hw, profile, checkpoints)
-
-
-def _make(job: Prepared, listeners: Sequence[Callable[[Step], None] | None] = ()) -> Made:
-    def on_step(step: Step) -> None:
-        for listener in listeners:
-            if listener is not None:
-                listener(step)
-
-    hardware.apply(job.opened.hardware)
-    started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
-    noise = {} if job.latents is None else {"latents": job.latents}
-    made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, on_step=on_step)
-    return made
 
 
 def stages(cfg: DictConfig) -> list[DictConfig]:

@@ -12,6 +12,10 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
+  diffuse reproduce FILE [OVERRIDES]
+                                  make the pictures of a file's record again, and say whether they are the same
+  diffuse experiment=smoke [--junit FILE]
+                                  run and check every family of pipelines and every scheduler at its tiniest
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
   diffuse sync [OVERRIDES]        deliver the runs that wait because the store was away or a process was killed
@@ -39,6 +43,8 @@ Fields (what is not given takes the model's default):
   input_image, strength           a picture to start from, and above 0 up to 1 how far it may change
   mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
   resize                          stretch, crop or pad: how a picture of another size is made to fit
+  model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
+  model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
   report.make, report.sheets      false leaves out a sweep's report, or its contact sheets

@@ -17,10 +17,9 @@ from diffuse import inputs, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
-from diffuse.request import COMPONENTS, GenerationRequest, LongPrompt, PromptSyntax
+from diffuse.request import COMPONENTS, SEED_LIMIT, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
-SEED_LIMIT = 2**63  # torch's generators take no larger seed
 DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
 
 _FIELDS = tuple(field.name for field in fields(GenerationRequest))
@@ -78,6 +77,8 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
+    if cfg.suite is not None:
+        raise ConfigError(f"suite={cfg.suite.name}: is run by the command alone: diffuse experiment={cfg.suite.name}")
     with explained():
         _check_interpolations(cfg)
         defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}
@@ -276,7 +277,12 @@ def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
         return [_text("prompt", str(prompt))]
     if cfg.prompt is not None:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
-    path = Path(cfg.prompt_file).expanduser()
+    return prompts_in(cfg.prompt_file)
+
+
+def prompts_in(file: str) -> list[str]:
+    """The prompts of a text file, one a line. Raises ConfigError where it cannot be read, or holds none."""
+    path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

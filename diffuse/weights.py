@@ -47,7 +47,7 @@ def check(
             go together.
     """
     try:
-        wanted = _skeleton(build).state_dict()
+        wanted = skeleton(build).state_dict()
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         where = checkpoint.where(checkpoint.path(f"{component}/config.json"))
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -80,7 +80,7 @@ def load(
             dtype that is not floating point. The message names the file and the key. Nothing is read before all fit.
     """
     device = torch.device(device)
-    module = _skeleton(build)
+    module = skeleton(build)
     files = _headers(checkpoint, component)
     sources = _match(files, module.state_dict(), rename, checkpoint, component)
     tensors: dict[str, Tensor] = {}
@@ -95,7 +95,8 @@ def load(
     return module.eval()
 
 
-def _skeleton(build: Callable[[], nn.Module]) -> nn.Module:
+def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
+    """The module that `build` makes, without storage: its keys and shapes."""
     with torch.device("meta"), _WithoutInitialisation():
         return build()
 

@@ -21,6 +21,7 @@ from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.batches import Clock, Steps, split
 from diffuse.pipelines.denoise import Sampler, denoise, require_finite
+from diffuse.pipelines.encoded_texts import EncodedTexts
 from diffuse.pipelines.guidance import Conditioning, Guidance, embedded_scale
 from diffuse.pipelines.start import Begun, Draw, FromNoise, FromPicture, Generators, Inpaint, InpaintingModel, Start
 from diffuse.request import GenerationRequest, Made, Step
@@ -63,6 +64,7 @@ class LatentPipeline:
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         self.checkpoint = checkpoint
         self.memory = memory
+        self.encoded = EncodedTexts(memory)
         self.unet_config = self.config(unet2d_condition.UNet2DConditionConfig, "unet")
         self.vae_config = self.config(autoencoder_kl.AutoencoderKLConfig, "vae")
         unet, vae = self.unet_config, self.vae_config
@@ -127,6 +129,7 @@ class LatentPipeline:
         picture: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         latents: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Made:
         """Makes the request's pictures.
@@ -135,6 +138,8 @@ class LatentPipeline:
             picture: what to start from, uint8 `[H, W, 3]` of the request's size.
             mask: what of it is to be painted anew, bool `[H, W]`.
             latents: initial noise `[N, C, h, w]` of unit variance, one for each image; drawn from the seeds if None.
+            seeds: one for each image, where they are not the request's own; so requests that differ in the seed alone
+                can be made as one.
             on_step: told of each step as it ends.
 
         Raises:
@@ -146,7 +151,8 @@ class LatentPipeline:
         shape = self.latent_shape(request, latents)
         scheduler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
-        batches = split(request.num_images, self.memory.batch_size)
+        seeds = request.seeds if seeds is None else seeds
+        batches = split(len(seeds), self.memory.batch_size)
 
         # 1. The prompts become the denoiser's conditioning, and a picture the distribution of its latents.
         with clock.phase("encode_s"):
@@ -157,7 +163,7 @@ class LatentPipeline:
         steps = Steps(total * len(batches), on_step)
         denoised = []
         for batch in batches:
-            generators = [torch.Generator("cpu").manual_seed(request.seeds[i]) for i in batch]
+            generators = [torch.Generator("cpu").manual_seed(seeds[i]) for i in batch]
             noise = None if latents is None else latents[batch.start : batch.stop].float()
             begun = start.begin(scheduler, generators, noise)
             with clock.phase("denoise_s"):
@@ -297,12 +303,16 @@ class LatentPipeline:
         self.memory.add(name, load, float32=float32)
 
     def check_text(self, tokenizer: CLIPTokenizer, config: clip.CLIPTextConfig) -> None:
-        """Refuses a tokenizer whose texts are longer than its encoder takes."""
+        """Refuses a tokenizer whose texts are longer than its encoder takes, or hold words that it does not know."""
         if tokenizer.max_length > config.max_position_embeddings:
             raise self.misfit(
                 f"the tokenizer makes {tokenizer.max_length} tokens, the text encoder has "
                 f"{config.max_position_embeddings} positions"
             )
+
+        words = tokenizer.tokenizer.get_vocab_size()
+        if words > config.vocab_size:
+            raise self.misfit(f"the tokenizer has {words} words, the text encoder knows {config.vocab_size}")
 
     def check_text_width(self, width: int) -> None:
         """Refuses a U-Net that attends to text of another width."""

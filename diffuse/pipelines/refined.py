@@ -112,13 +112,14 @@ class Refined:
         relay: Relay,
         *,
         latents: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Made:
         """Makes the request's pictures.
 
         Args:
             relay: what `plan` gave.
-            latents, on_step: see `LatentPipeline`.
+            latents, seeds, on_step: see `LatentPipeline`.
 
         Raises:
             ConfigError: the latents' shape does not fit the request.
@@ -129,8 +130,9 @@ class Refined:
         shape = self.base.latent_shape(request, latents)
         relay.first.set_timesteps(request.num_inference_steps, request.timesteps)
         relay.second.set_timesteps(request.num_inference_steps, request.timesteps, skip=relay.step)
-        batches = split(request.num_images, self.memory.batch_size)
-        generators = [[torch.Generator("cpu").manual_seed(request.seeds[i]) for i in batch] for batch in batches]
+        seeds = request.seeds if seeds is None else seeds
+        batches = split(len(seeds), self.memory.batch_size)
+        generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
         steps = Steps((relay.calls + len(relay.second.timesteps)) * len(batches), on_step)
 
         # 1. The prompts become the conditioning of both denoisers.

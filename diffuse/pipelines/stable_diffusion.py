@@ -41,12 +41,8 @@ class StableDiffusion(LatentPipeline):
             for name, read in zip(("prompt", "negative prompt"), prompts, strict=False)
             for line in prompt.cut_off(name, read)
         ]
-        device, dtype = self.memory.device("text_encoder"), self.memory.dtype("unet")
-        with self.memory.use("text_encoder") as text_encoder:
-            states: list[Conditioning] = [
-                {"encoder_hidden_states": prompt.encode(text_encoder, read, last_state, device)[0].to(dtype)}
-                for read in prompts
-            ]
+        made = self.encoded("text_encoder", prompts, last_state)
+        states: list[Conditioning] = [{"encoder_hidden_states": state} for state, _ in made]
         return Encoded(states[0], states[1] if len(states) > 1 else None, cut)
 
 

@@ -125,7 +125,6 @@ class StableDiffusionXL(LatentPipeline):
         self, request: GenerationRequest, asked: Sequence[Texts]
     ) -> tuple[list[dict[str, Tensor]], list[str]]:
         """For each of `asked`, the states of the encoders and the pooled text; what was cut off."""
-        device, dtype = self.memory.device("unet"), self.memory.dtype("unet")  # each encoder may run elsewhere
         prompts = prompt.same_length(
             [
                 prompt.read(tokenizer, texts[place], request)
@@ -143,12 +142,10 @@ class StableDiffusionXL(LatentPipeline):
                     cut += prompt.cut_off(kind, read)
                 elif texts[place] != texts[0]:
                     cut += prompt.cut_off(f"second {kind}", read)
-            pooled = []
-            with self.memory.use(name) as encoder:
-                for row, read in enumerate(ours):
-                    states, text = prompt.encode(encoder, read, penultimate_state, self.memory.device(name))
-                    hidden[row].append(states.to(device, dtype))
-                    pooled.append(text.to(device, dtype))
+            made = self.encoded(name, ours, penultimate_state)
+            for row, (states, _) in enumerate(made):
+                hidden[row].append(states)
+            pooled = [text for _, text in made]
         return [
             {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": text}
             for states, text in zip(hidden, pooled, strict=True)

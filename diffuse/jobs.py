@@ -1,0 +1,365 @@
+"""Makes the jobs of a sweep: those that are missing, in the order in which least has to change, as many at once as fit.
+
+While one batch is computed, the one before is saved and recorded by a thread of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from diffuse import configuration, job, media, sweep, tracking, validation
+from diffuse.errors import RunError
+from diffuse.interrupt import Interruption
+from diffuse.request import ImageFormat, Step, TrackingConfig
+from diffuse.sweep import Sweep
+from diffuse.terminal import saved, say
+
+if TYPE_CHECKING:
+    from diffuse.request import Made
+    from diffuse.run import Begun, Opened
+
+_COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
+_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
+_WAITING = 8  # jobs that are made and not yet saved
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+MADE, THERE, FAILED, LEFT, DOUBLE = "made", "there", "failed", "left", "double"
+
+
+@dataclass(eq=False)
+class Job:
+    """One of the sweep's jobs, and what became of it."""
+
+    number: int  # in the order of the command line
+    lines: Sequence[str]  # its overrides, in Hydra's grammar
+    key: str = ""
+    folder: Path = Path()
+    levels: tuple[str, ...] = ()  # what it has in common with others, the costliest first
+    status: str = ""
+    error: Exception | None = None
+    paths: list[Path] = field(default_factory=list)
+
+    def said(self, axes: Sequence[str]) -> str:
+        """What of its overrides is its own, for the user."""
+        typed = configuration.typed(self.lines)
+        return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
+
+
+class Told:
+    """What the outside is told while a sweep goes on."""
+
+    def __init__(self) -> None:
+        self.warnings: dict[str, None] = {}  # once each, whatever the number of jobs
+
+    def planned(self, jobs: Sequence[Job]) -> None:
+        """There are these jobs, in this order."""
+
+    def begun(self, jobs: Sequence[Job], title: str) -> None:
+        """These are made now."""
+
+    def step(self, step: Step) -> None:
+        """A step of theirs has ended."""
+
+    def ended(self, job: Job) -> None:
+        """Its status will not change any more. Called from several threads, one at a time."""
+
+
+class Jobs:
+    """The jobs of one sweep that are made in this process. A sweeper may come back with more of them."""
+
+    def __init__(
+        self,
+        of: Sweep,
+        tracked: TrackingConfig,
+        compose: Callable[[Sequence[str]], DictConfig] | None = None,
+        interruption: Interruption | None = None,
+        told: Told | None = None,
+    ) -> None:
+        self.sweep = of
+        self.tracked = tracked
+        self.compose = compose or configuration.composed  # whatever a launcher composes with
+        self.interruption = interruption or Interruption()
+        self.told = told or Told()
+        self.all: dict[str, Job] = {}  # by their key
+        self.full: Exception | None = None  # the disk is, and nothing more is tried
+        self._folders = job.Folders(of.folder, of.axes)
+        self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
+        self._tracker: tracking.Tracker | None = None
+        self._saver = _Saver()
+        self._lock = threading.Lock()
+
+    def make(self, overrides: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
+        """Makes what is missing of the jobs with these overrides; `first` is the number of the first of them."""
+        jobs = [Job(first + place, lines) for place, lines in enumerate(overrides)]
+        self.told.planned(jobs)
+        for each in jobs:
+            self.interruption.check()
+            try:
+                self._look(each)
+            except Exception as error:
+                self._end(each, FAILED, error)
+        missing = [each for each in jobs if not each.status]
+        if missing:
+            tracking.prepare(self.tracked)
+        for batch in self._batches(missing):
+            self.interruption.check()
+            if self.full:
+                for each in batch:
+                    self._end(each, LEFT)
+            else:
+                self._begin(batch)
+        self._saver.wait()
+        return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
+
+    def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
+        """Records the sweep itself, in a run beside those of its jobs, with its report where there is one."""
+        of = self.sweep
+        tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
+        about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
+        params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
+        tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
+        summary = tracker.start(of.name, params, tags, about, id=f"{of.identity[:12]}-summary", again=of.again)
+        summary.log_metrics(metrics)
+        if report is not None:
+            summary.log_files(report)
+        summary.finish()
+
+    def close(self) -> list[str]:
+        """Waits until everything is recorded, and says what went wrong with that."""
+        self._saver.wait()
+        self._saver.close()
+        return [] if self._tracker is None else self._tracker.close()
+
+    def _look(self, each: Job) -> None:
+        """Finds out what job it is, whether it is a wrong request, and whether it is there already."""
+        with configuration.explained():
+            cfg = self.compose(each.lines)
+            values = job.identity(cfg)
+        each.key = job.digest(values)
+        each.folder = self._folders.of(configuration.typed(each.lines), each.key)
+        if self.all.setdefault(each.key, each) is not each:
+            self._end(each, DOUBLE)
+            return
+        cfg, draft = self._configured(each)
+        costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
+        del values["seed"]
+        each.levels = tuple(json.dumps(level, sort_keys=True) for level in (costly, texts, values))
+        found = job.finished(each.folder, each.key)
+        if found is None:
+            return
+        said, paths = found
+        from diffuse import run
+
+        inputs = {} if draft.inputs is None else draft.inputs.as_record(draft.request((0, 0)))
+        now = {"weights": run.weights(cfg), "inputs": inputs}
+        if all(job.digests(part) == job.digests(said["record"][name]) for name, part in now.items()):
+            each.paths = paths
+            self._end(each, THERE)
+
+    def _configured(self, each: Job) -> tuple[DictConfig, validation.Draft]:
+        """The job's configuration, and its request as far as that can be known without a checkpoint."""
+        cfg = self.compose(each.lines)
+        cfg.output.dir = str(each.folder)
+        (draft,) = validation.drafts(cfg)
+        media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+        return cfg, draft
+
+    def _batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """The jobs in batches; what is costly to change changes least, and otherwise the order stays."""
+        ranks: list[dict[str, int]] = [{}, {}, {}]
+        for each in jobs:
+            for rank, level in zip(ranks, each.levels, strict=True):
+                rank.setdefault(level, len(rank))
+
+        def place(each: Job) -> tuple[int, ...]:
+            return tuple(rank[level] for rank, level in zip(ranks, each.levels, strict=True))
+
+        previous: str | None = None
+        for levels, group in groupby(sorted(jobs, key=place), key=lambda each: each.levels):
+            if levels[0] != previous:
+                self._forget(previous)
+                previous = levels[0]
+            alike = list(group)
+            while alike:
+                size = self._batch_size(alike[0])
+                yield alike[:size]
+                alike = alike[size:]
+
+    def _batch_size(self, each: Job) -> int:
+        """How many jobs like this one can be made at once."""
+        try:
+            cfg, _ = self._configured(each)
+            return max(int(self._open(each, cfg).pipeline.memory.batch_size) // cfg.num_images, 1)
+        except Exception:
+            return 1  # what is wrong with it comes up again when it is begun
+
+    def _open(self, each: Job, cfg: DictConfig) -> Opened:
+        from diffuse import run
+
+        costly = each.levels[0]
+        if costly not in self._opened:
+            self._opened[costly] = run.open_pipeline(cfg)
+        return self._opened[costly]
+
+    def _forget(self, costly: str | None) -> None:
+        """Makes room for the next pipeline: no job needs this one any more."""
+        if costly in self._opened:
+            from diffuse import run
+
+            run.forget(self._opened.pop(costly).pipeline)
+
+    def _begin(self, batch: Sequence[Job]) -> None:
+        from diffuse import run
+
+        begun: list[tuple[Job, Begun]] = []
+        for each in batch:
+            try:
+                cfg, draft = self._configured(each)
+                prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
+                tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
+                name = job.run_id(each.folder, each.key, self.sweep.identity)
+                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
+                begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
+            except Exception as error:
+                self._end(each, FAILED, error)
+        if begun:
+            self.told.begun([each for each, _ in begun], begun[0][1].job.request.prompt)
+            self._make(begun)
+
+    def _make(self, begun: Sequence[tuple[Job, Begun]]) -> None:
+        from diffuse import run
+
+        try:
+            made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
+        except Exception as error:
+            if len(begun) > 1:  # one has spoiled it for the others, or there is not the memory for so many
+                for one in begun:
+                    self._make([one])
+            else:
+                self._failed(*begun[0], error)
+            return
+        except BaseException as error:
+            for _, run_begun in begun:
+                run_begun.failed(error)
+            raise
+        for (each, run_begun), part in zip(begun, made, strict=True):
+            for warning in part.warnings:
+                self.told.warnings.setdefault(warning)
+            self._saver.put(partial(self._save, each, run_begun, part))
+
+    def _save(self, each: Job, begun: Begun, made: Made) -> None:
+        from diffuse import run
+
+        try:
+            job.clear(each.folder)
+            generation = run.finish(begun, made, save=True)
+        except Exception as error:
+            self._failed(each, begun, error)
+            return
+        paths = generation.paths
+        lossless = begun.job.cfg.output.format is ImageFormat.png
+        digests = [image["pixels_sha256"] for image in generation.record["images"]]
+        try:
+            if not lossless:
+                digests = [media.file_sha256(path) for path in paths]
+            self._write(each, generation.record, begun, media=list(zip(paths, digests, strict=True)))
+        except Exception as error:
+            self._end(each, FAILED, _unwritten(each, error))
+            return
+        each.paths = paths
+        self._end(each, MADE)
+
+    def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
+        begun.failed(error)
+        with suppress(OSError):  # as the job itself, most likely; it is missing then, and so is done again
+            self._write(each, begun.about, begun, error=f"{type(error).__name__}: {error}")
+        self._end(each, FAILED, error)
+
+    def _write(self, each: Job, about: dict[str, Any], begun: Begun, **said: Any) -> None:
+        job.write(
+            each.folder,
+            key=each.key,
+            sweep=self.sweep.identity,
+            overrides=about["overrides"],
+            record=about,
+            run_id=begun.tracked.id,
+            **said,
+        )
+
+    def _end(self, each: Job, status: str, error: Exception | None = None) -> None:
+        with self._lock:
+            each.status, each.error = status, error
+            if isinstance(error, RunError) and getattr(error.__cause__, "errno", None) in _FULL:
+                self.full = error
+            self.told.ended(each)
+
+
+def _unwritten(each: Job, error: Exception) -> RunError:
+    failed = RunError(f"{each.folder / job.FILE} could not be written: {getattr(error, 'strerror', None) or error}")
+    failed.__cause__ = error
+    return failed
+
+
+class _Saver:
+    """A thread that does what it is given, in that order."""
+
+    def __init__(self) -> None:
+        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._run, name="diffuse-saving", daemon=True)
+        self._thread.start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Waits while there is too much to be done: pictures take memory."""
+        self._work.put(work)
+
+    def wait(self) -> None:
+        """Until all that it was given is done."""
+        self._work.join()
+
+    def close(self) -> None:
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            finally:
+                self._work.task_done()
+
+
+def task(cfg: DictConfig) -> list[Path]:
+    """One job, as a launcher that knows nothing of `Jobs` runs it, in whatever process: Hydra's task function.
+
+    Prints the paths on standard output. Raises what the job failed with.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.sweep.dir)
+    told = sweep.read(folder)
+    if told is None:
+        raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
+    jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
+    try:
+        (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
+    finally:
+        warnings = jobs.close()
+    for warning in [*jobs.told.warnings, *warnings]:
+        say(f"warning: {warning}")
+    if made.error is not None:
+        raise made.error
+    for path in made.paths:
+        saved(path)
+    return made.paths

@@ -1,0 +1,100 @@
+"""Hydra's launcher for the jobs of a sweep in one process: every sweeper can use it, and what it is given is made by
+`Jobs`. Other launchers run `task`, one job at a time and wherever they like."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
+from typing import Any, cast
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, flag_override
+
+from diffuse.jobs import Jobs
+
+_KEPT = 1000  # configurations, of 70 kB each
+
+_current: list[Jobs] = []  # those that make what is launched
+
+
+@contextmanager
+def registered(jobs: Jobs) -> Iterator[None]:
+    """In the block, Hydra knows the launcher, and what it launches is made by `jobs`."""
+    # Hydra takes plugins from below this package only, which need not exist.
+    Plugins.instance().class_name_to_class["hydra_plugins.diffuse.SweepLauncher"] = SweepLauncher
+    _current.append(jobs)
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
+class SweepLauncher(Launcher):
+    """See `conf/hydra/launcher/diffuse.yaml`."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.composer = Composer(hydra_context.config_loader)
+        # This is the sweeper's too, which composes every job to check it.
+        hydra_context.config_loader = cast(Any, self.composer)
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Makes the jobs, and gives each as a `Job`, which says what became of it; none raises."""
+        jobs = _current[-1]
+        jobs.compose = lambda lines: self.composer.load_sweep_config(self.config, lines)
+        return [
+            JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=each)
+            for each in jobs.make(job_overrides, initial_job_idx)
+        ]
+
+
+class Composer:
+    """Hydra's composer, for the many jobs of a sweep. What they choose from the groups is composed once for all that
+    choose the same; the values in which they differ are set afterwards, as Hydra does it too."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._kept: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
+        self._parse = lru_cache(10 * _KEPT)(self._parsed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        """The configuration of one job, without Hydra's own part; the same object where it is asked for again."""
+        key = tuple(sweep_overrides)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        parsed = [self._parse(line) for line in key]
+        chosen = tuple(line for line, (_, is_choice) in zip(key, parsed, strict=True) if is_choice)
+        cfg = deepcopy(self._base(master_config, chosen))
+        ConfigLoaderImpl._apply_overrides_to_config([value for value, is_choice in parsed if not is_choice], cfg)
+        self._kept[key] = cfg
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return cfg
+
+    def _base(self, master_config: DictConfig, chosen: tuple[str, ...]) -> DictConfig:
+        if chosen not in self._bases:
+            cfg = self._loader.load_sweep_config(master_config, list(chosen))
+            with flag_override(cfg, ["struct", "readonly"], False):
+                del cfg["hydra"]
+            self._bases[chosen] = cfg
+        return self._bases[chosen]
+
+    def _parsed(self, line: str) -> tuple[Override, bool]:
+        """An override, and whether it takes part in composing: it chooses from a group, or is Hydra's own."""
+        override = OverridesParser.create(config_loader=self._loader).parse_override(line)
+        key = override.key_or_group
+        return override, key.startswith("hydra") or self._loader.repository.group_exists(key)
