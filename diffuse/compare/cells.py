@@ -24,7 +24,7 @@ PAGE = "report.html"
 GROUPS = ("scheduler", "model", "refiner", "memory_profile", "hardware")
 # What cannot make one picture different from another, or is told better elsewhere.
 _LEFT_OUT = ("output", "tracking", "report", "prompt_file", "num_images")
-_PARTS = ("_target_", "name", "request_defaults", "min_vram_gib")
+_PARTS = ("_target_", "name", "request_defaults", "min_vram_gib", "download")
 
 
 @dataclass(frozen=True, eq=False)
