@@ -142,9 +142,10 @@ def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import interrupt, jobs, launcher, sweep
+    from diffuse import interrupt, jobs, launcher, launchers, sweep
     from diffuse.sweep_progress import SweepProgress
 
+    launchers.register()
     of, base, given = sweep.plan(quoted, typed, yes=yes)
     told, interruption = SweepProgress(), interrupt.Interruption()
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)

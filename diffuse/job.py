@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from diffuse.request import ImageFormat
 
 FILE = "job.json"
 _VERSION = 1
-_NO_PART = ("hydra", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
+_NO_PART = ("objective", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
 _KEY_SHOWN = 8  # of its digits in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
@@ -31,8 +32,9 @@ _NAME_CHARACTERS = 120
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """All of the configuration that decides what the job's files hold: not where they go, nor who is told."""
-    kept = [str(name) for name in cfg if name not in _NO_PART]
-    values = record.resolve(OmegaConf.masked_copy(cfg, kept))
+    if "hydra" in cfg:  # whose interpolations hold inside a job only
+        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+    values = {name: value for name, value in record.resolve(cfg).items() if name not in _NO_PART}
     values["output"].pop("dir")
     values["model"].pop("download", None)  # whether to fetch what is not here
     return values
@@ -138,6 +140,7 @@ def write(
     record: Mapping[str, Any],
     run_id: str | None,
     media: Sequence[tuple[Path, str]] = (),
+    metrics: Mapping[str, float] | None = None,
     error: str | None = None,
 ) -> None:
     """Says that the job is done, or failed with `error`. Written last: what it says is on disk already.
@@ -154,6 +157,8 @@ def write(
         "error": error,
         "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
         "run_id": run_id,
+        "metrics": dict(metrics or {}),
+        "worker": f"{platform.node()}/{os.getpid()}",
         "record": record,
     }
     write_json(folder / FILE, said)

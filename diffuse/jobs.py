@@ -17,11 +17,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 
-from diffuse import configuration, job, media, sweep, tracking, validation
+from diffuse import configuration, job, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.interrupt import Interruption
+from diffuse.picture_input import read_picture
 from diffuse.request import ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep
 from diffuse.terminal import saved, say
@@ -46,10 +48,12 @@ class Job:
     lines: Sequence[str]  # its overrides, in Hydra's grammar
     key: str = ""
     folder: Path = Path()
+    draft: validation.Draft | None = None
     levels: tuple[str, ...] = ()  # what it has in common with others, the costliest first
     status: str = ""
     error: Exception | None = None
     paths: list[Path] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def said(self, axes: Sequence[str]) -> str:
         """What of its overrides is its own, for the user."""
@@ -94,6 +98,8 @@ class Jobs:
         self.told = told or Told()
         self.all: dict[str, Job] = {}  # by their key
         self.full: Exception | None = None  # the disk is, and nothing more is tried
+        self.elsewhere: Callable[[Jobs, Sequence[Job]], None] | None = None  # makes jobs, if not this process
+        self.on_close: list[Callable[[], list[str]]] = []
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
         self._tracker: tracking.Tracker | None = None
@@ -102,22 +108,25 @@ class Jobs:
 
     def make(self, overrides: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
         """Makes what is missing of the jobs with these overrides; `first` is the number of the first of them."""
-        jobs = [Job(first + place, lines) for place, lines in enumerate(overrides)]
+        return self.do([Job(first + place, lines) for place, lines in enumerate(overrides)])
+
+    def do(self, jobs: Sequence[Job]) -> list[Job]:
+        """Makes what is missing of `jobs`. Gives them back, or for one that is the same as an earlier one, that."""
         self.told.planned(jobs)
         for each in jobs:
             self.interruption.check()
-            try:
-                self._look(each)
-            except Exception as error:
-                self._end(each, FAILED, error)
-        missing = [each for each in jobs if not each.status]
+            self.look(each)
+        missing = self._ordered([each for each in jobs if not each.status])
         if missing:
             tracking.prepare(self.tracked)
+        if missing and self.elsewhere is not None:
+            self.elsewhere(self, missing)
+            missing = []
         for batch in self._batches(missing):
             self.interruption.check()
             if self.full:
                 for each in batch:
-                    self._end(each, LEFT)
+                    self.end(each, LEFT)
             else:
                 self._begin(batch)
         self._saver.wait()
@@ -138,9 +147,17 @@ class Jobs:
 
     def close(self) -> list[str]:
         """Waits until everything is recorded, and says what went wrong with that."""
+        warnings = [warning for close in self.on_close for warning in close()]
         self._saver.wait()
         self._saver.close()
-        return [] if self._tracker is None else self._tracker.close()
+        return warnings + ([] if self._tracker is None else self._tracker.close())
+
+    def look(self, each: Job) -> None:
+        """Ends the job if it is a wrong request, or there already."""
+        try:
+            self._look(each)
+        except Exception as error:
+            self.end(each, FAILED, error)
 
     def _look(self, each: Job) -> None:
         """Finds out what job it is, whether it is a wrong request, and whether it is there already."""
@@ -150,12 +167,12 @@ class Jobs:
         each.key = job.digest(values)
         each.folder = self._folders.of(configuration.typed(each.lines), each.key)
         if self.all.setdefault(each.key, each) is not each:
-            self._end(each, DOUBLE)
+            self.end(each, DOUBLE)
             return
         cfg, draft = self._configured(each)
         costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
         del values["seed"]
-        each.levels = tuple(json.dumps(level, sort_keys=True) for level in (costly, texts, values))
+        each.levels = tuple(job.digest(level) for level in (costly, texts, values))
         found = job.finished(each.folder, each.key)
         if found is None:
             return
@@ -166,18 +183,23 @@ class Jobs:
         now = {"weights": run.weights(cfg), "inputs": inputs}
         if all(job.digests(part) == job.digests(said["record"][name]) for name, part in now.items()):
             each.paths = paths
-            self._end(each, THERE)
+            each.metrics = said.get("metrics", {}) | _quality(paths, draft)
+            self.end(each, THERE)
 
     def _configured(self, each: Job) -> tuple[DictConfig, validation.Draft]:
         """The job's configuration, and its request as far as that can be known without a checkpoint."""
         cfg = self.compose(each.lines)
         cfg.output.dir = str(each.folder)
+        if each.draft is not None:
+            return cfg, each.draft
         (draft,) = validation.drafts(cfg)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+        if draft.inputs is None:  # the pictures of all jobs would take too much memory
+            each.draft = draft
         return cfg, draft
 
-    def _batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """The jobs in batches; what is costly to change changes least, and otherwise the order stays."""
+    def _ordered(self, jobs: Sequence[Job]) -> list[Job]:
+        """In the order in which what is costly to change changes least; otherwise it stays."""
         ranks: list[dict[str, int]] = [{}, {}, {}]
         for each in jobs:
             for rank, level in zip(ranks, each.levels, strict=True):
@@ -186,8 +208,12 @@ class Jobs:
         def place(each: Job) -> tuple[int, ...]:
             return tuple(rank[level] for rank, level in zip(ranks, each.levels, strict=True))
 
+        return sorted(jobs, key=place)
+
+    def _batches(self, ordered: Sequence[Job]) -> Iterator[list[Job]]:
+        """Jobs that are alike but for their seeds, as many of them as fit at once."""
         previous: str | None = None
-        for levels, group in groupby(sorted(jobs, key=place), key=lambda each: each.levels):
+        for levels, group in groupby(ordered, key=lambda each: each.levels):
             if levels[0] != previous:
                 self._forget(previous)
                 previous = levels[0]
@@ -233,7 +259,7 @@ class Jobs:
                 place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
                 begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
-                self._end(each, FAILED, error)
+                self.end(each, FAILED, error)
         if begun:
             self.told.begun([each for each, _ in begun], begun[0][1].job.request.prompt)
             self._make(begun)
@@ -274,18 +300,19 @@ class Jobs:
         try:
             if not lossless:
                 digests = [media.file_sha256(path) for path in paths]
-            self._write(each, generation.record, begun, media=list(zip(paths, digests, strict=True)))
+            files = list(zip(paths, digests, strict=True))
+            self._write(each, generation.record, begun, media=files, metrics=generation.metrics)
         except Exception as error:
-            self._end(each, FAILED, _unwritten(each, error))
+            self.end(each, FAILED, _unwritten(each, error))
             return
-        each.paths = paths
-        self._end(each, MADE)
+        each.paths, each.metrics = paths, generation.metrics
+        self.end(each, MADE)
 
     def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
         begun.failed(error)
         with suppress(OSError):  # as the job itself, most likely; it is missing then, and so is done again
             self._write(each, begun.about, begun, error=f"{type(error).__name__}: {error}")
-        self._end(each, FAILED, error)
+        self.end(each, FAILED, error)
 
     def _write(self, each: Job, about: dict[str, Any], begun: Begun, **said: Any) -> None:
         job.write(
@@ -298,12 +325,22 @@ class Jobs:
             **said,
         )
 
-    def _end(self, each: Job, status: str, error: Exception | None = None) -> None:
+    def end(self, each: Job, status: str, error: Exception | None = None) -> None:
+        """Notes what became of the job."""
         with self._lock:
             each.status, each.error = status, error
             if isinstance(error, RunError) and getattr(error.__cause__, "errno", None) in _FULL:
                 self.full = error
             self.told.ended(each)
+
+
+def _quality(paths: Sequence[Path], draft: validation.Draft) -> dict[str, float]:
+    """What pictures that are there are worth beside the reference, which may be another than when they were made."""
+    if draft.reference is None:
+        return {}
+    images = np.stack([read_picture(str(path)).pixels for path in paths])
+    objective.check_size(draft.reference, images.shape[2], images.shape[1])
+    return objective.quality(images, draft.reference)
 
 
 def _unwritten(each: Job, error: Exception) -> RunError:

@@ -169,6 +169,14 @@ class TrackingConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """What a run is worth to a sweeper that looks for the best settings."""
+
+    metric: str | None = None  # a metric of the run
+    reference: str | None = None  # the file of the picture that quality/psnr compares with
+
+
+@dataclass
 class OutputConfig:
     dir: str = MISSING
     name: str | None = None
@@ -224,6 +232,7 @@ class Config:
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
