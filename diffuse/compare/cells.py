@@ -115,7 +115,7 @@ def of_folder(folder: Path) -> Found:
     """All media with a record below `folder`, and the jobs that failed. Those without a record are counted."""
     found = Found(title=_title(folder))
     for place, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(place)
         jobs = of_job(here / JOB) if JOB in names else Found()
         known = {cell.path.name for cell in jobs.cells}
