@@ -26,6 +26,7 @@ COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "syn
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
+_LISTED = 50  # failures of a sweep
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -141,34 +142,55 @@ def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import interrupt, jobs, launcher, sweep
+    from diffuse import interrupt, jobs, launcher, launchers, sweep
     from diffuse.sweep_progress import SweepProgress
 
-    of, given = sweep.plan(quoted, typed, yes=yes)
+    launchers.register()
+    of, base, given = sweep.plan(quoted, typed, yes=yes)
     told, interruption = SweepProgress(), interrupt.Interruption()
-    making = jobs.Jobs(of, interruption=interruption, told=told)
+    making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
+    report = None
     with sweep.opened(of), interruption.watched(stopping, told.stop):
         try:
             with launcher.registered(making):
                 _hydra(flags, given, jobs.task)
+            if told.changed or (told.done and not (of.folder / "report").is_dir()):
+                report = _report_on(of, told, base.report.sheets) if base.report.make else None
+                making.sum_up(told.metrics, report and report.parent)
         finally:
             told.warn(making.close())
             if interruption.asked:
                 told.say(f"{told.summary()}; the same command goes on from here")
-    _tell_failures(of, told)
+    _end_sweep(of, told, report)
 
 
-def _tell_failures(of: Sweep, told: SweepProgress) -> None:
-    """How a sweep ended; raises where jobs of it failed, which are told in a line each."""
+def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> Path | None:
+    """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
+    from diffuse import compare
+
+    try:
+        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))[0]
+    except Exception as error:
+        told.warn([f"there is no report: {type(error).__name__}: {error}"])
+        return None
+
+
+def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
+    """Says how a sweep ended; raises where jobs of it failed, which are told in a line each."""
     from diffuse.terminal import unheard
 
     failures = [job.error for job in told.failed if job.error is not None]
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
     if told.jobs and not (wrong and len(failures) == len(told.jobs)):
-        told.say(told.summary())
-    for error in failures:
-        _report(error)
+        told.say(told.summary(report))
+    for job in told.failed[:_LISTED]:
+        if isinstance(job.error, DiffuseError):
+            _say(f"{job.said(of.axes)}: {job.error}")
+        elif job.error is not None:
+            _report(job.error)
+    if len(failures) > _LISTED:
+        _say(f"and {len(failures) - _LISTED} more")
     if failures:
         jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
         message = f"{jobs} of the sweep failed, as said above"

@@ -64,6 +64,7 @@ _PATHS = frozenset(
         "tracking.journal",
         "input_image",
         "mask_image",
+        "objective.reference",
     }
 )
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)

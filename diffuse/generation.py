@@ -42,11 +42,19 @@ class Generation:
     """All that is needed to make the pictures again, as plain JSON values; `images` has the digest of each."""
     paths: list[Path] = field(default_factory=list)
     """Where the run saved them; empty if it did not."""
+    quality: Mapping[str, float] = field(default_factory=dict)
+    """How near they are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
 
     @cached_property
     def images(self) -> list[Image.Image]:
         """The pictures as PIL images, RGB."""
         return [Image.fromarray(pixels) for pixels in self.pixels]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All numbers of the run by the names that they have in the tracking store."""
+        timings = {f"time/{name}": seconds for name, seconds in self.timings.items()}
+        return timings | {f"memory/{name}": gib for name, gib in self.memory.items()} | dict(self.quality)
 
     @property
     def records(self) -> list[dict[str, Any]]:

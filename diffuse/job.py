@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from diffuse.request import ImageFormat
 
 FILE = "job.json"
 _VERSION = 1
-_NO_PART = ("hydra", "tracking", "prompt_file")  # a file's prompts stand under prompt
+_NO_PART = ("hydra", "objective", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
 _KEY_SHOWN = 8  # of its digits in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
@@ -101,27 +102,32 @@ def run_id(folder: Path, key: str, sweep: str) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Removes what an earlier attempt has left: files half written, and pictures that are as it saved them.
+    """Removes what an earlier attempt has left: files half written or damaged, and pictures that are as it saved them.
 
     One that somebody has changed since stays; the new one then gets a number.
     """
     said = read_json(folder / FILE) or {}
-    listed = {str(entry.get("file")) for entry in said.get("media") or () if isinstance(entry, dict)}
+    listed = {str(entry.get("file")): entry for entry in said.get("media") or () if isinstance(entry, dict)}
     with suppress(OSError):
         for path in list(folder.iterdir()):
             if path.name.startswith(media.TEMPORARY) or _is_own(path, listed):
                 path.unlink(missing_ok=True)
 
 
-def _is_own(path: Path, listed: set[str]) -> bool:
+def _is_own(path: Path, listed: Mapping[str, Mapping[str, Any]]) -> bool:
     if path.suffix[1:] not in (kind.value for kind in ImageFormat):
         return False
     try:
-        image = media.read_record(path).get("image")
-        changed = path.suffix == ".png" and media.file_sha256(path) != (image or {}).get("pixels_sha256")
-        return not changed
+        sha256 = media.file_sha256(path)
     except MediaError:
-        return path.name in listed  # damaged
+        return path.name in listed
+    if path.name in listed:
+        return bool(sha256 == listed[path.name].get("pixels_sha256"))
+    try:
+        image = media.read_record(path).get("image") or {}
+    except MediaError:
+        return False
+    return path.suffix != ".png" or sha256 == image.get("pixels_sha256")
 
 
 def write(
@@ -133,6 +139,7 @@ def write(
     record: Mapping[str, Any],
     run_id: str | None,
     media: Sequence[tuple[Path, str]] = (),
+    metrics: Mapping[str, float] | None = None,
     error: str | None = None,
 ) -> None:
     """Says that the job is done, or failed with `error`. Written last: what it says is on disk already.
@@ -149,6 +156,8 @@ def write(
         "error": error,
         "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
         "run_id": run_id,
+        "metrics": dict(metrics or {}),
+        "worker": f"{platform.node()}/{os.getpid()}",
         "record": record,
     }
     write_json(folder / FILE, said)

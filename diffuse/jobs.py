@@ -9,7 +9,7 @@ import errno
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +17,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 
-from diffuse import configuration, job, media, sweep, tracking, validation
+from diffuse import configuration, job, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.interrupt import Interruption
-from diffuse.request import ImageFormat, Step
+from diffuse.picture_input import read_picture
+from diffuse.request import ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep
 from diffuse.terminal import saved, say
 
@@ -50,10 +52,12 @@ class Job:
     status: str = ""
     error: Exception | None = None
     paths: list[Path] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return self.folder.name or f"job {self.number}"
+    def said(self, axes: Sequence[str]) -> str:
+        """What of its overrides is its own, for the user."""
+        typed = configuration.typed(self.lines)
+        return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
 
 
 class Told:
@@ -81,16 +85,20 @@ class Jobs:
     def __init__(
         self,
         of: Sweep,
+        tracked: TrackingConfig,
         compose: Callable[[Sequence[str]], DictConfig] | None = None,
         interruption: Interruption | None = None,
         told: Told | None = None,
     ) -> None:
         self.sweep = of
+        self.tracked = tracked
         self.compose = compose or configuration.composed  # whatever a launcher composes with
         self.interruption = interruption or Interruption()
         self.told = told or Told()
         self.all: dict[str, Job] = {}  # by their key
         self.full: Exception | None = None  # the disk is, and nothing more is tried
+        self.elsewhere: Callable[[Jobs, Sequence[Job]], None] | None = None  # makes jobs, if not this process
+        self.on_close: list[Callable[[], list[str]]] = []
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
         self._tracker: tracking.Tracker | None = None
@@ -99,32 +107,56 @@ class Jobs:
 
     def make(self, overrides: Sequence[Sequence[str]], first: int = 0) -> list[Job]:
         """Makes what is missing of the jobs with these overrides; `first` is the number of the first of them."""
-        jobs = [Job(first + place, lines) for place, lines in enumerate(overrides)]
+        return self.do([Job(first + place, lines) for place, lines in enumerate(overrides)])
+
+    def do(self, jobs: Sequence[Job]) -> list[Job]:
+        """Makes what is missing of `jobs`. Gives them back, or for one that is the same as an earlier one, that."""
         self.told.planned(jobs)
         for each in jobs:
             self.interruption.check()
-            try:
-                self._look(each)
-            except Exception as error:
-                self._end(each, FAILED, error)
-        missing = [each for each in jobs if not each.status]
+            self.look(each)
+        missing = self._ordered([each for each in jobs if not each.status])
         if missing:
-            tracking.prepare(self._configured(missing[0])[0].tracking)
+            tracking.prepare(self.tracked)
+        if missing and self.elsewhere is not None:
+            self.elsewhere(self, missing)
+            missing = []
         for batch in self._batches(missing):
             self.interruption.check()
             if self.full:
                 for each in batch:
-                    self._end(each, LEFT)
+                    self.end(each, LEFT)
             else:
                 self._begin(batch)
         self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
+    def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
+        """Records the sweep itself, in a run beside those of its jobs, with its report where there is one."""
+        of = self.sweep
+        tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
+        about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
+        params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
+        tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
+        summary = tracker.start(of.name, params, tags, about, id=f"{of.identity[:12]}-summary", again=of.again)
+        summary.log_metrics(metrics)
+        if report is not None:
+            summary.log_files(report)
+        summary.finish()
+
     def close(self) -> list[str]:
         """Waits until everything is recorded, and says what went wrong with that."""
+        warnings = [warning for close in self.on_close for warning in close()]
         self._saver.wait()
         self._saver.close()
-        return [] if self._tracker is None else self._tracker.close()
+        return warnings + ([] if self._tracker is None else self._tracker.close())
+
+    def look(self, each: Job) -> None:
+        """Ends the job if it is a wrong request, or there already."""
+        try:
+            self._look(each)
+        except Exception as error:
+            self.end(each, FAILED, error)
 
     def _look(self, each: Job) -> None:
         """Finds out what job it is, whether it is a wrong request, and whether it is there already."""
@@ -134,7 +166,7 @@ class Jobs:
         each.key = job.digest(values)
         each.folder = self._folders.of(configuration.typed(each.lines), each.key)
         if self.all.setdefault(each.key, each) is not each:
-            self._end(each, DOUBLE)
+            self.end(each, DOUBLE)
             return
         cfg, draft = self._configured(each)
         costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
@@ -150,7 +182,8 @@ class Jobs:
         now = {"weights": run.weights(cfg), "inputs": inputs}
         if all(job.digests(part) == job.digests(said["record"][name]) for name, part in now.items()):
             each.paths = paths
-            self._end(each, THERE)
+            each.metrics = said.get("metrics", {}) | _quality(paths, draft)
+            self.end(each, THERE)
 
     def _configured(self, each: Job) -> tuple[DictConfig, validation.Draft]:
         """The job's configuration, and its request as far as that can be known without a checkpoint."""
@@ -160,8 +193,8 @@ class Jobs:
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
         return cfg, draft
 
-    def _batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """The jobs in batches; what is costly to change changes least, and otherwise the order stays."""
+    def _ordered(self, jobs: Sequence[Job]) -> list[Job]:
+        """In the order in which what is costly to change changes least; otherwise it stays."""
         ranks: list[dict[str, int]] = [{}, {}, {}]
         for each in jobs:
             for rank, level in zip(ranks, each.levels, strict=True):
@@ -170,8 +203,12 @@ class Jobs:
         def place(each: Job) -> tuple[int, ...]:
             return tuple(rank[level] for rank, level in zip(ranks, each.levels, strict=True))
 
+        return sorted(jobs, key=place)
+
+    def _batches(self, ordered: Sequence[Job]) -> Iterator[list[Job]]:
+        """Jobs that are alike but for their seeds, as many of them as fit at once."""
         previous: str | None = None
-        for levels, group in groupby(sorted(jobs, key=place), key=lambda each: each.levels):
+        for levels, group in groupby(ordered, key=lambda each: each.levels):
             if levels[0] != previous:
                 self._forget(previous)
                 previous = levels[0]
@@ -212,13 +249,12 @@ class Jobs:
             try:
                 cfg, draft = self._configured(each)
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
-                if self._tracker is None:  # not before a request is known to be right
-                    self._tracker = tracking.open_tracker(cfg.tracking)
+                tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 name = job.run_id(each.folder, each.key, self.sweep.identity)
                 place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
-                begun.append((each, run.begin(prepared, self._tracker, configuration.typed(each.lines), place)))
+                begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
-                self._end(each, FAILED, error)
+                self.end(each, FAILED, error)
         if begun:
             self.told.begun([each for each, _ in begun], begun[0][1].job.request.prompt)
             self._make(begun)
@@ -253,23 +289,25 @@ class Jobs:
         except Exception as error:
             self._failed(each, begun, error)
             return
-        each.paths = generation.paths
+        paths = generation.paths
         lossless = begun.job.cfg.output.format is ImageFormat.png
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
             if not lossless:
-                digests = [media.file_sha256(path) for path in each.paths]
-            self._write(each, generation.record, begun, media=list(zip(each.paths, digests, strict=True)))
+                digests = [media.file_sha256(path) for path in paths]
+            files = list(zip(paths, digests, strict=True))
+            self._write(each, generation.record, begun, media=files, metrics=generation.metrics)
         except Exception as error:
-            self._end(each, FAILED, _unwritten(each, error))
+            self.end(each, FAILED, _unwritten(each, error))
             return
-        self._end(each, MADE)
+        each.paths, each.metrics = paths, generation.metrics
+        self.end(each, MADE)
 
     def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
         begun.failed(error)
         with suppress(OSError):  # as the job itself, most likely; it is missing then, and so is done again
             self._write(each, begun.about, begun, error=f"{type(error).__name__}: {error}")
-        self._end(each, FAILED, error)
+        self.end(each, FAILED, error)
 
     def _write(self, each: Job, about: dict[str, Any], begun: Begun, **said: Any) -> None:
         job.write(
@@ -282,12 +320,22 @@ class Jobs:
             **said,
         )
 
-    def _end(self, each: Job, status: str, error: Exception | None = None) -> None:
+    def end(self, each: Job, status: str, error: Exception | None = None) -> None:
+        """Notes what became of the job."""
         with self._lock:
             each.status, each.error = status, error
             if isinstance(error, RunError) and getattr(error.__cause__, "errno", None) in _FULL:
                 self.full = error
             self.told.ended(each)
+
+
+def _quality(paths: Sequence[Path], draft: validation.Draft) -> dict[str, float]:
+    """What pictures that are there are worth beside the reference, which may be another than when they were made."""
+    if draft.reference is None:
+        return {}
+    images = np.stack([read_picture(str(path)).pixels for path in paths])
+    objective.check_size(draft.reference, images.shape[2], images.shape[1])
+    return objective.quality(images, draft.reference)
 
 
 def _unwritten(each: Job, error: Exception) -> RunError:
@@ -335,7 +383,7 @@ def task(cfg: DictConfig) -> list[Path]:
     told = sweep.read(folder)
     if told is None:
         raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
-    jobs = Jobs(told, lambda lines: cfg)
+    jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
     try:
         (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
     finally:

@@ -19,7 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
-from diffuse.jobs import Jobs
+from diffuse import objective
+from diffuse.jobs import Job, Jobs
 
 _KEPT = 1000  # configurations, of 70 kB each
 
@@ -38,6 +39,11 @@ def registered(jobs: Jobs) -> Iterator[None]:
         _current.pop()
 
 
+def making() -> Jobs:
+    """What makes the jobs that are launched now."""
+    return _current[-1]
+
+
 class SweepLauncher(Launcher):
     """See `conf/hydra/launcher/diffuse.yaml`."""
 
@@ -48,13 +54,16 @@ class SweepLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Makes the jobs, and gives each as a `Job`, which says what became of it; none raises."""
-        jobs = _current[-1]
+        """Makes the jobs. What a sweeper gets of each is the objective, or the `Job` itself where none is set."""
+        jobs = making()
         jobs.compose = lambda lines: self.composer.load_sweep_config(self.config, lines)
-        return [
-            JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=each)
-            for each in jobs.make(job_overrides, initial_job_idx)
-        ]
+        return [self._returned(each) for each in jobs.make(job_overrides, initial_job_idx)]
+
+    def _returned(self, each: Job) -> JobReturn:
+        if self.config.objective.metric is None:  # nothing is raised: the others go on, and all are told at the end
+            return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=each)
+        value = objective.value(self.config.objective, each.metrics) if each.metrics else None
+        return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=value)
 
 
 class Composer:

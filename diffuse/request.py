@@ -169,11 +169,27 @@ class TrackingConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """What a run is worth to a sweeper that looks for the best settings."""
+
+    metric: str | None = None  # a metric of the run
+    reference: str | None = None  # the file of the picture that quality/psnr compares with
+
+
+@dataclass
 class OutputConfig:
     dir: str = MISSING
     name: str | None = None
     format: ImageFormat = ImageFormat.png
     quality: int = 95
+
+
+@dataclass
+class ReportConfig:
+    """What is made at the end of a sweep."""
+
+    make: bool = True  # the page, the table and the plots
+    sheets: bool = True  # contact sheets too
 
 
 @dataclass
@@ -216,7 +232,9 @@ class Config:
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 @dataclass(frozen=True)

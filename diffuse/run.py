@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import hardware, media, memory_profile, record, sources, tracking, validation
+from diffuse import hardware, media, memory_profile, objective, record, sources, tracking, validation
 from diffuse.checkpoint import Checkpoint
 from diffuse.configuration import load_group
 from diffuse.errors import ConfigError, RunError, Stop
 from diffuse.generation import Generation, recorded
 from diffuse.hardware import Hardware
 from diffuse.inputs import Inputs
+from diffuse.picture_input import PictureInput
 from diffuse.pipelines.refined import request_fields, staged
 from diffuse.request import GenerationRequest, Made, MemoryProfileConfig, Step, TrackingConfig
 from diffuse.terminal import Progress, saved, say, unheard
@@ -52,6 +53,7 @@ class Prepared:
     scheduler: Any
     inputs: Inputs | None = None
     latents: Tensor | None = None
+    reference: PictureInput | None = None  # what the pictures are to come near to
 
 
 class Place(NamedTuple):
@@ -263,6 +265,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
         made.memory,
         made.warnings,
         recorded(about, made.images),
+        quality=objective.quality(made.images, begun.job.reference),
     )
     for index in range(len(made.images) if save else 0):
         path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
@@ -274,10 +277,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
     tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
     tracked.log_steps(generation.step_seconds)
-    tracked.log_metrics(
-        {f"time/{name}": seconds for name, seconds in generation.timings.items()}
-        | {f"memory/{name}": gib for name, gib in generation.memory.items()}
-    )
+    tracked.log_metrics(generation.metrics)
     tracked.finish(None)
     return generation
 
@@ -322,7 +322,8 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     pipeline.latent_shape(request, latents)
     memory_profile.check_size(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
-    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents)
+    objective.check_size(draft.reference, request.width, request.height)
+    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents, draft.reference)
 
 
 def weights(cfg: DictConfig) -> dict[str, Any]:

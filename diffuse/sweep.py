@@ -30,7 +30,7 @@ ASKED_ABOVE = 10_000  # jobs
 _VERSION = 1
 _UNSAID = ("folder", "again")  # of a sweep, in its file
 _HYDRAS = "multirun.yaml"  # which Hydra writes into the folder
-_SHARED = ("output.dir", "tracking", "hydra")  # what cannot differ between the jobs of a sweep
+_SHARED = ("output.dir", "report", "tracking", "hydra")  # what cannot differ between the jobs of a sweep
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,20 @@ def by_itself(overrides: Sequence[str]) -> bool:
     return mode == "MULTIRUN"
 
 
-def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -> tuple[Sweep, list[str]]:
-    """The sweep of `overrides`, which are those `typed` in Hydra's grammar, and what Hydra is to be given for it.
+def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -> tuple[Sweep, DictConfig, list[str]]:
+    """The sweep of `overrides`, which are those `typed` in Hydra's grammar; the configuration that its jobs have in
+    common; and what Hydra is to be given for it.
 
     A file of prompts becomes a sweep over its prompts. Raises ConfigError for a sweep without a job, for one over what
     its jobs share, and for more jobs than anyone means, unless the user agrees or has said `yes`.
     """
     parse = OverridesParser.create().parse_overrides
-    fixed = [override.input_line or "" for override in parse(list(overrides)) if not override.is_sweep_override()]
-    base = configuration.composed(fixed)
+    base = configuration.composed(_fixed(parse(list(overrides))))
     given = _with_prompts(overrides, base)
+    if given != list(overrides):
+        base = configuration.composed(_fixed(parse(given)))
+        if base.prompt_file is not None:  # of an experiment
+            given.append("prompt_file=null")
     swept = [override for override in parse([*_params(base), *given]) if override.is_sweep_override()]
     axes = {override.key_or_group: override for override in swept}  # the command line goes before the sweeper's own
     basic = str(base.hydra.sweeper._target_).endswith(".BasicSweeper")
@@ -95,7 +99,7 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     again = earlier is not None and earlier.identity == identity
     sweep = Sweep(identity, name or "one job", folder, kept, [axis.key for axis in found], seed, jobs, again)
     seeded = [] if seed is None else [f"seed={seed}"]
-    return sweep, [*given, *seeded, f"hydra.sweep.dir={configuration.quoted(str(folder))}"]
+    return sweep, base, [*given, *seeded, f"hydra.sweep.dir={configuration.quoted(str(folder))}"]
 
 
 def read(folder: Path) -> Sweep | None:
@@ -106,6 +110,11 @@ def read(folder: Path) -> Sweep | None:
         return None if said is None else Sweep(folder=folder, **{name: said[name] for name in names})
     except KeyError:
         return None
+
+
+def as_json(sweep: Sweep) -> dict[str, Any]:
+    """What `sweep.json` says, but for when the sweep was begun."""
+    return {"version": _VERSION, **{name: value for name, value in asdict(sweep).items() if name not in _UNSAID}}
 
 
 @contextmanager
@@ -119,10 +128,10 @@ def opened(sweep: Sweep) -> Iterator[None]:
     new = [name for name in (FILE, _HYDRAS) if not (folder / name).exists()]
     earlier = job.read_json(folder / FILE) or {}
     created = earlier.get("created") if earlier.get("identity") == sweep.identity else None
-    said = {"version": _VERSION, **asdict(sweep), "created": created or datetime.now(UTC).isoformat(timespec="seconds")}
+    created = created or datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        job.write_json(folder / FILE, {name: value for name, value in said.items() if name not in _UNSAID})
+        job.write_json(folder / FILE, as_json(sweep) | {"created": created})
         yield
     except OSError as error:
         if error.filename is None:
@@ -138,6 +147,10 @@ def opened(sweep: Sweep) -> Iterator[None]:
                 path.rmdir()  # refuses one that is not empty
 
 
+def _fixed(parsed: Sequence[Override]) -> list[str]:
+    return [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+
+
 def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
     """`overrides` with the prompts that a file holds in the place of the file."""
     if base.prompt_file is None:
@@ -146,7 +159,7 @@ def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
     prompts = ",".join(configuration.literal(prompt) for prompt in validation.prompts_in(base.prompt_file))
     rest = [override for override in overrides if not override.startswith("prompt_file=")]
-    return [*rest, "prompt_file=null", f"prompt=choice({prompts})"]
+    return [*rest, f"prompt={prompts}"]
 
 
 def _params(base: DictConfig) -> list[str]:
@@ -160,8 +173,10 @@ def _axis(override: Override, basic: bool) -> _Axis:
     if any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
         raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; give one value")
     value: Any = override.value()
-    if not basic or not override.is_discrete_sweep():
+    if not basic:
         return _Axis(key, override.get_value_string(), None)
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: has no steps to go in, such as range(1,2,0.1) has")
     if isinstance(value, RangeSweep):
         count = _length(override, value)
     elif isinstance(value, Glob):

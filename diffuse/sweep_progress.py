@@ -71,9 +71,26 @@ class SweepProgress(Told):
         say(line)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """`warnings`, and those of the jobs, which are told once."""
+        """`warnings`, and those of the jobs, each of them once."""
         for warning in [*self.warnings, *warnings]:
             self.say(f"warning: {warning}")
+        self.warnings.clear()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was made, or failed after it was begun."""
+        return self.count[MADE] > 0
+
+    @property
+    def done(self) -> int:
+        """How many jobs have their pictures."""
+        return self.count[MADE] + self.count[THERE]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """How many jobs there are of each kind, and the seconds that they took."""
+        counts = {f"jobs/{status}": float(self.count[status]) for status in (MADE, THERE, FAILED)}
+        return {**counts, "time/sweep_s": time.monotonic() - self.begin}
 
     @property
     def failed(self) -> list[Job]:

@@ -47,6 +47,7 @@ Fields (what is not given takes the model's default):
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
+  report.make, report.sheets      false leaves out a sweep's report, or its contact sheets
 
 Groups:
 {groups}

@@ -13,10 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse import inputs, prompt_syntax
+from diffuse import inputs, objective, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
+from diffuse.picture_input import PictureInput
 from diffuse.request import COMPONENTS, SEED_LIMIT, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
@@ -46,6 +47,7 @@ class Draft:
     height: int | None
     others: Mapping[str, Any]  # every other field of a request
     inputs: Inputs | None = None  # what it starts from
+    reference: PictureInput | None = None  # what it is to come near to
 
     def request(self, default_size: tuple[int, int]) -> GenerationRequest:
         """The request, with `default_size` (width, height in pixels) where none was given."""
@@ -98,7 +100,10 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
             for name, text in [*(("prompt", prompt) for prompt in prompts), *((name, values[name]) for name in _TEXTS)]:
                 prompt_syntax.parse(text or "", name)
         others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
-        return [Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read) for prompt in prompts]
+        reference = objective.read(cfg.objective)
+        return [
+            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read, reference) for prompt in prompts
+        ]
 
 
 def _container(node: DictConfig) -> dict[str, Any]:

@@ -8,8 +8,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 MAIN = "a" * 40  # the commit of every repository's main branch
 
@@ -60,6 +64,18 @@ class HubServer:
     def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def is_the_hub(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Lets huggingface_hub, which is online, speak to this server, and keep files in `cache`."""
+        settings: dict[str, Any] = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
 
     def fetched(self) -> list[str]:
         """The paths whose contents were asked for, each once, sorted."""

@@ -26,7 +26,6 @@ import torch
 import yaml
 from command import SMOKE, Done, diffuse, exit_status, finished, log_kept, smoke, start
 from hub_server import MAIN, HubServer, Repository
-from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -214,11 +213,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub on loopback that has the tiny checkpoint, and an empty cache."""
     held = {path.relative_to(TINY).as_posix(): path.read_bytes() for path in TINY.rglob("*") if path.is_file()}
     with HubServer({"owner/tiny": Repository({**held, "README.md": b"not needed"})}) as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        settings: dict[str, Any] = {"ENDPOINT": running.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        settings |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
+        running.is_the_hub(monkeypatch, tmp_path / "cache")
         yield running
 
 

@@ -6,7 +6,6 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command import SMOKE, Done, diffuse, exit_status
@@ -31,17 +30,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub with the tiny checkpoint, and its autoencoder by itself; an empty cache."""
     repositories = {"a/tiny": Repository(files(TINY)), "b/vae": Repository(files(TINY / "vae"))}
     with HubServer(repositories) as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        settings: dict[str, Any] = {"ENDPOINT": running.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        settings |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
+        running.is_the_hub(monkeypatch, tmp_path / "cache")
         yield running
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Run:
-    return lambda *words: diffuse(*SMOKE, "tracking=none", "output.dir=out", *words, cwd=tmp_path)
+    return lambda *words: diffuse(*SMOKE, "tracking=none", "output.dir=out", "prompt=x", *words, cwd=tmp_path)
 
 
 def refused(done: Done) -> str:

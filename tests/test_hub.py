@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,12 +90,7 @@ NAME = "owner/name"
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer({NAME: Repository({**SMALL, **PLAIN, **HALF, **NOT_NEEDED})}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        running.is_the_hub(monkeypatch, tmp_path / "hub")
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.chdir(tmp_path)
@@ -266,6 +262,15 @@ def test_what_is_left_of_a_run_and_is_wrong_is_removed(server: HubServer) -> Non
     )
     assert not begun.exists()
     assert files_in(locate(NAME).folder) == SMALL | PLAIN
+
+
+def test_two_runs_at_once_fetch_a_file_once(server: HubServer) -> None:
+    repository = server.repositories[NAME]
+    repository.files[UNET], repository.slow = weights(1, 1_000_000), 0.05
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: locate(NAME), range(2)))
+    assert found[0] == found[1] and files_in(found[0].folder)[UNET] == repository.files[UNET]
+    assert asked_for(server, UNET) == [None]
 
 
 def test_a_server_that_is_busy_for_a_moment(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ import torch
 from command import Done, diffuse
 from diffusers import LCMScheduler, StableDiffusionXLPipeline
 from hub_server import MAIN, HubServer, Repository
-from huggingface_hub import constants
 from PIL import Image
 
 from diffuse import configuration, media, run, sources
@@ -134,6 +133,8 @@ def test_what_comes_from_elsewhere_makes_another_pipeline(base: Path, other: Pat
     mixed = run.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
     again = run.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
     assert own is not mixed.pipeline is again.pipeline
+    same_but_other = run.open_pipeline(configuration.compose([*words, f"model.vae.source={base}"])).pipeline
+    assert same_but_other is not mixed.pipeline
     # Its own configuration is the one that counts: this one need not be in float32.
     half = [*words, "hardware.dtype=bfloat16", "memory_profile=full_gpu"]
     for more, dtype in (([], "float32"), ([f"model.vae.source={other}"], "bfloat16")):
@@ -229,11 +230,7 @@ def hub(base: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     alone = {**vae, "README.md": b"", "sdxl_vae.safetensors": b"x" * 99, "diffusion_pytorch_model.bin": b"x" * 99}
     held = {"a/base": files(base), "a/vae": alone, "b/whole": files(other)}
     with HubServer({name: Repository(content) for name, content in held.items()}) as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        settings: dict[str, Any] = {"ENDPOINT": running.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        settings |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
+        running.is_the_hub(monkeypatch, tmp_path / "cache")
         yield running
 
 

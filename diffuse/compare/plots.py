@@ -17,9 +17,9 @@ from diffuse.compare.sheet import SOFTWARE
 
 _SERIES = 8  # lines that can be told apart
 _QUALITY: dict[str, Callable[[Measured], float | None]] = {
-    "PSNR (dB)": lambda row: row.difference and row.difference.psnr,
-    "SSIM": lambda row: row.difference and row.difference.ssim,
-    "FLIP": lambda row: row.difference and row.difference.flip,
+    "PSNR (dB)": lambda row: row.difference.psnr if row.difference else None,
+    "SSIM": lambda row: row.difference.ssim if row.difference else None,
+    "FLIP": lambda row: row.difference.flip if row.difference else None,
 }
 _SECONDS: dict[str, Callable[[Measured], float | None]] = {"seconds a picture": lambda row: row.cell.seconds}
 

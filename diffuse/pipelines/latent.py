@@ -182,8 +182,7 @@ class LatentPipeline:
 
         def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
             self.memory.after_step(index)
-            shown = state.sample if state.original is None else state.original
-            steps.tell(timestep, seconds, state.sample, lambda: self._decode(shown))
+            steps.tell(timestep, seconds, state.sample, lambda: self._decode(state.seen()))
 
         with self.memory.use("unet") as unet:
             return denoise(

@@ -1,0 +1,149 @@
+"""A launcher that spreads the jobs of a sweep over workers; what the workers are is the matter of its pool."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.errors import RunError
+from diffuse.jobs import FAILED, Job, Jobs
+from diffuse.launcher import SweepLauncher, making
+from diffuse.launchers.work import Done, Task, Told
+
+TASKS_A_WORKER = 4  # at least, so that a slow worker does not keep the others waiting at the end
+MOST_JOBS = 16  # of a task, where the settings say nothing
+
+
+class Pool(Protocol):
+    """Workers. Each does one task at a time."""
+
+    @property
+    def size(self) -> int:
+        """How many workers there are, or will be."""
+
+    def give(self, tasks: deque[Task]) -> None:
+        """Takes from the left as many tasks as there are workers without one."""
+
+    def wait(self) -> list[tuple[Task, Done | str]]:
+        """Tasks that have ended: what came of each, or how its worker died. May return without one after a while."""
+
+    def close(self) -> list[str]:
+        """Ends the workers; those that have no task, in order. Returns warnings."""
+
+
+class Spread(SweepLauncher):
+    """Gives the jobs that are missing to the workers of a pool, which stay until the sweep ends.
+
+    `attempts` is how often a job is begun whose worker dies; `jobs_per_task` how many jobs a worker is given together.
+    """
+
+    def __init__(self, attempts: int, jobs_per_task: int | None, **settings: Any) -> None:
+        self.attempts = attempts
+        self.jobs_per_task = jobs_per_task
+        self.settings = {name: _plain(value) for name, value in settings.items()}
+        self.pool: Pool | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's. Raises ConfigError where what the workers need is not installed."""
+        self.require()
+        self.loader = hydra_context.config_loader
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    @abstractmethod
+    def require(self) -> None:
+        """Raises ConfigError where what the workers need is not installed."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """How many cores a worker has."""
+
+    @abstractmethod
+    def open_pool(self, told: Told) -> Pool:
+        """The workers, who are all to be told of the sweep."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Hydra's: what each job returned, in their order."""
+        making().elsewhere = self._make
+        return super().launch(job_overrides, initial_job_idx)
+
+    def _make(self, jobs: Jobs, missing: Sequence[Job]) -> None:
+        if self.pool is None:
+            told = Told(jobs.sweep, self.loader, self.config, os.path.abspath(os.curdir), self.threads)
+            self.pool = self.open_pool(told)
+            jobs.on_close.append(self.pool.close)
+        size = self.jobs_per_task or self._jobs_per_task(len(missing), self.pool.size)
+        _Spreading(jobs, self.pool, self.attempts).run(missing, size)
+
+    def _jobs_per_task(self, jobs: int, workers: int) -> int:
+        return max(1, min(MOST_JOBS, jobs // (workers * TASKS_A_WORKER)))
+
+
+class _Spreading:
+    """Jobs on their way through the workers."""
+
+    def __init__(self, jobs: Jobs, pool: Pool, attempts: int) -> None:
+        self.jobs = jobs
+        self.pool = pool
+        self.attempts = attempts
+        self.left: dict[int, Job] = {}  # by number
+        self.died: Counter[int] = Counter()  # how many workers have, of a job
+        self.waiting: deque[Task] = deque()
+
+    def run(self, missing: Sequence[Job], size: int) -> None:
+        """Returns when all of `missing` have ended; `size` of them go to a worker together."""
+        self.left = {job.number: job for job in missing}
+        self.waiting.extend(_task(missing[start : start + size]) for start in range(0, len(missing), size))
+        while self.left:
+            self.jobs.interruption.check()
+            self.pool.give(self.waiting)
+            for task, came in self.pool.wait():
+                if isinstance(came, Done):
+                    self._done(task, came)
+                else:
+                    self._lost(task, came)
+
+    def _done(self, task: Task, done: Done) -> None:
+        for warning in done.warnings:
+            self.jobs.told.warnings.setdefault(warning)
+        for number, ended in zip(task.numbers, done.jobs, strict=True):
+            job = self.left.pop(number)
+            job.paths, job.metrics = ended.paths, ended.metrics
+            self.jobs.end(job, ended.status, ended.error)
+
+    def _lost(self, task: Task, why: str) -> None:
+        """Gives what is missing of the task to other workers: the first of it, which may be to blame, by itself."""
+        lost = [self.left.pop(number) for number in task.numbers]
+        for job in lost:
+            self.jobs.look(job)
+        missing = [job for job in lost if not job.status]
+        self.left |= {job.number: job for job in missing}
+        if not missing:
+            return
+        first, *others = missing
+        self.died[first.number] += 1
+        self.jobs.told.warnings.setdefault(f"the worker of {first.folder.name} died ({why})")
+        if self.died[first.number] < self.attempts:
+            self.waiting.append(_task([first]))
+        else:
+            del self.left[first.number]
+            self.jobs.end(
+                first, FAILED, RunError(f"{first.folder.name}: its worker died {self.attempts} times ({why})")
+            )
+        if others:
+            self.waiting.append(_task(others))
+
+
+def _task(jobs: Sequence[Job]) -> Task:
+    return Task(tuple(job.number for job in jobs), tuple(job.lines for job in jobs))
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,225 @@
+"""The same sweep on more than one process or machine: joblib, submitit and Ray, whose workers keep their model and may
+die. A job's `job.json` says which worker made it, and how long that took to load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command import Done, diffuse, finished, start
+
+from diffuse import hardware
+from diffuse.launchers.joblib import JoblibLauncher
+from diffuse.launchers.spread import Pool
+from diffuse.launchers.work import Done as Came
+from diffuse.launchers.work import Task, Told, work
+
+ray = pytest.importorskip("ray")
+
+QUICK = ("experiment=smoke", "tracking=none", "report=false", "output.dir=out")
+SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
+
+
+def made(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
+
+
+def by_worker(jobs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    workers = defaultdict(list)
+    for job in jobs:
+        workers[job["worker"]].append(job)
+    return workers
+
+
+def loads(jobs: list[dict[str, Any]]) -> int:
+    return sum(job["metrics"]["time/load_s"] > 0 for job in jobs)
+
+
+def until(ready: Callable[[], Any], seconds: float = 120) -> Any:
+    """What `ready` gives as soon as it gives something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := ready():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def check(done: Done, folder: Path, seeds: int) -> None:
+    """All jobs are there, once, and their paths in the order in which they were typed."""
+    assert done.status == 0, done.err
+    jobs = made(folder / "out")
+    assert sorted(job["record"]["request"]["seed"] for job in jobs) == list(range(seeds))
+    assert {job["status"] for job in jobs} == {"done"}
+    assert [path.parent.name.split("-")[0] for path in done.paths] == [f"seed_{seed}" for seed in range(seeds)]
+    assert all((folder / path).is_file() for path in done.paths)
+
+
+def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path) -> None:
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start("-m", *QUICK, *SLOW, *joblib, "seed=range(0,10)", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    first = until(lambda: made(tmp_path / "out"))[0]
+    os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGKILL)
+    done = finished(process)
+    check(done, tmp_path, 10)
+    assert done.err.count(" died (") == 1, done.err
+    workers = by_worker(made(tmp_path / "out"))
+    assert len(workers) == 3  # the third in place of the first; the second went on
+    assert [loads(jobs) for jobs in workers.values()] == [1, 1, 1]
+
+
+def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
+    """A task that dies is given to another process; after Ctrl-C nothing runs on, and the same command does the rest."""
+    command = ("-m", *QUICK, "num_inference_steps=12", "hydra/launcher=submitit_local", "seed=range(0,8)")
+    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    first = until(lambda: made(tmp_path / "out"))[0]
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.status == 130 and "goes on from here" in done.err
+    assert not psutil.wait_procs(started, timeout=20)[1]
+    before = {job["key"] for job in made(tmp_path / "out")}
+    assert 0 < len(before) < 8
+
+    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    again = until(lambda: [job for job in made(tmp_path / "out") if job["key"] not in before])[0]
+    assert again["worker"] != first["worker"]
+    os.kill(int(again["worker"].rpartition("/")[2]), signal.SIGKILL)
+    check(finished(process), tmp_path, 8)
+    assert {job["key"] for job in made(tmp_path / "out")} >= before
+    assert all(loads(jobs) >= 1 for jobs in by_worker(made(tmp_path / "out")).values())
+
+
+def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [hardware.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
+    monkeypatch.setattr(hardware, "visible_gpus", lambda: cards)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    quick = ("tracking=none", "report=false", "output.dir=out", "num_inference_steps=1")
+    jobs = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=1", "seed=1,2", "width=64,4096")
+    done = diffuse("-m", *quick, *jobs, cwd=tmp_path)
+    assert done.status == 2 and len(done.paths) == 2
+    assert done.err.count("width=4096") >= 2 and "2 jobs of the sweep failed" in done.err
+    assert "Traceback" not in done.err
+    told = {job["worker"]: job["record"]["determinism"] for job in made(tmp_path / "out") if job["status"] == "done"}
+    seen = {record["environment"]["CUDA_VISIBLE_DEVICES"] for record in told.values()}
+    assert seen <= {"GPU-0", "GPU-1"} and len(seen) == len(told)
+    cores = len(os.sched_getaffinity(0))
+    assert {record["threads"] for record in told.values()} == {max(1, cores // 2)}
+
+
+class DeadlyJob(Pool):
+    """Makes tasks in this process, but for those with a job that would end any."""
+
+    size = 1
+
+    def __init__(self, told: Told, deadly: str) -> None:
+        self.told = told
+        self.deadly = deadly
+        self.tasks: list[Task] = []
+        self.all: list[Task] = []
+
+    def give(self, tasks: deque[Task]) -> None:
+        if tasks:
+            self.tasks.append(tasks.popleft())
+
+    def wait(self) -> list[tuple[Task, Came | str]]:
+        task = self.tasks.pop()
+        self.all.append(task)
+        return [(task, "killed" if any(self.deadly in job for job in task.jobs) else work(self.told, task))]
+
+    def close(self) -> list[str]:
+        return []
+
+
+def test_a_job_that_kills_its_workers_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[DeadlyJob] = []
+
+    def opened(_: Any, told: Told) -> Pool:
+        pools.append(DeadlyJob(told, "seed=1"))
+        return pools[-1]
+
+    monkeypatch.setattr(JoblibLauncher, "open_pool", opened)
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=4", "hydra.launcher.attempts=2")
+    done = diffuse("-m", *QUICK, *joblib, "seed=range(0,6)", cwd=tmp_path)
+    assert done.status == 1 and len(done.paths) == 5
+    assert "seed_1-" in done.err and "its worker died 2 times (killed)" in done.err
+    assert [len(task.jobs) for task in pools[0].all].count(1) >= 2  # by itself, in the end
+    assert len([task for task in pools[0].all if any("seed=1" in job for job in task.jobs)]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "package", "extra"),
+    [
+        (["hydra/launcher=ray"], "ray", "ray"),
+        (["hydra/launcher=joblib"], "joblib", "joblib"),
+        (["hydra/launcher=submitit_slurm"], "submitit", "slurm"),
+        (["experiment=tune_guidance"], "hydra_plugins.hydra_optuna_sweeper", "optuna"),
+    ],
+)
+def test_what_is_not_installed_is_named(
+    overrides: list[str], package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    done = diffuse("-m", *overrides, "seed=1,2", "tracking=none", cwd=tmp_path)
+    assert done.status == 2
+    assert done.err.count("\n") == 1 and f"pip install 'diffuse[{extra}]'" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Ray on this machine as if it were several: a head that does no work."""
+    from ray.cluster_utils import Cluster
+
+    several = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield several
+    several.shutdown()
+
+
+def on_ray(cluster: Any, *overrides: Any, cwd: Path) -> subprocess.Popen[Any]:
+    joined = ("hydra/launcher=ray", f"hydra.launcher.ray.init.address='{cluster.address}'")
+    return start("-m", *QUICK, *SLOW, *joined, *overrides, cwd=cwd)
+
+
+def test_a_node_of_ray_that_dies(tmp_path: Path, cluster: Any) -> None:
+    """Two nodes with a worker each, of which one goes in the middle: all jobs are made, with one load a worker."""
+    one, other = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+    try:
+        process = on_ray(cluster, "seed=range(0,14)", cwd=tmp_path)
+        until(lambda: len(by_worker(made(tmp_path / "out"))) == 2 or process.poll())
+        cluster.remove_node(other, allow_graceful=False)
+        done = finished(process)
+        check(done, tmp_path, 14)
+        workers = by_worker(made(tmp_path / "out"))
+        assert len(workers) == 2
+        assert [loads(jobs) for jobs in workers.values()] == [1, 1]
+        assert max(len(jobs) for jobs in workers.values()) > 7  # the one that was left did more
+    finally:
+        cluster.remove_node(one)
+
+
+def test_cards_of_ray_are_shared_out(tmp_path: Path, cluster: Any) -> None:
+    node = cluster.add_node(num_cpus=2, num_gpus=2)  # Ray believes it
+    try:
+        options = ("hardware=auto", "num_inference_steps=4", "hydra.launcher.ray.remote.num_gpus=1")
+        done = finished(on_ray(cluster, *options, "seed=range(0,6)", cwd=tmp_path))
+        check(done, tmp_path, 6)
+        workers = by_worker(made(tmp_path / "out"))
+        seen = [
+            {job["record"]["determinism"]["environment"]["CUDA_VISIBLE_DEVICES"] for job in jobs}
+            for jobs in workers.values()
+        ]
+        assert sorted(seen, key=str) == [{"0"}, {"1"}]
+        assert [loads(jobs) for jobs in workers.values()] == [1, 1]
+    finally:
+        cluster.remove_node(node)
