@@ -205,9 +205,11 @@ def typed(overrides: Sequence[str]) -> list[str]:
 
 
 def _typed(override: str) -> str:
+    if override.partition("=")[0] not in _TEXTS | _PATHS:
+        return override
     parsed = OverridesParser.create().parse_override(override)
     value = parsed.value()
-    if parsed.key_or_group not in _TEXTS | _PATHS or not isinstance(value, str):
+    if not isinstance(value, str):
         return override
     if parsed.key_or_group in _TEXTS:
         value = _MARKS if value == "${diffuse_marks:}" else re.sub(r"(\\*)\\\$\{", lambda m: m[1][::2] + "${", value)

@@ -9,7 +9,7 @@ _HELP = """\
 diffuse makes pictures with diffusion models from declared configuration, and keeps the record.
 
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
-  diffuse -m [OVERRIDES]          sweep over lists and ranges of values
+  diffuse -m [OVERRIDES]          sweep over lists and ranges of values; the same command goes on where it stopped
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse reproduce RUN_ID|FILE   make the pictures of a run or file again, and say whether they are the same

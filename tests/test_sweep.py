@@ -327,7 +327,7 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
         patched.setattr(launcher.Composer, "load_sweep_config", watched)
         axes = (
             "scheduler=ddim,euler",
-            "experiment=smoke,prompt_matrix",
+            "experiment=seeds_by_steps,prompt_matrix",
             "seed=1,2",
             "model.request_defaults.width=72,80",
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from diffuse import configuration, media, record, validation
@@ -94,7 +94,7 @@ def make(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapping[
     own = [override.format_map(inputs) for override in case.overrides]
     composed = configuration.compose(own)
     for name in _OURS:
-        composed[name] = OmegaConf.masked_copy(cfg, [name])[name]
+        composed[name] = cfg[name]
     composed.output.name = case.slug
     given = [override for override in overrides if override.partition("=")[0] not in ("experiment", "suite")]
     told = runs.Told(on_saved=saved, messages=False)
