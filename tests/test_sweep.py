@@ -325,7 +325,12 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(launcher.Composer, "load_sweep_config", watched)
-        axes = ("scheduler=ddim,euler", "experiment=smoke,prompt_matrix", "seed=1,2", "model.request_defaults.width=72,80")
+        axes = (
+            "scheduler=ddim,euler",
+            "experiment=smoke,prompt_matrix",
+            "seed=1,2",
+            "model.request_defaults.width=72,80",
+        )
         swept(*axes, "scheduler.timestep_spacing=trailing", "width=65", cwd=tmp_path, status=2)
     assert len({tuple(lines) for lines, _ in seen}) == 16
     for lines, values in seen[:16]:

@@ -134,7 +134,9 @@ class _Spreading:
             self.waiting.append(_task([first]))
         else:
             del self.left[first.number]
-            self.jobs.end(first, FAILED, RunError(f"{first.folder.name}: its worker died {self.attempts} times ({why})"))
+            self.jobs.end(
+                first, FAILED, RunError(f"{first.folder.name}: its worker died {self.attempts} times ({why})")
+            )
         if others:
             self.waiting.append(_task(others))
 
