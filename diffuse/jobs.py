@@ -289,17 +289,18 @@ class Jobs:
         except Exception as error:
             self._failed(each, begun, error)
             return
-        each.paths, each.metrics = generation.paths, generation.metrics
+        paths = generation.paths
         lossless = begun.job.cfg.output.format is ImageFormat.png
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
             if not lossless:
-                digests = [media.file_sha256(path) for path in each.paths]
-            files = list(zip(each.paths, digests, strict=True))
+                digests = [media.file_sha256(path) for path in paths]
+            files = list(zip(paths, digests, strict=True))
             self._write(each, generation.record, begun, media=files, metrics=generation.metrics)
         except Exception as error:
             self.end(each, FAILED, _unwritten(each, error))
             return
+        each.paths, each.metrics = paths, generation.metrics
         self.end(each, MADE)
 
     def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
