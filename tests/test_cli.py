@@ -135,7 +135,7 @@ def test_a_sweep_makes_a_folder_for_each_job(tmp_path: Path) -> None:
 
 
 def test_a_wrong_job_does_not_stop_the_sweep(tmp_path: Path) -> None:
-    done = diffuse("-m", "report.make=false", *UNTRACKED, "output.name=x", "width=64,65,72", cwd=tmp_path)
+    done = diffuse("-m", *UNTRACKED, "report.make=false", "output.name=x", "width=64,65,72", cwd=tmp_path)
     assert done.status == 2
     assert [Image.open(tmp_path / path).size for path in lines(done.out)] == [(64, 64), (72, 64)]
     said = [line for line in lines(done.err) if line.startswith("diffuse: ")]
@@ -269,6 +269,8 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     "an option of the sampler": (["scheduler.eta=7"], 2),
     "a weight that is no number": (["prompt=(cat:1,3)", "prompt_syntax=weighted"], 2),
     "a file of prompts that is not there": (["prompt_file=nowhere.txt"], 2),
+    "no file to reproduce": (["reproduce", "nowhere.png"], 2),
+    "nothing that a smoke run takes": (["experiment=smoke", "seed=3"], 2),
     "configuration": (["--cfg", "job"], 0),
     "a wrong source": (["download", "model.source="], 2),
     "nothing to show": (["ui", "tracking=none"], 2),
