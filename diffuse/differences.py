@@ -25,9 +25,9 @@ def levels(ours: np.ndarray, theirs: np.ndarray) -> int:
 
 
 def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures of one shape; infinite where they are the same."""
-    error = float(np.mean((ours.astype(np.float64) - theirs) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    """Peak signal-to-noise ratio in decibels of two uint8 pictures of one shape; infinite where they are the same."""
+    error = np.mean(np.square(ours.astype(np.int32) - theirs), dtype=np.float64)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / float(error))
 
 
 def between(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

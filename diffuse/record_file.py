@@ -211,7 +211,8 @@ def _check_batch(found: Mapping[str, Any], shown: str) -> None:
         or len(seeds) > _MOST_IMAGES
         or not all(_whole(seed) and 0 <= seed < SEED_LIMIT for seed in seeds)
         or not _whole(first)
-        or seeds[max(first, 0) :][: len(own)] != own
+        or first not in range(len(seeds))
+        or seeds[first : first + len(own)] != own
     ):
         raise ConfigError(f"{shown}: {_short(batch)} is not a batch of its run; the record was changed")
 

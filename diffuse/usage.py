@@ -12,8 +12,7 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values; the same command goes on where it stopped
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
-  diffuse reproduce FILE [OVERRIDES]
-                                  make the pictures of a file's record again, and say whether they are the same
+  diffuse reproduce RUN_ID|FILE   make the pictures of a run or file again, and say whether they are the same
   diffuse experiment=smoke [--junit FILE]
                                   run and check every family of pipelines and every scheduler at its tiniest
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
@@ -70,7 +69,7 @@ _NOTES = {
     "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
-    "hardware": "hardware.dtype, hardware.deterministic=strict",
+    "hardware": "hardware.dtype, hardware.deterministic=strict, hardware.compile=regional",
     "tracking": "tracking.uri=SERVER",
     "experiment": "ready-made configurations",
 }

@@ -269,6 +269,8 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     "an option of the sampler": (["scheduler.eta=7"], 2),
     "a weight that is no number": (["prompt=(cat:1,3)", "prompt_syntax=weighted"], 2),
     "a file of prompts that is not there": (["prompt_file=nowhere.txt"], 2),
+    "no file to reproduce": (["reproduce", "nowhere.png"], 2),
+    "nothing that a smoke run takes": (["experiment=smoke", "seed=3"], 2),
     "configuration": (["--cfg", "job"], 0),
     "a wrong source": (["download", "model.source="], 2),
     "nothing to show": (["ui", "tracking=none"], 2),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from diffuse import configuration, media, record, validation
 from diffuse import run as runs
-from diffuse.errors import DiffuseError, RunError
+from diffuse.errors import DiffuseError, RunError, one_line
 from diffuse.generation import Generation
 from diffuse.request import Config, GenerationRequest, ImageFormat
 from diffuse.smoke import checkpoints, junit, reference
@@ -84,7 +84,7 @@ def _outcome(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapp
     except DiffuseError as error:
         outcome.wrong = [str(error)]
     except Exception as error:  # the other cases are still worth running
-        outcome.wrong = [f"{type(error).__name__}: {error}"]
+        outcome.wrong = [one_line(f"{type(error).__name__}: {error}")]
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -94,7 +94,7 @@ def make(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapping[
     own = [override.format_map(inputs) for override in case.overrides]
     composed = configuration.compose(own)
     for name in _OURS:
-        composed[name] = OmegaConf.masked_copy(cfg, [name])[name]
+        composed[name] = cfg[name]
     composed.output.name = case.slug
     given = [override for override in overrides if override.partition("=")[0] not in ("experiment", "suite")]
     told = runs.Told(on_saved=saved, messages=False)
@@ -132,7 +132,7 @@ def picture_faults(made: Generation, case: Case) -> list[str]:
 def record_faults(made: Generation) -> list[str]:
     """What a record should hold and this one does not."""
     about = made.record
-    missing = [name for name, kind in record.PARTS.items() if not isinstance(about.get(name), kind)]
+    missing = [name for name, kind in record.PARTS.items() if not isinstance(about.get(name, ...), kind)]
     wanted = {"config": Config.__dataclass_fields__, "request": GenerationRequest.__dataclass_fields__}
     for part, names in wanted.items():
         missing += [f"{part}.{name}" for name in names if name not in about.get(part, {})]
@@ -149,5 +149,5 @@ def _table(outcomes: Sequence[Outcome]) -> None:
     width = max(len(outcome.case.name) for outcome in outcomes)
     print(f"{'case':<{width}}  seconds  result", file=sys.stderr)
     for outcome in outcomes:
-        result = " ".join(f"OFF: {'; '.join(outcome.wrong)}".split()) if outcome.wrong else outcome.said
+        result = f"OFF: {'; '.join(outcome.wrong)}" if outcome.wrong else outcome.said
         print(f"{outcome.case.name:<{width}}  {outcome.seconds:7.2f}  {result}", file=sys.stderr, flush=True)
