@@ -124,7 +124,9 @@ def test_arguments_that_do_not_exist(arguments: list[str], tmp_path: Path) -> No
 
 
 def test_a_sweep_makes_a_folder_for_each_job(tmp_path: Path) -> None:
-    done = smoke("-m", "report.make=false", "output.dir=out", "output.name=x", "seed=1,2", "guidance_scale=2,3", cwd=tmp_path)
+    done = smoke(
+        "-m", "report.make=false", "output.dir=out", "output.name=x", "seed=1,2", "guidance_scale=2,3", cwd=tmp_path
+    )
     folders = [Path(path).parent.name.rpartition("-")[0] for path in lines(done.out)]
     assert folders == [f"guidance_scale_{scale}-seed_{seed}" for seed in (1, 2) for scale in (2, 3)]
     made = [media.read_record(tmp_path / path)["request"] for path in lines(done.out)]

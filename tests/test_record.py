@@ -52,7 +52,7 @@ def made(pictures: list[Path]) -> dict[str, Any]:
 
 def test_the_parts_stand_in_a_fixed_order(made: dict[str, Any]) -> None:
     parts = ["diffuse", "created", "config", "overrides", "request", "weights", "hardware", "determinism"]
-    assert [part for part in made if part != "inputs"] == [*parts, "versions", "git", "image"]
+    assert [part for part in made if part != "inputs"] == [*parts, "versions", "git", "timings", "image"]
 
 
 def test_the_digest_is_that_of_the_pixels_in_the_file(pictures: list[Path]) -> None:
