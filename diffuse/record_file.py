@@ -206,6 +206,7 @@ def _check_batch(found: Mapping[str, Any], shown: str) -> None:
         not isinstance(seeds, list)
         or len(seeds) > _MOST_IMAGES
         or not all(_whole(seed) and 0 <= seed < SEED_LIMIT for seed in seeds)
+        or not _whole(first)
         or first not in range(len(seeds))
         or seeds[first : first + len(own)] != own
     ):
