@@ -42,6 +42,11 @@ class Determinism(Enum):
     strict = "strict"
 
 
+class Compile(Enum):
+    none = "none"
+    regional = "regional"
+
+
 class Guidance(Enum):
     batched = "batched"
     sequential = "sequential"
@@ -153,6 +158,7 @@ class HardwareConfig:
     device: Device = Device.auto
     dtype: Dtype = Dtype.auto
     deterministic: Determinism = Determinism.relaxed
+    compile: Compile = Compile.none
     vram_gb: float | None = None  # plan for a card of this size instead of the one found
     threads: int | None = None  # CPU threads; null leaves torch's choice
 

@@ -79,7 +79,7 @@ def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path) -> None:
 
 
 def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
-    """A task that dies is given to another process; after Ctrl-C nothing runs on, and the same command does the rest."""
+    """A task that dies goes to another process; after Ctrl-C nothing runs on, and the same command does the rest."""
     command = ("-m", *QUICK, "num_inference_steps=12", "hydra/launcher=submitit_local", "seed=range(0,8)")
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     first = until(lambda: made(tmp_path / "out"))[0]

@@ -301,7 +301,7 @@ def test_ready_made_sweeps(name: str, jobs: int, tmp_path: Path, monkeypatch: py
 def test_the_report_costs_a_sweep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("-m", *QUICK, "report.make=true", "seed=1,2", "num_inference_steps=1")
 
-    def broken(folder: Path) -> list[Path]:
+    def broken(folder: Path, wanted: Any = None) -> list[Path]:
         raise OSError("no room")
 
     with monkeypatch.context() as patched:

@@ -238,7 +238,8 @@ function drawFacts(mode) {
   const cell = data.cells[viewer.a];
   $('.command pre').textContent = cell.command;
   $('.command .note').textContent = cell.note ? `It does not make the same picture: ${cell.note}.` : '';
-  const link = element('a', { href: cell.link, target: '_blank', rel: 'noreferrer' }, cell.name);
+  const framed = window.top !== window; // there, no file lies beside the page
+  const link = framed ? cell.name : element('a', { href: cell.link, target: '_blank', rel: 'noreferrer' }, cell.name);
   const about = cell.video ? cell.moving : cell.still;
   const smaller = about && !about.exact ? ` The page itself carries a copy of ${about.size.join(' × ')}.` : '';
   $('.origin').replaceChildren('File ', link, '.', smaller);

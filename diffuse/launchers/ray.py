@@ -6,14 +6,18 @@ process that Ray uses again for another task may be given another card, which CU
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
-from typing import Any
+from typing import Any, TextIO, cast
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.launchers.require import require
 from diffuse.launchers.spread import Pool, Spread
 from diffuse.launchers.work import Done, Task, Told, leave, work
 from diffuse.request import Device
+from diffuse.terminal import say
 
 _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether Ctrl-C was pressed
 _LEAVE_S = 60  # for a worker to record what it has made
@@ -53,6 +57,24 @@ class _Worker:
         return leave(self.told)
 
 
+class _Stdout:
+    """Standard output as it should be: of what Ray's threads print there, a line goes to standard error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes `text`, or says its first line."""
+        if not threading.current_thread().name.startswith("ray_"):
+            return self.stream.write(text)
+        if text.strip():
+            say(text.strip().splitlines()[0])
+        return len(text)
+
+
 class Actors(Pool):
     """As many workers as there is room for while nodes come and go."""
 
@@ -61,6 +83,7 @@ class Actors(Pool):
 
         self.ray = ray
         self.workers = workers
+        self.stdout = sys.stdout
         self.started = not ray.is_initialized()
         if self.started:
             try:
@@ -71,6 +94,12 @@ class Actors(Pool):
         if "num_gpus" not in self.options:
             accelerated = told.config.hardware.device in (Device.auto, Device.cuda)
             self.options["num_gpus"] = 1 if accelerated and ray.cluster_resources().get("GPU") else 0
+        self.starting: dict[Any, Any] = {}  # what ready() will return -> worker
+        self.idle: list[Any] = []
+        self.running: dict[Any, tuple[Any, Task]] = {}  # what work() will return -> worker, task
+        self.failed_starts = 0
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+        sys.stdout = cast(TextIO, _Stdout(self.stdout))
         try:
             self.kind: Any = ray.remote(_Worker)
             self.kind = self.kind.options(**self.options)
@@ -78,10 +107,6 @@ class Actors(Pool):
             self.close()
             raise ConfigError(f"hydra.launcher.ray.remote: {error}") from error
         self.told = ray.put(told)
-        self.starting: dict[Any, Any] = {}  # what ready() will return -> worker
-        self.idle: list[Any] = []
-        self.running: dict[Any, tuple[Any, Task]] = {}  # what work() will return -> worker, task
-        self.failed_starts = 0
 
     @property
     def size(self) -> int:
@@ -116,7 +141,7 @@ class Actors(Pool):
                 ended.append((task, self.ray.get(reference)))
                 self.idle.append(worker)
             except self.ray.exceptions.RayError as error:
-                ended.append((task, str(error).strip().splitlines()[0]))
+                ended.append((task, type(error).__name__))
                 self.ray.kill(worker)
         return ended
 
@@ -146,4 +171,5 @@ class Actors(Pool):
             self.ray.kill(worker)
         if self.started:
             self.ray.shutdown()
+        sys.stdout = self.stdout
         return warnings
