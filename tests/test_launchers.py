@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command import Done, diffuse, finished, start
+from command import SMOKE, Done, diffuse, finished, start
 
 from diffuse import hardware
 from diffuse.launchers.joblib import JoblibLauncher
@@ -26,7 +26,7 @@ from diffuse.launchers.work import Task, Told, work
 
 ray = pytest.importorskip("ray")
 
-QUICK = ("experiment=smoke", "tracking=none", "report=false", "output.dir=out")
+QUICK = (*SMOKE, "num_inference_steps=2", "tracking=none", "report.make=false", "output.dir=out")
 SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
 
 
