@@ -21,7 +21,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from diffuse import tracking, tracking_delivery, tracking_journal, tracking_mlflow, tracking_process, tracking_sync
+from diffuse import (
+    tracking,
+    tracking_delivery,
+    tracking_journal,
+    tracking_mlflow,
+    tracking_process,
+    tracking_sync,
+    tracking_system,
+    tracking_worker,
+)
 from diffuse.errors import ConfigError
 from diffuse.request import TrackingConfig
 from diffuse.tracking_query import StoreReader
@@ -154,6 +163,26 @@ def test_a_long_run_is_seen_while_it_goes_on(store: Path, picture: Path) -> None
     (found,) = runs(store)
     assert (found.info.run_id, found.info.status) == (run.run_id, "FAILED")
     check_whole(store, found)
+
+
+def test_a_run_that_goes_on_gets_system_metrics(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_system, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(tracking_delivery, "_LIVE_SECONDS", 0.0)
+    address = Store.of(settings(store))
+    spool = tracking_journal.Spool(address)
+    entry = spool.entry()
+    begin = {"id": "long", "name": "long", "time": 1000, "again": False}
+    entry.append({"time": 1000, "begin": begin, "params": {}})
+    work = tracking_worker.Work(spool.folder, address, lambda message: None)
+    for _ in range(6):
+        work.step()
+    entry.append({"time": 2000, "end": "FINISHED"})
+    assert work.close(orphaned=True) == []
+    (run,) = runs(store)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
+    history = MlflowClient(address.uri).get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert len(history) > 1 and [row.step for row in history] == list(range(len(history)))
+    spool.close()
 
 
 def test_a_run_begun_again_continues_the_one_of_its_name(store: Path, picture: Path) -> None:
