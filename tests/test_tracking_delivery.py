@@ -229,6 +229,32 @@ def test_two_that_sync_at_once_deliver_each_run_once(store: Path, picture: Path)
         check_whole(store, run)
 
 
+def test_a_delivery_killed_at_random_moments_is_taken_up_again(
+    store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_delivery, "_TOGETHER", 2)  # more moments that matter
+    for _ in range(2):
+        spooled(settings(store), picture, 20)
+    draw = random.Random(7)
+    for _ in range(6):
+        process = multiprocessing.get_context("fork").Process(target=sync, args=(settings(store),))
+        process.start()
+        left = len(list(tmp_path.glob("mlflow-pending/*/*.jsonl")))
+        wait_until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left)
+        time.sleep(draw.uniform(0, 0.1))
+        process.kill()
+        process.join()
+    sync(settings(store))
+    assert not (tmp_path / "mlflow-pending").exists()
+    made = runs(store)
+    assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 40
+    for run in made:
+        assert run.info.status == "FINISHED"
+        check_whole(store, run)
+    ids = {run.info.run_id for run in made}
+    assert [path.name for path in (tmp_path / "mlartifacts").iterdir() if path.name not in ids] == []
+
+
 @pytest.mark.parametrize("call", ["log", "log_weights", "end", "log_folder"])
 def test_a_delivery_that_breaks_off_is_made_again(
     call: str, store: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
