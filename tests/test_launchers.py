@@ -176,6 +176,21 @@ def test_what_is_not_installed_is_named(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["hydra/launcher=submitit_slurm"], "is a file, and Slurm's workers are on other machines; use a server"),
+        (["hydra/launcher=submitit_slurm", "tracking=none"], "hydra/launcher=submitit_slurm: "),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs"),
+    ],
+)
+def test_a_launcher_that_cannot_be(overrides: list[str], said: str, tmp_path: Path) -> None:
+    done = diffuse("-m", *overrides, "seed=1,2", "output.dir=out", cwd=tmp_path)
+    assert done.status == 2
+    assert done.err.count("\n") == 1 and said in done.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Ray on this machine as if it were several: a head that does no work."""

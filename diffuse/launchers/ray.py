@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.launchers.require import require
-from diffuse.launchers.spread import Pool, Spread
+from diffuse.launchers.spread import Pool, Spread, check_store
 from diffuse.launchers.work import Done, Task, Told, leave, work
 from diffuse.request import Device
 from diffuse.terminal import say
@@ -90,6 +90,9 @@ class Actors(Pool):
                 ray.init(**init)
             except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(f"hydra.launcher.ray.init: {error}") from error
+        hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        if len(hosts) > 1:
+            check_store(told.config.tracking, f"Ray's workers are on {len(hosts)} machines")
         self.options = {name: value for name, value in remote.items() if value is not None}
         if "num_gpus" not in self.options:
             accelerated = told.config.hardware.device in (Device.auto, Device.cuda)
