@@ -21,6 +21,7 @@ An override is NAME=VALUE. A prompt is taken literally.
   diffuse prompt="a panda face on a pink background" seed=7 num_images=4
   diffuse model=sd21 prompt="a lighthouse, oil on canvas" num_inference_steps=30
   diffuse -m seed=1,2,3 guidance_scale=2,4
+  diffuse -m seed='range(0,100)' hydra/launcher=joblib     or ray, submitit_slurm: on many processes or machines
 
 Fields (what is not given takes the model's default):
   prompt, negative_prompt         what the picture shows, and what it does not
@@ -40,6 +41,8 @@ Fields (what is not given takes the model's default):
   mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
   resize                          stretch, crop or pad: how a picture of another size is made to fit
   output.dir, output.name         where to; an existing file is never overwritten
+  objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
+  objective.reference             the picture that quality/psnr compares with
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
 
 Groups:

@@ -181,7 +181,11 @@ def test_what_is_not_installed_is_named(
     [
         (["hydra/launcher=submitit_slurm"], "is a file, and Slurm's workers are on other machines; use a server"),
         (["hydra/launcher=submitit_slurm", "tracking=none"], "hydra/launcher=submitit_slurm: "),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: should be a whole number"),
+        (
+            ["hydra/launcher=ray", "hydra.launcher.ray.init.address='127.0.0.1:1'"],
+            "address=127.0.0.1:1: no Ray answers",
+        ),
     ],
 )
 def test_a_launcher_that_cannot_be(overrides: list[str], said: str, tmp_path: Path) -> None:

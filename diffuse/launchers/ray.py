@@ -7,6 +7,7 @@ process that Ray uses again for another task may be given another card, which CU
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from diffuse.terminal import say
 
 _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether Ctrl-C was pressed
 _LEAVE_S = 60  # for a worker to record what it has made
+_ANSWER_S = 5  # for a cluster to answer
 _STARTS = 3  # workers in a row that do not start, after which none is expected to
 
 
@@ -57,6 +59,16 @@ class _Worker:
         return leave(self.told)
 
 
+def _check_address(address: str | None) -> None:
+    """Raises ConfigError where nobody answers, which Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+        except OSError as error:
+            raise ConfigError(f"hydra.launcher.ray.init.address={address}: no Ray answers there ({error})") from error
+
+
 class _Stdout:
     """Standard output as it should be: of what Ray's threads print there, a line goes to standard error."""
 
@@ -85,6 +97,7 @@ class Actors(Pool):
         self.workers = workers
         self.stdout = sys.stdout
         self.started = not ray.is_initialized()
+        _check_address(init.get("address"))
         if self.started:
             try:
                 ray.init(**init)
