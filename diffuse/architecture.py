@@ -22,7 +22,7 @@ T = TypeVar("T")
 def architecture(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     """An instance of `cls` from the published settings `raw`, which were read from `where` (for messages).
 
-    Lists become tuples. Keys that begin with an underscore, such as `_class_name`, are bookkeeping and skipped.
+    Lists become tuples. Keys that begin with an underscore are bookkeeping and skipped, unless `cls` names them.
 
     Raises:
         CheckpointError: a value is of the wrong type or not implemented, a needed key is missing, or an unknown
@@ -34,7 +34,7 @@ def architecture(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in raw.items():
-        if key.startswith("_") or key in ignored:
+        if key in ignored or (key.startswith("_") and key not in fixed):
             continue
         if key in fixed:
             if not any(_same(value, allowed) for allowed in fixed[key]):

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from diffuse.sweep import Sweep
     from diffuse.sweep_progress import SweepProgress
 
-COMMANDS = ("generate", "compare", "download", "doctor", "ui", "sync")
+COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
@@ -78,6 +79,7 @@ def _dispatch(arguments: list[str]) -> None:
     else:
         commands: dict[str, Callable[[list[str]], None]] = {
             "compare": _compare,
+            "reproduce": _reproduce,
             "download": _download,
             "doctor": _doctor,
             "ui": _ui,
@@ -90,6 +92,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _generate(arguments: list[str]) -> None:
     """Hands over to Hydra, which composes the configuration and calls `_job`; or, of a sweep, gives the jobs to its
     launcher."""
+    junit, arguments = _junit(arguments)
     flags, overrides = _split(arguments)
 
     from diffuse import configuration, model_family, sweep
@@ -105,7 +108,7 @@ def _generate(arguments: list[str]) -> None:
         if multirun:
             _sweep(flags, quoted, overrides, yes)
         else:
-            _hydra(flags, quoted, _job)
+            _hydra(flags, quoted, partial(_job, junit=junit))
 
 
 def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any]) -> None:
@@ -153,7 +156,7 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
             with launcher.registered(making):
                 _hydra(flags, given, jobs.task)
             if told.changed or (told.done and not (of.folder / "report").is_dir()):
-                report = _report_on(of, told) if base.report else None
+                report = _report_on(of, told, base.report.sheets) if base.report.make else None
                 making.sum_up(told.metrics, report and report.parent)
         finally:
             told.warn(making.close())
@@ -162,12 +165,12 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     _end_sweep(of, told, report)
 
 
-def _report_on(of: Sweep, told: SweepProgress) -> Path | None:
+def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> Path | None:
     """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
     from diffuse import compare
 
     try:
-        return compare.report(of.folder)[0]
+        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))[0]
     except Exception as error:
         told.warn([f"there is no report: {type(error).__name__}: {error}"])
         return None
@@ -196,11 +199,15 @@ def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
         raise RunError(f"standard output cannot be written: {unprinted.strerror}; the pictures are in {of.folder}")
 
 
-def _job(cfg: DictConfig) -> None:
+def _job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from diffuse import configuration, validation
 
+    if junit is not None and cfg.suite is None:
+        raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
+    if cfg.suite is not None:
+        return _suite(cfg, configuration.typed(HydraConfig.get().overrides.task), junit)
     drafts = validation.drafts(cfg)  # before torch is imported
 
     from diffuse import tracking
@@ -210,6 +217,29 @@ def _job(cfg: DictConfig) -> None:
     from diffuse import run
 
     run.run(cfg, drafts=drafts, overrides=configuration.typed(HydraConfig.get().overrides.task))
+
+
+def _suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
+    from diffuse.smoke import cases
+
+    cases.check(overrides, junit)  # before torch is imported
+
+    from diffuse.smoke import suite
+
+    suite.run(cfg, overrides, junit)
+
+
+def _junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--junit` names, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--junit":
+            rest = arguments[place + 1 :]
+            value = value if equals else rest.pop(0) if rest else ""
+            if not value:
+                raise ConfigError("--junit: write it to which file? --junit FILE")
+            return Path(value), arguments[:place] + rest
+    return None, arguments
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -270,6 +300,22 @@ def _compare(arguments: list[str]) -> None:
     files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
     for path in files:
         _print(path)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    agreed = ["model.download=yes"] if "--yes" in arguments or "-y" in arguments else []
+    target, *overrides = [argument for argument in arguments if argument not in ("--yes", "-y")] or [""]
+    for argument in (target, *overrides):
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+
+    from diffuse import replay
+
+    asked = replay.asked(target, [*overrides, *agreed])  # before torch is imported
+
+    from diffuse import reproduce
+
+    reproduce.reproduce(asked)
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from diffuse.errors import ConfigError
 from diffuse.request import (
@@ -33,10 +33,11 @@ from diffuse.request import (
 
 PACKAGE = Path(__file__).resolve().parent
 NAME = "config"
+TINY = PACKAGE / "tiny" / "checkpoint"  # which ships with the package
 
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
-OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(PACKAGE / "tiny" / "checkpoint"), replace=True)
+OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
 # A preset's commit is that of its own source; another source has it only where model.revision says so.
 OmegaConf.register_new_resolver(
     "diffuse_pin", lambda source, preset, commit: commit if source == preset else None, replace=True
@@ -172,10 +173,39 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 
 
 def literal(text: str) -> str:
-    r"""A text for Hydra, with OmegaConf's `${` made harmless: `\${` stands for it; backslashes before count twice."""
+    """Quoted for Hydra, and text to OmegaConf."""
+    return quoted(_harmless(text))
+
+
+def _harmless(text: str) -> str:
+    r"""As OmegaConf takes it for this very text: `\${` stands for `${`, before which backslashes count twice."""
     if text == _MARKS:
-        return '"${diffuse_marks:}"'
-    return quoted(re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text))
+        return "${diffuse_marks:}"
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+def from_data(values: Mapping[str, Any]) -> DictConfig:
+    """The configuration that a record holds, with the types of the schema. Each text in it is that text, whatever
+    OmegaConf would make of `${...}`: nothing of it is looked up, here or in the environment.
+
+    Raises:
+        ConfigError: a name does not exist, or a value is of another type.
+    """
+
+    def text(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: text(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [text(item) for item in value]
+        return _harmless(value) if isinstance(value, str) else value
+
+    try:
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text(values))))
+    except OmegaConfBaseException as error:
+        where = error.full_key or ""
+        if isinstance(error, ConfigKeyError):
+            raise ConfigError(f"{where}: there is no such field") from None
+        raise ConfigError(f"{where}: {_plain(str(error))}") from None
 
 
 def quoted(text: str) -> str:
@@ -189,9 +219,11 @@ def typed(overrides: Sequence[str]) -> list[str]:
 
 
 def _typed(override: str) -> str:
+    if override.partition("=")[0] not in _TEXTS | _PATHS:
+        return override
     parsed = OverridesParser.create().parse_override(override)
     value = parsed.value()
-    if parsed.key_or_group not in _TEXTS | _PATHS or not isinstance(value, str):
+    if not isinstance(value, str):
         return override
     if parsed.key_or_group in _TEXTS:
         value = _MARKS if value == "${diffuse_marks:}" else re.sub(r"(\\*)\\\$\{", lambda m: m[1][::2] + "${", value)

@@ -1,5 +1,14 @@
 """Errors a user can cause. Each message says in one line what happened and what to do next."""
 
+import re
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # with which a text could have a terminal do things
+
+
+def one_line(text: str) -> str:
+    """Text from anywhere as one line to be shown."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
 
 class DiffuseError(Exception):
     """The request is wrong: the command prints the message alone and exits with status 2."""
@@ -7,7 +16,7 @@ class DiffuseError(Exception):
     exit_status = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))  # one line, whatever the values it quotes hold
+        super().__init__(one_line(message))  # whatever the values it quotes hold
 
 
 class ConfigError(DiffuseError):

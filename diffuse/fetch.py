@@ -25,6 +25,7 @@ from diffuse.transfer import cache, explained, progress, readable
 
 _AT_ONCE = 4  # files
 _RETRIES = 5  # in a row that brought nothing
+_WAIT = 1.0  # seconds before another
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})  # statuses of a server that may be better in a moment
 _MOST = 50 * 10**9  # bytes: what is larger is not served over HTTP, and left to huggingface_hub's other transport
 
@@ -155,7 +156,7 @@ def _arrived(plan: Plan, file: RemoteFile, partial: Path, stop: threading.Event)
             if failures > _RETRIES:
                 raise broken or ConnectionError("the file ended early")
             if broken:
-                stop.wait(1)
+                stop.wait(_WAIT)
     return None if stop.is_set() and partial.stat().st_size < file.size else digest.hexdigest()
 
 

@@ -17,12 +17,13 @@ from types import ModuleType
 from typing import Any
 
 from diffuse.errors import HardwareError
-from diffuse.request import Determinism, Device, Dtype, HardwareConfig
+from diffuse.request import Compile, Determinism, Device, Dtype, HardwareConfig
 
 log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 _BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA compute capability (Ampere) with bfloat16 arithmetic
+_COMPILED_SHAPES = 1024  # of one kind of block, for all pictures that a process makes
 
 # What apply() changes and has to be able to put back, and what each card had free when this process first looked.
 _default_threads: int | None = None
@@ -53,6 +54,7 @@ class Hardware:
     device: str
     dtype: Dtype = Dtype.auto
     deterministic: Determinism = Determinism.relaxed
+    compile: Compile = Compile.none
     threads: int | None = None
     name: str = ""
     vram_total_gib: float | None = None
@@ -67,9 +69,9 @@ class Hardware:
         return self.deterministic is Determinism.strict
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """What a pipeline that is kept for the next job depends on; free memory changes and is not part of it."""
-        return self.device, self.dtype.value, self.deterministic.value
+        return self.device, self.dtype.value, self.deterministic.value, self.compile.value
 
     def half(self, wanted: Dtype) -> Dtype:
         """The half precision to use where a model wants `wanted`: float16 on a card without bfloat16 arithmetic."""
@@ -90,6 +92,7 @@ class Hardware:
             "name": self.name,
             "dtype": self.dtype.value,
             "deterministic": self.deterministic.value,
+            "compile": self.compile.value,
             "threads": torch.get_num_threads(),
             "vram_total_gib": rounded(self.vram_total_gib),
             "vram_free_gib": rounded(self.vram_free_gib),
@@ -136,6 +139,7 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         device=device,
         dtype=config.dtype,
         deterministic=config.deterministic,
+        compile=config.compile,
         threads=config.threads,
         name=name,
         vram_total_gib=total,
@@ -144,6 +148,7 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         driver=driver,
     )
     _check_dtype(found)
+    _check_compiler(found)
     if config.vram_gb is not None:
         found = replace(found, vram_total_gib=config.vram_gb, vram_free_gib=config.vram_gb, planned=True)
     return found
@@ -171,6 +176,13 @@ def apply(hw: Hardware) -> None:
     fast = hw.device == "cuda" and not hw.strict
     torch.backends.cuda.matmul.allow_tf32 = fast
     torch.backends.cudnn.allow_tf32 = fast
+    if hw.compile is not Compile.none:
+        import torch._dynamo.config as tracer
+        import torch._inductor.config as compiler
+
+        compiler.deterministic = hw.strict
+        # By default the ninth shape of a block would run uncompiled, and a U-Net alone has more.
+        tracer.recompile_limit = tracer.accumulated_recompile_limit = _COMPILED_SHAPES
     if _default_threads is None:
         _default_threads = torch.get_num_threads()
     torch.set_num_threads(hw.threads or _default_threads)
@@ -319,6 +331,29 @@ def _check_dtype(hw: Hardware) -> None:
         raise HardwareError(
             f"hardware.dtype=bfloat16 needs compute capability 8.0 and the {hw.name} has "
             f"{'.'.join(map(str, hw.capability))}; use hardware.dtype=auto, float16 or float32"
+        )
+
+
+def _check_compiler(hw: Hardware) -> None:
+    """Raise HardwareError where torch cannot compile for the device, and say what it lacks."""
+    if hw.compile is Compile.none:
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    way_out = "or use hardware.compile=none"
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise HardwareError(
+            f"hardware.compile={hw.compile.value} needs a C++ compiler, and there is none: install g++, or name one in "
+            f"the environment variable CXX; {way_out}"
+        ) from None
+    if hw.device == "cuda" and not has_triton():
+        raise HardwareError(
+            f"hardware.compile={hw.compile.value} needs Triton, which is not there for the {hw.name}: install the "
+            f"package triton; {way_out}"
         )
 
 

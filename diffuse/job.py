@@ -24,7 +24,7 @@ from diffuse.request import ImageFormat
 
 FILE = "job.json"
 _VERSION = 1
-_NO_PART = ("hydra", "objective", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
+_NO_PART = ("objective", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
 _KEY_SHOWN = 8  # of its digits in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
@@ -32,8 +32,9 @@ _NAME_CHARACTERS = 120
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """All of the configuration that decides what the job's files hold: not where they go, nor who is told."""
-    kept = [str(name) for name in cfg if name not in _NO_PART]
-    values = record.resolve(OmegaConf.masked_copy(cfg, kept))
+    if "hydra" in cfg:  # whose interpolations hold inside a job only
+        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+    values = {name: value for name, value in record.resolve(cfg).items() if name not in _NO_PART}
     values["output"].pop("dir")
     values["model"].pop("download", None)  # whether to fetch what is not here
     return values

@@ -48,6 +48,7 @@ class Job:
     lines: Sequence[str]  # its overrides, in Hydra's grammar
     key: str = ""
     folder: Path = Path()
+    draft: validation.Draft | None = None
     levels: tuple[str, ...] = ()  # what it has in common with others, the costliest first
     status: str = ""
     error: Exception | None = None
@@ -171,7 +172,7 @@ class Jobs:
         cfg, draft = self._configured(each)
         costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
         del values["seed"]
-        each.levels = tuple(json.dumps(level, sort_keys=True) for level in (costly, texts, values))
+        each.levels = tuple(job.digest(level) for level in (costly, texts, values))
         found = job.finished(each.folder, each.key)
         if found is None:
             return
@@ -189,8 +190,12 @@ class Jobs:
         """The job's configuration, and its request as far as that can be known without a checkpoint."""
         cfg = self.compose(each.lines)
         cfg.output.dir = str(each.folder)
+        if each.draft is not None:
+            return cfg, each.draft
         (draft,) = validation.drafts(cfg)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+        if draft.inputs is None:  # the pictures of all jobs would take too much memory
+            each.draft = draft
         return cfg, draft
 
     def _ordered(self, jobs: Sequence[Job]) -> list[Job]:

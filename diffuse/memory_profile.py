@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ from torch import nn
 from diffuse.allocator import allocator_of, reset_rss_peak, rss_peak
 from diffuse.errors import ConfigError, RunError
 from diffuse.hardware import GIB, Hardware
-from diffuse.request import Cleanup, Dtype, Guidance, MemoryProfileConfig
+from diffuse.request import Cleanup, Compile, Dtype, Guidance, MemoryProfileConfig
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class _Component:
     on_device: bool
     device: torch.device
     dtype: torch.dtype
+    compile: Compile
     module: nn.Module | None = None
     hook: UserCpuOffloadHook | None = None  # there once the module has left the device for the first time
     present: bool = False  # on its own device now
@@ -146,6 +148,8 @@ class _Component:
     def arrive(self) -> nn.Module:
         if self.module is None:
             self.module = self.load(self.device, self.dtype)
+            if self.compile is Compile.regional:
+                _compile_regions(self.module)
         elif not self.present and self.hook is not None:
             # A hook runs by itself before forward() only, and an autoencoder is used through decode().
             self.hook.hook.pre_forward(self.module)
@@ -215,7 +219,7 @@ class Memory:
         on_device = name in self.profile.on_device or EVERY in self.profile.on_device
         device = self._device if on_device else _CPU
         dtype = torch.float32 if float32 else self._dtype_on(device)
-        self._components[self._prefix + name] = _Component(load, on_device, device, dtype)
+        self._components[self._prefix + name] = _Component(load, on_device, device, dtype, self.hw.compile)
         self._checked = False
 
     def device(self, name: str) -> torch.device:
@@ -270,6 +274,8 @@ class Memory:
             yield module
         except RuntimeError as error:
             if not _is_out_of_memory(error):
+                if _is_of_compiler(error):
+                    raise RunError(self._uncompiled(name, error)) from error
                 raise
             # The frames that failed hold tensors; a sweep that goes on to its next job needs their memory back.
             traceback.clear_frames(error.__traceback__)
@@ -322,6 +328,10 @@ class Memory:
         if self._allocator.releasable() >= _FREED_AT_LEAST:
             self._allocator.empty()
 
+    def _uncompiled(self, name: str, error: RuntimeError) -> str:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".:")
+        return f"the {name} could not be compiled ({reason}): use hardware.compile=none"
+
     def _advice(self, name: str, device: torch.device) -> str:
         where = "the computer" if device == _CPU else f"{self.hw.name or device.type}"
         used = f"{where} ran out of memory in the {name} under memory_profile={self.profile.name}"
@@ -333,6 +343,24 @@ class Memory:
         elif name != "vae" and self.batch_size > 1:
             ways.append("memory_profile.batch_size=1")
         return f"{used}: try {', '.join(ways)} or a smaller picture"
+
+
+def _compile_regions(module: nn.Module) -> None:
+    """Compiles, when first called, each block whose class says that it is `compiled` as one.
+
+    A block's weights are arguments of the code, which therefore serves all blocks of a class and a shape, and goes on
+    serving after a module has left the device and come back. Nothing around the blocks is compiled, so that hooks, and
+    whatever else is not arithmetic, stay as they are. Shapes are constants in the code: a new one is compiled anew.
+    """
+    module.to(memory_format=torch.channels_last)  # of convolutions: once, rather than in the code at each call
+    for block in module.modules():
+        if getattr(type(block), "compiled", False):
+            block.compile(dynamic=False)
+
+
+def _is_of_compiler(error: RuntimeError) -> bool:
+    compiler = sys.modules.get("torch._dynamo.exc")  # which takes long to import where nothing is compiled
+    return compiler is not None and isinstance(error, compiler.TorchDynamoException)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -46,6 +46,13 @@ class PictureInput:
         """Width and height in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
+    @property
+    def pixels_sha256(self) -> str:
+        """What `sha256` would be, had the picture been in memory."""
+        grey = self.pixels.ndim == 2
+        rgb = np.repeat(self.pixels[..., None], 3, axis=2) if grey else self.pixels
+        return hashlib.sha256(rgb.tobytes()).hexdigest()
+
 
 def read_picture(source: str | Image.Image | np.ndarray, field: str = "input_image") -> PictureInput:
     """The picture in a file, or one in memory, as RGB; transparent places are white. `field` is what messages call it.
@@ -67,6 +74,15 @@ def read_mask(source: str | Image.Image | np.ndarray, field: str = "mask_image")
     """
     read = _read(source, field, _BLACK) if isinstance(source, str) else _taken(source, field, _BLACK)
     return replace(read, pixels=np.asarray(Image.fromarray(read.pixels).convert("L")))
+
+
+def file_sha256(path: str) -> str | None:
+    """The SHA-256 of a file's bytes; None if there is no such file, or it cannot be read. Nothing is made of them."""
+    try:
+        with open(Path(path).expanduser(), "rb", opener=_without_waiting) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() if _is_regular(file.fileno()) else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def fit(pixels: np.ndarray, width: int, height: int, how: Resize) -> np.ndarray:
@@ -159,8 +175,7 @@ def _from_array(source: object, field: str) -> Image.Image:
 def _content(path: str, shown: str) -> bytes:
     try:
         with open(Path(path).expanduser(), "rb", opener=_without_waiting) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
+            if not _is_regular(file.fileno()):
                 raise MediaError(f"{shown}: is no file; give one picture")
             return file.read()
     except IsADirectoryError:
@@ -169,6 +184,10 @@ def _content(path: str, shown: str) -> bytes:
         raise MediaError(f"{shown}: there is no such file") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise MediaError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _without_waiting(path: str, flags: int) -> int:

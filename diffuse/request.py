@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+SEED_LIMIT = 2**63  # torch's generators take no larger seed
+
 
 class Device(Enum):
     auto = "auto"
@@ -40,6 +42,11 @@ class Determinism(Enum):
     strict = "strict"
 
 
+class Compile(Enum):
+    none = "none"
+    regional = "regional"
+
+
 class Guidance(Enum):
     batched = "batched"
     sequential = "sequential"
@@ -54,6 +61,10 @@ class Resize(Enum):
     stretch = "stretch"
     crop = "crop"
     pad = "pad"
+
+
+class Suite(Enum):
+    smoke = "smoke"
 
 
 class LongPrompt(Enum):
@@ -147,6 +158,7 @@ class HardwareConfig:
     device: Device = Device.auto
     dtype: Dtype = Dtype.auto
     deterministic: Determinism = Determinism.relaxed
+    compile: Compile = Compile.none
     vram_gb: float | None = None  # plan for a card of this size instead of the one found
     threads: int | None = None  # CPU threads; null leaves torch's choice
 
@@ -176,6 +188,14 @@ class OutputConfig:
     name: str | None = None
     format: ImageFormat = ImageFormat.png
     quality: int = 95
+
+
+@dataclass
+class ReportConfig:
+    """What is made at the end of a sweep."""
+
+    make: bool = True  # the page, the table and the plots
+    sheets: bool = True  # contact sheets too
 
 
 @dataclass
@@ -211,6 +231,7 @@ class Config:
     strength: float | None = None
     resize: Resize | None = None
     keep_unmasked: bool = False
+    suite: Suite | None = None  # runs and checks of its own, in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
@@ -219,7 +240,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
-    report: bool = True
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 @dataclass(frozen=True)
@@ -299,6 +320,8 @@ class Made:
     memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
     latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
     warnings: list[str] = field(default_factory=list)
+    together: tuple[int, ...] = ()  # the seeds of all that was made at once, of which these are a part
+    first: int = 0  # the place of the first of these among them
 
     def split(self, counts: Sequence[int]) -> list[Made]:
         """In parts of so many images each; a part took the share of the time that it has of the images."""
@@ -309,7 +332,8 @@ class Made:
             share, images = count / len(self.images), slice(start, start + count)
             timings = {name: seconds * share for name, seconds in self.timings.items()}
             steps = [seconds * share for seconds in self.step_seconds]
-            part = Made(self.images[images], timings, steps, self.memory, self.latents[images], self.warnings)
+            latents = self.latents[images]
+            part = Made(self.images[images], timings, steps, self.memory, latents, self.warnings, self.together, start)
             parts.append(part)
             start += count
         return parts

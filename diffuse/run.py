@@ -8,7 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,6 +63,22 @@ class Place(NamedTuple):
     key: str  # the job's
     run_id: str  # the name of the run in the tracking store
     again: bool  # it may be in there already
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The seeds of pictures that a run's are made together with."""
+
+    before: Sequence[int]
+    after: Sequence[int]
+
+    def jobs(self, job: Prepared) -> tuple[int, list[Prepared]]:
+        """`job` among theirs, and its place."""
+
+        def alike(seed: int) -> Prepared:
+            return replace(job, request=replace(job.request, seed=seed, num_images=1))
+
+        return len(self.before), [*map(alike, self.before), job, *map(alike, self.after)]
 
 
 @dataclass(frozen=True)
@@ -129,12 +145,14 @@ def generate(
     overrides: Sequence[str] = (),
     latents: Tensor | None = None,
     save: bool = False,
+    beside: Beside | None = None,
     told: Told | None = None,
 ) -> list[Generation]:
     """Makes what `drafts`, those of `cfg`, ask for, all of which are checked before the first begins.
 
     `latents` are the initial noise `[N, C, h, w]`; see `run` for what else there is. Unless `save`, nothing is written
-    and nothing is recorded in the tracking store.
+    and nothing is recorded in the tracking store. `beside` are pictures to be made together with those of each run, and
+    not kept: the bits of a picture can depend on them.
 
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
@@ -147,13 +165,20 @@ def generate(
     jobs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
-        return [_run(job, tracker, overrides, save, told) for job in jobs]
+        return [_run(job, tracker, overrides, save, told, beside) for job in jobs]
     finally:
         for warning in tracker.close():
             told.say(f"warning: {warning}")
 
 
-def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], save: bool, told: Told) -> Generation:
+def _run(
+    job: Prepared,
+    tracker: tracking.Tracker,
+    overrides: Sequence[str],
+    save: bool,
+    told: Told,
+    beside: Beside | None,
+) -> Generation:
     """One run by itself."""
     begun = begin(job, tracker, overrides)
     request = job.request
@@ -165,7 +190,8 @@ def _run(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], sav
         told.say(f"{request.input_image}: {steps} are run, at {request.width} x {request.height}")
     with begun.watched():
         with Progress(request.prompt, shown=told.messages) as progress:
-            (made,) = make([job], [progress.step, told.on_step])
+            place, jobs = (0, [job]) if beside is None else beside.jobs(job)
+            made = make(jobs, [progress.step, told.on_step])[place]
         for warning in made.warnings:
             told.say(f"warning: {warning}")
         generation = finish(begun, made, save, told.on_saved)
@@ -221,12 +247,16 @@ def make(jobs: Sequence[Prepared], listeners: Sequence[Callable[[Step], None] | 
     noise = {} if job.latents is None else {"latents": job.latents}
     seeds = [seed for each in jobs for seed in each.request.seeds]
     made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, seeds=seeds, on_step=on_step)
+    made.together = tuple(seeds)
     return made.split([each.request.num_images for each in jobs])
 
 
 def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None] | None = None) -> Generation:
     """The pictures with their record; where they are to be saved, also in files and in the tracking store."""
     output, tracked = begun.job.cfg.output, begun.tracked
+    about = {**begun.about, "timings": dict(made.timings)}
+    if len(made.together) > len(made.images):
+        about["batch"] = {"seeds": list(made.together), "first": made.first}
     generation = Generation(
         made.images,
         made.latents.clone(),  # outside torch's inference mode, whose tensors are good for less
@@ -234,7 +264,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
         made.step_seconds,
         made.memory,
         made.warnings,
-        recorded({**begun.about, "timings": dict(made.timings)}, made.images),
+        recorded(about, made.images),
         quality=objective.quality(made.images, begun.job.reference),
     )
     for index in range(len(made.images) if save else 0):

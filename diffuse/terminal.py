@@ -8,12 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from diffuse.errors import one_line
 from diffuse.request import Step
 
 
 def say(line: str) -> None:
     """Prints one line, whatever line breaks the text holds."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 _unheard: list[OSError] = []

@@ -22,6 +22,7 @@ from diffuse.tracking_mlflow import Connection, Stored
 from diffuse.tracking_store import Store
 
 _LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
+_TOGETHER = 20  # runs in one transaction, during which nobody else can write
 _LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # has the page look for pictures
 _KILLED = "the process ended before the run did"
 
@@ -75,6 +76,11 @@ class Run:
             if "end" in event:
                 waiting.end = (event["end"], event["time"])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether its file has no whole line."""
+        return self._offset == 0
+
     def due(self, now: float) -> bool:
         """Whether what waits should go now: the run has ended, or it has waited long enough."""
         since = self.waiting.since
@@ -86,8 +92,9 @@ class Run:
         """The process that wrote it is gone: it ended when it was last heard of."""
         if self.waiting.end is None:
             self.killed = True
-            self.waiting.tags.setdefault("diffuse.error", _KILLED)
-            self.waiting.end = ("KILLED", int(self.file.stat().st_mtime * 1000))
+            self.waiting.tags.setdefault(tracking_mlflow.ERROR_TAG, _KILLED)
+            began = self.begin["time"] if self.begin else 0
+            self.waiting.end = ("KILLED", max(began, int(self.file.stat().st_mtime * 1000)))
 
 
 class Spool:
@@ -107,45 +114,45 @@ class Spool:
             run = self.runs.setdefault(file, Run(file, doubtful=self._foreign))
             run.read()
 
-    def deliver(self, run: Run, connection: Connection) -> bool:
-        """Sends what waits of `run`, and says whether it has ended and is out of the spool. Raises as MLflow does."""
-        if run.begin is None:
-            self._warn("", ValueError(f"{run.file} is damaged, and is no run; remove it"))
-            run.failed = True
-            return False
+    def send_numbers(self, run: Run, connection: Connection) -> None:
+        """Sends all that waits of `run` but its files, the run itself first. Raises as MLflow does."""
         waiting = run.waiting
-        if run.stored is None:
-            run.stored = self._enter(run, run.begin, connection)
-        stored = run.stored
-        if any(Path(media["path"]).suffix for media in waiting.media):
+        if waiting.media:
             waiting.tags |= _LOGGED_IMAGES
-        self._try(lambda: connection.log(stored, waiting.params, waiting.tags, waiting.metrics))
+        tags = waiting.tags
+        if run.stored is None:
+            run.stored, is_new = self._enter(run, connection)
+            tags = {} if is_new else tags
+        stored = run.stored
+        self._try(lambda: connection.log(stored, waiting.params, tags, waiting.metrics))
         if weights := waiting.weights:
             self._try(lambda: connection.log_weights(stored, weights))
-        self._send_files(waiting, stored, connection)
         if waiting.end:
             status, end_time = waiting.end
             self._try(lambda: connection.end(stored, status, end_time))
+
+    def send_files(self, run: Run, connection: Connection) -> None:
+        """Sends the files that wait of `run`, which is in the store; if it has ended, it then leaves the spool."""
+        waiting = run.waiting
+        assert run.stored is not None
+        self._send_files(waiting, run.stored, connection)
+        if waiting.end:
             run.file.unlink(missing_ok=True)
             self.runs.pop(run.file, None)
         run.waiting = Waiting()
-        return waiting.end is not None
 
-    def _enter(self, run: Run, begin: Mapping[str, Any], connection: Connection) -> Stored:
-        """The run in the store: the one that is there, or a new one."""
+    def _enter(self, run: Run, connection: Connection) -> tuple[Stored, bool]:
+        """The run in the store: the one that is there, or a new one, which has its tags; and whether it is new."""
+        begin = run.begin
+        assert begin is not None
         experiment = connection.experiment(self.store)
         found = connection.find(experiment, begin["id"]) if run.doubtful else None
         if found is not None:
-            if run.waiting.end is None:
-                connection.reopen(found)
-            return found
+            connection.reopen(found)
+            return found, False
         run.doubtful = True  # should the answer get lost
         tags = {tracking_mlflow.RUN_TAG: begin["id"], **run.waiting.tags}
-        if run.waiting.media:
-            tags |= _LOGGED_IMAGES
-        stored = connection.create(experiment, begin["name"], begin["time"], tags)
-        run.waiting.tags = {}
-        return stored
+        return connection.create(experiment, begin["name"], begin["time"], tags), True
 
     def _send_files(self, waiting: Waiting, stored: Stored, connection: Connection) -> None:
         if not (waiting.texts or waiting.media or waiting.folders):
@@ -201,25 +208,57 @@ class Deliverer:
         alone becomes a warning, and keeps it in the spool.
         """
         spool.read()
-        ended = []
         now = time.monotonic()
-        for run in list(spool.runs.values()):
-            if run.failed or not (everything or run.due(now)):
-                continue
-            connection = self._connected()
-            connection.experiment(spool.store)
+        due = [run for run in spool.runs.values() if not run.failed and (everything or run.due(now))]
+        for run in [run for run in due if run.begin is None]:
+            self.warn("", ValueError(f"{run.file} is damaged, and is no run; remove it"))
+            run.failed = True
+            due.remove(run)
+        if not due:
+            return []
+        connection = self._connected()
+        connection.experiment(spool.store)
+        together = _TOGETHER if connection.is_transactional else 1
+        groups = [due[start : start + together] for start in range(0, len(due), together)]
+        return [run for group in groups for run in self._send_group(spool, group, connection)]
+
+    def _send_group(self, spool: Spool, runs: list[Run], connection: Connection) -> list[Run]:
+        """Sends `runs` together, or, where one of them is not taken, each on its own."""
+        if len(runs) > 1:
             try:
-                done = spool.deliver(run, connection)
+                return self._send(spool, runs, connection)
             except Exception as error:
                 if tracking_mlflow.is_away(error):
                     raise
-                run.failed = True
-                self.warn("could not deliver a run: ", error)
-                continue
+        return [ended for run in runs for ended in self._send_alone(spool, run, connection)]
+
+    def _send_alone(self, spool: Spool, run: Run, connection: Connection) -> list[Run]:
+        try:
+            return self._send(spool, [run], connection)
+        except Exception as error:
+            if tracking_mlflow.is_away(error):
+                raise
+            run.failed = True
+            self.warn("could not deliver a run: ", error)
+            return []
+
+    def _send(self, spool: Spool, runs: list[Run], connection: Connection) -> list[Run]:
+        """Sends what waits of `runs`, their numbers together; gives those that have ended."""
+        before = [run.stored for run in runs]
+        try:
+            with connection.transaction():
+                for run in runs:
+                    spool.send_numbers(run, connection)
+        except Exception:
+            if connection.is_transactional:
+                for run, stored in zip(runs, before, strict=True):
+                    run.stored = stored
+            raise
+        ended = [run for run in runs if run.waiting.end]
+        for run in runs:
+            spool.send_files(run, connection)
             if run.begin and run.stored:
                 self._told(run.begin["id"], run.stored.run_id)
-            if done:
-                ended.append(run)
         return ended
 
     def warn(self, what: str, error: Exception) -> None:
@@ -237,6 +276,9 @@ def deliver_orphan(claim: Claim, deliverer: Deliverer, store: Store) -> list[Run
     """Delivers all of a claimed spool whose writer is gone, and gives those runs; see Deliverer.deliver."""
     spool = Spool(claim, store, foreign=True, warn=deliverer.warn)
     spool.read()
-    for run in spool.runs.values():
+    for run in list(spool.runs.values()):
         run.give_up()
+        if run.is_empty:  # the disk was full, or the process killed, as it wrote the first line
+            run.file.unlink(missing_ok=True)
+            del spool.runs[run.file]
     return deliverer.deliver(spool, everything=True)

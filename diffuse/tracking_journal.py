@@ -59,6 +59,8 @@ class Entry:
                     written += os.write(handle, self._unwritten[written:])
             except OSError:
                 os.ftruncate(handle, self._size)
+                if not self._size:
+                    self.file.unlink(missing_ok=True)
                 raise
         finally:
             os.close(handle)
@@ -76,10 +78,15 @@ class Spool:
         unfinished = store.journal / f"{_NEW}{name}"
         _make(unfinished)
         self._lock = FileLock(unfinished / _WRITER, thread_local=False)
-        self._lock.acquire(timeout=0)
-        _write_store(unfinished, store)
         self.folder = store.journal / name
-        unfinished.rename(self.folder)
+        try:
+            self._lock.acquire(timeout=0)
+            _write_store(unfinished, store)
+            unfinished.rename(self.folder)
+        except OSError:
+            self._lock.release()
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         self._count = 0
 
     def entry(self) -> Entry:

@@ -7,15 +7,18 @@ import logging
 import os
 import re
 import secrets
+import socket
+import sqlite3
+import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_page
+from diffuse import tracking_page, tracking_sqlite
 from diffuse.record import redact
 from diffuse.tracking_store import Store
 
@@ -28,10 +31,12 @@ _BATCH_METRICS = 500
 _BATCH_BYTES = 300_000
 
 CONNECT_SECONDS = 5.0
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
 _SHOWN = (".png", ".jpg", ".jpeg", ".webp")
 
+ERROR_TAG = "diffuse.error"
 RUN_TAG = "diffuse.run"  # the run's name in the journal, by which it is found again
 
 # MLflow's own defaults wait minutes for a server that is gone, print links on standard output, and report usage to a
@@ -74,6 +79,7 @@ class Stored:
     start_time: int
     params: frozenset[str] = frozenset()
     points: set[tuple[str, int]] = field(default_factory=set)  # (metric, step)
+    tags: frozenset[str] = frozenset()
 
 
 class Connection:
@@ -81,14 +87,31 @@ class Connection:
 
     def __init__(self, store: Store) -> None:
         """Opens the store of `store`, and makes it where it is an SQLite file that is not there yet."""
-        if store.is_server:
+        if store.file is None:
             knock(store.uri)
         if store.file:
             create(store.file, store.uri, store.artifacts)
         self._uri = store.uri
-        self._client = client(store.uri)
         self._experiments: dict[str, str] = {}
         self._repository: tuple[str, Any] = ("", None)  # of the run that was written last
+        self._transactions: tracking_sqlite.Transactions | None = None
+        if store.file:
+            self._transactions = tracking_sqlite.open_with(store.file, lambda: self._open(store))
+        else:
+            self._open(store)
+
+    def _open(self, store: Store) -> None:
+        self._client = client(store.uri)
+        self.experiment(store)
+
+    @property
+    def is_transactional(self) -> bool:
+        """Whether an exception undoes what was done in a `transaction`."""
+        return self._transactions is not None
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Several calls at the price of one, where the store is an SQLite file of ours."""
+        return self._transactions.transaction() if self._transactions else nullcontext()
 
     def experiment(self, store: Store) -> str:
         """The id of the store's experiment. Several processes may begin at once, and one of them makes it."""
@@ -125,7 +148,8 @@ class Connection:
         )
         points = {(point.key, point.step) for point in history}
         info = run.info
-        return Stored(info.run_id, info.artifact_uri, info.start_time, frozenset(run.data.params), points)
+        known = frozenset(run.data.params), points, frozenset(run.data.tags)
+        return Stored(info.run_id, info.artifact_uri, info.start_time, *known)
 
     def create(self, experiment: str, name: str, start_time: int, tags: Mapping[str, str]) -> Stored:
         """A new run, of the status RUNNING."""
@@ -145,7 +169,7 @@ class Connection:
         named = {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in (params or {}).items()}
         fresh = ((key, value) for key, value in named.items() if key not in run.params)
         points = ((_key(key), *rest) for key, *rest in metrics)
-        rows = (row for row in points if (row[0], row[2]) not in run.points)
+        rows = (row for row in points if (row[0], row[3]) not in run.points)
         together = zip_longest(
             _batches(fresh, _BATCH_PARAMETERS),
             _batches(labels(tags or {}), _BATCH_PARAMETERS),
@@ -184,8 +208,10 @@ class Connection:
         self._repository[1].log_artifacts(str(folder), name)
 
     def reopen(self, run: Stored) -> None:
-        """Has a run that ended once be of the status RUNNING again."""
+        """Has a run that ended once be of the status RUNNING again, without the error that it may have ended with."""
         self._client.update_run(run.run_id, status="RUNNING")
+        if ERROR_TAG in run.tags:
+            self._client.delete_tag(run.run_id, ERROR_TAG)
 
     def end(self, run: Stored, status: str, end_time: int) -> None:
         """The status that the run ended with."""
@@ -263,7 +289,16 @@ def _loggers_kept() -> Iterator[None]:
 
 
 def knock(uri: str) -> None:
-    """Raises OSError where no server answers: a moment, not the minutes that MLflow would try."""
+    """Raises OSError where no server or database answers: a moment, not the minutes that MLflow would try."""
+    if not uri.startswith(("http://", "https://")):
+        parts = urllib.parse.urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname and port:
+            try:
+                socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+            except OSError as error:
+                raise ConnectionError("the server does not answer") from error
+        return
     import requests
 
     try:
@@ -276,7 +311,9 @@ def knock(uri: str) -> None:
 
 def is_away(error: BaseException | None) -> bool:
     """Whether the store cannot be reached now, which says nothing of what it was to be given."""
-    return _is_unreachable(error) or getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
+    if _is_unreachable(error) or isinstance(error, sqlite3.OperationalError):
+        return True
+    return getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
@@ -298,6 +335,8 @@ def is_refusal(error: BaseException) -> bool:
 
 def why(error: BaseException) -> str:
     """One line that says what is wrong."""
+    if isinstance(error, ImportError) and str(error.name).startswith("psycopg"):
+        return "the driver for PostgreSQL is not installed; pip install 'diffuse[postgres]'"
     if isinstance(error, ImportError):
         return f"MLflow cannot be imported ({error}); install it, or set tracking=none"
     if _is_unreachable(error):

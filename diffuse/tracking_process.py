@@ -60,6 +60,11 @@ class Worker:
         """Whether it lives, and is this process's own and not that of the one which forked it."""
         return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None where it could not be started."""
+        return self._process.pid if self._process else None
+
     def open(self, spool: Path, store: Store) -> None:
         """Has it deliver what comes into `spool`, to `store`."""
         self._open.add(str(spool))

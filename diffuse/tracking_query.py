@@ -46,7 +46,7 @@ class StoreReader:
         if self._store.file and not self._store.file.exists():
             raise ConfigError(f"tracking.uri={self._store.shown}: nothing is recorded there yet")
         try:
-            if self._store.is_server:
+            if self._store.file is None:
                 tracking_mlflow.knock(self._store.uri)
             self._client = tracking_mlflow.client(self._store.uri)
         except Exception as error:

@@ -9,9 +9,12 @@ _HELP = """\
 diffuse makes pictures with diffusion models from declared configuration, and keeps the record.
 
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
-  diffuse -m [OVERRIDES]          sweep over lists and ranges of values
+  diffuse -m [OVERRIDES]          sweep over lists and ranges of values; the same command goes on where it stopped
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
+  diffuse reproduce RUN_ID|FILE   make the pictures of a run or file again, and say whether they are the same
+  diffuse experiment=smoke [--junit FILE]
+                                  run and check every family of pipelines and every scheduler at its tiniest
   diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
   diffuse sync [OVERRIDES]        deliver the runs that wait because the store was away or a process was killed
@@ -40,10 +43,13 @@ Fields (what is not given takes the model's default):
   input_image, strength           a picture to start from, and above 0 up to 1 how far it may change
   mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
   resize                          stretch, crop or pad: how a picture of another size is made to fit
+  model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
+  model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
   objective.reference             the picture that quality/psnr compares with
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
+  report.make, report.sheets      false leaves out a sweep's report, or its contact sheets
 
 Groups:
 {groups}
@@ -66,7 +72,7 @@ _NOTES = {
     "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
-    "hardware": "hardware.dtype, hardware.deterministic=strict",
+    "hardware": "hardware.dtype, hardware.deterministic=strict, hardware.compile=regional",
     "tracking": "tracking.uri=SERVER",
     "experiment": "ready-made configurations",
 }

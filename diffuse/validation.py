@@ -18,10 +18,9 @@ from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
 from diffuse.picture_input import PictureInput
-from diffuse.request import COMPONENTS, GenerationRequest, LongPrompt, PromptSyntax
+from diffuse.request import COMPONENTS, SEED_LIMIT, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
-SEED_LIMIT = 2**63  # torch's generators take no larger seed
 DRAWN_BELOW = 2**32  # a drawn seed is short enough to be typed again
 
 _FIELDS = tuple(field.name for field in fields(GenerationRequest))
@@ -80,6 +79,8 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
+    if cfg.suite is not None:
+        raise ConfigError(f"suite={cfg.suite.name}: is run by the command alone: diffuse experiment={cfg.suite.name}")
     with explained():
         _check_interpolations(cfg)
         defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,7 @@ def _comment(path: Path) -> bytes:
         raise MediaError(f"{path} is no GIF that can be read, or is damaged; give one that diffuse made") from error
 
 
-def _reader(path: Path, output: Sequence[str] = ()) -> Iterator[Any]:
+def _reader(path: Path, output: Sequence[str] = ()) -> Generator[Any, None, None]:
     """First what ffmpeg says of the file, then each frame as RGB bytes."""
     import imageio_ffmpeg
 

@@ -16,7 +16,14 @@ from typing import Any, TextIO
 from diffuse import cli
 
 # The shortest run that goes through everything.
-SMOKE = ("experiment=smoke", "num_inference_steps=1", "hardware.threads=1", "memory_profile=cpu_only")
+SMOKE = (
+    "model=tiny",
+    "hardware=cpu",
+    "seed=0",
+    "num_inference_steps=1",
+    "hardware.threads=1",
+    "memory_profile=cpu_only",
+)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 MAIN = "a" * 40  # the commit of every repository's main branch
 
@@ -23,6 +28,9 @@ class Repository:
     cut: dict[str, int] = field(default_factory=dict)  # path -> bytes after which the connection breaks, once
     corrupt: set[str] = field(default_factory=set)  # paths whose contents arrive altered
     failing: bool = False  # every request is answered with status 503
+    busy: dict[str, int] = field(default_factory=dict)  # path -> requests for it that are answered so
+    ranges: bool = True  # whether a part of a file can be asked for
+    slow: float = 0.0  # seconds that each 100 kB of a large file take
 
     def large(self, path: str) -> bool:
         return path.endswith((".safetensors", ".bin", ".ckpt", ".onnx"))
@@ -56,6 +64,18 @@ class HubServer:
     def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def is_the_hub(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Lets huggingface_hub, which is online, speak to this server, and keep files in `cache`."""
+        settings: dict[str, Any] = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
 
     def fetched(self) -> list[str]:
         """The paths whose contents were asked for, each once, sorted."""
@@ -104,6 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(401, "GatedRepo", "Access to this model is restricted")
         if path not in repository.files:
             return self._refuse(404, "EntryNotFound", "Entry not found")
+        if self.command == "GET" and repository.busy.get(path):
+            repository.busy[path] -= 1
+            return self._refuse(503, None, "busy")
         data = repository.files[path]
         if path in repository.corrupt:
             data = bytes([data[0] ^ 1]) + data[1:]
@@ -111,25 +134,38 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.large(path):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
         status, start = 200, 0
-        if wanted := self.headers.get("Range"):
+        if repository.ranges and (wanted := self.headers.get("Range")):
             start = int(wanted.removeprefix("bytes=").split("-")[0])
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         cut = repository.cut.pop(path, None) if self.command == "GET" else None
-        self._answer(status, data[start:], headers, cut)
+        self._answer(status, data[start:], headers, cut, repository.slow if repository.large(path) else 0.0)
 
     def _refuse(self, status: int, code: str | None, text: str) -> None:
         headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
         self._answer(status, json.dumps({"error": text}).encode(), headers)
 
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
+        slow: float = 0.0,
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[:cut])
+            body, step = body[:cut], 100_000 if slow else len(body) or 1
+            try:
+                for start in range(0, len(body), step):
+                    self.wfile.write(body[start : start + step])
+                    time.sleep(slow)
+            except ConnectionError:  # whoever asked has gone
+                self.close_connection = True
         if cut is not None:
             self.close_connection = True
 

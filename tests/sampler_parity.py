@@ -123,8 +123,8 @@ def walk(
         except torch.linalg.LinAlgError:  # of equations that hold infinities
             stepped = {"prev_sample": torch.full_like(before, torch.nan)}
         state = ours.step(prediction, index, state, mine)
-        assert state.original is not None
-        size = tolerance * max(1.0, float(before.abs().max()), float(state.original.abs().max()))
+        clean = state.seen()
+        size = tolerance * max(1.0, float(before.abs().max()), float(clean.abs().max()))
         if not torch.isfinite(stepped["prev_sample"]).all():
             assert broken(index), f"the reference gives NaN in step {index}"
             close(state.sample, state.sample, size, f"step {index}")  # ours does not
@@ -132,7 +132,7 @@ def walk(
         close(state.sample, stepped["prev_sample"], size, f"step {index}")
         seen = stepped.get("pred_original_sample", stepped.get("denoised"))
         if seen is not None:
-            close(state.original, seen, size, f"original at {index}")
+            close(clean, seen, size, f"original at {index}")
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float, where: str) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import SMOKE, smoke
 from command import diffuse as command
-from command import smoke
 from PIL import Image
 
 import diffuse
@@ -244,7 +244,7 @@ def test_it_says_on_standard_error_what_the_command_says(
     made = diffuse.img2img("a cat " * 99, photo, strength=0.5, **quick)
     out, err = capsys.readouterr()
     words = ("num_inference_steps=2", f"input_image={photo}", "strength=0.5", f"prompt={'a cat ' * 99}")
-    done = command("experiment=smoke", *words, "hardware.threads=1", "tracking=none", cwd=tmp_path)
+    done = command(*SMOKE, *words, "tracking=none", cwd=tmp_path)
     assert out == "" and done.status == 0
 
     def told(text: str) -> list[str]:

@@ -367,7 +367,7 @@ def test_a_disk_that_fills_up(server: ForkServer, tmp_path: Path) -> None:
     # The first picture is a PNG of some 12 kB. The limit stands for the disk: it needs no rights.
     options = (*SMOKE, "tracking=none", "output.dir=out")
     done = server.run(*options, cwd=tmp_path, file_bytes=4000)
-    assert_failed(done, "a_cactus_on_a_pink_background_0.png could not be saved in out", "make room or set output.dir")
+    assert_failed(done, "a_rocket_on_a_blue_background_0.png could not be saved in out", "make room or set output.dir")
     assert done.out == "" and [path.name for path in tmp_path.rglob("*")] == ["out"]
 
 

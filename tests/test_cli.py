@@ -26,7 +26,6 @@ import torch
 import yaml
 from command import SMOKE, Done, diffuse, exit_status, finished, log_kept, smoke, start
 from hub_server import MAIN, HubServer, Repository
-from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -125,7 +124,9 @@ def test_arguments_that_do_not_exist(arguments: list[str], tmp_path: Path) -> No
 
 
 def test_a_sweep_makes_a_folder_for_each_job(tmp_path: Path) -> None:
-    done = smoke("-m", "output.dir=out", "output.name=x", "seed=1,2", "guidance_scale=2,3", cwd=tmp_path)
+    done = smoke(
+        "-m", "report.make=false", "output.dir=out", "output.name=x", "seed=1,2", "guidance_scale=2,3", cwd=tmp_path
+    )
     folders = [Path(path).parent.name.rpartition("-")[0] for path in lines(done.out)]
     assert folders == [f"guidance_scale_{scale}-seed_{seed}" for seed in (1, 2) for scale in (2, 3)]
     made = [media.read_record(tmp_path / path)["request"] for path in lines(done.out)]
@@ -134,7 +135,7 @@ def test_a_sweep_makes_a_folder_for_each_job(tmp_path: Path) -> None:
 
 
 def test_a_wrong_job_does_not_stop_the_sweep(tmp_path: Path) -> None:
-    done = diffuse("-m", *UNTRACKED, "output.name=x", "width=64,65,72", cwd=tmp_path)
+    done = diffuse("-m", *UNTRACKED, "report.make=false", "output.name=x", "width=64,65,72", cwd=tmp_path)
     assert done.status == 2
     assert [Image.open(tmp_path / path).size for path in lines(done.out)] == [(64, 64), (72, 64)]
     said = [line for line in lines(done.err) if line.startswith("diffuse: ")]
@@ -214,11 +215,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub on loopback that has the tiny checkpoint, and an empty cache."""
     held = {path.relative_to(TINY).as_posix(): path.read_bytes() for path in TINY.rglob("*") if path.is_file()}
     with HubServer({"owner/tiny": Repository({**held, "README.md": b"not needed"})}) as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        settings: dict[str, Any] = {"ENDPOINT": running.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        settings |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
+        running.is_the_hub(monkeypatch, tmp_path / "cache")
         yield running
 
 
@@ -272,6 +269,8 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     "an option of the sampler": (["scheduler.eta=7"], 2),
     "a weight that is no number": (["prompt=(cat:1,3)", "prompt_syntax=weighted"], 2),
     "a file of prompts that is not there": (["prompt_file=nowhere.txt"], 2),
+    "no file to reproduce": (["reproduce", "nowhere.png"], 2),
+    "nothing that a smoke run takes": (["experiment=smoke", "seed=3"], 2),
     "configuration": (["--cfg", "job"], 0),
     "a wrong source": (["download", "model.source="], 2),
     "nothing to show": (["ui", "tracking=none"], 2),
@@ -385,8 +384,8 @@ def test_ctrl_c_under_a_terminal(empty: Path, tmp_path: Path) -> None:
     """The bar is drawn while the steps go on; interrupted there, the run leaves its record and no picture."""
     store = Path(shutil.copy(empty, tmp_path / "mlflow.db"))
     terminal = Terminal(
-        "experiment=smoke", "prompt=a [red] cat", "num_inference_steps=1000", "hardware.threads=1",
-        f"tracking.uri=sqlite:///{store}", "output.dir=out", cwd=tmp_path,
+        *SMOKE, "prompt=a [red] cat", "num_inference_steps=1000", f"tracking.uri=sqlite:///{store}", "output.dir=out",
+        cwd=tmp_path,
     )  # fmt: skip
     terminal.wait_for(r"[1-9]\d*/1000")
     terminal.process.send_signal(signal.SIGINT)

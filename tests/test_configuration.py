@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import diffuse, smoke
+from command import SMOKE, diffuse, smoke
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -121,7 +121,7 @@ def test_a_prompt_with_commas_is_one_prompt_in_a_sweep_too(tmp_path: Path) -> No
 @pytest.mark.parametrize("prompt", ["range(of mountains)", "choice(", "choice(a", "glob(x)y", "sort()"])
 def test_what_only_looks_like_a_sweep(prompt: str, tmp_path: Path) -> None:
     """A text that is no sweep is a prompt; a sweep that cannot be read is one line."""
-    done = diffuse("-m", "experiment=smoke", "tracking=none", "output.dir=out", f"prompt={prompt}", cwd=tmp_path)
+    done = diffuse("-m", *SMOKE, "tracking=none", "output.dir=out", f"prompt={prompt}", cwd=tmp_path)
     if done.status == 0:
         (made,) = (media.read_record(tmp_path / path) for path in done.paths)
         assert made["request"]["prompt"] == prompt

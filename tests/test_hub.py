@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import command
 import pytest
 from hub_server import MAIN, HubServer, Repository
 from huggingface_hub import constants
@@ -85,12 +90,7 @@ NAME = "owner/name"
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer({NAME: Repository({**SMALL, **PLAIN, **HALF, **NOT_NEEDED})}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        running.is_the_hub(monkeypatch, tmp_path / "hub")
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.chdir(tmp_path)
@@ -180,20 +180,123 @@ def test_a_cache_filled_by_another_program_is_used(server: HubServer) -> None:
     assert files_in(locate(NAME).folder) == SMALL | PLAIN
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(
-    server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # whole chunks are kept
-    path = "unet/diffusion_pytorch_model.safetensors"
-    server.repositories[NAME].files[path] = weights(1, 3_000_000)
-    server.repositories[NAME].cut[path] = 1_000_000
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: HubServer) -> None:
+    server.repositories[NAME].files[UNET] = weights(1, 3_000_000)
+    server.repositories[NAME].cut[UNET] = 1_000_000
     found = locate(NAME)
-    assert files_in(found.folder)[path] == weights(1, 3_000_000)
-    ranges = [wanted for method, asked, wanted in server.log if asked.endswith(path) and method == "GET"]
-    assert ranges == [None, "bytes=1000000-"]
+    assert files_in(found.folder)[UNET] == weights(1, 3_000_000)
+    assert asked_for(server, UNET) == [None, "bytes=1000000-"]
 
 
-@pytest.mark.parametrize("path", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json"])
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def asked_for(server: HubServer, path: str) -> list[str | None]:
+    """The parts of a file that were asked for."""
+    return [part for method, asked, part in server.log if asked.endswith(path) and method == "GET"]
+
+
+def partial(folder: Path, path: str, files: dict[str, bytes]) -> Path:
+    """Where what has arrived of a file is kept."""
+    digest = hashlib.sha256(files[path]).hexdigest()
+    return folder / f"models--{NAME.replace('/', '--')}" / "blobs" / f"{digest}.diffuse.incomplete"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_interrupted_is_taken_up_where_it_broke_off(
+    ending: signal.Signals, server: HubServer, tmp_path: Path
+) -> None:
+    repository = server.repositories[NAME]
+    repository.files[UNET], repository.slow = weights(1, 6_000_000), 0.05
+    environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    words = ("download", "model=tiny", f"model.source={NAME}", "--yes")
+    process = command.start(*words, cwd=tmp_path, env=environment)
+    begun = partial(tmp_path / "hub", UNET, repository.files)
+    end = time.monotonic() + 60
+    while not (begun.is_file() and begun.stat().st_size > 1_000_000):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(ending)
+    done = command.finished(process)
+    kept = begun.stat().st_size
+    assert 1_000_000 < kept < 6_000_000
+    if ending == signal.SIGINT:
+        assert (done.status, done.out) == (130, "") and done.err.splitlines()[-1] == "diffuse: interrupted"
+
+    server.log.clear()
+    repository.slow = 0
+    again = command.diffuse(*words, cwd=tmp_path)
+    assert again.status == 0, again.err
+    assert asked_for(server, UNET) == [f"bytes={kept}-"]
+    assert f"of which {kept / 10**6:.2f} MB are here from an interrupted run" in again.err
+    assert files_in(Path(again.out.strip()))[UNET] == repository.files[UNET]
+    assert not list((tmp_path / "hub").rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "ranges", "parts"),
+    [
+        (400, True, ["bytes=400-"]),
+        (400, False, ["bytes=400-"]),  # the server sends all of it
+        (2000, True, [None]),  # more than there is
+        ("all", True, []),
+        (0, True, [None]),
+    ],
+)
+def test_what_is_left_of_a_run(kept: Any, ranges: bool, parts: list[str | None], server: HubServer) -> None:
+    files, server.repositories[NAME].ranges = server.repositories[NAME].files, ranges
+    begun = partial(Path(constants.HF_HUB_CACHE), UNET, files)
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"x" * 2000 if kept == 2000 else files[UNET][: None if kept == "all" else kept])
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
+    assert asked_for(server, UNET) == parts
+    assert not begun.exists()
+
+
+def test_what_is_left_of_a_run_and_is_wrong_is_removed(server: HubServer) -> None:
+    begun = partial(Path(constants.HF_HUB_CACHE), UNET, server.repositories[NAME].files)
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"x" * 100)
+    assert f"{NAME}/{UNET}: is not what the hub lists; it was removed: run the command again" in message(
+        lambda: locate(NAME)
+    )
+    assert not begun.exists()
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
+
+
+def test_two_runs_at_once_fetch_a_file_once(server: HubServer) -> None:
+    repository = server.repositories[NAME]
+    repository.files[UNET], repository.slow = weights(1, 1_000_000), 0.05
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: locate(NAME), range(2)))
+    assert found[0] == found[1] and files_in(found[0].folder)[UNET] == repository.files[UNET]
+    assert asked_for(server, UNET) == [None]
+
+
+def test_a_server_that_is_busy_for_a_moment(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffuse.fetch._WAIT", 0.01)
+    server.repositories[NAME].busy[UNET] = 3
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
+    server.repositories[NAME].files[UNET] = weights(8)
+    server.repositories[NAME].commit, server.repositories[NAME].busy[UNET] = "b" * 40, 99
+    assert "answered with status 503; try again later" in message(lambda: download(NAME, yes=True))
+
+
+def test_a_connection_that_brings_nothing_more(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffuse.fetch._WAIT", 0.01)
+    server.repositories[NAME].cut = Always({UNET: 0})
+    text = message(lambda: locate(NAME))
+    assert "the transfer from" in text and "files that arrived are kept" in text
+
+
+class Always(dict[str, int]):
+    """Cuts the connection every time."""
+
+    def pop(self, key: str, default: Any = None) -> Any:
+        return self.get(key, default)
+
+
+@pytest.mark.parametrize("path", [UNET, "unet/config.json"])
 def test_altered_contents_are_noticed_and_not_kept(server: HubServer, path: str) -> None:
     server.repositories[NAME].corrupt.add(path)
     assert f"{NAME}/{path}: is not what the hub lists" in message(lambda: locate(NAME))
@@ -326,7 +429,7 @@ def test_a_terminal_is_asked_and_shown_progress(server: HubServer, tmp_path: Pat
     path = "unet/diffusion_pytorch_model.safetensors"
     server.repositories[NAME].files[path] = weights(1, 3_000_000)
     server.repositories[NAME].cut[path] = 1_000_000  # lasts a second, so that there is something to show
-    command = (
+    code = (
         "from diffuse import hub, repository, request; "
         f"wanted = [repository.Wanted({NAME!r}, components=('unet',))]; "
         "print(hub.download(wanted, request.Download.ask)[0].folder)"
@@ -342,7 +445,7 @@ def test_a_terminal_is_asked_and_shown_progress(server: HubServer, tmp_path: Pat
     }
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", command], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-c", code], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment
     )
     os.close(theirs)
     seen = b""

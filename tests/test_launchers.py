@@ -26,7 +26,8 @@ from diffuse.launchers.work import Task, Told, work
 
 ray = pytest.importorskip("ray")
 
-QUICK = ("experiment=smoke", "tracking=none", "report=false", "output.dir=out")
+CACTUS = ("hardware=cpu", "prompt=a cactus", "num_inference_steps=2")
+QUICK = (*CACTUS, "tracking=none", "report.make=false", "output.dir=out")
 SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
 
 
@@ -104,7 +105,7 @@ def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkey
     cards = [hardware.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
     monkeypatch.setattr(hardware, "visible_gpus", lambda: cards)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    quick = ("tracking=none", "report=false", "output.dir=out", "num_inference_steps=1")
+    quick = ("tracking=none", "report.make=false", "output.dir=out", "num_inference_steps=1")
     jobs = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=1", "seed=1,2", "width=64,4096")
     done = diffuse("-m", *quick, *jobs, cwd=tmp_path)
     assert done.status == 2 and len(done.paths) == 2

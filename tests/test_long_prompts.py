@@ -427,3 +427,13 @@ def test_a_chunk_is_encoded_once_however_often_it_stands_there(sd: Path) -> None
     with torch.inference_mode():
         pipe.encode(replace(REQUEST, prompt="the " * 1000), True)
     assert len(seen) == 3  # of thirteen full chunks one, the last, and the empty one
+
+
+def test_a_token_that_weighs_1_among_others_keeps_its_state_to_the_bit(sd: Path) -> None:
+    pipe = pipeline(sd, StableDiffusion)
+    with torch.inference_mode():
+        plain, heavy = (
+            pipe.encode(replace(REQUEST, prompt=prompt), False).positive["encoder_hidden_states"][0]
+            for prompt in ("the cat and the dog", "the (cat:1.7) and the dog")
+        )
+    assert [i for i in range(77) if not torch.equal(plain[i], heavy[i])] == [2, 3]  # "ca" and "t", after the start

@@ -186,6 +186,22 @@ def test_parameters_are_laid_out_as_viewers_know_them() -> None:
     assert settings_line(media.parameters_text(made_record(guidance_scale=1.25)).split("\n")[-1])["CFG scale"] == "1.25"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"prompt": "a (cat)"}, "None"),
+        ({"negative_prompt": "[x]"}, "None"),
+        ({"prompt": "a (cat)", "prompt_syntax": "weighted"}, None),
+        ({"prompt": "a (cat)", "prompt_syntax": "plain"}, "None"),
+    ],
+)
+def test_brackets_that_are_no_weights_are_said_to_be_none(changes: dict[str, Any], said: str | None) -> None:
+    """As the web UI says it, in which they would be weights otherwise."""
+    pairs = settings_line(media.parameters_text(made_record(**changes)).split("\n")[-1])
+    assert pairs.get("Emphasis") == said
+
+
 @pytest.mark.parametrize("source", ["/models/with, comma", 'say "yes": no', "C:\\models", "line\nbreak", "plain"])
 def test_values_that_would_break_the_line_are_quoted(source: str) -> None:
     record = made_record() | {"weights": {"source": source, "sha256": None}}

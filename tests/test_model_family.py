@@ -13,7 +13,6 @@ import picture_parity
 import pytest
 from command import diffuse
 from hub_server import HubServer, Repository
-from huggingface_hub import constants
 from picture_parity import PROMPT, STEPS, assert_same
 
 import diffuse as package
@@ -92,14 +91,9 @@ def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
 
 def test_of_a_repository_only_the_small_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"model_index.json": json.dumps(SD).encode(), "unet/config.json": b"{}"}
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     with HubServer({"an/owner": Repository(files)}) as hub:
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.is_the_hub(monkeypatch, tmp_path / "hub")
         assert model_family.resolved(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
         assert hub.fetched() == ["model_index.json"]
         hub.log.clear()

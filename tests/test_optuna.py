@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import Done, diffuse
+from command import SMOKE, Done, diffuse
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -18,7 +18,7 @@ from diffuse.configuration import PACKAGE
 from diffuse.picture_input import PictureInput
 
 REFERENCE = PACKAGE / "tiny" / "cactus_100_steps.png"
-TUNE = ("experiment=tune_guidance", "hardware.threads=1", "tracking=none", "report=false")
+TUNE = ("experiment=tune_guidance", "hardware.threads=1", "tracking=none", "report.make=false")
 
 
 def tune(*overrides: Any, cwd: Path, status: int = 0) -> Done:
@@ -65,7 +65,7 @@ def test_it_finds_better_settings_than_chance_and_goes_on_where_it_was(tmp_path:
 
 
 def test_jobs_that_fail_are_told_and_the_others_are_judged(tmp_path: Path) -> None:
-    asked = ("experiment=smoke", "tracking=none", "report=false", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6")
+    asked = (*SMOKE, "tracking=none", "report.make=false", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6")
     judged = ("objective.metric=quality/psnr", f"objective.reference={REFERENCE}", "width=choice(64,4096)")
     done = diffuse("-m", *asked, *judged, "num_inference_steps=1", "output.dir=out", cwd=tmp_path)
     assert done.status == 2, done.err
@@ -91,7 +91,7 @@ def test_an_objective_that_cannot_be(overrides: list[str], said: str, tmp_path: 
 def test_a_run_by_itself_records_how_near_it_is(tmp_path: Path) -> None:
     """And a reference of another size is refused before anything is made."""
     Image.new("RGB", (32, 64)).save(tmp_path / "small.png")
-    done = diffuse("experiment=smoke", "tracking=none", "objective.reference=small.png", cwd=tmp_path)
+    done = diffuse(*SMOKE, "tracking=none", "objective.reference=small.png", cwd=tmp_path)
     assert (done.status, done.paths) == (2, [])
     assert "objective.reference: is 32 x 64 pixels and the picture 64 x 64" in done.err
 

@@ -77,7 +77,7 @@ def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], steps: i
     for index, t in enumerate(ours.timesteps):
         prediction = model(state.sample, int(t))
         state = ours.step(prediction, index, state, mine)
-        a, original, _ = state
+        a, original = state.sample, state.seen()
         other = theirs.step(prediction, t, b, eta=eta, generator=reference)
         b = other.prev_sample
         assert torch.isfinite(a).all()

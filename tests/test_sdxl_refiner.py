@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import diffusers
 import numpy as np
 import oracle
 import oracle_sdxl
+import prompt_oracle
 import pytest
 import torch
 from command import Done, diffuse
@@ -18,6 +20,7 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgP
 from oracle_sdxl import Variant
 from picture_parity import photograph
 from PIL import Image
+from prompt_oracle import Chunk
 from transformers import CLIPTokenizer
 
 BASE = Variant()
@@ -133,6 +136,31 @@ def test_a_picture_is_refined(ours: dict[str, Any], peers: dict[str, Any], refin
     )
 
 
+# Read by chunks and with weights: what is asked for, and the chunks by hand.
+READ = {
+    "prompt": f"{'the ' * 75} (cat:1.3)",
+    "negative_prompt": "[blurry]",
+    "long_prompt": "chunk",
+    "prompt_syntax": "weighted",
+}
+POSITIVE: list[Chunk] = [[("the " * 75, 1)], [("cat", 1.3)]]
+NEGATIVE: list[Chunk] = [[("blurry", 1 / 1.1)], [("", 1)]]
+
+
+def test_a_long_weighted_prompt_is_refined_by(refiner: Path, tmp_path: Path) -> None:
+    source = photograph(tmp_path / "source.png")
+    peer = theirs(refiner, StableDiffusionXLImg2ImgPipeline)
+    embeds = prompt_oracle.sdxl_embeds(peer, [POSITIVE], [NEGATIVE])
+    expected = peer(
+        **{**REQUEST, "prompt": None, **embeds},
+        image=Image.open(source),
+        strength=0.6,
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    options = {"model.source": refiner, "input_image": source, "strength": 0.6, **READ}
+    assert_same(made(tmp_path, "model=sdxl_refiner", **options), np.asarray(expected[0])[None])
+
+
 def test_a_field_of_the_base_alone_is_refused(refiner: Path, tmp_path: Path) -> None:
     source = photograph(tmp_path / "source.png")
     done = run(tmp_path, "model=sdxl_refiner", "prompt_2=x", **{"model.source": refiner}, input_image=source)
@@ -152,6 +180,32 @@ def test_a_refiner_without_its_text_encoder_and_a_base_in_its_place_are_refused(
     assert "text_encoder" in done.err or "tokenizer" in done.err
     for line in done.err.splitlines():
         assert "Traceback" not in line
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("text_encoder_2", "has no folder text_encoder_2; the checkpoint is incomplete"),
+        ("text_encoder_2/config.json", "text_encoder_2/config.json: is missing"),
+        ("text_encoder_2/model.safetensors", "text_encoder_2: has no weights"),
+        ("tokenizer_2", "neither vocab.json and merges.txt nor tokenizer.json is there"),
+    ],
+)
+def test_a_refiner_without_its_second_encoder_is_refused(
+    missing: str, said: str, stages: int, base: Path, refiner: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "refiner"
+    shutil.copytree(refiner, folder)
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if stages == 1:
+        source = photograph(tmp_path / "source.png")
+        done = run(tmp_path, "model=sdxl_refiner", **{"model.source": folder}, input_image=source)
+    else:
+        done = run(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, folder))
+    assert_refused(done, said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refiner_by_itself_needs_a_picture(refiner: Path, tmp_path: Path) -> None:
@@ -202,6 +256,17 @@ def test_two_stages(ours: dict[str, Any], peers: dict[str, Any], base: Path, ref
     assert_same(found, made_by_both(base, refiner, **peers))
 
 
+def test_two_stages_read_a_long_weighted_prompt_alike(base: Path, refiner: Path, tmp_path: Path) -> None:
+    first, second = theirs(base, StableDiffusionXLPipeline), theirs(refiner, StableDiffusionXLImg2ImgPipeline)
+    request = {**REQUEST, "prompt": None, "generator": torch.Generator().manual_seed(0)}
+    early = prompt_oracle.sdxl_embeds(first, [POSITIVE] * 2, [NEGATIVE] * 2)
+    late = prompt_oracle.sdxl_embeds(second, [POSITIVE], [NEGATIVE])
+    latents = first(**request, **early, width=64, height=64, denoising_end=0.8, output_type="latent").images
+    expected = second(**request, **late, image=latents, denoising_start=0.8).images
+    found = made(tmp_path, "model=sdxl", "refiner=sdxl", **both(base, refiner), **READ)
+    assert_same(found, np.asarray(expected[0])[None])
+
+
 def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: Path, tmp_path: Path) -> None:
     options = both(base, refiner, num_images=3)
     done = run(tmp_path, "model=sdxl", "refiner=sdxl", "memory_profile.batch_size=2", **options)
@@ -227,7 +292,7 @@ def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: 
         ("aesthetic_score=11", "aesthetic_score=11.0: should be a number from 0 to 10"),
         ("refiner.source=null", "refiner.source is not set"),
         ("refiner._target_=os.system", "refiner._target_=os.system: should be a class in diffuse.pipelines"),
-        ("refiner=none", "denoising_end=0.5: is when a refiner takes over; add refiner=sdxl"),
+        ("refiner=none", "there is no refiner; choose one, such as refiner=sdxl"),
         ("memory_profile.on_device=[unt]", "on_device names unt"),
     ],
 )

@@ -21,7 +21,7 @@ from diffuse.errors import ConfigError, RunError
 from diffuse.pipelines import prompt
 
 TINY = PACKAGE / "tiny" / "checkpoint"
-QUICK = ("hardware=cpu", "hardware.threads=1", "tracking=none", "report=false", "output.dir=out")
+QUICK = ("hardware=cpu", "hardware.threads=1", "tracking=none", "report.make=false", "output.dir=out")
 
 
 def swept(*overrides: Any, cwd: Path, status: int = 0) -> Done:
@@ -212,7 +212,7 @@ def test_a_sweep_is_known_by_its_configuration(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     one = plan("seed=range(0,3)", "num_inference_steps=5,10", "width=64")
     assert one.folder == Path("outputs/sweeps") / one.identity[:12] and one.jobs == 6
-    same = plan("num_inference_steps=10,5", "width=64", "seed=0,1,2", "tracking=none", "report=false")
+    same = plan("num_inference_steps=10,5", "width=64", "seed=0,1,2", "tracking=none", "report.make=false")
     assert same.identity == one.identity
     others = [
         plan("seed=range(0,4)", "num_inference_steps=5,10", "width=64"),
@@ -299,9 +299,9 @@ def test_ready_made_sweeps(name: str, jobs: int, tmp_path: Path, monkeypatch: py
 
 
 def test_the_report_costs_a_sweep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("-m", *QUICK, "report=true", "seed=1,2", "num_inference_steps=1")
+    command = ("-m", *QUICK, "report.make=true", "seed=1,2", "num_inference_steps=1")
 
-    def broken(folder: Path) -> list[Path]:
+    def broken(folder: Path, wanted: Any = None) -> list[Path]:
         raise OSError("no room")
 
     with monkeypatch.context() as patched:
@@ -327,7 +327,7 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
         patched.setattr(launcher.Composer, "load_sweep_config", watched)
         axes = (
             "scheduler=ddim,euler",
-            "experiment=smoke,prompt_matrix",
+            "experiment=seeds_by_steps,prompt_matrix",
             "seed=1,2",
             "model.request_defaults.width=72,80",
         )

@@ -125,7 +125,9 @@ def layout(cells: Sequence[Cell], axes: Sequence[Axis], wanted: Mapping[str, str
     if twice := [key for key in taken if taken.count(key) > 1]:
         places = " ".join(f"--{place} {axis.key}" for place, axis in named.items() if axis.key == twice[0])
         raise ConfigError(f"{places}: a field lies on one axis; choose another for one of them")
-    free = sorted((axis for axis in axes if axis.key not in taken), key=lambda axis: -len(axis.values))
+    free = sorted(
+        (axis for axis in axes if axis.key not in taken), key=lambda axis: (-len(axis.values), axis.key != "seed")
+    )
     chosen = dict(named)
     for place in ("x", "y"):
         if place not in chosen:

@@ -24,7 +24,7 @@ PAGE = "report.html"
 GROUPS = ("scheduler", "model", "refiner", "memory_profile", "hardware")
 # What cannot make one picture different from another, or is told better elsewhere.
 _LEFT_OUT = ("output", "tracking", "report", "prompt_file", "num_images")
-_PARTS = ("_target_", "name", "request_defaults", "min_vram_gib")
+_PARTS = ("_target_", "name", "request_defaults", "min_vram_gib", "download")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def of_folder(folder: Path) -> Found:
     """All media with a record below `folder`, and the jobs that failed. Those without a record are counted."""
     found = Found(title=_title(folder))
     for place, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(place)
         jobs = of_job(here / JOB) if JOB in names else Found()
         known = {cell.path.name for cell in jobs.cells}

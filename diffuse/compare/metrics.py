@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffuse.differences import psnr
+
 _WINDOW = 7  # pixels a side of SSIM's uniform window
 _C1 = (0.01 * 255) ** 2
 _C2 = (0.03 * 255) ** 2
@@ -34,12 +36,6 @@ def difference(picture: np.ndarray, reference: np.ndarray) -> Difference | None:
         None if None in similar else math.fsum(value or 0.0 for value in similar) / count,
         math.fsum(flip(*pair) for pair in pairs) / count,
     )
-
-
-def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in decibels, the peak being 255."""
-    error = np.mean(np.square(picture.astype(np.int32) - reference), dtype=np.float64)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / float(error))
 
 
 def ssim(picture: np.ndarray, reference: np.ndarray) -> float | None:

@@ -73,7 +73,7 @@ function start() {
 
 function fillHead() {
   const kind = data.cells[0].video ? 'video' : 'picture';
-  const counts = data.axes.map((axis) => `${axis.values.length} × ${axis.label.toLowerCase()}`);
+  const counts = data.axes.map((axis) => `${axis.label} × ${axis.values.length}`);
   const number = `${data.cells.length} ${kind}${data.cells.length === 1 ? '' : 's'}`;
   $('.summary').textContent = [number, ...counts].join(' · ');
   $('.summary').title = `made ${data.made} by diffuse ${data.version}`;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from diffuse.compare.quality import Measured
 from diffuse.compare.sheet import SOFTWARE
 
 _SERIES = 8  # lines that can be told apart
+_NAME_CHARACTERS = 30
 _QUALITY: dict[str, Callable[[Measured], float | None]] = {
-    "PSNR (dB)": lambda row: row.difference and row.difference.psnr,
-    "SSIM": lambda row: row.difference and row.difference.ssim,
-    "FLIP": lambda row: row.difference and row.difference.flip,
+    "PSNR (dB)": lambda row: row.difference.psnr if row.difference else None,
+    "SSIM": lambda row: row.difference.ssim if row.difference else None,
+    "FLIP": lambda row: row.difference.flip if row.difference else None,
 }
 _SECONDS: dict[str, Callable[[Measured], float | None]] = {"seconds a picture": lambda row: row.cell.seconds}
 
@@ -79,7 +81,7 @@ def _draw(panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, s
             for place in places:
                 plot.plot([place] * len(line[place]), line[place], ".", color=colour, alpha=0.25, markersize=4)
             means = [statistics.fmean(line[place]) for place in places]
-            name = shown(series.values[number]) if series else None
+            name = _short(shown(series.values[number])) if series else None
             plot.plot(places, means, "o-", color=colour, markersize=4, label=name)
         plot.set_xlabel(along.label)
         plot.set_ylabel(title)
@@ -87,7 +89,14 @@ def _draw(panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, s
         plot.spines[["top", "right"]].set_visible(False)
         if series:
             plot.legend(title=series.label, fontsize=8, title_fontsize=8, frameon=False)
-    figure.savefig(path, metadata={"Software": SOFTWARE})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a prompt may have letters that the font lacks
+        figure.savefig(path, metadata={"Software": SOFTWARE})
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("$", r"\$")  # which would be mathematics
+    return text if len(text) <= _NAME_CHARACTERS else f"{text[: _NAME_CHARACTERS - 1]}…"
 
 
 def _is_number(value: Any) -> bool:

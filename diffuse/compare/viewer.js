@@ -198,11 +198,18 @@ function player(films) {
     const length = first.duration || 0;
     if (document.activeElement !== seek || !first.paused) seek.value = length ? first.currentTime / length : 0;
     clock.textContent = `${first.currentTime.toFixed(2)} / ${length.toFixed(2)} s`;
-    for (const film of others) if (Math.abs(film.currentTime - first.currentTime) > 0.08) film.currentTime = Math.min(first.currentTime, film.duration || 0);
+  };
+  const inStep = () => { // a little faster or slower is not seen; what is far off, or at rest, jumps
+    for (const film of others) {
+      const behind = first.currentTime - film.currentTime;
+      if (Math.abs(behind) > 0.4 || (first.paused && behind)) film.currentTime = Math.min(first.currentTime, film.duration || 0);
+      film.playbackRate = Math.max(0.7, Math.min(1.3, 1 + 3 * behind));
+    }
+    if (first.isConnected && !first.paused) requestAnimationFrame(inStep);
   };
   for (const kind of ['timeupdate', 'seeked', 'loadedmetadata']) first.addEventListener(kind, follow);
-  first.addEventListener('play', () => { toggle.textContent = '❚❚'; others.forEach((film) => film.play().catch(() => {})); });
-  first.addEventListener('pause', () => { toggle.textContent = '▶'; others.forEach((film) => film.pause()); follow(); });
+  first.addEventListener('play', () => { toggle.textContent = '❚❚'; others.forEach((film) => film.play().catch(() => {})); inStep(); });
+  first.addEventListener('pause', () => { toggle.textContent = '▶'; others.forEach((film) => film.pause()); inStep(); follow(); });
   first.play().catch(() => {});
   const strips = films.map((film) => {
     const strip = lazy(+film.dataset.cell);
@@ -231,7 +238,8 @@ function drawFacts(mode) {
   const cell = data.cells[viewer.a];
   $('.command pre').textContent = cell.command;
   $('.command .note').textContent = cell.note ? `It does not make the same picture: ${cell.note}.` : '';
-  const link = element('a', { href: cell.link, target: '_blank', rel: 'noreferrer' }, cell.name);
+  const framed = window.top !== window; // there, no file lies beside the page
+  const link = framed ? cell.name : element('a', { href: cell.link, target: '_blank', rel: 'noreferrer' }, cell.name);
   const about = cell.video ? cell.moving : cell.still;
   const smaller = about && !about.exact ? ` The page itself carries a copy of ${about.size.join(' × ')}.` : '';
   $('.origin').replaceChildren('File ', link, '.', smaller);

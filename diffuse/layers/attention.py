@@ -5,6 +5,8 @@ Shapes: `B` batch, `C` channels, `H` `W` rows and columns, `T` tokens, `D` width
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,6 +90,8 @@ class FeedForward(nn.Module):
 
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; each normalised first and added to its input."""
+
+    compiled: ClassVar[bool] = True  # as one, where hardware.compile asks for it
 
     def __init__(self, dim: int, heads: int, context_dim: int, upcast: bool) -> None:
         super().__init__()

@@ -28,6 +28,8 @@ class _Packed(nn.Module):
 
     def _packs(self, x: Tensor, weight: Tensor) -> bool:
         """Whether oneDNN can be asked directly, without the conversions and gradients that PyTorch adds."""
+        if torch.compiler.is_compiling():  # the compiler orders weights itself, and does not know oneDNN's layout
+            return False
         plain = x.dtype == weight.dtype and x.is_cpu and not (x.requires_grad or weight.requires_grad)
         return plain and _has_onednn(x.dtype) and not torch.is_autocast_enabled("cpu")
 
@@ -81,7 +83,9 @@ class Conv2d(_Packed, nn.Conv2d):
         weight = self.weight
         if not self._packs(x, weight):
             self._unpack()
-            if not weight.requires_grad:  # a kernel in training stays the object that its optimizer knows
+            if not (
+                weight.requires_grad or torch.compiler.is_compiling()
+            ):  # a kernel in training stays the object that its optimizer knows
                 self._replace(_channels_last)
             return super().forward(x)
         geometry = (self.padding, self.stride, self.dilation, self.groups)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +12,8 @@ from diffuse.layers.packed import Conv2d, Linear
 
 class ResnetBlock2D(nn.Module):
     """Norm, SiLU, convolution, twice; a timestep embedding is added between them where `temb_channels` is given."""
+
+    compiled: ClassVar[bool] = True  # as one, where hardware.compile asks for it
 
     def __init__(
         self, in_channels: int, out_channels: int, *, groups: int, eps: float, temb_channels: int | None = None

@@ -32,12 +32,12 @@ class EncodedTexts:
         keys = [(name, tuple(read.rows), tuple(map(tuple, read.weights))) for read in prompts]
         found = {key: self._kept[key] for key in keys if key in self._kept}
         if len(found) < len(set(keys)):
-            to = {"device": self.memory.device("unet"), "dtype": self.memory.dtype("unet")}
+            device, dtype = self.memory.device("unet"), self.memory.dtype("unet")
             with self.memory.use(name) as encoder:
                 for key, read in zip(keys, prompts, strict=True):
                     if key not in found:
                         states, pooled = prompt.encode(encoder, read, state, self.memory.device(name))
-                        found[key] = states.to(**to), pooled.to(**to)
+                        found[key] = states.to(device, dtype), pooled.to(device, dtype)
         for key in keys:
             self._kept[key] = found[key]
             self._kept.move_to_end(key)

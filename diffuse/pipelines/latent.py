@@ -182,8 +182,7 @@ class LatentPipeline:
 
         def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
             self.memory.after_step(index)
-            shown = state.sample if state.original is None else state.original
-            steps.tell(timestep, seconds, state.sample, lambda: self._decode(shown))
+            steps.tell(timestep, seconds, state.sample, lambda: self._decode(state.seen()))
 
         with self.memory.use("unet") as unet:
             return denoise(
@@ -303,12 +302,16 @@ class LatentPipeline:
         self.memory.add(name, load, float32=float32)
 
     def check_text(self, tokenizer: CLIPTokenizer, config: clip.CLIPTextConfig) -> None:
-        """Refuses a tokenizer whose texts are longer than its encoder takes."""
+        """Refuses a tokenizer whose texts are longer than its encoder takes, or hold words that it does not know."""
         if tokenizer.max_length > config.max_position_embeddings:
             raise self.misfit(
                 f"the tokenizer makes {tokenizer.max_length} tokens, the text encoder has "
                 f"{config.max_position_embeddings} positions"
             )
+
+        words = tokenizer.tokenizer.get_vocab_size()
+        if words > config.vocab_size:
+            raise self.misfit(f"the tokenizer has {words} words, the text encoder knows {config.vocab_size}")
 
     def check_text_width(self, width: int) -> None:
         """Refuses a U-Net that attends to text of another width."""

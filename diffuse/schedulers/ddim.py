@@ -71,16 +71,16 @@ class DDIM(DiscreteSampler):
             )
         elif self.clip_sample:
             original = original.clamp(-self.clip_sample_range, self.clip_sample_range)
+        if self.eta == 0:
+            return State(noise_schedule.add_noise(original, noise, alpha_after), original)
+        if generators is None:
+            raise ValueError("eta above 0 needs the images' generators")
         variance = (1 - alpha_after) / (1 - alpha) * (1 - alpha / alpha_after)
         sigma = self.eta * variance**0.5
         # For eta 1 from zero SNR nothing is left here, and rounding must not make it less.
         direction = (1 - alpha_after - sigma**2).clamp(min=0) ** 0.5 * noise
-        result = alpha_after**0.5 * original + direction
-        if self.eta > 0:
-            if generators is None:
-                raise ValueError("eta above 0 needs the images' generators")
-            result = result + sigma * noise_schedule.unit_noise(result, generators)
-        return State(result, original)
+        result = (alpha_after**0.5 * original).add_(direction)
+        return State(result.add_(sigma * noise_schedule.unit_noise(result, generators)), original)
 
     @property
     def _final_alpha(self) -> Tensor:

@@ -33,5 +33,5 @@ class Euler(VarianceExploding):
         """One step down. `model_output` is `[B, ...]`, for what the model was shown of `state` at step `index`."""
         sigma, after = self.sigmas[index : index + 2]
         original = self.to_original(model_output, index, state.sample)
-        derivative = (state.sample - original) / sigma
-        return State(state.sample + (after - sigma) * derivative, original)
+        # Along the derivative, (x - original) / sigma, the way to the original is straight and ends at sigma 0.
+        return State(torch.lerp(state.sample, original, 1 - after / sigma), original)

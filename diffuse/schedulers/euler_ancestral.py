@@ -33,10 +33,9 @@ class EulerAncestral(VarianceExploding):
         up = after * (1 - (after / sigma) ** 2) ** 0.5
         down = after**2 / sigma  # so that down**2 + up**2 == after**2
         original = self.to_original(model_output, index, state.sample)
-        derivative = (state.sample - original) / sigma
-        sample = state.sample + (down - sigma) * derivative
+        sample = torch.lerp(state.sample, original, 1 - down / sigma)  # as in Euler
         if up > 0:
             if generators is None:
                 raise ValueError("ancestral noise needs the images' generators")
-            sample = sample + up * noise_schedule.unit_noise(sample, generators)
+            sample = sample.add(noise_schedule.unit_noise(sample, generators), alpha=up)
         return State(sample, original)

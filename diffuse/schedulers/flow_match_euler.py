@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -130,13 +131,13 @@ class FlowMatchEuler:
         """
         sigma, after = self.sigmas[index : index + 2]
         end = 1.0 if self.invert_sigmas else 0.0
-        original = state.sample.add(model_output, alpha=end - sigma)
+        original = partial(state.sample.add, model_output, alpha=end - sigma)
         if not self.stochastic_sampling:
-            return State(state.sample.add(model_output, alpha=after - sigma), original)
+            return State(state.sample.add(model_output, alpha=after - sigma), later=original)
         if generators is None:
             raise ValueError("stochastic sampling needs the images' generators")
-        noise = noise_schedule.unit_noise(original, generators)
-        return State((1 - after) * original + after * noise, original)
+        noise, clean = noise_schedule.unit_noise(state.sample, generators), original()
+        return State(noise_schedule.weighted_sum((1 - after, after), (clean, noise)), clean)
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
         """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`.

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from diffuse.schedulers import noise_schedule
 from diffuse.schedulers.sampler import State
 from diffuse.schedulers.sigma_sampler import VarianceExploding
 
@@ -55,9 +56,10 @@ class Heun(VarianceExploding):
         original = self.to_original(model_output, index, state.sample)
         if self.clip_sample:
             original = original.clamp(-self.clip_sample_range, self.clip_sample_range)
-        slope = (state.sample - original) / sigma
         if not state.past:
-            length = self.sigmas[index + 1] - sigma
-            return State(state.sample + length * slope, original, (state.sample, slope, length))
-        start, first_slope, length = state.past
-        return State(start + length * (first_slope + slope) / 2, original)
+            after = self.sigmas[index + 1]
+            return State(torch.lerp(state.sample, original, 1 - after / sigma), original, (state.sample, after - sigma))
+        # Half way between start and end of the Euler step lies what its slope contributes; the new slope adds its half.
+        start, length = state.past
+        half = length / sigma / 2
+        return State(noise_schedule.weighted_sum((0.5, 0.5 + half, -half), (start, state.sample, original)), original)

@@ -86,7 +86,8 @@ class LCM(DiscreteSampler):
             original = original.clamp(-self.clip_sample_range, self.clip_sample_range)
         # The consistency function, which is the sample itself at timestep 0.
         variance = (t * self.timestep_scaling) ** 2 + _SIGMA_DATA**2
-        denoised = _SIGMA_DATA**2 / variance * state.sample + t * self.timestep_scaling / variance**0.5 * original
+        weights = _SIGMA_DATA**2 / variance, t * self.timestep_scaling / variance**0.5
+        denoised = noise_schedule.weighted_sum(weights, (state.sample, original))
         if index == len(self.timesteps) - 1:
             return State(denoised, denoised)
         if generators is None:

@@ -110,11 +110,11 @@ def to_original(prediction_type: str, output: Tensor, sample: Tensor, alpha_cump
     """
     signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
     if prediction_type == "epsilon":
-        return (sample - noise * output) / signal
+        return (noise * output).sub_(sample).div_(-signal)  # (sample - noise * output) / signal, in one new tensor
     if prediction_type == "sample":
         return output
     if prediction_type == "v_prediction":
-        return signal * sample - noise * output
+        return (signal * sample).sub_(noise * output)
     raise ConfigError(f"prediction_type={prediction_type} is not implemented")
 
 
@@ -124,9 +124,9 @@ def to_noise(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod
     if prediction_type == "epsilon":
         return output
     if prediction_type == "sample":
-        return (sample - signal * output) / noise
+        return (signal * output).sub_(sample).div_(-noise)
     if prediction_type == "v_prediction":
-        return signal * output + noise * sample
+        return (signal * output).add_(noise * sample)
     raise ConfigError(f"prediction_type={prediction_type} is not implemented")
 
 
@@ -140,14 +140,14 @@ def dynamic_threshold(original: Tensor, ratio: float, largest: float) -> Tensor:
 
 def add_noise(original: Tensor, noise: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
     """`original` noised until `alpha_cumprod` of its variance is left; both `[B, ...]`."""
-    return alpha_cumprod**0.5 * original + (1 - alpha_cumprod) ** 0.5 * noise
+    return (alpha_cumprod**0.5 * original).add_((1 - alpha_cumprod) ** 0.5 * noise)
 
 
 def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
     """`weights[0] * tensors[0] + ...`, one pass over memory each."""
     result = weights[0] * tensors[0]
     for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
-        result = result.add(tensor, alpha=weight)
+        result.add_(tensor, alpha=weight)
     return result
 
 

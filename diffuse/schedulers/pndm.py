@@ -109,7 +109,8 @@ class PNDM(DiscreteSampler):
         alpha_after = self.alphas_cumprod[after] if after >= 0 else self._final_alpha
         original = noise_schedule.to_original(self.prediction_type, slope, sample, alpha)
         noise = noise_schedule.to_noise(self.prediction_type, slope, sample, alpha)
-        return State(noise_schedule.add_noise(original, noise, alpha_after), original)
+        weights = float(alpha_after) ** 0.5, float(1 - alpha_after) ** 0.5
+        return State(noise_schedule.weighted_sum(weights, (original, noise)), original)
 
     @property
     def _final_alpha(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +19,13 @@ class State(NamedTuple):
     sample: Tensor  # [B, ...]
     original: Tensor | None = None  # the clean sample as the last step saw it, [B, ...]
     past: tuple[Any, ...] = ()  # what the sampler remembers of earlier steps; its own affair
+    later: Callable[[], Tensor] | None = None  # gives the original, where the step itself has no use for it
+
+    def seen(self) -> Tensor:
+        """The clean sample as the last step saw it; before the first step, the sample."""
+        if self.original is not None:
+            return self.original
+        return self.sample if self.later is None else self.later()
 
 
 @dataclass(kw_only=True)

@@ -112,7 +112,7 @@ class VarianceExploding(SigmaSampler):
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
         """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
-        return original + self.sigmas[index] * noise
+        return original.add(noise, alpha=self.sigmas[index])
 
 
 @dataclass(kw_only=True)
@@ -160,8 +160,7 @@ class VariancePreserving(SigmaSampler):
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
         """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
-        signal, sigma = signal_and_noise(self.sigmas[index])
-        return signal * original + sigma * noise
+        return noise_schedule.weighted_sum(signal_and_noise(self.sigmas[index]), (original, noise))
 
 
 def signal_and_noise(sigma: float) -> tuple[float, float]:

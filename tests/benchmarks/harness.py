@@ -26,7 +26,7 @@ Calls = Callable[[Any, Any, dict[str, Any]], tuple[Call, Call]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORTEST = 0.05  # seconds that one timing takes at least: a shorter call is repeated
-COLUMNS = "{:34} {:>9} {:>9} {:>6} {:>9} {:>10}"
+COLUMNS = "{:40} {:>9} {:>9} {:>6} {:>9} {:>10}"
 
 
 def arguments(about: str | None) -> argparse.Namespace:

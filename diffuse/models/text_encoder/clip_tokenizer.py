@@ -64,10 +64,12 @@ class CLIPTokenizer:
     """Byte-pair encoding as CLIP does it: lower case, white space folded, start and end tokens, padded to a length."""
 
     def __init__(self, tokenizer: Tokenizer, *, pad_token: str, max_length: int, where: str = "tokenizer") -> None:
-        ids = {token: tokenizer.token_to_id(token) for token in (START, END, pad_token)}
-        for token, id_ in ids.items():
+        ids: dict[str, int] = {}
+        for token in (START, END, pad_token):
+            id_ = tokenizer.token_to_id(token)
             if id_ is None:
                 raise CheckpointError(f"{where}: the vocabulary has no token {token!r}; copy or download it again")
+            ids[token] = id_
         # Recognised inside a text too, as by the field's reference implementation: where "!" pads, as in SD 2.x, a "!"
         # in a prompt is the padding's id and not the word "!".
         tokenizer.add_special_tokens(list(ids))

@@ -54,6 +54,7 @@ class UNet2DConditionConfig:
     time_cond_proj_dim: int | None = None  # width of the embedded guidance scale that a distilled model takes
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "_class_name": ("UNet2DConditionModel",),
         "act_fn": ("silu",),
         "mid_block_type": ("UNetMidBlock2DCrossAttn",),
         "downsample_padding": (1,),

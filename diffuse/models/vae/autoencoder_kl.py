@@ -41,7 +41,10 @@ class AutoencoderKLConfig:
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"act_fn": ("silu",)}
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "_class_name": ("AutoencoderKL",),
+        "act_fn": ("silu",),
+    }
     IGNORED: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

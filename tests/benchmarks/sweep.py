@@ -1,0 +1,178 @@
+"""A sweep in one process, against the same pictures by single runs and by a plain loop over a diffusers pipeline.
+
+python tests/benchmarks/sweep.py                  16 seeds x 5, 10, 20 steps of the tiny checkpoint, one thread
+python tests/benchmarks/sweep.py --repetitions 3  the median of more
+
+Each is a process of its own, from its start to its end, on a copy of an empty MLflow store. The loop keeps one pipeline
+and logs with MLflow what a run of diffuse logs: parameters, tags, metrics by step, the file, the image with its slider,
+three texts. Of the single runs one of each number of steps is timed, and counts sixteen times. What tracking and saving
+cost is the sweep's time with them over that of the same sweep with `tracking=none`, and of the computing in it alone.
+Seconds are of the clock, and of all processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peers import TINY
+
+SEEDS, STEPS = range(16), (5, 10, 20)
+PROMPT, SCALE = "a rocket on a blue background", 3.0
+JOBS = len(SEEDS) * len(STEPS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile", default="full_gpu", help="memory profile; the loop batches guidance as this one")
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--computing", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer:
+        peer()
+    elif options.computing:
+        computing(options)
+    else:
+        compare(options)
+
+
+def command(options: argparse.Namespace, *overrides: str) -> list[str]:
+    common = (
+        "hardware=cpu",
+        f"hardware.threads={options.threads}",
+        f"memory_profile={options.profile}",
+        f"prompt={PROMPT}",
+    )
+    return [sys.executable, "-m", "diffuse", *common, "report.make=false", *overrides]
+
+
+def compare(options: argparse.Namespace) -> None:
+    axes = ("-m", f"seed=range(0,{len(SEEDS)})", f"num_inference_steps={','.join(map(str, STEPS))}")
+    this = [sys.executable, __file__, f"--threads={options.threads}", f"--profile={options.profile}"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        empty_store(folder / "empty.db")
+        kinds: dict[str, Callable[[], tuple[float, float]]] = {
+            "sweep": lambda: timed(command(options, *axes), folder),
+            "sweep, untracked": lambda: timed(command(options, *axes, "tracking=none"), folder),
+            "computing alone": lambda: timed([*this, "--computing"], folder),
+            "single runs": lambda: singles(options, folder),
+            "diffusers' loop": lambda: timed([*this, "--peer"], folder),
+        }
+        taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+        for _ in range(options.repetitions):
+            for kind, run in kinds.items():
+                taken[kind].append(run())
+    print(f"{JOBS} pictures, {options.threads} thread(s), {options.profile}")
+    print(f"{'':18}{'s':>8}{'CPU s':>8}{'ratio':>8}{'CPU':>8}")
+    for kind, times in taken.items():
+        ratios = [
+            statistics.median(other[i] / ours[i] for ours, other in zip(taken["sweep"], times, strict=True))
+            for i in (0, 1)
+        ]
+        medians = [statistics.median(each[i] for each in times) for i in (0, 1)]
+        print(f"{kind:18}{medians[0]:8.1f}{medians[1]:8.1f}{ratios[0]:8.2f}{ratios[1]:8.2f}")
+
+
+def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Seconds by the clock and of processors, those of the processes that it starts too."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    (place / "outputs").mkdir()
+    shutil.copy(folder / "empty.db", place / "outputs" / "mlflow.db")
+    begun, before = time.perf_counter(), os.times()
+    subprocess.run(arguments, cwd=place, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - begun, cpu
+
+
+def singles(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    each = [timed(command(options, "seed=0", f"num_inference_steps={steps}"), folder) for steps in STEPS]
+    return sum(wall for wall, _ in each) * len(SEEDS), sum(cpu for _, cpu in each) * len(SEEDS)
+
+
+def empty_store(file: Path) -> None:
+    import mlflow
+
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+
+
+def computing(options: argparse.Namespace) -> None:
+    """The sweep's pictures by the pipeline alone, in its batches: nothing is saved or recorded."""
+    from diffuse import configuration, run, validation
+
+    prepared = []
+    for steps in STEPS:
+        for seed in SEEDS:
+            overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
+            cfg = configuration.compose(overrides)
+            prepared.append(run.prepare(cfg, validation.drafts(cfg)[0]))
+    size = prepared[0].opened.pipeline.memory.batch_size
+    for start in range(0, len(prepared), size):
+        run.make(prepared[start : start + size])
+
+
+def peer() -> None:
+    """What one would write by hand."""
+    import mlflow
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    mlflow.set_tracking_uri("sqlite:///outputs/mlflow.db")
+    mlflow.set_experiment("diffuse")
+    Path("pictures").mkdir()
+    for steps in STEPS:
+        for seed in SEEDS:
+            with mlflow.start_run(run_name=f"{seed}_{steps}"):
+                one(pipeline, seed, steps, mlflow, torch)
+
+
+def one(pipeline: Any, seed: int, steps: int, mlflow: Any, torch: Any) -> None:
+    params = {"prompt": PROMPT, "seed": seed, "num_inference_steps": steps, "guidance_scale": SCALE}
+    params |= {f"config.{number}": number for number in range(100)}  # a run of diffuse has as many
+    mlflow.log_params(params)
+    mlflow.set_tags({"diffuse.sweep": "sweep", "diffuse.version": "0", "diffuse.weights": "tiny"})
+    record = json.dumps(params, indent=2)
+    for name in ("config.yaml", "overrides.yaml", "record.json"):
+        mlflow.log_text(record, name)
+    seconds: list[float] = []
+    begun = time.perf_counter()
+
+    def on_step(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        seconds.append(time.perf_counter() - begun)
+        return kwargs
+
+    picture = pipeline(
+        PROMPT,
+        num_inference_steps=steps,
+        guidance_scale=SCALE,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_step_end=on_step,
+    ).images[0]
+    path = Path("pictures", f"{seed}_{steps}.png")
+    picture.save(path)
+    mlflow.log_artifact(str(path), "media")
+    mlflow.log_image(picture, key="image", step=0)
+    for step, value in enumerate(seconds):
+        mlflow.log_metric("time/step_s", value, step=step)
+    mlflow.log_metrics({f"time/{name}": seconds[-1] for name in ("total_s", "encode_s", "denoise_s", "decode_s")})
+
+
+if __name__ == "__main__":
+    main()
