@@ -83,7 +83,9 @@ class Conv2d(_Packed, nn.Conv2d):
         weight = self.weight
         if not self._packs(x, weight):
             self._unpack()
-            if not (weight.requires_grad or torch.compiler.is_compiling()):  # a kernel in training stays the object that its optimizer knows
+            if not (
+                weight.requires_grad or torch.compiler.is_compiling()
+            ):  # a kernel in training stays the object that its optimizer knows
                 self._replace(_channels_last)
             return super().forward(x)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
