@@ -104,15 +104,14 @@ def _generate(arguments: list[str]) -> None:
     flags = [flag for flag in flags if flag not in ("-y", "--yes")]
     overrides = model_family.resolved(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
-    with configuration.explained(overrides):
-        if multirun:
-            _sweep(flags, quoted, overrides, yes)
-        else:
-            _hydra(flags, quoted, partial(_job, junit=junit))
+    if multirun:
+        _sweep(flags, quoted, overrides, yes)
+    else:
+        _hydra(flags, quoted, overrides, partial(_job, junit=junit))
 
 
-def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any]) -> None:
-    """Hydra's main function: composes what `quoted` says, and runs or launches `task`."""
+def _hydra(flags: list[str], quoted: list[str], typed: list[str], task: Callable[[DictConfig], Any]) -> None:
+    """Hydra's main function: composes what `quoted` says, which was `typed`, and runs or launches `task`."""
     from hydra import main as hydra_main
 
     from diffuse import configuration
@@ -131,7 +130,8 @@ def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any
     # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
     try:
-        entry(kept)()
+        with configuration.explained(typed):
+            entry(kept)()
     finally:
         sys.argv = before
         if full is None:
@@ -142,11 +142,12 @@ def _hydra(flags: list[str], quoted: list[str], task: Callable[[DictConfig], Any
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import interrupt, jobs, launcher, launchers, sweep
+    from diffuse import configuration, interrupt, jobs, launcher, launchers, sweep
     from diffuse.sweep_progress import SweepProgress
 
     launchers.register()
-    of, base, given = sweep.plan(quoted, typed, yes=yes)
+    with configuration.explained(typed):
+        of, base, given = sweep.plan(quoted, typed, yes=yes)
     told, interruption = SweepProgress(), interrupt.Interruption()
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
@@ -154,7 +155,7 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     with sweep.opened(of), interruption.watched(stopping, told.stop):
         try:
             with launcher.registered(making):
-                _hydra(flags, given, jobs.task)
+                _hydra(flags, given, typed, jobs.task)
             if told.changed or (told.done and not (of.folder / "report").is_dir()):
                 report = _report_on(of, told, base.report.sheets) if base.report.make else None
                 making.sum_up(told.metrics, report and report.parent)

@@ -68,6 +68,7 @@ _PATHS = frozenset(
         "objective.reference",
     }
 )
+_ONE = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")  # for all jobs of a sweep
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
 _OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib", "refiner.request_defaults")  # keys may be added here
@@ -149,7 +150,7 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 
     A prompt, a file of prompts and a name are taken literally, whatever they hold; in a `sweep`, unless they are an
     explicit one such as `choice(a, b)`. A folder is quoted too, but `null` and `${...}` keep their meaning in it, and
-    in a sweep a comma does.
+    in a sweep a comma does, unless the folder is one for all jobs.
 
     Raises:
         ConfigError: an override adds (`+`) or removes (`~`) a field.
@@ -165,7 +166,7 @@ def quote(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             found.append(override)
         elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
             found.append(f"{key}={literal(value[1:])}")
-        elif key in _PATHS and not sweep and value != "=null" and value[1:2] not in ("'", '"'):
+        elif key in _PATHS and not (sweep and key not in _ONE) and value != "=null" and value[1:2] not in ("'", '"'):
             found.append(f"{key}={quoted(value[1:])}")
         else:
             found.append(override)

@@ -123,7 +123,10 @@ def text(record: Mapping[str, Any]) -> str:
 
 def yaml_text(values: Any) -> str:
     """Part of a record as YAML, a prompt's `${` included, which is text here."""
-    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    try:
+        return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    except UnicodeEncodeError:  # libyaml takes no lone surrogate, as in paths that are not UTF-8
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def resolve(config: Any) -> dict[str, Any]:

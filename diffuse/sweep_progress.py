@@ -13,7 +13,7 @@ from diffuse.jobs import DOUBLE, FAILED, LEFT, MADE, THERE, Job, Told
 from diffuse.request import Step
 from diffuse.terminal import saved, say
 
-_TITLE_CHARACTERS = 40
+_TITLE_CHARACTERS = 24
 
 
 class SweepProgress(Told):
@@ -140,5 +140,7 @@ class SweepProgress(Told):
             return
         count = self.count
         done = count[MADE] + count[THERE] + count[FAILED]
-        state = f"{count[FAILED]} failed, {count[THERE]} were there"
+        state = ", ".join(
+            f"{count[kind]} {said}" for kind, said in ((FAILED, "failed"), (THERE, "there")) if count[kind]
+        )
         self._bar.update(self._sweep, completed=done, total=len(self.jobs) - count[DOUBLE], state=state)

@@ -99,7 +99,7 @@ def test_texts_reach_the_picture_to_the_letter(prompt: str, negative: str) -> No
 
 def swept(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     """The records of a sweep's pictures, in order."""
-    done = smoke("-m", "output.dir=out", *overrides, cwd=folder)
+    done = smoke("-m", "report.make=false", "output.dir=out", *overrides, cwd=folder)
     return [media.read_record(folder / path) for path in done.paths]
 
 

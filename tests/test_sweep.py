@@ -222,6 +222,11 @@ def test_a_sweep_is_known_by_its_configuration(tmp_path: Path, monkeypatch: pyte
     assert len({one.identity, *(other.identity for other in others)}) == 4
 
 
+def test_any_name_of_a_folder(tmp_path: Path) -> None:
+    done = swept("seed=1,2", "num_inference_steps=1", "output.dir=a, (b) = [c]/caf\udce9", cwd=tmp_path)
+    assert len(list((tmp_path / "a, (b) = [c]" / "caf\udce9").glob("seed_*/*.png"))) == len(done.paths) == 2
+
+
 def test_a_drawn_seed_stays(tmp_path: Path) -> None:
     first = swept("num_inference_steps=1,2", cwd=tmp_path)
     seeds = {media.read_record(tmp_path / path)["request"]["seed"] for path in first.paths}
@@ -237,7 +242,7 @@ def test_a_drawn_seed_stays(tmp_path: Path) -> None:
         (("seed=range(0,0)",), ("seed=range(0,0)", "is empty")),
         (("seed=range(0,5,0)",), ("never ends",)),
         (("seed=range(0,10000)", "guidance_scale=range(1,2,0.001)"), ("10,000,000 jobs", "--yes")),
-        (("seed=1,2", "output.dir=a,b"), ("output.dir=a,b", "the same for all jobs")),
+        (("seed=1,2", "report.sheets=true,false"), ("report.sheets=true,false", "the same for all jobs")),
         (("seed=1,2", "tracking=none,mlflow"), ("tracking=none,mlflow", "the same for all jobs")),
         (("guidance_scale=interval(1,2)",), ("guidance_scale", "has no steps")),
         (("prompt=choice(a,b)", "prompt_file=x"), ("prompt_file", "leave one of them out")),

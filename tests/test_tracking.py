@@ -197,8 +197,11 @@ def test_a_prompt_file_makes_a_run_of_each_prompt(store: Path, tmp_path: Path) -
 
 
 def test_the_jobs_of_a_sweep_are_flat_runs_with_a_common_tag(store: Path, tmp_path: Path) -> None:
-    make(store, tmp_path, "-m", "seed=1,2")
-    made = runs(store)
+    make(store, tmp_path, "-m", "seed=1,2", "report.make=false")
+    (summary,) = (run for run in runs(store) if run.data.tags.get("diffuse.kind") == "sweep")
+    made = [run for run in runs(store) if run.info.run_id != summary.info.run_id]
+    assert (summary.info.run_name, summary.data.metrics["jobs/made"]) == ("seed", 2)
+    assert summary.data.tags["diffuse.sweep"] == made[0].data.tags["diffuse.sweep"]
     assert sorted(run.data.params["seed"] for run in made) == ["1", "2"]
     assert len({run.data.tags["diffuse.sweep"] for run in made}) == 1
     assert not any("mlflow.parentRunId" in run.data.tags for run in made)
