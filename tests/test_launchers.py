@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command import SMOKE, Done, diffuse, finished, start
+from command import Done, diffuse, finished, start
 
 from diffuse import hardware
 from diffuse.launchers.joblib import JoblibLauncher
