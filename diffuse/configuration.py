@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -79,9 +80,22 @@ def conf_dir() -> Path:
     return packaged if (packaged / f"{NAME}.yaml").is_file() else PACKAGE.parent / "conf"
 
 
+def _forget_plugins() -> None:
+    """Drops what installed plugins of Hydra say of launchers and sweepers that `conf/hydra` has too: it would be an
+    error there."""
+    Plugins.instance()  # has them say it
+    stored = ConfigStore.instance().repo["hydra"]
+    for group in ("launcher", "sweeper"):
+        for file in (conf_dir() / "hydra" / group).iterdir():
+            stored[group].pop(file.name, None)
+
+
 def options(group: str) -> list[str]:
     """The names that a config group offers, sorted."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+_forget_plugins()
 
 
 def load_group(group: str) -> dict[str, Any]:

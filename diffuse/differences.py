@@ -12,7 +12,18 @@ from diffuse import record
 from diffuse.request import COMPONENTS
 
 # Of the configuration: what changes no pixel, or stands under another name with what became of it.
-_ELSEWHERE = ("output", "tracking", "hardware", "memory_profile", "seed", "num_images", "input_image", "mask_image")
+_ELSEWHERE = (
+    "output",
+    "tracking",
+    "report",
+    "objective",
+    "hardware",
+    "memory_profile",
+    "seed",
+    "num_images",
+    "input_image",
+    "mask_image",
+)
 _MODELS = ("source", "revision", "name", "download", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
 _PROFILE = ("half", "on_device", "guidance", "batch_size", "tiled_decode")

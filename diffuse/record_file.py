@@ -26,8 +26,7 @@ MOST_BYTES = 4 << 20  # of a JSON file; a record has some 10 KiB, and 100 bytes 
 _DEEPEST = 16  # a record's own values reach 5
 _MOST_IMAGES = 10_000
 _BESIDE = ("timings", "batch", "image", "images")  # what a record has once its pictures are made
-_JOB = ("version", "key", "sweep", "overrides", "status", "error", "media", "run_id", "record")  # of a job.json
-_JOB_VERSION = 1
+_JOB_VERSION = 1  # of a job.json
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VIDEOS = {".mp4": (4, b"ftyp"), ".webm": (0, b"\x1a\x45\xdf\xa3"), ".gif": (0, b"GIF8")}  # what stands where in one
 
@@ -92,9 +91,6 @@ def _from_json(path: Path) -> Recorded:
     found = _json(path)
     if "record" not in found:
         return of_run(found, str(path))
-    for name in found:
-        if name not in _JOB:
-            raise ConfigError(f"{path}: a job has no {name}; is it of another version of diffuse?")
     if found.get("version") != _JOB_VERSION:
         raise ConfigError(f"{path}: is of version {_short(found.get('version'))}; this diffuse reads {_JOB_VERSION}")
     return of_run(found["record"], str(path), _beside(path, found.get("media")))

@@ -27,7 +27,7 @@ from diffuse.request import COMPONENTS, Config, TrackingConfig
 from diffuse.validation import Draft
 
 # What a record does not decide, and what may be given beside it: fields, or whole groups of them.
-_OURS = ("output", "tracking")
+_OURS = ("output", "tracking", "report", "objective")
 _GROUPS = (*_OURS, "hardware", "memory_profile")
 _PICTURES = ("input_image", "mask_image")
 _RUN = re.compile(r"[\w-]{8,}")  # what can be a run's id, and has no suffix of a file's

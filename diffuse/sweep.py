@@ -80,7 +80,9 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     parse = OverridesParser.create().parse_overrides
     base = configuration.composed(_fixed(parse(list(overrides))))
     if base.suite is not None:
-        raise ConfigError(f"experiment={base.suite}: checks many requests of its own, and is no sweep; leave out -m")
+        raise ConfigError(
+            f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
+        )
     given = _with_prompts(overrides, base)
     if given != list(overrides):
         base = configuration.composed(_fixed(parse(given)))

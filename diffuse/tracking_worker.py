@@ -138,7 +138,10 @@ def serve(inbox: queue.SimpleQueue[dict[str, Any] | None], say: Say) -> None:
             if "open" in message:
                 works[message["open"]] = Work(Path(message["open"]), Store.of_json(message["store"]), say)
             elif "close" in message:
-                warnings = works.pop(message["close"]).close(orphaned=False)
+                try:
+                    warnings = works.pop(message["close"]).close(orphaned=False)
+                except Exception as error:  # the journal cannot be read, for instance; others go on
+                    warnings = [tracking_mlflow.why(error)]
                 say({"closed": message["close"], "warnings": warnings})
         for work in works.values():
             work.step()

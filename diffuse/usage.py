@@ -24,6 +24,7 @@ An override is NAME=VALUE. A prompt is taken literally.
   diffuse prompt="a panda face on a pink background" seed=7 num_images=4
   diffuse model=sd21 prompt="a lighthouse, oil on canvas" num_inference_steps=30
   diffuse -m seed=1,2,3 guidance_scale=2,4
+  diffuse -m seed='range(0,100)' hydra/launcher=joblib     or ray, submitit_slurm: on many processes or machines
 
 Fields (what is not given takes the model's default):
   prompt, negative_prompt         what the picture shows, and what it does not
@@ -45,6 +46,8 @@ Fields (what is not given takes the model's default):
   model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
+  objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
+  objective.reference             the picture that quality/psnr compares with
   output.format, output.quality   png, jpg or webp; 1-100 for the latter two
   report.make, report.sheets      false leaves out a sweep's report, or its contact sheets
 

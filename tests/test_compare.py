@@ -7,6 +7,7 @@ import itertools
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 from command import Done, diffuse, smoke
 from compared import PROMPT, job, pixels, record, save, sweep
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from diffuse import compare
+from diffuse import compare, media
 from diffuse.compare import metrics, sheet
 from diffuse.compare.axes import Layout, axes_of, layout
 from diffuse.compare.cells import Cell, cell_of, of_file, of_folder
 from diffuse.compare.command import command, obstacle
-from diffuse.errors import ConfigError
+from diffuse.errors import ConfigError, DiffuseError
 
 
 def cells(folder: Path) -> list[Cell]:
@@ -368,6 +371,57 @@ def test_a_prompt_of_a_file_and_a_drawn_seed_are_written_out(tmp_path: Path) -> 
 
 
 # What is refused
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = (
+    "seed",
+    "prompt",
+    "num_images",
+    "num_inference_steps",
+    "width",
+    "scheduler",
+    "model",
+    "total_s",
+    "load_s",
+    "name",
+)
+PART = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4)
+STRANGER = st.fixed_dictionaries(
+    {"config": PART.filter(bool), "request": PART.filter(bool)},
+    optional={
+        **dict.fromkeys(("image", "timings", "inputs"), PART | JSON),
+        "overrides": st.lists(st.text() | JSON) | JSON,
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STRANGER, min_size=1, max_size=3))
+def test_whatever_a_strangers_record_holds_nothing_breaks(records: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for number, about in enumerate(records):
+            path = media.save_image(pixels(number, 4), folder / str(number), "x", record=record(0, 4))
+            whole = {"overrides": [], "status": "done", "media": [{"file": "x.png"}], "run_id": None}
+            job(path.parent, path, record(0, 4), **whole, record={**about, "images": [about.get("image")]})
+        try:
+            files = compare.report(folder)
+        except DiffuseError as error:
+            assert error.exit_status == 2 and "\n" not in str(error)
+        else:
+            assert files[0].stat().st_size > 0
+
+
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, 4)
+    job(tmp_path, path, record(1, 4))
+    path.unlink()
+    assert [failure.error for failure in of_folder(tmp_path).failures] == ["seed1_steps4.png is gone"]
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:

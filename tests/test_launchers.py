@@ -26,7 +26,8 @@ from diffuse.launchers.work import Task, Told, work
 
 ray = pytest.importorskip("ray")
 
-QUICK = ("experiment=smoke", "tracking=none", "report=false", "output.dir=out")
+CACTUS = ("hardware=cpu", "prompt=a cactus", "num_inference_steps=2")
+QUICK = (*CACTUS, "tracking=none", "report.make=false", "output.dir=out")
 SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
 
 
@@ -104,7 +105,7 @@ def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkey
     cards = [hardware.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
     monkeypatch.setattr(hardware, "visible_gpus", lambda: cards)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    quick = ("tracking=none", "report=false", "output.dir=out", "num_inference_steps=1")
+    quick = ("tracking=none", "report.make=false", "output.dir=out", "num_inference_steps=1")
     jobs = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=1", "seed=1,2", "width=64,4096")
     done = diffuse("-m", *quick, *jobs, cwd=tmp_path)
     assert done.status == 2 and len(done.paths) == 2
@@ -174,6 +175,25 @@ def test_what_is_not_installed_is_named(
     assert done.status == 2
     assert done.err.count("\n") == 1 and f"pip install 'diffuse[{extra}]'" in done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["hydra/launcher=submitit_slurm"], "is a file, and Slurm's workers are on other machines; use a server"),
+        (["hydra/launcher=submitit_slurm", "tracking=none"], "hydra/launcher=submitit_slurm: "),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: should be a whole number"),
+        (
+            ["hydra/launcher=ray", "hydra.launcher.ray.init.address='127.0.0.1:1'"],
+            "address=127.0.0.1:1: no Ray answers",
+        ),
+    ],
+)
+def test_a_launcher_that_cannot_be(overrides: list[str], said: str, tmp_path: Path) -> None:
+    done = diffuse("-m", *overrides, "seed=1,2", "output.dir=out", cwd=tmp_path)
+    assert done.status == 2
+    assert done.err.count("\n") == 1 and said in done.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

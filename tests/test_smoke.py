@@ -273,7 +273,7 @@ def test_records_that_lack_something(name: str, made: Generation) -> None:
         (("experiment=smoke", "seed=3"), "seed=3: experiment=smoke makes requests of its own"),
         (("experiment=smoke", "model=sdxl"), "model=sdxl: experiment=smoke makes requests of its own"),
         (("experiment=smoke", "output.name=x"), "output.name=x: experiment=smoke"),
-        (("experiment=smoke", "-m", "hardware.threads=1,2"), "suite=smoke"),
+        (("experiment=smoke", "-m", "hardware.threads=1,2"), "leave out -m"),
         (("experiment=smoke", "--junit"), "--junit FILE"),
         (("experiment=smoke", "--junit", "."), "is a folder"),
         (("experiment=smoke", "--junit=no/such/x.xml"), "its folder does not exist"),

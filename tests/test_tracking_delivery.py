@@ -21,7 +21,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from diffuse import tracking, tracking_delivery, tracking_journal, tracking_mlflow, tracking_process, tracking_sync
+from diffuse import (
+    tracking,
+    tracking_delivery,
+    tracking_journal,
+    tracking_mlflow,
+    tracking_process,
+    tracking_sync,
+    tracking_system,
+    tracking_worker,
+)
 from diffuse.errors import ConfigError
 from diffuse.request import TrackingConfig
 from diffuse.tracking_query import StoreReader
@@ -156,6 +165,26 @@ def test_a_long_run_is_seen_while_it_goes_on(store: Path, picture: Path) -> None
     check_whole(store, found)
 
 
+def test_a_run_that_goes_on_gets_system_metrics(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking_system, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(tracking_delivery, "_LIVE_SECONDS", 0.0)
+    address = Store.of(settings(store))
+    spool = tracking_journal.Spool(address)
+    entry = spool.entry()
+    begin = {"id": "long", "name": "long", "time": 1000, "again": False}
+    entry.append({"time": 1000, "begin": begin, "params": {}})
+    work = tracking_worker.Work(spool.folder, address, lambda message: None)
+    for _ in range(6):
+        work.step()
+    entry.append({"time": 2000, "end": "FINISHED"})
+    assert work.close(orphaned=True) == []
+    (run,) = runs(store)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
+    history = MlflowClient(address.uri).get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert len(history) > 1 and [row.step for row in history] == list(range(len(history)))
+    spool.close()
+
+
 def test_a_run_begun_again_continues_the_one_of_its_name(store: Path, picture: Path) -> None:
     for error in ("the first try failed", None):
         tracker = tracking.open_tracker(settings(store))
@@ -198,6 +227,32 @@ def test_two_that_sync_at_once_deliver_each_run_once(store: Path, picture: Path)
     assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 20
     for run in made:
         check_whole(store, run)
+
+
+def test_a_delivery_killed_at_random_moments_is_taken_up_again(
+    store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_delivery, "_TOGETHER", 2)  # more moments that matter
+    for _ in range(2):
+        spooled(settings(store), picture, 20)
+    draw = random.Random(7)
+    for _ in range(6):
+        process = multiprocessing.get_context("fork").Process(target=sync, args=(settings(store),))
+        process.start()
+        left = len(list(tmp_path.glob("mlflow-pending/*/*.jsonl")))
+        wait_until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left)
+        time.sleep(draw.uniform(0, 0.1))
+        process.kill()
+        process.join()
+    sync(settings(store))
+    assert not (tmp_path / "mlflow-pending").exists()
+    made = runs(store)
+    assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 40
+    for run in made:
+        assert run.info.status == "FINISHED"
+        check_whole(store, run)
+    ids = {run.info.run_id for run in made}
+    assert [path.name for path in (tmp_path / "mlartifacts").iterdir() if path.name not in ids] == []
 
 
 @pytest.mark.parametrize("call", ["log", "log_weights", "end", "log_folder"])

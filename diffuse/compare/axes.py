@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from diffuse.compare.cells import GROUPS, Cell, keys_of
 from diffuse.errors import ConfigError
 
 STEPS = "num_inference_steps"
+_LARGEST = 1e300
 FILE = "file"  # the axis of cells that nothing but their files tells apart
 
 _LABELS = {
@@ -170,9 +170,14 @@ def _order(value: Any) -> tuple[int, float, str]:
     """Null first, then numbers by size, then texts."""
     if value is None:
         return 0, 0.0, ""
-    if isinstance(value, int | float) and not math.isnan(value):
+    if is_number(value):
         return 1, float(value), ""
     return 2, 0.0, shown(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can stand on a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _rank(key: str) -> tuple[int, str]:

@@ -21,6 +21,8 @@ JOB = "job.json"
 SWEEP = "sweep.json"
 PAGE = "report.html"
 
+_FOREVER = 1e12  # seconds
+
 GROUPS = ("scheduler", "model", "refiner", "memory_profile", "hardware")
 # What cannot make one picture different from another, or is told better elsewhere.
 _LEFT_OUT = ("output", "tracking", "report", "prompt_file", "num_images")
@@ -89,9 +91,8 @@ def cell_of(path: Path, record: Mapping[str, Any], run_id: str | None = None, se
         known[group] = known.get(f"{group}.name")
     kept = {key: value for key, value in known.items() if not _is_left_out(key)}
     overrides = record.get("overrides")
-    timings = _mapping(record.get("timings"))
-    if seconds is None and isinstance(timings.get("total_s"), int | float):
-        seconds = timings["total_s"] - (timings.get("load_s") or 0)
+    if seconds is None:
+        seconds = _seconds(_mapping(record.get("timings")))
     if seconds is not None and isinstance(count, int) and count > 1:
         seconds /= count
     typed = [str(override) for override in overrides] if isinstance(overrides, list) else []
@@ -150,7 +151,10 @@ def of_job(file: Path) -> Found:
     for index, entry in enumerate(_sequence(job.get("media"))):
         name = str(_mapping(entry).get("file"))
         path = file.with_name(Path(name).name)
-        if Path(name).suffix.lower() not in SUFFIXES or not path.is_file():
+        if Path(name).suffix.lower() not in SUFFIXES:
+            continue
+        if not path.is_file():
+            found.failures.append(Failure(overrides, f"{path.name} is gone"))
             continue
         image = _mapping(images[index]) if index < len(images) else {}
         image = {"pixels_sha256": _mapping(entry).get("pixels_sha256"), **image}
@@ -168,6 +172,14 @@ def _title(folder: Path) -> str:
     except (OSError, ValueError, RecursionError):
         sweep = {}
     return str(sweep.get("name") or folder.resolve().name)
+
+
+def _seconds(timings: Mapping[str, Any]) -> float | None:
+    """What the pictures took, without loading the weights; None where the record does not say."""
+    total, load = (timings.get(name, 0.0) for name in ("total_s", "load_s"))
+    if not all(isinstance(value, float | int) and 0 <= value < _FOREVER for value in (total, load)):
+        return None
+    return max(float(total) - float(load), 0.0) or None
 
 
 def _is_left_out(key: str) -> bool:

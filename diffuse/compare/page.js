@@ -165,6 +165,7 @@ function fittingSize() {
 }
 
 function show() {
+  $('.tip').hidden = true;
   $('#x').value = state.x;
   $('#y').value = state.y;
   for (const tab of document.querySelectorAll('[data-view]')) tab.ariaSelected = String(tab.dataset.view === state.view);

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse.compare.axes import STEPS, Axis, Layout, shown
+from diffuse.compare.axes import STEPS, Axis, Layout, is_number, shown
 from diffuse.compare.quality import Measured
 from diffuse.compare.sheet import SOFTWARE
 
@@ -46,7 +46,7 @@ def write(rows: Sequence[Measured], plan: Layout, folder: Path) -> list[Path]:
 
 def abscissa(axes: Sequence[Axis]) -> Axis | None:
     """The steps; where they do not vary, the first other number that does, but for seeds, which have no order."""
-    numbers = [axis for axis in axes if axis.key != "seed" and all(_is_number(value) for value in axis.values)]
+    numbers = [axis for axis in axes if axis.key != "seed" and all(is_number(value) for value in axis.values)]
     return next((axis for axis in numbers if axis.key == STEPS), None) or (numbers[0] if numbers else None)
 
 
@@ -97,7 +97,3 @@ def _draw(panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, s
 def _short(text: str) -> str:
     text = " ".join(text.split()).replace("$", r"\$")  # which would be mathematics
     return text if len(text) <= _NAME_CHARACTERS else f"{text[: _NAME_CHARACTERS - 1]}…"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

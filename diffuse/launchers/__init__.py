@@ -6,10 +6,8 @@ so they go by `hydra_plugins.diffuse.NAME` there.
 
 from __future__ import annotations
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from diffuse import configuration
 from diffuse.launchers.joblib import JoblibLauncher
 from diffuse.launchers.optuna import OptunaSweeper
 from diffuse.launchers.ray import RayLauncher
@@ -19,11 +17,6 @@ _PLUGINS = (JoblibLauncher, LocalLauncher, OptunaSweeper, RayLauncher, SlurmLaun
 
 
 def register() -> None:
-    """Makes Hydra know them, and take `conf/hydra` for their settings, whatever plugins bring settings of that name."""
+    """Makes Hydra know them."""
     for plugin in _PLUGINS:
         Plugins.instance().class_name_to_class[f"hydra_plugins.diffuse.{plugin.__name__}"] = plugin
-    stored = ConfigStore.instance().repo["hydra"]
-    for group in ("launcher", "sweeper"):
-        for name in configuration.options(f"hydra/{group}"):
-            stored.get(group, {}).pop(f"{name}.yaml", None)
-    stored.get("sweeper", {}).pop("sampler", None)

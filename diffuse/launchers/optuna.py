@@ -60,5 +60,9 @@ class OptunaSweeper(Sweeper):
                 raise
             return  # all jobs failed, and are told by whoever made them
         found = OmegaConf.load(self.folder / _RESULTS)
-        settings = " ".join(f"{name}={value:.6g}" for name, value in found.best_params.items())
+        settings = " ".join(f"{name}={_short(value)}" for name, value in found.best_params.items())
         say(f"best {self.metric}: {found.best_value:.4g} with {settings}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

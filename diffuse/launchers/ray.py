@@ -7,6 +7,7 @@ process that Ray uses again for another task may be given another card, which CU
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from collections import deque
@@ -14,13 +15,14 @@ from typing import Any, TextIO, cast
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.launchers.require import require
-from diffuse.launchers.spread import Pool, Spread
+from diffuse.launchers.spread import Pool, Spread, check_store
 from diffuse.launchers.work import Done, Task, Told, leave, work
 from diffuse.request import Device
 from diffuse.terminal import say
 
 _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether Ctrl-C was pressed
 _LEAVE_S = 60  # for a worker to record what it has made
+_ANSWER_S = 5  # for a cluster to answer
 _STARTS = 3  # workers in a row that do not start, after which none is expected to
 
 
@@ -57,6 +59,16 @@ class _Worker:
         return leave(self.told)
 
 
+def _check_address(address: str | None) -> None:
+    """Raises ConfigError where nobody answers, which Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+        except OSError as error:
+            raise ConfigError(f"hydra.launcher.ray.init.address={address}: no Ray answers there ({error})") from error
+
+
 class _Stdout:
     """Standard output as it should be: of what Ray's threads print there, a line goes to standard error."""
 
@@ -85,11 +97,15 @@ class Actors(Pool):
         self.workers = workers
         self.stdout = sys.stdout
         self.started = not ray.is_initialized()
+        _check_address(init.get("address"))
         if self.started:
             try:
                 ray.init(**init)
             except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(f"hydra.launcher.ray.init: {error}") from error
+        hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        if len(hosts) > 1:
+            check_store(told.config.tracking, f"Ray's workers are on {len(hosts)} machines")
         self.options = {name: value for name, value in remote.items() if value is not None}
         if "num_gpus" not in self.options:
             accelerated = told.config.hardware.device in (Device.auto, Device.cuda)

@@ -12,10 +12,12 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.errors import RunError
+from diffuse.errors import ConfigError, RunError
 from diffuse.jobs import FAILED, Job, Jobs
 from diffuse.launcher import SweepLauncher, making
 from diffuse.launchers.work import Done, Task, Told
+from diffuse.request import TrackingConfig
+from diffuse.tracking_store import Store
 
 TASKS_A_WORKER = 4  # at least, so that a slow worker does not keep the others waiting at the end
 MOST_JOBS = 16  # of a task, where the settings say nothing
@@ -51,7 +53,12 @@ class Spread(SweepLauncher):
         self.pool: Pool | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's. Raises ConfigError where what the workers need is not installed."""
+        """Hydra's. Raises ConfigError where a setting is wrong, or what the workers need is not installed."""
+        numbers = {"attempts": self.attempts, "jobs_per_task": self.jobs_per_task, **self.settings}
+        for name in ("attempts", "jobs_per_task", "n_jobs", "workers"):
+            value = numbers.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"hydra.launcher.{name}={value}: should be a whole number of 1 or more")
         self.require()
         self.loader = hydra_context.config_loader
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -139,6 +146,15 @@ class _Spreading:
             )
         if others:
             self.waiting.append(_task(others))
+
+
+def check_store(cfg: TrackingConfig, where: str) -> None:
+    """Raises ConfigError for a tracking store that workers on other machines, which are `where`, cannot share."""
+    if cfg.name == "mlflow" and (file := Store.of(cfg).file) is not None:
+        raise ConfigError(
+            f"tracking.uri: {file} is a file, and {where}; use a server, tracking.uri=http://HOST:PORT, or "
+            "tracking=none"
+        )
 
 
 def _task(jobs: Sequence[Job]) -> Task:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffuse.errors import ConfigError
 from diffuse.launchers.require import require
-from diffuse.launchers.spread import Pool, Spread
+from diffuse.launchers.spread import Pool, Spread, check_store
 from diffuse.launchers.work import Done, Task, Told, work_and_leave
 
 _LOOK_S = 0.5  # how often to see which have ended; submitit asks Slurm less often than that
@@ -54,6 +54,8 @@ class Submitted(Pool):
     def __init__(self, told: Told, cluster: str, settings: dict[str, Any]) -> None:
         import submitit
 
+        if cluster == "slurm":
+            check_store(told.config.tracking, "Slurm's workers are on other machines")
         parameters = {name: value for name, value in settings.items() if value is not None}
         self.told = told
         self.workers: int = parameters.pop("workers")

@@ -13,7 +13,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import peers
@@ -43,11 +43,14 @@ def arguments(about: str | None) -> argparse.Namespace:
     return options
 
 
-def module_against_peer(about: str | None, component: str, calls: Calls) -> None:
-    """The table for one component. `calls(ours, peer, kind)` gives what is timed; `kind` is of the inputs."""
+def module_against_peer(about: str | None, components: Sequence[str], calls: Calls) -> None:
+    """The table for these components. `calls(ours, peer, kind)` gives what is timed; `kind` is of the inputs."""
     options = arguments(about)
     print(COLUMNS.format("", "ours ms", "peer ms", "ratio", "CPU ratio", "difference"))
-    for size in options.sizes:
+    measured = [(component, size) for component in components for size in options.sizes]
+    for component, size in measured:
+        if size not in peers.sizes(component):
+            continue
         peer = peers.make(component, size)
         ours = from_peer(component, peer)
         for name in options.dtypes:

@@ -22,8 +22,8 @@ MODELS = {
 
 def from_peer(component: str, peer: Any) -> Any:
     """Our module, filled with a copy of the peer's weights."""
-    model, config, rename = MODELS[component]
-    if component == "text_encoder":
+    model, config, rename = MODELS[component.rpartition("/")[2].removesuffix("_2")]
+    if "text_encoder" in component:
         settings = {**peer.config.to_diff_dict(), "architectures": [type(peer).__name__]}
     else:
         settings = json.loads(peer.to_json_string())

@@ -1,7 +1,8 @@
 """The architectures that are measured, as diffusers and transformers make them.
 
-`tiny` is the checkpoint that ships, with its weights. `medium` has SD 2.1's shape, narrower, with random weights, so
-that a run takes a second or less; `full` is SD 2.1 itself as published, with random weights.
+`tiny` is the checkpoint that ships, with its weights. `medium` has SD 2.1's or SDXL's shape, narrower, with random
+weights, so that a run takes a second or so; `full` is the published architecture, with random weights. Components of
+SDXL are named `sdxl/unet` and so on; they are medium or full.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where tests/orac
 import oracle
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import diffuse
 
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "sd21_configs.json").read_text())
+PUBLISHED |= {
+    f"sdxl/{component}": settings
+    for component, settings in json.loads(
+        (Path(__file__).parents[1] / "data" / "sdxl_configs.json").read_text()
+    ).items()
+}
 
 _NARROWER: dict[str, dict[str, Any]] = {
     "unet": {
@@ -37,18 +44,49 @@ _NARROWER: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 12,
         "vocab_size": 8192,
     },
+    "sdxl/unet": {
+        "block_out_channels": (128, 256, 512),
+        "attention_head_dim": (2, 4, 8),
+        "cross_attention_dim": 512,
+        "projection_class_embeddings_input_dim": 6 * 256 + 320,
+        "sample_size": 32,
+    },
+    "sdxl/text_encoder": {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_attention_heads": 6,
+        "vocab_size": 8192,
+    },
+    "sdxl/text_encoder_2": {
+        "hidden_size": 640,
+        "intermediate_size": 2560,
+        "num_attention_heads": 10,
+        "projection_dim": 640,
+        "num_hidden_layers": 16,
+        "vocab_size": 8192,
+    },
 }
-_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+_MODELS = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+def sizes(component: str) -> set[str]:
+    """What `make` can make of it."""
+    return {"medium", "full"} if component.startswith("sdxl/") else {"tiny", "medium", "full"}
 
 
 def make(component: str, size: str) -> nn.Module:
     """The reference's module, in float32 and evaluation mode; `size` is tiny, medium or full."""
-    model = _MODELS[component]
+    model: Any = _MODELS[component.rpartition("/")[2]]
     if size == "tiny":
         peer: nn.Module = model.from_pretrained(TINY / component)
         return peer.eval()
     settings = {key: value for key, value in PUBLISHED[component].items() if not key.startswith("_")}
     settings |= _NARROWER[component] if size == "medium" else {}
-    peer = CLIPTextModel(CLIPTextConfig(**settings)) if component == "text_encoder" else model.from_config(settings)
+    peer = model(CLIPTextConfig(**settings)) if "text_encoder" in component else model.from_config(settings)
     oracle.randomise(peer, 0)  # activations stay in range, so that no denormal or infinity disturbs a time
     return peer.eval()

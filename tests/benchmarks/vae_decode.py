@@ -23,4 +23,4 @@ def calls(ours: Any, peer: Any, kind: dict[str, Any]) -> tuple[Call, Call]:
 
 
 if __name__ == "__main__":
-    module_against_peer(__doc__, "vae", calls)
+    module_against_peer(__doc__, ["vae"], calls)
