@@ -47,8 +47,9 @@ def assert_complete(folder: Path, jobs: int = JOBS) -> None:
         (entry,) = each["media"]
         assert {file.name for file in path.parent.iterdir()} == {"job.json", entry["file"]}
         picture = path.parent / entry["file"]
-        digests = media.file_sha256(picture), media.read_record(picture)["image"]["pixels_sha256"]
-        assert set(digests) == {entry["pixels_sha256"]}
+        assert media.file_sha256(picture) == entry["pixels_sha256"]
+        if picture.suffix == ".png":  # others are not what was encoded
+            assert media.read_record(picture)["image"]["pixels_sha256"] == entry["pixels_sha256"]
 
 
 def runs(folder: Path) -> Counter[tuple[str, str]]:
