@@ -171,11 +171,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ConfigError(
-            f"{folder}: another process is making a sweep in it; wait for it to end, or stop it"
-        ) from None
+        raise ConfigError(f"{folder}: another process makes a sweep in it; wait for it to end, or stop it") from None
     except OSError:
-        pass
+        log.debug("%s cannot be locked", folder)
     try:
         yield
     finally:
