@@ -102,6 +102,7 @@ class Jobs:
         self.on_close: list[Callable[[], list[str]]] = []
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
+        self._most: dict[str, int] = {}  # by it, how many jobs were too many at once
         self._tracker: tracking.Tracker | None = None
         self._saver = _Saver()
         self._lock = threading.Lock()
@@ -227,7 +228,8 @@ class Jobs:
         """How many jobs like this one can be made at once."""
         try:
             cfg, _ = self._configured(each)
-            return max(int(self._open(each, cfg).pipeline.memory.batch_size) // cfg.num_images, 1)
+            fit = int(self._open(each, cfg).pipeline.memory.batch_size) // cfg.num_images
+            return max(min(fit, self._most.get(each.levels[0], fit)), 1)
         except Exception:
             return 1  # what is wrong with it comes up again when it is begun
 
@@ -271,6 +273,8 @@ class Jobs:
             made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
         except Exception as error:
             if len(begun) > 1:  # one has spoiled it for the others, or there is not the memory for so many
+                if isinstance(error.__cause__, RuntimeError):  # of the device's memory
+                    self._most[begun[0][0].levels[0]] = len(begun) // 2
                 for one in begun:
                     self._make([one])
             else:

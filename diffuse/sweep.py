@@ -5,7 +5,9 @@ A sweep is known by its configuration: typed again, in whatever order, it is the
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse import configuration, job, validation
 from diffuse.errors import ConfigError, MediaError
 from diffuse.record import redact
+
+log = logging.getLogger(__name__)
 
 FILE = "sweep.json"
 FOLDER = Path("outputs", "sweeps")  # of those whose output.dir is not given
@@ -125,7 +129,7 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
 def opened(sweep: Sweep) -> Iterator[None]:
     """The sweep's folder, with `sweep.json` in it. If nothing comes of the jobs, what was made for them goes again.
 
-    Raises MediaError where the folder cannot be written.
+    Raises MediaError where the folder cannot be written, and ConfigError while another process is at work in it.
     """
     folder = sweep.folder
     made = [path for path in (folder, *folder.parents) if not path.exists()]  # innermost first
@@ -135,8 +139,9 @@ def opened(sweep: Sweep) -> Iterator[None]:
     created = created or datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        job.write_json(folder / FILE, as_json(sweep) | {"created": created})
-        yield
+        with _alone_in(folder):
+            job.write_json(folder / FILE, as_json(sweep) | {"created": created})
+            yield
     except OSError as error:
         if error.filename is None:
             raise
@@ -149,6 +154,32 @@ def opened(sweep: Sweep) -> Iterator[None]:
                     (folder / name).unlink(missing_ok=True)
             for path in made:
                 path.rmdir()  # refuses one that is not empty
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two processes would make the same jobs. The lock is the folder's own, and goes with the process, however it ends;
+    a file system that has no locks has none."""
+    if sys.platform == "win32":
+        yield
+        return
+
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{folder}: another process is making a sweep in it; wait for it to end, or stop it"
+        ) from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fixed(parsed: Sequence[Override]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -118,15 +120,28 @@ def test_a_job_given_twice_is_done_once(tmp_path: Path, made: list[Any]) -> None
 
 
 def test_a_batch_that_fails_is_made_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = run.make
+    """And where it was too large for the memory, the next ones are smaller."""
+    make, sizes = run.make, []
 
     def little_memory(jobs: Any, *rest: Any) -> Any:
-        if len(jobs) > 1:
-            raise RunError("out of memory")
+        sizes.append(len(jobs))
+        if len(jobs) > 2:
+            raise RunError("the unet ran out of memory") from torch.OutOfMemoryError()
         return make(jobs, *rest)
 
     monkeypatch.setattr(run, "make", little_memory)
-    assert len(swept("seed=1,2,3", "num_inference_steps=1", cwd=tmp_path).paths) == 3
+    assert len(swept("seed=range(0,8)", "num_inference_steps=1", cwd=tmp_path).paths) == 8
+    assert sizes == [4, 1, 1, 1, 1, 2, 2]
+
+
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    taken = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(taken, fcntl.LOCK_EX)
+    done = swept("seed=1,2", "num_inference_steps=1", cwd=tmp_path, status=2)
+    assert "out: another process makes a sweep in it" in done.err and not list((tmp_path / "out").iterdir())
+    os.close(taken)  # as the end of a process does, however it comes
+    assert len(swept("seed=1,2", "num_inference_steps=1", cwd=tmp_path).paths) == 2
 
 
 def test_only_what_is_missing_is_made_again(tmp_path: Path, made: list[Any]) -> None:
