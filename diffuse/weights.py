@@ -92,8 +92,8 @@ def load(
             raise CheckpointError(f"{checkpoint.where(path)}: cannot be read: {error.strerror or error}") from None
     owners = dict(module.named_modules())
     for key, tensor in tensors.items():
-        path, _, name = key.rpartition(".")
-        _assign(owners[path], name, tensor)
+        owner, _, name = key.rpartition(".")
+        _assign(owners[owner], name, tensor)
     _materialize(module, device)
     return module.eval()
 
