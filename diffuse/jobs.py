@@ -370,7 +370,9 @@ class _Saver:
         self._work.join()
 
     def close(self) -> None:
+        """A thread that still ran while Python ends could end the process with an abort."""
         self._work.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

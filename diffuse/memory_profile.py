@@ -352,8 +352,8 @@ def _compile_regions(module: nn.Module) -> None:
     serving after a module has left the device and come back. Nothing around the blocks is compiled, so that hooks, and
     whatever else is not arithmetic, stay as they are. Shapes are constants in the code: a new one is compiled anew.
     """
-    # Of convolutions: once, rather than in the code at each call.
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's types leave out
+    # Kernels of convolutions, once rather than in the code at each call.
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub leaves out
     for block in module.modules():
         if getattr(type(block), "compiled", False):
             block.compile(dynamic=False)

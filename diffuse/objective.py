@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from diffuse.configuration import nearest
+from diffuse.differences import psnr
 from diffuse.errors import ConfigError
 from diffuse.picture_input import PictureInput, read_picture
 from diffuse.request import ObjectiveConfig
@@ -51,12 +52,7 @@ def quality(images: np.ndarray, reference: PictureInput | None) -> dict[str, flo
     """By metric, how near `images`, uint8 `[N, H, W, 3]`, are to the reference: their mean PSNR, in decibels."""
     if reference is None:
         return {}
-    return {PSNR: math.fsum(_psnr(image, reference.pixels) for image in images) / len(images)}
-
-
-def _psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    error = float(np.mean(np.square(image.astype(np.float64) - reference)))
-    return _EQUAL if error == 0 else min(_EQUAL, 10 * math.log10(255**2 / error))
+    return {PSNR: math.fsum(min(_EQUAL, psnr(image, reference.pixels)) for image in images) / len(images)}
 
 
 def value(cfg: ObjectiveConfig, metrics: Mapping[str, float]) -> float | None:

@@ -180,7 +180,10 @@ def test_what_is_not_installed_is_named(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["hydra/launcher=submitit_slurm"], "is a file, and Slurm's workers are on other machines; use a server"),
+        (
+            ["hydra/launcher=submitit_slurm"],
+            "is a file, and Slurm's workers are on other machines; use tracking.uri=http://HOST:PORT",
+        ),
         (["hydra/launcher=submitit_slurm", "tracking=none"], "hydra/launcher=submitit_slurm: "),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: should be a whole number"),
         (

@@ -433,6 +433,19 @@ def test_a_worker_that_dies_is_told_and_what_it_left_is_delivered_next(store: Pa
     check_whole(store, run)
 
 
+def test_a_worker_killed_while_it_makes_the_store_leaves_no_half_of_it(picture: Path, tmp_path: Path) -> None:
+    cfg = settings(tmp_path / "mlflow.db")
+    tracker = tracking.open_tracker(cfg)
+    record_run(tracker, picture).finish()
+    wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")))
+    os.kill(tracking_process.worker().pid or 0, signal.SIGKILL)
+    assert "1 run waits in" in tracker.close()[0]
+    assert not (tmp_path / "mlflow.db").exists()
+    assert sync(cfg) == [f"1 run delivered to sqlite:///{tmp_path}/mlflow.db"]
+    (run,) = runs(tmp_path / "mlflow.db")
+    check_whole(tmp_path / "mlflow.db", run)
+
+
 def wait_until(condition: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
