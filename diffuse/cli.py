@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from diffuse.sweep import Sweep
-    from diffuse.sweep_progress import SweepProgress
+    from diffuse.sweep.progress import SweepProgress
 
 COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _CONFIGURATIONS = ("job", "hydra", "all")
@@ -142,8 +142,9 @@ def _hydra(flags: list[str], quoted: list[str], typed: list[str], task: Callable
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import configuration, interrupt, jobs, launcher, launchers, sweep
-    from diffuse.sweep_progress import SweepProgress
+    from diffuse import configuration, sweep
+    from diffuse.sweep import interrupt, jobs, launcher, launchers
+    from diffuse.sweep.progress import SweepProgress
 
     launchers.register()
     with configuration.explained(typed):
@@ -348,10 +349,10 @@ def _ui(arguments: list[str]) -> None:
 def _sync(arguments: list[str]) -> None:
     cfg = _compose(arguments)
 
-    from diffuse import tracking_sync
     from diffuse.terminal import say
+    from diffuse.tracking import sync
 
-    tracking_sync.sync(cfg.tracking, say)
+    sync.sync(cfg.tracking, say)
 
 
 class _Line(logging.Formatter):

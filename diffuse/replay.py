@@ -71,7 +71,7 @@ def asked(target: str, overrides: Sequence[str] = ()) -> Replay:
 
 def _of_store(name: str, own: DictConfig) -> Recorded:
     """The record of the run `name`, and its pictures."""
-    from diffuse.tracking_query import StoreReader  # which brings MLflow
+    from diffuse.tracking.query import StoreReader  # which brings MLflow
 
     try:
         reader = StoreReader(cast(TrackingConfig, OmegaConf.to_object(own.tracking)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from diffuse import tracking_mlflow
+from diffuse.tracking import mlflow_store
 
 # A shell's background jobs ignore Ctrl-C, and so would every command that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,5 +34,5 @@ def library_log() -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking store without runs, which costs seconds to make and nothing to copy."""
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    tracking_mlflow.create(file, f"sqlite:///{file}", (file.parent / "mlartifacts").as_uri())
+    mlflow_store.create(file, f"sqlite:///{file}", (file.parent / "mlartifacts").as_uri())
     return file

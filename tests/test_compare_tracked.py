@@ -10,7 +10,7 @@ import pytest
 from command import Done, diffuse, smoke
 
 from diffuse.request import TrackingConfig
-from diffuse.tracking_query import StoreReader
+from diffuse.tracking.query import StoreReader
 
 
 @pytest.fixture(scope="module")

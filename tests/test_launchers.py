@@ -19,10 +19,10 @@ import pytest
 from command import Done, diffuse, finished, start
 
 from diffuse import hardware
-from diffuse.launchers.joblib import JoblibLauncher
-from diffuse.launchers.spread import Pool
-from diffuse.launchers.work import Done as Came
-from diffuse.launchers.work import Task, Told, work
+from diffuse.sweep.launchers.joblib import JoblibLauncher
+from diffuse.sweep.launchers.spread import Pool
+from diffuse.sweep.launchers.work import Done as Came
+from diffuse.sweep.launchers.work import Task, Told, work
 
 ray = pytest.importorskip("ray")
 

@@ -17,10 +17,11 @@ from command import Done, diffuse
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffuse import compare, configuration, job, launcher, media, run, sweep
+from diffuse import compare, configuration, media, run, sweep
 from diffuse.configuration import PACKAGE
 from diffuse.errors import ConfigError, RunError
 from diffuse.pipelines import prompt
+from diffuse.sweep import job, launcher
 
 TINY = PACKAGE / "tiny" / "checkpoint"
 QUICK = ("hardware=cpu", "hardware.threads=1", "tracking=none", "report.make=false", "output.dir=out")

@@ -21,20 +21,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from diffuse import (
-    tracking,
-    tracking_delivery,
-    tracking_journal,
-    tracking_mlflow,
-    tracking_process,
-    tracking_sync,
-    tracking_system,
-    tracking_worker,
-)
+from diffuse import tracking
 from diffuse.errors import ConfigError
 from diffuse.request import TrackingConfig
-from diffuse.tracking_query import StoreReader
-from diffuse.tracking_store import Store
+from diffuse.tracking import delivery, journal, mlflow_store, system, worker
+from diffuse.tracking import process as worker_process
+from diffuse.tracking.query import StoreReader
+from diffuse.tracking.store import Store
+from diffuse.tracking.sync import sync as deliver
 
 
 @pytest.fixture
@@ -61,7 +55,7 @@ def runs(file: Path) -> list[Run]:
 
 def sync(cfg: TrackingConfig) -> list[str]:
     said: list[str] = []
-    tracking_sync.sync(cfg, said.append)
+    deliver(cfg, said.append)
     return said
 
 
@@ -89,7 +83,7 @@ def work(file: Path, log: Path, picture: Path) -> None:
     """Begins and ends runs until it is killed, and writes down what it did."""
     tracker = tracking.open_tracker(settings(file))
     with log.open("w") as done:
-        print("worker", tracking_process.worker().pid, file=done, flush=True)
+        print("worker", worker_process.worker().pid, file=done, flush=True)
         while True:
             run = record_run(tracker, picture)
             print("begun", run.id, file=done, flush=True)
@@ -166,14 +160,14 @@ def test_a_long_run_is_seen_while_it_goes_on(store: Path, picture: Path) -> None
 
 
 def test_a_run_that_goes_on_gets_system_metrics(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_system, "INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr(tracking_delivery, "_LIVE_SECONDS", 0.0)
+    monkeypatch.setattr(system, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(delivery, "_LIVE_SECONDS", 0.0)
     address = Store.of(settings(store))
-    spool = tracking_journal.Spool(address)
+    spool = journal.Spool(address)
     entry = spool.entry()
     begin = {"id": "long", "name": "long", "time": 1000, "again": False}
     entry.append({"time": 1000, "begin": begin, "params": {}})
-    work = tracking_worker.Work(spool.folder, address, lambda message: None)
+    work = worker.Work(spool.folder, address, lambda message: None)
     for _ in range(6):
         work.step()
     entry.append({"time": 2000, "end": "FINISHED"})
@@ -199,7 +193,7 @@ def test_a_run_begun_again_continues_the_one_of_its_name(store: Path, picture: P
 
 def spooled(cfg: TrackingConfig, picture: Path, count: int = 1) -> Path:
     """The spool of a process that was killed before its worker did anything."""
-    spool = tracking_journal.Spool(Store.of(cfg))
+    spool = journal.Spool(Store.of(cfg))
     tracker = tracking.JournaledTracker.__new__(tracking.JournaledTracker)
     for number in range(count):
         run = tracking.JournaledRun(tracker, spool.entry(), f"spooled{number}-{spool.folder.name}")
@@ -232,7 +226,7 @@ def test_two_that_sync_at_once_deliver_each_run_once(store: Path, picture: Path)
 def test_a_delivery_killed_at_random_moments_is_taken_up_again(
     store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking_delivery, "_TOGETHER", 2)  # more moments that matter
+    monkeypatch.setattr(delivery, "_TOGETHER", 2)  # more moments that matter
     for _ in range(2):
         spooled(settings(store), picture, 20)
     draw = random.Random(7)
@@ -260,7 +254,7 @@ def test_a_delivery_that_breaks_off_is_made_again(
     call: str, store: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store takes the call, and the answer is lost."""
-    before = getattr(tracking_mlflow.Connection, call)
+    before = getattr(mlflow_store.Connection, call)
 
     def broken(*arguments: Any) -> None:
         before(*arguments)
@@ -268,8 +262,8 @@ def test_a_delivery_that_breaks_off_is_made_again(
 
     spooled(settings(store), picture)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking_mlflow.Connection, call, broken)
-        patch.setattr(tracking_mlflow.Connection, "transaction", lambda self: nullcontext())  # as with a server
+        patch.setattr(mlflow_store.Connection, call, broken)
+        patch.setattr(mlflow_store.Connection, "transaction", lambda self: nullcontext())  # as with a server
         if call != "log_weights":
             with pytest.raises(Exception, match="could not be delivered"):
                 sync(settings(store))
@@ -281,7 +275,7 @@ def test_a_delivery_that_breaks_off_is_made_again(
 
 def test_a_run_that_the_store_refuses_does_not_stop_the_others(store: Path, picture: Path) -> None:
     folder = spooled(settings(store), picture, 3)
-    _, second, third = tracking_journal.runs(folder)
+    _, second, third = journal.runs(folder)
     second.write_bytes(second.read_bytes().replace(b'"value", 1.0', b'"value", "no number"'))
     third.write_bytes(b"\0" * 100 + b"\n")
     with pytest.raises(Exception, match="1 run could not be delivered, and waits on"):
@@ -289,7 +283,7 @@ def test_a_run_that_the_store_refuses_does_not_stop_the_others(store: Path, pict
     made = runs(store)
     assert len(made) == 2
     assert sorted(len(run.data.metrics) for run in made) == [0, 2]
-    assert tracking_journal.runs(folder) == [third]
+    assert journal.runs(folder) == [third]
 
 
 def test_a_picture_that_changed_or_went_is_left_out_and_told(store: Path, picture: Path, tmp_path: Path) -> None:
@@ -311,18 +305,16 @@ def test_a_password_is_not_left_in_the_journal(picture: Path, tmp_path: Path) ->
     assert not any(b"hunter2" in path.read_bytes() for path in folder.iterdir())
     said: list[str] = []
     with pytest.raises(Exception, match="1 run could not be delivered"):
-        tracking_sync.sync(
-            TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path}/x.db", journal=journal), said.append
-        )
+        deliver(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path}/x.db", journal=journal), said.append)
     assert "password" in said[0]
     said.clear()
     with pytest.raises(Exception, match="1 run could not be delivered"):
-        tracking_sync.sync(cfg, said.append)
+        deliver(cfg, said.append)
     assert "does not answer" in said[0] and "hunter2" not in said[0]
 
 
 def test_a_full_disk_tears_no_line_and_what_was_not_written_follows(tmp_path: Path, monkeypatch: Any) -> None:
-    entry = tracking_journal.Entry(tmp_path / "run.jsonl")
+    entry = journal.Entry(tmp_path / "run.jsonl")
     entry.append({"n": 1})
     before = os.write
 
@@ -335,9 +327,9 @@ def test_a_full_disk_tears_no_line_and_what_was_not_written_follows(tmp_path: Pa
         patch.setattr(os, "write", full)
         with pytest.raises(OSError):
             entry.append({"n": 2})
-    assert tracking_journal.read(entry.file)[0] == [{"n": 1}]
+    assert journal.read(entry.file)[0] == [{"n": 1}]
     entry.append({"n": 3})
-    assert tracking_journal.read(entry.file)[0] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert journal.read(entry.file)[0] == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
 def test_a_journal_on_a_full_disk_costs_no_picture(store: Path, tmp_path: Path) -> None:
@@ -410,20 +402,20 @@ def test_pictures_are_named_as_mlflow_names_them(picture: Path, store: Path, tmp
     with Image.open(picture) as image:
         client.log_image(run.info.run_id, image.convert("RGB"), key="image", step=3, timestamp=run.info.start_time)
     theirs = Path(run.info.artifact_uri.removeprefix("file://"))
-    stored = tracking_mlflow.Stored(run.info.run_id, run.info.artifact_uri, run.info.start_time)
-    tracking_mlflow.stage_picture(picture, 3, stored, tmp_path / "files")
+    stored = mlflow_store.Stored(run.info.run_id, run.info.artifact_uri, run.info.start_time)
+    mlflow_store.stage_picture(picture, 3, stored, tmp_path / "files")
 
     def shapes(folder: Path) -> set[str]:
         parts = (path.name.split("+") for path in (folder / "images").iterdir())
         return {"+".join([*found[:5], *(["compressed.webp"] if len(found) > 6 else [".png"])]) for found in parts}
 
     assert shapes(tmp_path / "files") == shapes(theirs)
-    assert client.get_run(run.info.run_id).data.tags.items() >= tracking_delivery._LOGGED_IMAGES.items()
+    assert client.get_run(run.info.run_id).data.tags.items() >= delivery._LOGGED_IMAGES.items()
 
 
 def test_a_worker_that_dies_is_told_and_what_it_left_is_delivered_next(store: Path, picture: Path) -> None:
     tracker = tracking.open_tracker(settings(store))
-    os.kill(tracking_process.worker().pid or 0, signal.SIGKILL)
+    os.kill(worker_process.worker().pid or 0, signal.SIGKILL)
     record_run(tracker, picture).finish()
     (warning,) = tracker.close()
     assert "1 run waits in" in warning and "diffuse sync" in warning
@@ -438,7 +430,7 @@ def test_a_worker_killed_while_it_makes_the_store_leaves_no_half_of_it(picture: 
     tracker = tracking.open_tracker(cfg)
     record_run(tracker, picture).finish()
     wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")))
-    os.kill(tracking_process.worker().pid or 0, signal.SIGKILL)
+    os.kill(worker_process.worker().pid or 0, signal.SIGKILL)
     assert "1 run waits in" in tracker.close()[0]
     assert not (tmp_path / "mlflow.db").exists()
     assert sync(cfg) == [f"1 run delivered to sqlite:///{tmp_path}/mlflow.db"]

@@ -15,9 +15,10 @@ from mlflow.entities import Run
 from PIL import Image
 from tracking_servers import MlflowServer, postgres, postgres_programs
 
-from diffuse import tracking, tracking_sync
+from diffuse import tracking
 from diffuse.request import TrackingConfig
-from diffuse.tracking_query import StoreReader
+from diffuse.tracking import sync
+from diffuse.tracking.query import StoreReader
 
 PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
 
@@ -119,9 +120,9 @@ def test_killed_and_started_again_nothing_is_lost_or_doubled(
         assert_sync_reports_what_is_left(cfg)
         server.start()
         said: list[str] = []
-        tracking_sync.sync(cfg, said.append)
+        sync.sync(cfg, said.append)
         assert len(said) == 1 and f"delivered to {server.address}" in said[0]
-        tracking_sync.sync(cfg, said.append)
+        sync.sync(cfg, said.append)
         assert "nothing waits" in said[1]
     else:  # the next run delivers what others left; it begins while nobody answers
         later = tracking.open_tracker(cfg)

@@ -15,7 +15,7 @@ from diffuse.errors import ConfigError, DiffuseError, MediaError
 
 if TYPE_CHECKING:
     from diffuse.request import TrackingConfig
-    from diffuse.tracking_query import FoundRun, StoreReader
+    from diffuse.tracking.query import FoundRun, StoreReader
 
 _SWEEPS = Path("outputs", "sweeps")  # where sweeps are, unless output.dir said otherwise
 _DIGITS = re.compile(r"[0-9a-f]{4,64}")
@@ -60,7 +60,7 @@ def _on_disk(name: str) -> Found | None:
 
 
 def _reader(name: str, tracking: TrackingConfig) -> StoreReader:
-    from diffuse.tracking_query import StoreReader
+    from diffuse.tracking.query import StoreReader
 
     try:
         return StoreReader(tracking)

@@ -18,8 +18,9 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from diffuse import configuration, record, tracking, tracking_mlflow, tracking_process
+from diffuse import configuration, record, tracking
 from diffuse.request import TrackingConfig
+from diffuse.tracking import mlflow_store, process
 
 STEPS = 20
 
@@ -52,10 +53,10 @@ def main() -> None:
         first = tracking.open_tracker(cfg)
         one(first)
         assert first.close() == []
-        process = psutil.Process(tracking_process.worker().pid)
-        print(f"start, import of MLflow and a fresh store: {_cpu(process):.2f} s in the worker")
+        worker = psutil.Process(process.worker().pid)
+        print(f"start, import of MLflow and a fresh store: {_cpu(worker):.2f} s in the worker")
 
-        before, own = _cpu(process), time.process_time()
+        before, own = _cpu(worker), time.process_time()
         tracker = tracking.open_tracker(cfg)
         for _ in range(runs):
             one(tracker)
@@ -63,14 +64,14 @@ def main() -> None:
         began = time.perf_counter()
         assert tracker.close() == []
         waited = time.perf_counter() - began
-        worker = _cpu(process) - before
+        spent = _cpu(worker) - before
         print(
             f"{runs} runs, CPU a run: {own / runs * 1e3:.2f} ms beside the picture, "
-            f"{worker / runs * 1e3:.1f} ms in the worker"
+            f"{spent / runs * 1e3:.1f} ms in the worker"
         )
         print(f"close() waited {waited:.2f} s for runs that took no time")
 
-        client = tracking_mlflow.client(cfg.uri or "")
+        client = mlflow_store.client(cfg.uri or "")
         experiment = client.get_experiment_by_name(cfg.experiment).experiment_id
         _naive(client, experiment, params, tags, texts, metrics, picture)  # what is done once is done
         own = time.process_time()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from hydra.core.plugins import Plugins
 
-from diffuse.launchers.joblib import JoblibLauncher
-from diffuse.launchers.optuna import OptunaSweeper
-from diffuse.launchers.ray import RayLauncher
-from diffuse.launchers.submitit import LocalLauncher, SlurmLauncher
+from diffuse.sweep.launchers.joblib import JoblibLauncher
+from diffuse.sweep.launchers.optuna import OptunaSweeper
+from diffuse.sweep.launchers.ray import RayLauncher
+from diffuse.sweep.launchers.submitit import LocalLauncher, SlurmLauncher
 
 _PLUGINS = (JoblibLauncher, LocalLauncher, OptunaSweeper, RayLauncher, SlurmLauncher)
 

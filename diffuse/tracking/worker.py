@@ -23,10 +23,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_journal, tracking_mlflow
-from diffuse.tracking_delivery import Deliverer, Spool, deliver_orphan
-from diffuse.tracking_store import Store
-from diffuse.tracking_system import System
+from diffuse.tracking import journal, mlflow_store
+from diffuse.tracking.delivery import Deliverer, Spool, deliver_orphan
+from diffuse.tracking.store import Store
+from diffuse.tracking.system import System
 
 _NICENESS = 5  # on a busy machine, the picture goes first
 _POLL_SECONDS = 1.0  # between looks at runs that go on
@@ -73,7 +73,7 @@ class Work:
         return list(self._deliverer.warnings.values())
 
     def _opened(self) -> Spool | None:
-        if self._spool is None and (claim := tracking_journal.claim(self._folder)):
+        if self._spool is None and (claim := journal.claim(self._folder)):
             self._spool = Spool(claim, self._deliverer.store, foreign=False, warn=self._deliverer.warn)
         return self._spool
 
@@ -103,12 +103,12 @@ class Work:
     def _deliver_others(self) -> None:
         """What waits for the same store and has nobody to deliver it any more."""
         store = self._deliverer.store
-        for folder in tracking_journal.spools(store.journal):
-            if folder == self._folder or tracking_journal.is_written(folder):
+        for folder in journal.spools(store.journal):
+            if folder == self._folder or journal.is_written(folder):
                 continue
             try:
-                other = tracking_journal.destination(folder, store)
-                if other is None or other.uri != store.uri or not (claim := tracking_journal.claim(folder)):
+                other = journal.destination(folder, store)
+                if other is None or other.uri != store.uri or not (claim := journal.claim(folder)):
                     continue
             except (OSError, ValueError, KeyError, TypeError):  # a damaged one, of which `diffuse sync` tells
                 continue
@@ -141,7 +141,7 @@ def serve(inbox: queue.SimpleQueue[dict[str, Any] | None], say: Say) -> None:
                 try:
                     warnings = works.pop(message["close"]).close(orphaned=False)
                 except Exception as error:  # the journal cannot be read, for instance; others go on
-                    warnings = [tracking_mlflow.why(error)]
+                    warnings = [mlflow_store.why(error)]
                 say({"closed": message["close"], "warnings": warnings})
         for work in works.values():
             work.step()
@@ -176,5 +176,5 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     with suppress(ImportError):  # which is told when there is something to deliver
-        tracking_mlflow.load()
+        mlflow_store.load()
     serve(inbox, say)

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from diffuse import configuration, job, media, objective, sweep, tracking, validation
+from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
-from diffuse.interrupt import Interruption
 from diffuse.picture_input import read_picture
 from diffuse.request import ImageFormat, Step, TrackingConfig
-from diffuse.sweep import Sweep
+from diffuse.sweep import Sweep, job
+from diffuse.sweep.interrupt import Interruption
 from diffuse.terminal import saved, say
 
 if TYPE_CHECKING:

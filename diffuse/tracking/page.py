@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.tracking_store import Store
+from diffuse.tracking.store import Store
 
 IMAGE_KEY = "image"  # under which a run logs its pictures
 HOST = "127.0.0.1"

@@ -18,9 +18,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_page, tracking_sqlite
 from diffuse.record import redact
-from diffuse.tracking_store import Store
+from diffuse.tracking import page, sqlite
+from diffuse.tracking.store import Store
 
 PARAMETER_CHARACTERS = 6000  # MLflow's own limits
 _TAG_CHARACTERS = 5000
@@ -94,9 +94,9 @@ class Connection:
         self._uri = store.uri
         self._experiments: dict[str, str] = {}
         self._repository: tuple[str, Any] = ("", None)  # of the run that was written last
-        self._transactions: tracking_sqlite.Transactions | None = None
+        self._transactions: sqlite.Transactions | None = None
         if store.file:
-            self._transactions = tracking_sqlite.open_with(store.file, lambda: self._open(store))
+            self._transactions = sqlite.open_with(store.file, lambda: self._open(store))
         else:
             self._open(store)
 
@@ -231,7 +231,7 @@ def stage_picture(path: Path, step: int, run: Stored, folder: Path) -> None:
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{run.run_id} {step}")
     images = folder / "images"
     images.mkdir(exist_ok=True)
-    shown = images / f"{tracking_page.IMAGE_KEY}+step+{step}+timestamp+{run.start_time}+{name}.png"
+    shown = images / f"{page.IMAGE_KEY}+step+{step}+timestamp+{run.start_time}+{name}.png"
     with Image.open(path) as picture:
         if path.suffix.lower() == ".png":
             os.symlink(path, shown)

@@ -13,11 +13,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.jobs import FAILED, Job, Jobs
-from diffuse.launcher import SweepLauncher, making
-from diffuse.launchers.work import Done, Task, Told
 from diffuse.request import TrackingConfig
-from diffuse.tracking_store import Store
+from diffuse.sweep.jobs import FAILED, Job, Jobs
+from diffuse.sweep.launcher import SweepLauncher, making
+from diffuse.sweep.launchers.work import Done, Task, Told
+from diffuse.tracking.store import Store
 
 TASKS_A_WORKER = 4  # at least, so that a slow worker does not keep the others waiting at the end
 MOST_JOBS = 16  # of a task, where the settings say nothing

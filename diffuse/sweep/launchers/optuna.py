@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse import objective
 from diffuse.errors import ConfigError
-from diffuse.launchers.require import require
+from diffuse.sweep.launchers.require import require
 from diffuse.terminal import say
 
 _RESULTS = "optimization_results.yaml"

@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
 from diffuse import objective
-from diffuse.jobs import Job, Jobs
+from diffuse.sweep.jobs import Job, Jobs
 
 _KEPT = 1000  # configurations, of 70 kB each
 

@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_journal, tracking_page, tracking_process
 from diffuse.errors import ConfigError
 from diffuse.record import redact
 from diffuse.request import TrackingConfig
-from diffuse.tracking_journal import Entry, Spool
-from diffuse.tracking_store import Store
+from diffuse.tracking import journal, page, process
+from diffuse.tracking.journal import Entry, Spool
+from diffuse.tracking.store import Store
 
 SWEEP_KIND = {"diffuse.kind": "sweep"}  # the tag of the run that sums a sweep up
 _ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
@@ -102,7 +102,7 @@ def open_tracker(cfg: TrackingConfig) -> Tracker:
 def prepare(cfg: TrackingConfig) -> None:
     """Has the process that delivers import MLflow meanwhile, if `cfg` asks for it. To be called as early as may be."""
     if cfg.name != "none":
-        tracking_process.worker()
+        process.worker()
 
 
 def ui(cfg: TrackingConfig, port: int | None = None) -> None:
@@ -112,7 +112,7 @@ def ui(cfg: TrackingConfig, port: int | None = None) -> None:
     """
     if cfg.name == "none":
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
-    tracking_page.serve(Store.of(cfg), port, lambda link: print(link, flush=True))
+    page.serve(Store.of(cfg), port, lambda link: print(link, flush=True))
 
 
 class JournaledRun(TrackedRun):
@@ -130,7 +130,7 @@ class JournaledRun(TrackedRun):
         return None if self.id is None else self._tracker.run_id(self.id)
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Add a line to the journal; see diffuse.tracking_delivery for what it may hold."""
+        """Add a line to the journal; see diffuse.tracking.delivery for what it may hold."""
         if self._entry is None:
             return
         try:
@@ -176,7 +176,7 @@ class JournaledTracker(Tracker):
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._worker = tracking_process.worker()
+        self._worker = process.worker()
         self._spool: Spool | None = None
         self._unwritten: OSError | None = None  # why the journal lacks something
         self._runs: list[JournaledRun] = []  # those not known to be finished
@@ -208,14 +208,14 @@ class JournaledTracker(Tracker):
         for run in self._runs:
             if not run.finished:
                 run.finish("the program ended before the run did")
-        if tracking_journal.spools(self._store.journal):
+        if journal.spools(self._store.journal):
             self._open()  # what others left is delivered too
         spool = self._spool
         if spool is None:
             return self._cannot()
         warnings = self._worker.close(spool.folder)
         spool.close()
-        if left := len(tracking_journal.runs(spool.folder)):
+        if left := len(journal.runs(spool.folder)):
             runs = "1 run waits" if left == 1 else f"{left} runs wait"
             first = warnings[0] if warnings else f"tracking.uri={self._store.shown}: not delivered"
             waiting = f"{runs} in {self._store.journal} for: {self._store.sync}"

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_journal, tracking_mlflow
-from diffuse.tracking_journal import Claim
-from diffuse.tracking_mlflow import Connection, Stored
-from diffuse.tracking_store import Store
+from diffuse.tracking import journal, mlflow_store
+from diffuse.tracking.journal import Claim
+from diffuse.tracking.mlflow_store import Connection, Stored
+from diffuse.tracking.store import Store
 
 _LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
 _TOGETHER = 20  # runs in one transaction, during which nobody else can write
@@ -58,7 +58,7 @@ class Run:
 
     def read(self) -> None:
         """Takes in what its file has by now."""
-        events, self._offset = tracking_journal.read(self.file, self._offset)
+        events, self._offset = journal.read(self.file, self._offset)
         waiting = self.waiting
         if events and waiting.since is None:
             waiting.since = time.monotonic()
@@ -92,7 +92,7 @@ class Run:
         """The process that wrote it is gone: it ended when it was last heard of."""
         if self.waiting.end is None:
             self.killed = True
-            self.waiting.tags.setdefault(tracking_mlflow.ERROR_TAG, _KILLED)
+            self.waiting.tags.setdefault(mlflow_store.ERROR_TAG, _KILLED)
             began = self.begin["time"] if self.begin else 0
             self.waiting.end = ("KILLED", max(began, int(self.file.stat().st_mtime * 1000)))
 
@@ -110,7 +110,7 @@ class Spool:
 
     def read(self) -> None:
         """Takes in what was added to the spool."""
-        for file in tracking_journal.runs(self.claim.spool):
+        for file in journal.runs(self.claim.spool):
             run = self.runs.setdefault(file, Run(file, doubtful=self._foreign))
             run.read()
 
@@ -151,7 +151,7 @@ class Spool:
             connection.reopen(found)
             return found, False
         run.doubtful = True  # should the answer get lost
-        tags = {tracking_mlflow.RUN_TAG: begin["id"], **run.waiting.tags}
+        tags = {mlflow_store.RUN_TAG: begin["id"], **run.waiting.tags}
         return connection.create(experiment, begin["name"], begin["time"], tags), True
 
     def _send_files(self, waiting: Waiting, stored: Stored, connection: Connection) -> None:
@@ -179,14 +179,14 @@ class Spool:
             raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
         (folder / "media").mkdir(exist_ok=True)
         os.symlink(path, folder / "media" / path.name)
-        tracking_mlflow.stage_picture(path, media["step"], stored, folder)
+        mlflow_store.stage_picture(path, media["step"], stored, folder)
 
     def _try(self, call: Callable[[], None]) -> None:
         """Makes a call; what the store will never take is told, and the rest of the run goes on."""
         try:
             call()
         except Exception as error:
-            if not tracking_mlflow.is_refusal(error):
+            if not mlflow_store.is_refusal(error):
                 raise
             self._warn("refused: ", error)
 
@@ -228,7 +228,7 @@ class Deliverer:
             try:
                 return self._send(spool, runs, connection)
             except Exception as error:
-                if tracking_mlflow.is_away(error):
+                if mlflow_store.is_away(error):
                     raise
         return [ended for run in runs for ended in self._send_alone(spool, run, connection)]
 
@@ -236,7 +236,7 @@ class Deliverer:
         try:
             return self._send(spool, [run], connection)
         except Exception as error:
-            if tracking_mlflow.is_away(error):
+            if mlflow_store.is_away(error):
                 raise
             run.failed = True
             self.warn("could not deliver a run: ", error)
@@ -263,7 +263,7 @@ class Deliverer:
 
     def warn(self, what: str, error: Exception) -> None:
         """Keeps one line for each thing that went wrong."""
-        reason = tracking_mlflow.why(error)
+        reason = mlflow_store.why(error)
         self.warnings.setdefault(reason, f"tracking.uri={self.store.shown}: {' '.join((what + reason).split())}")
 
     def _connected(self) -> Connection:

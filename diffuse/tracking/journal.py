@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffuse.tracking_store import Store
+from diffuse.tracking.store import Store
 
 _STORE = "store.json"
 _WRITER = "writer.lock"

@@ -1,4 +1,4 @@
-"""The worker process of diffuse.tracking_worker, as the one that makes pictures sees it.
+"""The worker process of diffuse.tracking.worker, as the one that makes pictures sees it.
 
 There is one of them for a process, whatever number of trackers it opens one after the other: MLflow takes longer to
 import than a small picture takes to make.
@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse.tracking_store import Store
+from diffuse.tracking.store import Store
 
 STALL_SECONDS = 120  # `close` waits no longer than this for something to happen
 # The package comes from where this process found it, and nothing else does.
@@ -26,7 +26,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import diffuse
 del sys.path[0]
-from diffuse.tracking_worker import main
+from diffuse.tracking.worker import main
 main()
 """
 
@@ -46,7 +46,7 @@ class Worker:
         self._ended = "could not be started"
         with suppress(OSError):
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, str(Path(__file__).resolve().parent.parent)],
+                [sys.executable, "-P", "-c", _START, str(Path(__file__).resolve().parents[2])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

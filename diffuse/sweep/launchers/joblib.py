@@ -9,10 +9,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from diffuse import hardware
-from diffuse.launchers.require import require
-from diffuse.launchers.spread import Pool, Spread
-from diffuse.launchers.work import Done, Task, Told, leave, work
 from diffuse.request import Device
+from diffuse.sweep.launchers.require import require
+from diffuse.sweep.launchers.spread import Pool, Spread
+from diffuse.sweep.launchers.work import Done, Task, Told, leave, work
 
 _LOOK_S = 0.5  # how often to see whether Ctrl-C was pressed
 _LEAVE_S = 60  # for a worker to record what it has made

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError
-from diffuse.launchers.require import require
-from diffuse.launchers.spread import Pool, Spread, check_store
-from diffuse.launchers.work import Done, Task, Told, work_and_leave
+from diffuse.sweep.launchers.require import require
+from diffuse.sweep.launchers.spread import Pool, Spread, check_store
+from diffuse.sweep.launchers.work import Done, Task, Told, work_and_leave
 
 _LOOK_S = 0.5  # how often to see which have ended; submitit asks Slurm less often than that
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from diffuse import tracking_journal
 from diffuse.errors import ConfigError, RunError
 from diffuse.request import TrackingConfig
-from diffuse.tracking_delivery import Deliverer, deliver_orphan
-from diffuse.tracking_store import Store
+from diffuse.tracking import journal
+from diffuse.tracking.delivery import Deliverer, deliver_orphan
+from diffuse.tracking.store import Store
 
 _WAIT_SECONDS = 60.0  # for another process that delivers the same
 
@@ -26,15 +26,15 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
     if cfg.name == "none":
         raise ConfigError("tracking=none keeps no runs to deliver; use tracking=mlflow")
     configured = Store.of(cfg)
-    found = tracking_journal.spools(configured.journal)
+    found = journal.spools(configured.journal)
     if not found:
         say(f"nothing waits in {configured.journal}")
     deliverers: dict[str, Deliverer] = {}
     away: set[str] = set()
     left = 0
     for spool in found:
-        if tracking_journal.is_written(spool):
-            if count := len(tracking_journal.runs(spool)):
+        if journal.is_written(spool):
+            if count := len(journal.runs(spool)):
                 say(f"{_runs(count)} of a process that is still at work: left to it")
             continue
         left += _deliver(spool, configured, deliverers, away, say)
@@ -46,15 +46,15 @@ def _deliver(
     spool: Path, configured: Store, deliverers: dict[str, Deliverer], away: set[str], say: Callable[[str], None]
 ) -> int:
     """Delivers a spool, and gives the number of runs that are left in it."""
-    claim = tracking_journal.claim(spool, wait=_WAIT_SECONDS)
+    claim = journal.claim(spool, wait=_WAIT_SECONDS)
     if claim is None:  # the other process has delivered it; or it takes long, and the runs are there still
-        return len(tracking_journal.runs(spool))
+        return len(journal.runs(spool))
     try:
-        store = tracking_journal.destination(spool, configured)
+        store = journal.destination(spool, configured)
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"warning: {spool} does not say what store its runs are for: {error}")
         claim.release(remove=True)
-        return len(tracking_journal.runs(spool))
+        return len(journal.runs(spool))
     if store is None:
         say(f"warning: the runs in {spool} are for a store with a password: say tracking.uri= with it")
     elif store.uri not in away:
@@ -73,7 +73,7 @@ def _deliver(
             what = f", {killed} of them killed in the middle" if killed else ""
             say(f"{_runs(len(delivered))} delivered to {store.shown}{what}")
     claim.release(remove=True)
-    return len(tracking_journal.runs(spool))
+    return len(journal.runs(spool))
 
 
 def _runs(count: int) -> str:

@@ -14,10 +14,10 @@ from collections import deque
 from typing import Any, TextIO, cast
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.launchers.require import require
-from diffuse.launchers.spread import Pool, Spread, check_store
-from diffuse.launchers.work import Done, Task, Told, leave, work
 from diffuse.request import Device
+from diffuse.sweep.launchers.require import require
+from diffuse.sweep.launchers.spread import Pool, Spread, check_store
+from diffuse.sweep.launchers.work import Done, Task, Told, leave, work
 from diffuse.terminal import say
 
 _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether Ctrl-C was pressed

@@ -17,9 +17,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffuse.errors import DiffuseError, RunError
-from diffuse.jobs import FAILED, Job, Jobs
-from diffuse.launcher import Composer
 from diffuse.sweep import Sweep
+from diffuse.sweep.jobs import FAILED, Job, Jobs
+from diffuse.sweep.launcher import Composer
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse.jobs import DOUBLE, FAILED, LEFT, MADE, THERE, Job, Told
 from diffuse.request import Step
+from diffuse.sweep.jobs import DOUBLE, FAILED, LEFT, MADE, THERE, Job, Told
 from diffuse.terminal import saved, say
 
 _TITLE_CHARACTERS = 24

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse import tracking_mlflow
 from diffuse.errors import ConfigError, RunError
 from diffuse.request import TrackingConfig
-from diffuse.tracking_mlflow import RUN_TAG
-from diffuse.tracking_store import Store
+from diffuse.tracking import mlflow_store
+from diffuse.tracking.mlflow_store import RUN_TAG
+from diffuse.tracking.store import Store
 
 _PAGE = 1000  # runs that are asked for at once
 _MEDIA = "media"
@@ -47,8 +47,8 @@ class StoreReader:
             raise ConfigError(f"tracking.uri={self._store.shown}: nothing is recorded there yet")
         try:
             if self._store.file is None:
-                tracking_mlflow.knock(self._store.uri)
-            self._client = tracking_mlflow.client(self._store.uri)
+                mlflow_store.knock(self._store.uri)
+            self._client = mlflow_store.client(self._store.uri)
         except Exception as error:
             raise self._failed(error) from error
 
@@ -60,7 +60,7 @@ class StoreReader:
         try:
             return _found(self._client.get_run(name))
         except Exception as error:
-            if not tracking_mlflow.is_refusal(error):
+            if not mlflow_store.is_refusal(error):
                 raise self._failed(error) from error
         for run in self._search(f"tags.`{RUN_TAG}` = {_quoted(name)}", everywhere=True):
             return run
@@ -148,7 +148,7 @@ class StoreReader:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunError:
-        return RunError(f"tracking.uri={self._store.shown}: {tracking_mlflow.why(error)}")
+        return RunError(f"tracking.uri={self._store.shown}: {mlflow_store.why(error)}")
 
 
 def _found(run: Any) -> FoundRun:
