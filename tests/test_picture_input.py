@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from diffuse import picture_input
-from diffuse.errors import MediaError
+from diffuse.errors import MediaError, one_line
 from diffuse.picture_input import fit, read_mask, read_picture
 from diffuse.request import Resize
 
@@ -291,7 +291,7 @@ def test_refused_in_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=said) as error, warnings.catch_warnings():
         warnings.simplefilter("error")
         read_picture(given)
-    assert str(error.value).startswith(f"input_image={given}: ")
+    assert str(error.value).startswith(f"input_image={one_line(given)}: ")
     assert "\n" not in str(error.value)
 
 
