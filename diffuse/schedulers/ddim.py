@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -63,16 +64,15 @@ class DDIM(DiscreteSampler):
         sample, after = state.sample, self._after[index]
         alpha = self.alphas_cumprod[int(self.timesteps[index])]
         alpha_after = self.alphas_cumprod[after] if after >= 0 else self._final_alpha
-        original = noise_schedule.to_original(self.prediction_type, model_output, sample, alpha)
+        original = self._original(model_output, sample, alpha)
         noise = noise_schedule.to_noise(self.prediction_type, model_output, sample, alpha)
-        if self.thresholding:
-            original = noise_schedule.dynamic_threshold(
-                original, self.dynamic_thresholding_ratio, self.sample_max_value
-            )
-        elif self.clip_sample:
-            original = original.clamp(-self.clip_sample_range, self.clip_sample_range)
         if self.eta == 0:
-            return State(noise_schedule.add_noise(original, noise, alpha_after), original)
+            # In the original's own memory, where that is not the model's: it is made anew for whoever looks.
+            result = original.mul_(alpha_after**0.5) if original is not model_output else alpha_after**0.5 * original
+            return State(
+                result.add_((1 - alpha_after) ** 0.5 * noise),
+                later=partial(self._original, model_output, sample, alpha),
+            )
         if generators is None:
             raise ValueError("eta above 0 needs the images' generators")
         variance = (1 - alpha_after) / (1 - alpha) * (1 - alpha / alpha_after)
@@ -81,6 +81,12 @@ class DDIM(DiscreteSampler):
         direction = (1 - alpha_after - sigma**2).clamp(min=0) ** 0.5 * noise
         result = (alpha_after**0.5 * original).add_(direction)
         return State(result.add_(sigma * noise_schedule.unit_noise(result, generators)), original)
+
+    def _original(self, model_output: Tensor, sample: Tensor, alpha: Tensor) -> Tensor:
+        original = noise_schedule.to_original(self.prediction_type, model_output, sample, alpha)
+        if self.thresholding:
+            return noise_schedule.dynamic_threshold(original, self.dynamic_thresholding_ratio, self.sample_max_value)
+        return original.clamp(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else original
 
     @property
     def _final_alpha(self) -> Tensor:

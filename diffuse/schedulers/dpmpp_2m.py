@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.schedulers import noise_schedule
 from diffuse.schedulers.sampler import State
 from diffuse.schedulers.sigma_sampler import VariancePreserving, signal_and_noise
 
@@ -46,22 +47,24 @@ class DPMpp2M(VariancePreserving):
             return State(original, original)
         (_, sigma_s), (alpha_t, sigma_t) = signal_and_noise(sigma), signal_and_noise(after)
         h = math.log(sigma / after)
-        sample = sigma_t / sigma_s * state.sample + alpha_t * self.integral(original, index, state, h)
+        weights = sigma_t / sigma_s, *(alpha_t * weight for weight in self.integral(index, state, h))
+        sample = noise_schedule.weighted_sum(weights, (state.sample, original, *state.past)[: len(weights)])
         return State(sample, original, (original,))
 
-    def integral(self, original: Tensor, index: int, state: State, span: float) -> Tensor:
+    def integral(self, index: int, state: State, span: float) -> tuple[float, ...]:
         """What originals add over a step: the integral of `exp(-u) * original` over a `span` of half the log SNR.
 
-        It takes the original as it is now, and for second order its slope, from the step before that is in `state`.
+        As weights of the original as it is now and, for second order, which takes its slope too, of that in `state`
+        from the step before.
         """
-        result = -math.expm1(-span) * original
+        constant = -math.expm1(-span)
         if not state.past or span == 0 or self._first_order(index):
-            return result
+            return (constant,)
         before, sigma, after = self.sigmas[index - 1 : index + 2]
         r = math.log(before / sigma) / math.log(sigma / after)
         midpoint = -math.expm1(-span) / 2
         weight = midpoint if self.solver_type == "midpoint" else math.expm1(-span) / span + 1
-        return result + weight / r * (original - state.past[0])
+        return constant + weight / r, -weight / r
 
     def _first_order(self, index: int) -> bool:
         last = index == len(self.timesteps) - 1

@@ -39,7 +39,8 @@ class DPMpp2MSDE(DPMpp2M):
             raise ValueError("new noise needs the images' generators")
         (_, sigma_s), (alpha_t, sigma_t) = signal_and_noise(sigma), signal_and_noise(after)
         h = math.log(sigma / after)
-        kept = sigma_t / sigma_s * math.exp(-h) * state.sample
-        added = sigma_t * (-math.expm1(-2 * h)) ** 0.5 * noise_schedule.unit_noise(kept, generators)
-        sample = kept + alpha_t * self.integral(original, index, state, 2 * h) + added
-        return State(sample, original, (original,))
+        kept = sigma_t / sigma_s * math.exp(-h)
+        weights = kept, *(alpha_t * weight for weight in self.integral(index, state, 2 * h))
+        sample = noise_schedule.weighted_sum(weights, (state.sample, original, *state.past)[: len(weights)])
+        noise = noise_schedule.unit_noise(sample, generators)
+        return State(sample.add(noise, alpha=sigma_t * (-math.expm1(-2 * h)) ** 0.5), original, (original,))
