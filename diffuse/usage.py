@@ -53,7 +53,7 @@ _NOTES = {
     "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
-    "hardware": "hardware.dtype, hardware.deterministic=strict, hardware.compile=regional",
+    "hardware": "hardware.dtype, hardware.deterministic=strict, hardware.compile",
     "tracking": "tracking.uri=SERVER",
     "experiment": "ready-made configurations",
 }
