@@ -68,9 +68,9 @@ class DDIM(DiscreteSampler):
         noise = noise_schedule.to_noise(self.prediction_type, model_output, sample, alpha)
         if self.eta == 0:
             # In the original's own memory, where that is not the model's: it is made anew for whoever looks.
-            result = original.mul_(alpha_after**0.5) if original is not model_output else alpha_after**0.5 * original
+            spare = None if original is model_output else original
             return State(
-                result.add_((1 - alpha_after) ** 0.5 * noise),
+                torch.mul(alpha_after**0.5, original, out=spare).add_((1 - alpha_after) ** 0.5 * noise),
                 later=partial(self._original, model_output, sample, alpha),
             )
         if generators is None:
