@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from PIL import Image
 
-from diffuse import configuration, run, validation
+from diffuse import configuration, opening, run, validation
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.generation import Generation
 from diffuse.request import Step
@@ -174,7 +174,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
     settings = _overrides({**_model(model), **fields})
-    run.open_pipeline(configuration.compose(list(settings.values())))
+    opening.open_pipeline(configuration.compose(list(settings.values())))
     return Pipeline(settings)
 
 

@@ -288,12 +288,12 @@ def _download(arguments: list[str]) -> None:
 
     validation.check_targets(cfg)
 
-    from diffuse import hub, run, sources
+    from diffuse import hub, opening, sources
     from diffuse.request import Download
 
     agreed = "--yes" in arguments or "-y" in arguments
     for checkpoint in hub.download(
-        sources.wanted(cfg, run.folders(cfg)), Download.yes if agreed else cfg.model.download
+        sources.wanted(cfg, opening.folders(cfg)), Download.yes if agreed else cfg.model.download
     ):
         _print(checkpoint.folder)
 

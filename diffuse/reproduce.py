@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse import differences, run, sources
+from diffuse import differences, opening, run, sources
 from diffuse.errors import RunError
 from diffuse.generation import Generation
 from diffuse.media import pixels_sha256
@@ -41,7 +41,7 @@ def _compare_weights(asked: Replay) -> None:
     """Says before the run what it could not hide: that the weights are others. Those that are not here are fetched, if
     the user agrees."""
     weights = asked.recorded.record["weights"]
-    opened = run.open_pipeline(asked.cfg)
+    opened = opening.open_pipeline(asked.cfg)
     for checkpoint, recorded in zip(opened.checkpoints, (weights, weights.get("refiner")), strict=False):
         for cause in differences.of_weights(recorded, sources.as_record(checkpoint), "weights"):
             say(f"{checkpoint.source}: {cause}")

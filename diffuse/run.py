@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,33 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import hardware, media, memory_profile, objective, record, sources, tracking, validation
+from diffuse import hardware, media, memory_profile, objective, opening, record, sources, tracking, validation
 from diffuse.checkpoint import Checkpoint
-from diffuse.configuration import load_group
-from diffuse.errors import ConfigError, RunError, Stop
+from diffuse.errors import RunError, Stop
 from diffuse.generation import Generation, recorded
-from diffuse.hardware import Hardware
 from diffuse.inputs import Inputs
+from diffuse.opening import Opened
 from diffuse.picture_input import PictureInput
-from diffuse.pipelines.refined import request_fields, staged
-from diffuse.request import GenerationRequest, Made, MemoryProfileConfig, Step, TrackingConfig
+from diffuse.pipelines.refined import request_fields
+from diffuse.request import GenerationRequest, Made, Step, TrackingConfig
 from diffuse.terminal import Progress, saved, say, unheard
 from diffuse.validation import Draft
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-KEPT = 2  # pipelines that a process keeps, so that a sweep's next job loads nothing
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A pipeline, and what it runs on. No weight has been read yet."""
-
-    pipeline: Any
-    hardware: Hardware
-    profile: MemoryProfileConfig
-    checkpoints: Sequence[Checkpoint]  # of the model and, where there is one, its refiner
 
 
 @dataclass(frozen=True)
@@ -116,9 +100,6 @@ class Told:
         """A line for the user."""
         if self.messages:
             say(line)
-
-
-_pipelines: OrderedDict[str, Any] = OrderedDict()
 
 
 def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
@@ -312,10 +293,10 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     Raises:
         ConfigError, HardwareError, CheckpointError: it does not.
     """
-    models = stages(cfg)
-    known = request_fields([family(model._target_) for model in models])
+    models = opening.stages(cfg)
+    known = request_fields([opening.family(model._target_) for model in models])
     validation.refuse_unknown(draft, known, " refiner=".join(model.name for model in models))
-    opened = opened or open_pipeline(cfg)
+    opened = opened or opening.open_pipeline(cfg)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
@@ -328,79 +309,4 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
 
 def weights(cfg: DictConfig) -> dict[str, Any]:
     """What the record would say of the weights. Raises ConfigError or CheckpointError where they are not there."""
-    return _weights(sources.locate(cfg, folders(cfg)))
-
-
-def forget(pipeline: Any) -> None:
-    """Lets go of a pipeline that is not needed any more, and of its weights."""
-    for key in [key for key, kept in _pipelines.items() if kept is pipeline]:
-        _pipelines.pop(key).memory.release_all()
-
-
-def open_pipeline(cfg: DictConfig) -> Opened:
-    """Finds the checkpoints, checks that their parts fit together and to the profile, and keeps the pipeline.
-
-    Raises:
-        ConfigError, HardwareError, CheckpointError: they do not.
-    """
-    hw = hardware.detect(_object(cfg.hardware))
-    hardware.apply(hw)
-    profiles = load_group("memory_profile")
-    thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    profile = memory_profile.choose(cfg.memory_profile, profiles, thresholds, hw)
-
-    models = stages(cfg)
-    families = [family(model._target_) for model in models]
-    checkpoints = sources.locate(cfg, folders(cfg))
-    identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
-    key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
-    pipeline = _kept(key)
-    if pipeline is None:
-        instead = memory_profile.lighter(profile, profiles, thresholds)
-        memory = memory_profile.Memory(profile, hw, cfg.model.half_dtype, instead)
-        pipeline = _keep(key, staged(families, checkpoints, memory))
-    pipeline.memory.check()
-    return Opened(pipeline, hw, profile, checkpoints)
-
-
-def stages(cfg: DictConfig) -> list[DictConfig]:
-    """The models that make a picture, one after the other."""
-    return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
-
-
-def folders(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
-    """By its group, what each of the models that make a picture needs of a checkpoint."""
-    names = ("model", "refiner")
-    return {
-        name: (*family(model._target_).components, "scheduler") for name, model in zip(names, stages(cfg), strict=False)
-    }
-
-
-def family(target: str) -> Any:
-    """The pipeline class that `model._target_` names; `validation` has seen that it is in diffuse.pipelines."""
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError:
-        found = None
-    if not isinstance(found, type) or found.__module__ != module or not hasattr(found, "components"):
-        raise ConfigError(f"model._target_={target}: there is no such pipeline; conf/model has those there are")
-    return found
-
-
-def _kept(key: str) -> Any:
-    if key in _pipelines:
-        _pipelines.move_to_end(key)
-    return _pipelines.get(key)
-
-
-def _keep(key: str, pipeline: Any) -> Any:
-    """Keeps `pipeline`; the one not used for longest goes, and its weights with it, before the new one's are read."""
-    while len(_pipelines) >= KEPT:
-        _pipelines.popitem(last=False)[1].memory.release_all()
-    _pipelines[key] = pipeline
-    return pipeline
-
-
-def _object(node: DictConfig) -> Any:
-    return OmegaConf.to_object(node)
+    return _weights(sources.locate(cfg, opening.folders(cfg)))

@@ -13,7 +13,7 @@ import yaml
 from command import diffuse
 from omegaconf import OmegaConf
 
-from diffuse import configuration, run, validation
+from diffuse import configuration, opening, validation
 from diffuse.request import Config, GenerationRequest
 
 CONF = configuration.conf_dir()
@@ -79,7 +79,7 @@ def test_no_field_is_left_out_of_the_main_file() -> None:
 @pytest.mark.parametrize("option", MODELS)
 def test_models(option: str) -> None:
     model = configuration.load_group("model")[option]
-    family = run.family(model._target_)
+    family = opening.family(model._target_)
     assert {"unet", "vae"} & set(family.components) or "transformer" in family.components
     assert set(model.min_vram_gib) <= set(configuration.options("memory_profile")) - {"auto"}
     assert model.min_vram_gib["cpu_only"] == 0
@@ -101,7 +101,7 @@ def test_schedulers(option: str) -> None:
 def test_memory_profiles_name_components_that_exist(option: str) -> None:
     components = {"*"}
     for model in configuration.load_group("model").values():
-        components |= set(run.family(model._target_).components)
+        components |= set(opening.family(model._target_).components)
     assert set(content("memory_profile", option).get("on_device", [])) <= components
 
 

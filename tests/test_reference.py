@@ -17,7 +17,7 @@ from picture_parity import photograph
 from PIL import Image
 
 import diffuse
-from diffuse import run
+from diffuse import opening
 
 PAGE = Path(diffuse.__file__).parent / "REFERENCE.md"
 SMALL: dict[str, Any] = {"channels": (16, 32), "heads": 2, "cross": (True, True), "vae_channels": (8, 8, 16)}
@@ -94,7 +94,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "out": str(folder / "out"),
         "ERRORS": {},
     }
-    run._pipelines.clear()
+    opening._pipelines.clear()
     with warnings.catch_warnings(), torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # where the tracking store goes
         for function, line in rows().items():

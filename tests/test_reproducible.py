@@ -48,9 +48,9 @@ def make(tmp_path: Path) -> Make:
 
 
 def forget_pipelines() -> None:
-    from diffuse import run
+    from diffuse import opening
 
-    run._pipelines.clear()
+    opening._pipelines.clear()
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> int:

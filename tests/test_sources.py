@@ -18,7 +18,7 @@ from diffusers import LCMScheduler, StableDiffusionXLPipeline
 from hub_server import MAIN, HubServer, Repository
 from PIL import Image
 
-from diffuse import configuration, media, run, sources
+from diffuse import configuration, media, opening, sources
 
 BASE = oracle_sdxl.Variant()
 OTHER = replace(BASE, seed=40, time_cond_proj_dim=6)  # its denoiser is distilled, all else fits the base
@@ -129,16 +129,16 @@ def test_several_with_tokenizers_and_what_the_record_says(
 
 def test_what_comes_from_elsewhere_makes_another_pipeline(base: Path, other: Path, tmp_path: Path) -> None:
     words = ["model=sdxl", f"model.source={base}", "hardware=cpu", "prompt=x"]
-    own = run.open_pipeline(configuration.compose(words)).pipeline
-    mixed = run.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
-    again = run.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
+    own = opening.open_pipeline(configuration.compose(words)).pipeline
+    mixed = opening.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
+    again = opening.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
     assert own is not mixed.pipeline is again.pipeline
-    same_but_other = run.open_pipeline(configuration.compose([*words, f"model.vae.source={base}"])).pipeline
+    same_but_other = opening.open_pipeline(configuration.compose([*words, f"model.vae.source={base}"])).pipeline
     assert same_but_other is not mixed.pipeline
     # Its own configuration is the one that counts: this one need not be in float32.
     half = [*words, "hardware.dtype=bfloat16", "memory_profile=full_gpu"]
     for more, dtype in (([], "float32"), ([f"model.vae.source={other}"], "bfloat16")):
-        opened = run.open_pipeline(configuration.compose([*half, *more]))
+        opened = opening.open_pipeline(configuration.compose([*half, *more]))
         assert opened.pipeline.memory.dtypes["vae"] == dtype
 
 
@@ -254,7 +254,7 @@ def test_from_the_hub(hub: HubServer, base: Path, theirs: tuple[Any, Any], tmp_p
 
     hub.log.clear()
     for source, revision in (("a/vae", "null"), ("b/whole", MAIN)):
-        run._pipelines.clear()
+        opening._pipelines.clear()
         here = {**fields(source), "model.vae.revision": revision, "model.download": "never"}
         assert command(tmp_path, "model=sdxl", **here).status == 0
     assert hub.log == []

@@ -29,8 +29,9 @@ from diffuse.sweep.interrupt import Interruption
 from diffuse.terminal import saved, say
 
 if TYPE_CHECKING:
+    from diffuse.opening import Opened
     from diffuse.request import Made
-    from diffuse.run import Begun, Opened
+    from diffuse.run import Begun
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
@@ -234,19 +235,19 @@ class Jobs:
             return 1  # what is wrong with it comes up again when it is begun
 
     def _open(self, each: Job, cfg: DictConfig) -> Opened:
-        from diffuse import run
+        from diffuse import opening
 
         costly = each.levels[0]
         if costly not in self._opened:
-            self._opened[costly] = run.open_pipeline(cfg)
+            self._opened[costly] = opening.open_pipeline(cfg)
         return self._opened[costly]
 
     def _forget(self, costly: str | None) -> None:
         """Makes room for the next pipeline: no job needs this one any more."""
         if costly in self._opened:
-            from diffuse import run
+            from diffuse import opening
 
-            run.forget(self._opened.pop(costly).pipeline)
+            opening.forget(self._opened.pop(costly).pipeline)
 
     def _begin(self, batch: Sequence[Job]) -> None:
         from diffuse import run
