@@ -265,6 +265,7 @@ def torch_switches() -> Any:
 
 @pytest.mark.usefixtures("torch_switches")
 def test_strict_then_relaxed_leaves_nothing_behind() -> None:
+    hardware.apply(Hardware("cuda"))
     threads = torch.get_num_threads()
     hardware.apply(Hardware("cuda", deterministic=Determinism.strict, threads=3))
     assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()

@@ -44,7 +44,9 @@ def test_pictures_agree_with_diffusers(name: str, tmp_path: Path) -> None:
     assert recorded["config"]["model"]["name"] == option
     assert f"model={option}" in recorded["overrides"] and "model=auto" not in recorded["overrides"]
     assert recorded["config"]["scheduler"]["name"] == ("euler" if option == "sdxl" else "ddim")
-    same = package.txt2img(PROMPT, model=folder, seed=0, num_inference_steps=STEPS, hardware="cpu", progress=False)
+    threads = {"overrides": ["hardware.threads=1"]}  # as the command above, since sums depend on them
+    options = {"seed": 0, "num_inference_steps": STEPS, "hardware": "cpu", "progress": False}
+    same = package.txt2img(PROMPT, model=folder, **options, **threads)
     assert np.array_equal(same.pixels, made)
 
 

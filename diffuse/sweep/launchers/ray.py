@@ -70,17 +70,21 @@ def _check_address(address: str | None) -> None:
 
 
 class _Stdout:
-    """Standard output as it should be: of what Ray's threads print there, a line goes to standard error."""
+    """Standard output as it should be: of what Ray prints there, a line goes to standard error.
+
+    It prints from threads of its own, and what it has kept back, while it shuts down, from the main thread.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.shutting_down = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Writes `text`, or says its first line."""
-        if not threading.current_thread().name.startswith("ray_"):
+        if threading.current_thread() is threading.main_thread() and not self.shutting_down:
             return self.stream.write(text)
         if text.strip():
             say(text.strip().splitlines()[0])
@@ -115,7 +119,8 @@ class Actors(Pool):
         self.running: dict[Any, tuple[Any, Task]] = {}  # what work() will return -> worker, task
         self.failed_starts = 0
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-        sys.stdout = cast(TextIO, _Stdout(self.stdout))
+        self.guarded = _Stdout(self.stdout)
+        sys.stdout = cast(TextIO, self.guarded)
         try:
             self.kind: Any = ray.remote(_Worker)
             self.kind = self.kind.options(**self.options)
@@ -186,6 +191,7 @@ class Actors(Pool):
         for worker in [*self.starting.values(), *self.idle, *(worker for worker, _ in self.running.values())]:
             self.ray.kill(worker)
         if self.started:
+            self.guarded.shutting_down = True
             self.ray.shutdown()
         sys.stdout = self.stdout
         return warnings
