@@ -26,7 +26,7 @@ COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "syn
 _CONFIGURATIONS = ("job", "hydra", "all")
 _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGURATIONS, "--package": (), "-p": ()}
 _INTERRUPTED = 130
-_SPINS = "10000"  # about 10 microseconds; libgomp's own 300,000 are for machines with nothing else to do
+_SPINS = "10000"  # libgomp's own 300,000 are for machines with nothing else to do
 _LISTED = 50  # failures of a sweep
 
 
