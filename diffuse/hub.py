@@ -5,7 +5,6 @@ Nothing is fetched by surprise: how much it would be is said beforehand, of all 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +14,7 @@ from diffuse.checkpoint import Checkpoint
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.repository import Plan, Wanted, cached, plan
 from diffuse.request import Download
+from diffuse.terminal import agreed, say
 from diffuse.transfer import cache, explained, readable
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,7 +43,7 @@ def locate(wanted: Sequence[Wanted], consent: Download, command: object = "diffu
         _ask(missing, f"add model.download=yes, or first run: {command}")
     for each in missing:
         size = readable(each.missing_size)
-        _say(f"{each.wanted.source} is not here yet: fetching {size} ({len(each.missing)} files)")
+        say(f"{each.wanted.source} is not here yet: fetching {size} ({len(each.missing)} files)")
     fetched = iter(fetch.fetch(plans, check_all=False))
     return [checkpoint or next(fetched) for checkpoint in found]
 
@@ -81,7 +81,7 @@ def download(wanted: Sequence[Wanted], consent: Download) -> list[Checkpoint]:
     found = [_local(one) for one in wanted]
     for checkpoint in found:
         if checkpoint:
-            _say(f"{checkpoint.source} is a folder: there is nothing to fetch")
+            say(f"{checkpoint.source} is a folder: there is nothing to fetch")
     absent = [one for one, checkpoint in zip(wanted, found, strict=True) if checkpoint is None]
     if not absent:
         return [checkpoint for checkpoint in found if checkpoint]
@@ -91,7 +91,7 @@ def download(wanted: Sequence[Wanted], consent: Download) -> list[Checkpoint]:
     for each in plans:
         kept = fetch.started([each])
         begun = f", of which {readable(kept)} are here from an interrupted run" if kept else ""
-        _say(
+        say(
             f"{each.wanted.source} at {each.commit[:12]}: {len(each.files)} files, {readable(each.size)}; "
             f"{readable(each.missing_size)} to fetch{begun} into {cache()}"
         )
@@ -100,7 +100,7 @@ def download(wanted: Sequence[Wanted], consent: Download) -> list[Checkpoint]:
         _ask(missing, "add --yes to agree")
     fetched = iter(fetch.fetch(plans, check_all=True))
     for each in plans:
-        _say(f"{each.wanted.source}: complete, every file checked")
+        say(f"{each.wanted.source}: complete, every file checked")
     return [checkpoint or next(fetched) for checkpoint in found]
 
 
@@ -152,16 +152,10 @@ def _require_download(absent: Sequence[Wanted], consent: Download, command: obje
 def _ask(plans: Sequence[Plan], otherwise: str) -> None:
     """Asks once for all of it; raises ConfigError if the answer is no, or if there is nobody to ask."""
     names, size = _names([plan.wanted for plan in plans]), readable(sum(plan.missing_size for plan in plans))
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfigError(f"{names}: {size} would be fetched, and there is no terminal to ask on; {otherwise}")
-    print(f"{names}: fetch {size}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    nobody = f"{names}: {size} would be fetched, and there is no terminal to ask on; {otherwise}"
+    if not agreed(f"{names}: fetch {size}?", nobody):
         raise ConfigError("nothing was fetched")
 
 
 def _names(wanted: Sequence[Wanted]) -> str:
     return ", ".join(dict.fromkeys(one.source for one in wanted))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

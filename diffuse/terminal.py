@@ -8,13 +8,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from diffuse.errors import one_line
+from diffuse.errors import ConfigError, one_line
 from diffuse.request import Step
 
 
 def say(line: str) -> None:
     """Prints one line, whatever line breaks the text holds."""
     print(one_line(line), file=sys.stderr, flush=True)
+
+
+def agreed(question: str, nobody: str) -> bool:
+    """Whether the user says yes. Raises ConfigError, which says `nobody`, where there is no terminal to ask on."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(nobody)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 _unheard: list[OSError] = []

@@ -29,10 +29,6 @@ class Measured:
     reference: Cell | None = None  # the cell itself where it is one
     difference: Difference | None = None  # None where there is no reference, or one of another size
 
-    @property
-    def is_reference(self) -> bool:
-        return self.reference is self.cell
-
 
 def measured(cells: Sequence[Cell], references: Mapping[Cell, Cell]) -> list[Measured]:
     """The cells in their order, each with its difference from what `references` gives for it."""

@@ -26,6 +26,7 @@ from diffuse import configuration, validation
 from diffuse.errors import ConfigError, MediaError
 from diffuse.record import redact
 from diffuse.sweep import job
+from diffuse.terminal import agreed
 
 log = logging.getLogger(__name__)
 
@@ -249,8 +250,6 @@ def _seed(folder: Path, identity: str) -> int:
 
 
 def _ask(jobs: int) -> None:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfigError(f"the sweep has {jobs:,} jobs, and there is no terminal to ask on; add --yes to agree")
-    print(f"The sweep has {jobs:,} jobs. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    nobody = f"the sweep has {jobs:,} jobs, and there is no terminal to ask on; add --yes to agree"
+    if not agreed(f"The sweep has {jobs:,} jobs. Go on?", nobody):
         raise ConfigError("nothing was made")
