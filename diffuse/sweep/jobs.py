@@ -134,17 +134,17 @@ class Jobs:
         self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
-    def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
-        """Records the sweep itself, in a run beside those of its jobs, with its report where there is one."""
+    def sum_up(self, metrics: Mapping[str, float], report: Sequence[Path]) -> None:
+        """Records the sweep itself, in a run beside those of its jobs, with the files of its report, if any."""
         of = self.sweep
         tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
         about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
         params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
         tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
-        summary = tracker.start(of.name, params, tags, about, id=f"{of.identity[:12]}-summary", again=of.again)
+        summary = tracker.start(of.name, params, tags, about, id=tracking.summary_id(of.identity), again=of.again)
         summary.log_metrics(metrics)
-        if report is not None:
-            summary.log_files(report)
+        if report:
+            summary.log_files(report[0].parent.name, report)
         summary.finish()
 
     def close(self) -> list[str]:
