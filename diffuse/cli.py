@@ -160,7 +160,7 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     with sweep.opened(of), interruption.watched(stopping, told.stop):
         try:
             with launcher.registered(making):
-                _hydra(flags, given, typed, jobs.task)
+                _hydra(flags, given, typed, launchers.task)
             if told.changed or (told.done and not (of.folder / "report").is_dir()):
                 report = _report_on(of, told, base.report.sheets) if base.report.make else []
                 making.sum_up(told.metrics, report)

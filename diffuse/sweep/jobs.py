@@ -26,7 +26,6 @@ from diffuse.picture_input import read_picture
 from diffuse.request import ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
-from diffuse.terminal import saved, say
 
 if TYPE_CHECKING:
     from diffuse.opening import Opened
@@ -381,29 +380,3 @@ class _Saver:
                 work()
             finally:
                 self._work.task_done()
-
-
-def task(cfg: DictConfig) -> list[Path]:
-    """One job, as a launcher that knows nothing of `Jobs` runs it, in whatever process: Hydra's task function.
-
-    Prints the paths on standard output. Raises what the job failed with.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.get()
-    folder = Path(hydra.sweep.dir)
-    told = sweep.read(folder)
-    if told is None:
-        raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
-    jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
-    try:
-        (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
-    finally:
-        warnings = jobs.close()
-    for warning in [*jobs.told.warnings, *warnings]:
-        say(f"warning: {warning}")
-    if made.error is not None:
-        raise made.error
-    for path in made.paths:
-        saved(path)
-    return made.paths
