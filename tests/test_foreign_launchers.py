@@ -151,7 +151,7 @@ def test_what_a_sweeper_gets_is_the_objective(tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_the_job_in_this_process(tmp_path: Path) -> None:
     """And leaves the others."""
-    command = ("-m", *QUICK, *BASIC, "seed=range(0,3)", "num_inference_steps=400", "tracking=none")
+    command = ("-m", *QUICK, *BASIC, "seed=range(0,3)", "num_inference_steps=100", "tracking=none")
     process = start(*command, cwd=tmp_path)
     end = time.monotonic() + 60
     while not made(tmp_path):
