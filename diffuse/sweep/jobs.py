@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
-from diffuse.picture_input import read_picture
+from diffuse.picture_input import Reader, read_picture
 from diffuse.request import ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
@@ -103,6 +103,7 @@ class Jobs:
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
         self._most: dict[str, int] = {}  # by it, how many jobs were too many at once
+        self._reader = Reader()  # of the pictures that jobs start from
         self._tracker: tracking.Tracker | None = None
         self._saver = _Saver()
         self._lock = threading.Lock()
@@ -193,7 +194,7 @@ class Jobs:
         cfg.output.dir = str(each.folder)
         if each.draft is not None:
             return cfg, each.draft
-        (draft,) = validation.drafts(cfg)
+        (draft,) = validation.drafts(cfg, reader=self._reader)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             each.draft = draft
