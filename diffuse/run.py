@@ -186,6 +186,7 @@ def _run(
 def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], place: Place | None = None) -> Begun:
     """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
     request = job.request
+    together = job.opened.pipeline.memory.together(request.width, request.height)
     about = record.of_run(
         job.cfg,
         overrides,
@@ -194,7 +195,7 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
         hardware={
             **job.opened.hardware.as_record(),
             "dtypes": job.opened.pipeline.memory.dtypes,
-            "memory_profile": asdict(job.opened.profile),
+            "memory_profile": {**asdict(job.opened.profile), "batch_size": together},
         },
         inputs=_inputs(job),
     )

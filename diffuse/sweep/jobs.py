@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.picture_input import read_picture
-from diffuse.request import ImageFormat, Step, TrackingConfig
+from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 from diffuse.terminal import saved, say
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
-_WAITING = 8  # jobs that are made and not yet saved
+_WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MADE, THERE, FAILED, LEFT, DOUBLE = "made", "there", "failed", "left", "double"
@@ -228,8 +228,10 @@ class Jobs:
     def _batch_size(self, each: Job) -> int:
         """How many jobs like this one can be made at once."""
         try:
-            cfg, _ = self._configured(each)
-            fit = int(self._open(each, cfg).pipeline.memory.batch_size) // cfg.num_images
+            cfg, draft = self._configured(each)
+            pipeline = self._open(each, cfg).pipeline
+            request = draft.request(pipeline.default_size())
+            fit = pipeline.memory.together(request.width, request.height) // request.num_images
             return max(min(fit, self._most.get(each.levels[0], fit)), 1)
         except Exception:
             return 1  # what is wrong with it comes up again when it is begun
@@ -273,13 +275,17 @@ class Jobs:
         try:
             made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
         except Exception as error:
-            if len(begun) > 1:  # one has spoiled it for the others, or there is not the memory for so many
-                if isinstance(error.__cause__, RuntimeError):  # of the device's memory
-                    self._most[begun[0][0].levels[0]] = len(begun) // 2
-                for one in begun:
-                    self._make([one])
-            else:
+            if len(begun) == 1:
                 self._failed(*begun[0], error)
+                return
+            # One has spoiled it for the others, or there is not the memory for so many.
+            costly, half = begun[0][0].levels[0], -(-len(begun) // 2)
+            if isinstance(error.__cause__, RuntimeError):  # of the device's memory
+                self._most[costly] = half
+            while begun:
+                size = min(half, self._most.get(costly, half))
+                self._make(begun[:size])
+                begun = begun[size:]
             return
         except BaseException as error:
             for _, run_begun in begun:

@@ -129,7 +129,8 @@ def computing(options: argparse.Namespace) -> None:
             overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
             cfg = configuration.compose(overrides)
             prepared.append(run.prepare(cfg, validation.drafts(cfg)[0]))
-    size = prepared[0].opened.pipeline.memory.batch_size
+    request = prepared[0].request
+    size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
     run.make(prepared[:1])  # reads the weights
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(prepared), size):
