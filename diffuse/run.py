@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_NO_PARAMETERS = ("tracking", "report")  # of the run: who is told of it, and what is made of many
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that a request needs to be run."""
@@ -201,7 +204,7 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
     )
     tracked = tracker.start(
         media.file_stem(request.prompt, request.seed, job.cfg.output.name),
-        record.flat(about["config"]),
+        record.flat({name: value for name, value in about["config"].items() if name not in _NO_PARAMETERS}),
         _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
             "config.yaml": record.yaml_text(about["config"]),
