@@ -187,6 +187,7 @@ class Connection:
     def log_weights(self, run: Stored, weights: Mapping[str, Any]) -> None:
         """What the run read, as MLflow records a dataset: its source with the whole digest, and a shortened one."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         source = str(weights["source"])
         local = "/" in source and Path(source).is_absolute()
@@ -196,7 +197,14 @@ class Connection:
             source_type="local" if local else "hf",
             source=storable(json.dumps(dict(weights))),
         )
-        self._client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])])
+        used = [DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])]
+        try:
+            self._client.log_inputs(run.run_id, used)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # Of several that record new weights at the same moment, the database takes one; now they are there.
+            self._client.log_inputs(run.run_id, used)
 
     def log_folder(self, run: Stored, folder: Path, name: str | None = None) -> None:
         """Every file below `folder`, there below `name`; each replaces an earlier one of that name."""
