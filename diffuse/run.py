@@ -48,7 +48,8 @@ class Place(NamedTuple):
 
     sweep: str  # its identity
     key: str  # the job's
-    run_id: str  # the name of the run in the tracking store
+    name: str  # what people call it
+    run_id: str  # the tag by which the tracking store finds the run
     again: bool  # it may be in there already
 
 
@@ -203,7 +204,7 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
         inputs=_inputs(job),
     )
     tracked = tracker.start(
-        media.file_stem(request.prompt, request.seed, job.cfg.output.name),
+        media.file_stem(request.prompt, request.seed, job.cfg.output.name) if place is None else place.name,
         record.flat({name: value for name, value in about["config"].items() if name not in _NO_PARAMETERS}),
         _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {

@@ -207,6 +207,7 @@ def test_the_jobs_of_a_sweep_are_flat_runs_with_a_common_tag(store: Path, tmp_pa
     assert (summary.info.run_name, summary.data.metrics["jobs/made"]) == ("seed", 2)
     assert summary.data.tags["diffuse.sweep"] == made[0].data.tags["diffuse.sweep"]
     assert sorted(run.data.params["seed"] for run in made) == ["1", "2"]
+    assert sorted(run.info.run_name for run in made) == ["seed=1", "seed=2"]  # what tells them apart
     assert len({run.data.tags["diffuse.sweep"] for run in made}) == 1
     assert not any("mlflow.parentRunId" in run.data.tags for run in made)
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
+_NAME_CHARACTERS = 50  # of a run
 _WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -60,6 +61,11 @@ class Job:
         """What of its overrides is its own, for the user."""
         typed = configuration.typed(self.lines)
         return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
+
+    def name(self, axes: Sequence[str]) -> str:
+        """What its run is called. The tracking store's page makes a picture's place as wide as that."""
+        said = " ".join(self.said(axes).replace("num_inference_steps=", "steps=").split())
+        return said if len(said) <= _NAME_CHARACTERS else f"{said[: _NAME_CHARACTERS - 3]}..."
 
 
 class Told:
@@ -145,6 +151,8 @@ class Jobs:
         summary.log_metrics(metrics)
         if report is not None:
             summary.log_files(report)
+            for step, sheet in enumerate(sorted(report.glob("sheet*.png"))):
+                summary.log_sheet(sheet, step)
         summary.finish()
 
     def close(self) -> list[str]:
@@ -260,8 +268,9 @@ class Jobs:
                 cfg, draft = self._configured(each)
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
-                name = job.run_id(each.folder, each.key, self.sweep.identity)
-                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
+                of = self.sweep
+                run_id = job.run_id(each.folder, each.key, of.identity)
+                place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again)
                 begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self.end(each, FAILED, error)
