@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -28,6 +29,7 @@ _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGUR
 _INTERRUPTED = 130
 _SPINS = "10000"  # libgomp's own 300,000 are for machines with nothing else to do
 _LISTED = 50  # failures of a sweep
+_GARBAGE = 100_000, 20, 100  # objects between Python's searches for cycles: imports make a million that stay
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
     _log_to_stderr()
+    gc.set_threshold(*_GARBAGE)
     # Before torch, whose threads wait for one another by spinning, is imported: where another process needs a core, and
     # be it the one that tracks, that makes everything five times slower. It changes no number.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
@@ -146,13 +149,15 @@ def _hydra(flags: list[str], quoted: list[str], typed: list[str], task: Callable
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import configuration, sweep
+    from diffuse import configuration, sweep, tracking
     from diffuse.sweep import interrupt, jobs, launcher, launchers
     from diffuse.sweep.progress import SweepProgress
 
     launchers.register()
     with configuration.explained(typed):
         of, base, given = sweep.plan(quoted, typed, yes=yes)
+    if not of.again:  # otherwise there may be nothing to do
+        tracking.prepare(base.tracking)
     told, interruption = SweepProgress(), interrupt.Interruption()
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"

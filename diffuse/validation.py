@@ -240,7 +240,7 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         if values[name] is not None:
             _number(name, values[name], 10, "from 0 to 10")
-    for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
+    for name, least in (("batch_size", 1), ("batch_pixels", 1), ("cleanup_every", 0), ("max_side", 1)):
         if cfg.memory_profile[name] is not None:
             _whole(f"memory_profile.{name}", cfg.memory_profile[name], least)
     if not 1 <= cfg.output.quality <= 100:

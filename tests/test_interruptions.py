@@ -23,7 +23,14 @@ from fork_server import ForkServer, fork_server
 from diffuse import media
 
 KILLS = 20
-COMMAND = ("-m", "hardware=cpu", "hardware.threads=1", "output.dir=out", "report.make=false")
+COMMAND = (
+    "-m",
+    "hardware=cpu",
+    "hardware.threads=1",
+    "memory_profile.batch_size=4",  # so that there are more batches to come in between
+    "output.dir=out",
+    "report.make=false",
+)
 AXES = ("seed=range(0,6)", "num_inference_steps=1,2")
 JOBS = 12
 

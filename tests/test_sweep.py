@@ -63,8 +63,9 @@ def singles(cwd: Path, *overrides: Any) -> list[np.ndarray]:
 
 def test_pixels_are_those_of_single_runs(tmp_path: Path, made: list[Any]) -> None:
     """Of batches within two levels; several images of a job, and a seed far from the others, among them."""
-    done = swept("seed=3,100,7", "num_inference_steps=2", "num_images=2", cwd=tmp_path)
-    assert [[each["seed"] for each in batch] for batch in made] == [[3, 100], [7]]  # four pictures fit together
+    four = "memory_profile.batch_pixels=16384"  # pictures of 64 x 64
+    done = swept("seed=3,100,7", "num_inference_steps=2", "num_images=2", four, cwd=tmp_path)
+    assert [[each["seed"] for each in batch] for batch in made] == [[3, 100], [7]]
     alone = [
         picture
         for seed in (3, 100, 7)
@@ -134,7 +135,7 @@ def test_a_job_given_twice_is_done_once(tmp_path: Path, made: list[Any]) -> None
     assert done.err.startswith("2 jobs: 2 made, 0 were there, 0 failed, 1 given twice, in ")
 
 
-def test_a_batch_that_fails_is_made_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where it was too large for the memory, the next ones are smaller."""
     make, sizes = run.make, []
 
@@ -146,7 +147,7 @@ def test_a_batch_that_fails_is_made_one_by_one(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(run, "make", little_memory)
     assert len(swept("seed=range(0,8)", "num_inference_steps=1", cwd=tmp_path).paths) == 8
-    assert sizes == [4, 1, 1, 1, 1, 2, 2]
+    assert sizes == [8, 4, 2, 2, 2, 2]
 
 
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from diffuse import tracking
 from diffuse.errors import ConfigError
 from diffuse.request import TrackingConfig
-from diffuse.tracking import delivery, journal, mlflow_store, system, worker
+from diffuse.tracking import delivery, journal, mlflow_store, page, system, worker
 from diffuse.tracking import process as worker_process
 from diffuse.tracking.query import StoreReader
 from diffuse.tracking.store import Store
@@ -418,7 +418,7 @@ def test_pictures_are_named_as_mlflow_names_them(picture: Path, store: Path, tmp
         return {"+".join([*found[:5], *(["compressed.webp"] if len(found) > 6 else [".png"])]) for found in parts}
 
     assert shapes(tmp_path / "files") == shapes(theirs)
-    assert client.get_run(run.info.run_id).data.tags.items() >= delivery._LOGGED_IMAGES.items()
+    assert client.get_run(run.info.run_id).data.tags.items() >= page.LOGGED_IMAGES.items()
 
 
 def test_a_worker_that_dies_is_told_and_what_it_left_is_delivered_next(store: Path, picture: Path) -> None:

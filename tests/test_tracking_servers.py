@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from tracking_servers import MlflowServer, postgres, postgres_programs
 
 from diffuse import tracking
 from diffuse.request import TrackingConfig
-from diffuse.tracking import sync
+from diffuse.tracking import mlflow_store, sync
 from diffuse.tracking.query import StoreReader, add_files
+from diffuse.tracking.store import Store
 
 PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
 
@@ -170,3 +173,22 @@ def wait_until(condition: object, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_same_weights_from_many_at_the_same_moment(server: MlflowServer, tmp_path: Path) -> None:
+    """Whoever comes second finds them recorded, though they were not when it looked."""
+    store = Store.of(settings(server, tmp_path))
+    connection = mlflow_store.Connection(store)
+    experiment = connection.experiment(store)
+    stored = [connection.create(experiment, f"run {number}", 1, {}) for number in range(8)]
+    together = threading.Barrier(len(stored))
+
+    def log(run: mlflow_store.Stored) -> None:
+        for digest in range(3):
+            together.wait(60)
+            connection.log_weights(run, {"source": "w", "sha256": f"{digest}" * 64})
+
+    with ThreadPoolExecutor(len(stored)) as threads:
+        list(threads.map(log, stored))
+    for run in runs(server, tmp_path.name):
+        assert len(run.inputs.dataset_inputs) == 3

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.picture_input import Reader, read_picture
-from diffuse.request import ImageFormat, Step, TrackingConfig
+from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
-_WAITING = 8  # jobs that are made and not yet saved
+_NAME_CHARACTERS = 50  # of a run
+_WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MADE, THERE, FAILED, LEFT, DOUBLE = "made", "there", "failed", "left", "double"
@@ -59,6 +60,11 @@ class Job:
         """What of its overrides is its own, for the user."""
         typed = configuration.typed(self.lines)
         return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
+
+    def name(self, axes: Sequence[str]) -> str:
+        """What its run is called. The tracking store's page makes a picture's place as wide as that."""
+        said = " ".join(self.said(axes).replace("num_inference_steps=", "steps=").split())
+        return said if len(said) <= _NAME_CHARACTERS else f"{said[: _NAME_CHARACTERS - 3]}..."
 
 
 class Told:
@@ -145,6 +151,9 @@ class Jobs:
         summary.log_metrics(metrics)
         if report:
             summary.log_files(report[0].parent.name, report)
+        sheets = (file for file in report if file.name.startswith("sheet"))
+        for step, sheet in enumerate(sorted(sheets)):
+            summary.log_sheet(sheet, step)
         summary.finish()
 
     def close(self) -> list[str]:
@@ -228,8 +237,10 @@ class Jobs:
     def _batch_size(self, each: Job) -> int:
         """How many jobs like this one can be made at once."""
         try:
-            cfg, _ = self._configured(each)
-            fit = int(self._open(each, cfg).pipeline.memory.batch_size) // cfg.num_images
+            cfg, draft = self._configured(each)
+            pipeline = self._open(each, cfg).pipeline
+            request = draft.request(pipeline.default_size())
+            fit = pipeline.memory.together(request.width, request.height) // request.num_images
             return max(min(fit, self._most.get(each.levels[0], fit)), 1)
         except Exception:
             return 1  # what is wrong with it comes up again when it is begun
@@ -258,8 +269,9 @@ class Jobs:
                 cfg, draft = self._configured(each)
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
-                name = job.run_id(each.folder, each.key, self.sweep.identity)
-                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
+                of = self.sweep
+                run_id = job.run_id(each.folder, each.key, of.identity)
+                place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again)
                 begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self.end(each, FAILED, error)
@@ -273,13 +285,17 @@ class Jobs:
         try:
             made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
         except Exception as error:
-            if len(begun) > 1:  # one has spoiled it for the others, or there is not the memory for so many
-                if isinstance(error.__cause__, RuntimeError):  # of the device's memory
-                    self._most[begun[0][0].levels[0]] = len(begun) // 2
-                for one in begun:
-                    self._make([one])
-            else:
+            if len(begun) == 1:
                 self._failed(*begun[0], error)
+                return
+            # One has spoiled it for the others, or there is not the memory for so many.
+            costly, half = begun[0][0].levels[0], -(-len(begun) // 2)
+            if isinstance(error.__cause__, RuntimeError):  # of the device's memory
+                self._most[costly] = half
+            while begun:
+                size = min(half, self._most.get(costly, half))
+                self._make(begun[:size])
+                begun = begun[size:]
             return
         except BaseException as error:
             for _, run_begun in begun:

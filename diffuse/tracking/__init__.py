@@ -23,7 +23,7 @@ from diffuse.tracking import journal, page, process
 from diffuse.tracking.journal import Entry, Spool
 from diffuse.tracking.store import Store
 
-SWEEP_KIND = {"diffuse.kind": "sweep"}  # the tag of the run that sums a sweep up
+SWEEP_KIND = page.SWEEP_KIND
 _SWEEP_CHARACTERS = 12
 _ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 
@@ -52,6 +52,9 @@ class TrackedRun:
 
     def log_media(self, path: Path, step: int = 0) -> None:
         """A saved picture: the file itself under `media/`, and the image that MLflow shows. `step` counts the run's."""
+
+    def log_sheet(self, path: Path, step: int = 0) -> None:
+        """A contact sheet, among the images that MLflow shows. It has to stay until the tracker closes."""
 
     def log_text(self, name: str, text: str) -> None:
         """A small text file; it replaces an earlier one of the same name."""
@@ -154,13 +157,19 @@ class JournaledRun(TrackedRun):
         self.write({"metrics": [(key, float(value), 0) for key, value in metrics.items() if value is not None]})
 
     def log_media(self, path: Path, step: int = 0) -> None:
+        self._log_picture(path, step)
+
+    def log_sheet(self, path: Path, step: int = 0) -> None:
+        self._log_picture(path, step, key=page.SHEET_KEY)
+
+    def _log_picture(self, path: Path, step: int, **key: str) -> None:
         path = Path(path).absolute()
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             self._tracker.cannot_write(error)
         else:
-            self.write({"media": [{"path": str(path), "step": step, "sha256": digest}]})
+            self.write({"media": [{"path": str(path), "step": step, "sha256": digest, **key}]})
 
     def log_text(self, name: str, text: str) -> None:
         self.write({"texts": {name: text}})

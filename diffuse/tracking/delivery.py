@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuse.tracking import journal, mlflow_store
+from diffuse.tracking import journal, mlflow_store, page
 from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, Stored
 from diffuse.tracking.store import Store
 
 _LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
 _TOGETHER = 20  # runs in one transaction, during which nobody else can write
-_LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # has the page look for pictures
 _KILLED = "the process ended before the run did"
 
 
@@ -118,7 +117,7 @@ class Spool:
         """Sends all that waits of `run` but its files, the run itself first. Raises as MLflow does."""
         waiting = run.waiting
         if waiting.media:
-            waiting.tags |= _LOGGED_IMAGES
+            waiting.tags |= page.LOGGED_IMAGES
         tags = waiting.tags
         if run.stored is None:
             run.stored, is_new = self._enter(run, connection)
@@ -181,6 +180,9 @@ class Spool:
         path = Path(media["path"])
         if hashlib.sha256(path.read_bytes()).hexdigest() != media["sha256"]:
             raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
+        if media.get("key") == page.SHEET_KEY:  # whose file goes with the report
+            mlflow_store.stage_picture(path, media["step"], stored, folder, sheet=True)
+            return
         (folder / "media").mkdir(exist_ok=True)
         os.symlink(path, folder / "media" / path.name)
         mlflow_store.stage_picture(path, media["step"], stored, folder)
