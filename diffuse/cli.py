@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -161,30 +161,30 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     told, interruption = SweepProgress(), interrupt.Interruption()
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
-    report = None
+    report: list[Path] = []
     with sweep.opened(of), interruption.watched(stopping, told.stop):
         try:
             with launcher.registered(making):
-                _hydra(flags, given, typed, jobs.task)
+                _hydra(flags, given, typed, launchers.task)
             if told.changed or (told.done and not (of.folder / "report").is_dir()):
-                report = _report_on(of, told, base.report.sheets) if base.report.make else None
-                making.sum_up(told.metrics, report and report.parent)
+                report = _report_on(of, told, base.report.sheets) if base.report.make else []
+                making.sum_up(told.metrics, report)
         finally:
             told.warn(making.close())
             if interruption.asked:
                 told.say(f"{told.summary()}; the same command goes on from here")
-    _end_sweep(of, told, report)
+    _end_sweep(of, told, report[0] if report else None)
 
 
-def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> Path | None:
-    """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
+def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> list[Path]:
+    """The files that compare the pictures of a sweep, the page first; what goes wrong with them costs it nothing."""
     from diffuse import compare
 
     try:
-        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))[0]
+        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))
     except Exception as error:
         told.warn([f"there is no report: {type(error).__name__}: {error}"])
-        return None
+        return []
 
 
 def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
@@ -308,7 +308,10 @@ def _compare(arguments: list[str]) -> None:
     from diffuse.compare import arguments as compared
 
     said = compared.read(arguments)
-    files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
+    tracking = cache(lambda: _compose(said.overrides).tracking)
+    if said.overrides:
+        tracking()  # which says what is wrong with them before anything is made
+    files = compare.compare(said.names, said.out, tracking, said.wanted)
     for path in files:
         _print(path)
 

@@ -17,7 +17,7 @@ from command import Done, diffuse
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffuse import compare, configuration, media, run, sweep
+from diffuse import compare, configuration, media, picture_input, run, sweep
 from diffuse.configuration import PACKAGE
 from diffuse.errors import ConfigError, RunError
 from diffuse.pipelines import prompt
@@ -92,6 +92,20 @@ def test_pictures_that_start_from_one(tmp_path: Path, made: list[Any]) -> None:
     assert [len(batch) for batch in made] == [2]
     for seed, ours in zip((1, 2), pixels(done, tmp_path), strict=True):
         assert np.abs(ours.astype(int) - singles(tmp_path, *request, f"seed={seed}")[0]).max() <= 2
+
+
+def test_a_picture_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And made to fit once for all that ask for the same size."""
+    read, fitted = [], []
+    content, fit = picture_input._content, picture_input.fit
+    monkeypatch.setattr(picture_input, "_content", lambda *which: read.append(which[0]) or content(*which))
+    monkeypatch.setattr(picture_input, "fit", lambda *what: fitted.append(what[1:3]) or fit(*what))
+    for name, grey in (("in", 90), ("mask", 255), ("like", 40)):
+        Image.fromarray(np.full((64, 64, 3), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    request = ("input_image=in.png", "mask_image=mask.png", "objective.reference=like.png", "width=64")
+    swept(*request, "seed=1,2", "strength=0.5,1", "num_inference_steps=2,3", cwd=tmp_path)
+    assert sorted(Path(path).name for path in read) == ["in.png", "like.png", "mask.png"]
+    assert fitted == [(64, 64)] * 2
 
 
 def test_what_is_costly_changes_least_and_paths_come_as_typed(

@@ -20,7 +20,7 @@ from tracking_servers import MlflowServer, postgres, postgres_programs
 from diffuse import tracking
 from diffuse.request import TrackingConfig
 from diffuse.tracking import mlflow_store, sync
-from diffuse.tracking.query import StoreReader
+from diffuse.tracking.query import StoreReader, add_files
 from diffuse.tracking.store import Store
 
 PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
@@ -83,6 +83,14 @@ def test_a_run(server: MlflowServer, tmp_path: Path) -> None:
     assert reader.record(found, tmp_path / "fetched")["request"]["prompt"] == PROMPT
     fetched = reader.media(found, tmp_path / "fetched")
     assert [path.read_bytes() for path in fetched] == [path.read_bytes() for path in sorted(done.paths)]
+
+    for letters in ("ab", "bc"):
+        files = [tmp_path / letter for letter in letters]
+        for file in files:
+            file.write_text(letters)
+        add_files(settings(server, tmp_path), found.tags["diffuse.run"], "report", files)
+    reports = reader.fetch(found, "report", tmp_path / "fetched")
+    assert [(path.name, path.read_text()) for path in reports] == [("b", "bc"), ("c", "bc")]
 
 
 def record_run(tracker: tracking.Tracker, name: str, picture: Path) -> tracking.TrackedRun:

@@ -22,11 +22,10 @@ from omegaconf import DictConfig
 
 from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
-from diffuse.picture_input import read_picture
+from diffuse.picture_input import Reader, read_picture
 from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
-from diffuse.terminal import saved, say
 
 if TYPE_CHECKING:
     from diffuse.opening import Opened
@@ -110,6 +109,7 @@ class Jobs:
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
         self._most: dict[str, int] = {}  # by it, how many jobs were too many at once
+        self._reader = Reader()  # of the pictures that jobs start from
         self._tracker: tracking.Tracker | None = None
         self._saver = _Saver()
         self._lock = threading.Lock()
@@ -140,18 +140,18 @@ class Jobs:
         self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
-    def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
-        """Records the sweep itself, in a run beside those of its jobs, with its report where there is one."""
+    def sum_up(self, metrics: Mapping[str, float], report: Sequence[Path]) -> None:
+        """Records the sweep itself, in a run beside those of its jobs, with the files of its report, if any."""
         of = self.sweep
         tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
         about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
         params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
         tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
-        summary = tracker.start(of.name, params, tags, about, id=f"{of.identity[:12]}-summary", again=of.again)
+        summary = tracker.start(of.name, params, tags, about, id=tracking.summary_id(of.identity), again=of.again)
         summary.log_metrics(metrics)
-        if report is not None:
-            summary.log_files(report)
-            for step, sheet in enumerate(sorted(report.glob("sheet*.png"))):
+        if report:
+            summary.log_files(report[0].parent.name, report)
+            for step, sheet in enumerate(path for path in report if path.match("sheet*.png")):
                 summary.log_sheet(sheet, step)
         summary.finish()
 
@@ -202,7 +202,7 @@ class Jobs:
         cfg.output.dir = str(each.folder)
         if each.draft is not None:
             return cfg, each.draft
-        (draft,) = validation.drafts(cfg)
+        (draft,) = validation.drafts(cfg, reader=self._reader)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             each.draft = draft
@@ -396,29 +396,3 @@ class _Saver:
                 work()
             finally:
                 self._work.task_done()
-
-
-def task(cfg: DictConfig) -> list[Path]:
-    """One job, as a launcher that knows nothing of `Jobs` runs it, in whatever process: Hydra's task function.
-
-    Prints the paths on standard output. Raises what the job failed with.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.get()
-    folder = Path(hydra.sweep.dir)
-    told = sweep.read(folder)
-    if told is None:
-        raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
-    jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
-    try:
-        (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
-    finally:
-        warnings = jobs.close()
-    for warning in [*jobs.told.warnings, *warnings]:
-        say(f"warning: {warning}")
-    if made.error is not None:
-        raise made.error
-    for path in made.paths:
-        saved(path)
-    return made.paths

@@ -1,5 +1,5 @@
 """Hydra's launcher for the jobs of a sweep in one process: every sweeper can use it, and what it is given is made by
-`Jobs`. Other launchers run `task`, one job at a time and wherever they like."""
+`Jobs`. Others, in `launchers`, have jobs made elsewhere."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def registered(jobs: Jobs) -> Iterator[None]:
 def making() -> Jobs:
     """What makes the jobs that are launched now."""
     return _current[-1]
+
+
+def working() -> Jobs | None:
+    """The same, for a job that may be made in another process, which has none."""
+    return _current[-1] if _current else None
 
 
 class SweepLauncher(Launcher):

@@ -24,6 +24,7 @@ from diffuse.tracking.journal import Entry, Spool
 from diffuse.tracking.store import Store
 
 SWEEP_KIND = page.SWEEP_KIND
+_SWEEP_CHARACTERS = 12
 _ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 
 
@@ -58,8 +59,8 @@ class TrackedRun:
     def log_text(self, name: str, text: str) -> None:
         """A small text file; it replaces an earlier one of the same name."""
 
-    def log_files(self, folder: Path) -> None:
-        """All files of a folder, below its name. They are read later, and have to stay until the tracker closes."""
+    def log_files(self, name: str, files: Sequence[Path]) -> None:
+        """Files, below `name`, in the place of those that were there. They have to stay until the tracker closes."""
 
     def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
         """End the run: it failed where there is an `error`, and was killed where the user `interrupted` it."""
@@ -106,6 +107,11 @@ def prepare(cfg: TrackingConfig) -> None:
     """Has the process that delivers import MLflow meanwhile, if `cfg` asks for it. To be called as early as may be."""
     if cfg.name != "none":
         process.worker()
+
+
+def summary_id(sweep: str) -> str:
+    """The name of the run that sums up the sweep of that identity."""
+    return f"{sweep[:_SWEEP_CHARACTERS]}-summary"
 
 
 def ui(cfg: TrackingConfig, port: int | None = None) -> None:
@@ -168,9 +174,8 @@ class JournaledRun(TrackedRun):
     def log_text(self, name: str, text: str) -> None:
         self.write({"texts": {name: text}})
 
-    def log_files(self, folder: Path) -> None:
-        folder = Path(folder).absolute()
-        self.write({"folders": [(str(folder), folder.name)]})
+    def log_files(self, name: str, files: Sequence[Path]) -> None:
+        self.write({"files": {name: [str(Path(file).absolute()) for file in files]}})
 
     def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
         status = "KILLED" if interrupted else "FAILED" if error is not None else "FINISHED"

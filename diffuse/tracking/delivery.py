@@ -35,7 +35,7 @@ class Waiting:
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, time, step
     texts: dict[str, str] = field(default_factory=dict)
     media: list[dict[str, Any]] = field(default_factory=list)
-    folders: list[tuple[str, str]] = field(default_factory=list)  # from where, and under what name
+    files: dict[str, list[str]] = field(default_factory=dict)  # by the name that they go below
     weights: dict[str, Any] | None = None
     end: tuple[str, int] | None = None  # status and time
     since: float | None = None  # when the first of it was read
@@ -70,7 +70,7 @@ class Run:
             waiting.metrics += [(key, value, event["time"], step) for key, value, step in event.get("metrics", ())]
             waiting.texts |= event.get("texts", {})
             waiting.media += event.get("media", ())
-            waiting.folders += [(source, name) for source, name in event.get("folders", ())]
+            waiting.files |= event.get("files", {})
             waiting.weights = event.get("weights", waiting.weights)
             if "end" in event:
                 waiting.end = (event["end"], event["time"])
@@ -154,10 +154,12 @@ class Spool:
         return connection.create(experiment, begin["name"], begin["time"], tags), True
 
     def _send_files(self, waiting: Waiting, stored: Stored, connection: Connection) -> None:
-        if not (waiting.texts or waiting.media or waiting.folders):
+        for name, files in waiting.files.items():
+            self._send_below(name, [Path(file) for file in files], stored, connection)
+        if not (waiting.texts or waiting.media):
             return
-        with tempfile.TemporaryDirectory(prefix="diffuse-") as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory(prefix="diffuse-") as place:
+            folder = Path(place)
             for path, text in waiting.texts.items():
                 (folder / path).write_text(text, encoding="utf-8", errors="backslashreplace")
             for media in waiting.media:
@@ -166,11 +168,13 @@ class Spool:
                 except (OSError, ValueError) as error:
                     self._warn("", error)
             self._try(lambda: connection.log_folder(stored, folder))
-        for source, target in waiting.folders:
-            if Path(source).is_dir():
-                self._try(lambda source=source, target=target: connection.log_folder(stored, Path(source), target))  # type: ignore[misc]
-            else:
-                self._warn("", FileNotFoundError(f"{source} is gone, and is left out of its run"))
+
+    def _send_below(self, name: str, files: list[Path], stored: Stored, connection: Connection) -> None:
+        there = [file for file in files if file.is_file()]
+        for file in [file for file in files if file not in there]:
+            self._warn("", FileNotFoundError(f"{file} is gone, and is left out of its run"))
+        if there:
+            self._try(lambda: connection.replace_files(stored, name, there))
 
     def _stage(self, media: Mapping[str, Any], stored: Stored, folder: Path) -> None:
         path = Path(media["path"])

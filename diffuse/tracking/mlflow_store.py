@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import sqlite3
+import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -207,14 +208,19 @@ class Connection:
             # Of several that record new weights at the same moment, the database takes one; now they are there.
             self._client.log_inputs(run.run_id, used)
 
-    def log_folder(self, run: Stored, folder: Path, name: str | None = None) -> None:
-        """Every file below `folder`, there below `name`; each replaces an earlier one of that name."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    def log_folder(self, run: Stored, folder: Path) -> None:
+        """Every file below `folder`; each replaces an earlier one of that name."""
+        self._artifacts(run).log_artifacts(str(folder))
 
+    def replace_files(self, run: Stored, name: str, files: Sequence[Path]) -> None:
+        """See `replace_files`."""
+        replace_files(self._artifacts(run), name, files)
+
+    def _artifacts(self, run: Stored) -> Any:
         if self._repository[0] != run.artifact_uri:
             # What the client does as well, after it has asked the store for what is known here.
-            self._repository = run.artifact_uri, get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
-        self._repository[1].log_artifacts(str(folder), name)
+            self._repository = run.artifact_uri, repository(run.artifact_uri, self._uri)
+        return self._repository[1]
 
     def reopen(self, run: Stored) -> None:
         """Has a run that ended once be of the status RUNNING again, without the error that it may have ended with."""
@@ -225,6 +231,31 @@ class Connection:
     def end(self, run: Stored, status: str, end_time: int) -> None:
         """The status that the run ended with."""
         self._client.set_terminated(run.run_id, status=status, end_time=end_time)
+
+
+def repository(artifact_uri: str, store_uri: str) -> Any:
+    """MLflow's access to the files of a run."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(artifact_uri, tracking_uri=store_uri)
+
+
+def replace_files(repository: Any, name: str, files: Sequence[Path]) -> None:
+    """Lays `files` below `name`, and removes what else was there: it is of an earlier report, say."""
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as place:
+        for file in files:
+            os.symlink(file.absolute(), Path(place, file.name))
+        repository.log_artifacts(place, name)
+    new = {file.name for file in files}
+    for there in repository.list_artifacts(name):
+        if there.is_dir or Path(there.path).name in new:
+            continue
+        try:
+            repository.delete_artifacts(there.path)
+        except Exception as error:
+            if is_away(error):
+                raise
+            return  # not every place of files lets them be removed; then the old ones lie beside the new
 
 
 def stage_picture(path: Path, step: int, run: Stored, folder: Path, *, sheet: bool = False) -> None:
