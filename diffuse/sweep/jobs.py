@@ -24,7 +24,7 @@ from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.picture_input import read_picture
 from diffuse.request import ImageFormat, Step, TrackingConfig
-from diffuse.sweep import Sweep, job
+from diffuse.sweep import Sweep, job, start
 from diffuse.sweep.interrupt import Interruption
 from diffuse.terminal import saved, say
 
@@ -124,14 +124,16 @@ class Jobs:
         if missing and self.elsewhere is not None:
             self.elsewhere(self, missing)
             missing = []
-        for batch in self._batches(missing):
-            self.interruption.check()
-            if self.full:
-                for each in batch:
-                    self.end(each, LEFT)
-            else:
-                self._begin(batch)
-        self._saver.wait()
+        try:
+            for batch in self._batches(missing):
+                self.interruption.check()
+                if self.full:
+                    for each in batch:
+                        self.end(each, LEFT)
+                else:
+                    self._begin(batch)
+        finally:
+            self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
     def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
@@ -397,7 +399,8 @@ def task(cfg: DictConfig) -> list[Path]:
         raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
     jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
     try:
-        (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
+        with start.followed(folder, start.current(folder), jobs.interruption):
+            (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
     finally:
         warnings = jobs.close()
     for warning in [*jobs.told.warnings, *warnings]:
