@@ -130,14 +130,16 @@ class Jobs:
         if missing and self.elsewhere is not None:
             self.elsewhere(self, missing)
             missing = []
-        for batch in self._batches(missing):
-            self.interruption.check()
-            if self.full:
-                for each in batch:
-                    self.end(each, LEFT)
-            else:
-                self._begin(batch)
-        self._saver.wait()
+        try:
+            for batch in self._batches(missing):
+                self.interruption.check()
+                if self.full:
+                    for each in batch:
+                        self.end(each, LEFT)
+                else:
+                    self._begin(batch)
+        finally:
+            self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
     def sum_up(self, metrics: Mapping[str, float], report: Sequence[Path]) -> None:
