@@ -150,7 +150,7 @@ def _hydra(flags: list[str], quoted: list[str], typed: list[str], task: Callable
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
     from diffuse import configuration, sweep, tracking
-    from diffuse.sweep import interrupt, jobs, launcher, launchers
+    from diffuse.sweep import interrupt, jobs, launcher, launchers, start
     from diffuse.sweep.progress import SweepProgress
 
     launchers.register()
@@ -162,7 +162,7 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
     report: list[Path] = []
-    with sweep.opened(of), interruption.watched(stopping, told.stop):
+    with sweep.opened(of), interruption.watched(stopping, told.stop, partial(start.end, of.folder)):
         try:
             with launcher.registered(making):
                 _hydra(flags, given, typed, launchers.task)

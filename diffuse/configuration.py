@@ -14,8 +14,10 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -71,6 +73,9 @@ _PATHS = frozenset(
 _ONE = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")  # for all jobs of a sweep
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
+HYDRAS = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
+_HYDRAS = re.compile(r"(?<!\\)(?:\\\\)*\$\{hydra:([^}]*)\}")
+_NOT_SAID = "a job of a sweep has no {}: it is known by its values, in whatever order; use one of those, as ${{FIELD}}"
 _OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib", "refiner.request_defaults")  # keys may be added here
 
 
@@ -126,7 +131,42 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration that overrides in Hydra's own grammar give, with Hydra's settings under `hydra`."""
-    return _compose(overrides, hydra=True)
+    cfg = _compose(overrides, hydra=True)
+    settle(cfg)
+    return cfg
+
+
+def settle(cfg: DictConfig) -> None:
+    """Puts what Hydra says of a job in the place of each `${hydra:...}` in its configuration, outside Hydra's own part.
+
+    Raises:
+        ConfigError: there is no such thing of a sweep's job, such as its number, which would change with the order.
+    """
+    values = OmegaConf.to_container(cfg)
+    assert isinstance(values, dict)
+    wanted = list(_said_by_hydra({name: value for name, value in values.items() if name != "hydra"}))
+    if not wanted:
+        return
+    setup_globals()
+    outer = HydraConfig.instance().cfg  # of a running job
+    HydraConfig.instance().set_config(cfg)
+    try:
+        for name, value in wanted:
+            for path in _HYDRAS.findall(value):
+                if OmegaConf.select(cfg.hydra, path) is None:
+                    raise ConfigError(f"{name}={value}: {_NOT_SAID.format(path)}")
+            OmegaConf.update(cfg, name, OmegaConf.select(cfg, name))
+    finally:
+        HydraConfig.instance().cfg = outer
+
+
+def _said_by_hydra(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted names of values in which `${hydra:...}` stands, and the values."""
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict | list):
+            yield from _said_by_hydra(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and _HYDRAS.search(value):
+            yield f"{prefix}{name}", value
 
 
 def file(name: str) -> DictConfig:

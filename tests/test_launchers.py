@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +82,61 @@ def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path) -> None:
     assert [loads(jobs) for jobs in workers.values()] == [1, 1, 1]
 
 
-def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
-    """A task that dies goes to another process; after Ctrl-C nothing runs on, and the same command does the rest."""
-    command = ("-m", *QUICK, "num_inference_steps=60", "hydra/launcher=submitit_local", "seed=range(0,16)")
-    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    first = until(lambda: made(tmp_path / "out"))[0]
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+def on_a_terminal(*command: Any, cwd: Path) -> subprocess.Popen[Any]:
+    """A command that `press` reaches as Ctrl-C on a terminal does: together with all that it starts."""
+    return start(*command, cwd=cwd, env={"OMP_NUM_THREADS": "1"}, start_new_session=True)
+
+
+def press(process: subprocess.Popen[Any]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Workers go where the command was started."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder):
+                found.append(process)
+    return found
+
+
+LONG = ("num_inference_steps=60", "seed=range(0,16)")
+
+
+def test_ctrl_c_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> None:
+    """They record what they have made, and what they have not."""
+    (tmp_path / "outputs").mkdir()
+    shutil.copy(empty, tmp_path / "outputs" / "mlflow.db")
+    tracked = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.jobs_per_task=8", "tracking=mlflow")
+    process = on_a_terminal("-m", *QUICK, *LONG, *tracked, cwd=tmp_path)
+    until(lambda: made(tmp_path / "out"))
+    press(process)
     done = finished(process)
-    assert done.status == 130 and "goes on from here" in done.err
-    assert not psutil.wait_procs(started, timeout=20)[1]
+    assert not psutil.wait_procs(processes_in(tmp_path), timeout=5)[1]
+    assert done.status == 130, done.err
+    pictures = len(made(tmp_path / "out"))
+    assert 0 < pictures < 16 and len(done.paths) <= pictures
+    said = done.err.splitlines()
+    assert said[1] == "stopping after this step; Ctrl-C again stops at once"
+    assert f"16 jobs: {pictures} made, 0 were there, 0 failed, {16 - pictures} left to do, in " in said[2], done.err
+    assert said[2].endswith("; the same command goes on from here") and said[3:] == ["diffuse: interrupted"]
+    with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as store:
+        runs = dict(store.execute("select status, count(*) from runs group by status"))
+    assert runs.pop("FINISHED") == pictures and set(runs) == {"KILLED"}, runs
+
+
+def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
+    """After Ctrl-C the same command does the rest; a task that dies meanwhile goes to another process."""
+    command = ("-m", *QUICK, *LONG, "hydra/launcher=submitit_local")
+    process = on_a_terminal(*command, cwd=tmp_path)
+    first = until(lambda: made(tmp_path / "out"))[0]
+    press(process)
+    done = finished(process)
+    assert not psutil.wait_procs(processes_in(tmp_path), timeout=5)[1]
     before = {job["key"] for job in made(tmp_path / "out")}
-    assert 0 < len(before) < 16
+    assert done.status == 130 and f"{len(before)} made, 0 were there, 0 failed, " in done.err, done.err
+    assert 0 < len(before) < 16 and "died" not in done.err
 
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     again = until(lambda: [job for job in made(tmp_path / "out") if job["key"] not in before])[0]
@@ -99,6 +145,39 @@ def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
     check(finished(process), tmp_path, 16)
     assert {job["key"] for job in made(tmp_path / "out")} >= before
     assert all(loads(jobs) >= 1 for jobs in by_worker(made(tmp_path / "out")).values())
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -> None:
+    steps = "num_inference_steps=1,2000"
+    process = on_a_terminal("-m", *QUICK, steps, f"hydra/launcher={launcher}", "seed=1,2", cwd=tmp_path)
+    until(lambda: made(tmp_path / "out"))
+    workers = processes_in(tmp_path)
+    assert len(workers) > 1
+    press(process)
+    assert process.stderr.readline() == "\n" and "stopping after this step" in process.stderr.readline()
+    press(process)
+    done = finished(process, 5)
+    assert done.status == 130 and done.err == ""
+    assert not psutil.wait_procs(workers, timeout=5)[1] and not processes_in(tmp_path)
+
+
+def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path: Path) -> None:
+    """As on other machines, nothing ends them but what they see in the folder."""
+    alone = ("hardware.deterministic=strict", "num_inference_steps=60")  # one at a time
+    command = ("-m", *QUICK, *alone, "seed=range(0,10)", "hydra/launcher=submitit_local")
+    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    until(lambda: made(tmp_path / "out"))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    before = len(made(tmp_path / "out"))
+    until(lambda: len(made(tmp_path / "out")) > before)  # they go on
+    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    until((tmp_path / "out" / "sweep.json").is_file)
+    assert not psutil.wait_procs(workers, timeout=8)[1]
+    assert len(made(tmp_path / "out")) < 10
+    check(finished(process), tmp_path, 10)
 
 
 def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,5 +323,28 @@ def test_cards_of_ray_are_shared_out(tmp_path: Path, cluster: Any) -> None:
         ]
         assert sorted(seen, key=str) == [{"0"}, {"1"}]
         assert [loads(jobs) for jobs in workers.values()] == [1, 1]
+    finally:
+        cluster.remove_node(node)
+
+
+def test_ctrl_c_under_ray(tmp_path: Path, cluster: Any) -> None:
+    """On a cluster that stays, whose processes are none of the command's own."""
+    node = cluster.add_node(num_cpus=2)
+    try:
+        process = on_ray(cluster, "num_inference_steps=100", "seed=range(0,16)", cwd=tmp_path)
+        until(lambda: len(made(tmp_path / "out")) >= 2 or process.poll())
+        workers = [each for each in processes_in(tmp_path) if each.pid != process.pid]
+        process.send_signal(signal.SIGINT)
+        done = finished(process, 20)
+        pictures = len(made(tmp_path / "out"))
+        assert done.status == 130 and f"{pictures} made, 0 were there, 0 failed, {16 - pictures} left" in done.err
+        assert workers and not psutil.wait_procs(workers, timeout=5)[1]
+
+        process = on_ray(cluster, "num_inference_steps=900", "seed=range(0,16)", cwd=tmp_path)
+        workers = until(lambda: [each for each in processes_in(tmp_path) if each.pid != process.pid])
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert finished(process, 5).status == 130
+        assert not psutil.wait_procs(workers, timeout=5)[1]
     finally:
         cluster.remove_node(node)

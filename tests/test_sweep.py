@@ -27,6 +27,9 @@ TINY = PACKAGE / "tiny" / "checkpoint"
 QUICK = ("hardware=cpu", "hardware.threads=1", "tracking=none", "report.make=false", "output.dir=out")
 
 
+CALLBACK = "hydra.experimental.callbacks.LogJobReturnCallback"
+
+
 def swept(*overrides: Any, cwd: Path, status: int = 0) -> Done:
     done = diffuse("-m", *QUICK, *overrides, cwd=cwd)
     assert done.status == status, done.err
@@ -277,6 +280,8 @@ def test_a_drawn_seed_stays(tmp_path: Path) -> None:
         (("seed=1,2", "tracking=none,mlflow"), ("tracking=none,mlflow", "the same for all jobs")),
         (("guidance_scale=interval(1,2)",), ("guidance_scale", "has no steps")),
         (("prompt=choice(a,b)", "prompt_file=x"), ("prompt_file", "leave one of them out")),
+        (("seed=${hydra:job.num}", "width=64,72"), ("seed=${hydra:job.num}", "has no job.num", "as ${FIELD}")),
+        (("seed=1,2", f"+hydra.callbacks.x._target_={CALLBACK}"), ("LogJobReturnCallback.on_job_end", "=basic")),
     ],
 )
 def test_a_sweep_that_cannot_be(overrides: tuple[str, ...], said: tuple[str, ...], tmp_path: Path) -> None:
@@ -306,7 +311,7 @@ def test_many_jobs_are_asked_about(
 
 
 def test_a_file_of_prompts_is_an_axis(tmp_path: Path, made: list[Any]) -> None:
-    texts = ["a cat, (black) = ${x}", 'a "dog"\\', "null"]
+    texts = ["a cat, (black) = ${hydra:job.num}", 'a "dog"\\', "null"]
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
     done = swept("prompt_file=prompts.txt", "seed=1,2", "num_inference_steps=1", cwd=tmp_path)
     records = [media.read_record(tmp_path / path) for path in done.paths]
@@ -347,6 +352,28 @@ def test_the_report_costs_a_sweep_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     done = diffuse(*command, cwd=tmp_path)  # all is there but the report
     assert done.status == 0 and "report out/report/" in done.err, done.err
     assert "report out/report/" not in diffuse(*command, cwd=tmp_path).err
+
+
+def test_what_hydra_says_of_a_job(tmp_path: Path) -> None:
+    """It is in the job's values, whatever the order."""
+    for name, grey in (("ddim", 50), ("euler", 200)):
+        Image.new("RGB", (64, 64), (grey,) * 3).save(tmp_path / f"{name}.png")
+    command = ("input_image=${hydra:runtime.choices.scheduler}.png", "num_inference_steps=2", "seed=1")
+    done = swept(*command, "scheduler=ddim,euler", cwd=tmp_path)
+    records = [media.read_record(tmp_path / path) for path in done.paths]
+    assert [each["request"]["input_image"] for each in records] == ["ddim.png", "euler.png"]
+    assert [each["config"]["input_image"] for each in records] == ["ddim.png", "euler.png"]
+    again = swept(*command, "scheduler=euler,ddim", cwd=tmp_path)
+    assert "0 made, 2 were there" in again.err and again.paths == done.paths[::-1]
+
+    # All that is the job's own, which is not known before its values are.
+    shared = "hardware,hardware.threads,tracking,report.make,output.dir,input_image"
+    named = ("input_image=${hydra:job.override_dirname}.png", "num_inference_steps=2,3", "seed=1")
+    for steps in (2, 3):
+        shutil.copy(tmp_path / "ddim.png", tmp_path / f"num_inference_steps={steps},seed=1.png")
+    done = swept(*named, f"hydra.job.config.override_dirname.exclude_keys=[{shared}]", cwd=tmp_path)
+    records = [media.read_record(tmp_path / path) for path in done.paths]
+    assert [each["request"]["num_inference_steps"] for each in records] == [2, 3]
 
 
 def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse import configuration, validation
 from diffuse.errors import ConfigError, MediaError
 from diffuse.record import redact
-from diffuse.sweep import job
+from diffuse.sweep import job, start
 from diffuse.terminal import agreed
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,11 @@ def opened(sweep: Sweep) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder):
             job.write_json(folder / FILE, as_json(sweep) | {"created": created})
-            yield
+            start.begin(folder)
+            try:
+                yield
+            finally:
+                start.end(folder)
     except OSError as error:
         if error.filename is None:
             raise

@@ -130,14 +130,16 @@ class Jobs:
         if missing and self.elsewhere is not None:
             self.elsewhere(self, missing)
             missing = []
-        for batch in self._batches(missing):
-            self.interruption.check()
-            if self.full:
-                for each in batch:
-                    self.end(each, LEFT)
-            else:
-                self._begin(batch)
-        self._saver.wait()
+        try:
+            for batch in self._batches(missing):
+                self.interruption.check()
+                if self.full:
+                    for each in batch:
+                        self.end(each, LEFT)
+                else:
+                    self._begin(batch)
+        finally:
+            self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
     def sum_up(self, metrics: Mapping[str, float], report: Sequence[Path]) -> None:
@@ -151,9 +153,8 @@ class Jobs:
         summary.log_metrics(metrics)
         if report:
             summary.log_files(report[0].parent.name, report)
-        sheets = (file for file in report if file.name.startswith("sheet"))
-        for step, sheet in enumerate(sorted(sheets)):
-            summary.log_sheet(sheet, step)
+            for step, sheet in enumerate(path for path in report if path.match("sheet*.png")):
+                summary.log_sheet(sheet, step)
         summary.finish()
 
     def close(self) -> list[str]:

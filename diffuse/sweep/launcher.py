@@ -15,13 +15,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
-from diffuse import objective
+from diffuse import configuration, objective
+from diffuse.errors import ConfigError
 from diffuse.sweep.jobs import Job, Jobs
 
+_HYDRAS = configuration.HYDRAS.encode()
 _KEPT = 1000  # configurations, of 70 kB each
 
 _current: list[Jobs] = []  # those that make what is launched
@@ -53,6 +56,8 @@ class SweepLauncher(Launcher):
     """See `conf/hydra/launcher/diffuse.yaml`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        for callback in hydra_context.callbacks.callbacks:
+            _check_callback(callback)
         self.composer = Composer(hydra_context.config_loader)
         # This is the sweeper's too, which composes every job to check it.
         hydra_context.config_loader = cast(Any, self.composer)
@@ -69,6 +74,16 @@ class SweepLauncher(Launcher):
             return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=each)
         value = objective.value(self.config.objective, each.metrics) if each.metrics else None
         return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=value)
+
+
+def _check_callback(callback: Any) -> None:
+    """Raises ConfigError for one of `hydra.callbacks` that waits for the single jobs, which are made together."""
+    for name in ("on_job_start", "on_job_end"):
+        if getattr(type(callback), name, None) not in (None, getattr(Callback, name)):
+            raise ConfigError(
+                f"hydra.callbacks: {type(callback).__name__}.{name} is never called, as a sweep makes jobs together; "
+                "use on_multirun_start and on_multirun_end, or hydra/launcher=basic, which makes one after the other"
+            )
 
 
 class Composer:
@@ -92,8 +107,13 @@ class Composer:
             return self._kept[key]
         parsed = [self._parse(line) for line in key]
         chosen = tuple(line for line, (_, is_choice) in zip(key, parsed, strict=True) if is_choice)
-        cfg: DictConfig = pickle.loads(self._base(master_config, chosen))
-        ConfigLoaderImpl._apply_overrides_to_config([value for value, is_choice in parsed if not is_choice], cfg)
+        base = self._base(master_config, chosen)
+        cfg: DictConfig
+        if _HYDRAS in base or any(configuration.HYDRAS in line.replace("\\", "") for line in key):
+            cfg = self._composed(master_config, key)  # what Hydra says depends on all of the job's overrides
+        else:
+            cfg = pickle.loads(base)
+            ConfigLoaderImpl._apply_overrides_to_config([value for value, is_choice in parsed if not is_choice], cfg)
         self._kept[key] = cfg
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -102,11 +122,16 @@ class Composer:
     def _base(self, master_config: DictConfig, chosen: tuple[str, ...]) -> bytes:
         """What the choices give, pickled, which is copied five times as fast as by `deepcopy`."""
         if chosen not in self._bases:
-            cfg = self._loader.load_sweep_config(master_config, list(chosen))
-            with flag_override(cfg, ["struct", "readonly"], False):
-                del cfg["hydra"]
-            self._bases[chosen] = pickle.dumps(cfg)
+            self._bases[chosen] = pickle.dumps(self._composed(master_config, chosen, settle=False))
         return self._bases[chosen]
+
+    def _composed(self, master_config: DictConfig, lines: Sequence[str], settle: bool = True) -> DictConfig:
+        cfg: DictConfig = self._loader.load_sweep_config(master_config, list(lines))
+        if settle:
+            configuration.settle(cfg)
+        with flag_override(cfg, ["struct", "readonly"], False):
+            del cfg["hydra"]
+        return cfg
 
     def _parsed(self, line: str) -> tuple[Override, bool]:
         """An override, and whether it takes part in composing: it chooses from a group, or is Hydra's own."""

@@ -4,6 +4,7 @@ missing, each of them makes its job by `task`, and what that says of it is what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from diffuse import sweep
 from diffuse.errors import RunError
+from diffuse.sweep import start
 from diffuse.sweep.jobs import FAILED, LEFT, Job, Jobs
 from diffuse.sweep.launcher import SweepLauncher, making, working
 from diffuse.sweep.launchers.work import Done, Ended, ended, sendable
@@ -44,9 +46,9 @@ class Foreign(SweepLauncher):
     def _make(self, jobs: Jobs, missing: Sequence[Job]) -> None:
         # Hydra's own makes one after the other in any case, and so what is done is known meanwhile.
         size = 1 if isinstance(self.inner, BasicLauncher) else len(missing)
-        for start in range(0, len(missing), size):
+        for place in range(0, len(missing), size):
             jobs.interruption.check()
-            some = missing[start : start + size]
+            some = missing[place : place + size]
             if jobs.full:
                 for job in some:
                     jobs.end(job, LEFT)
@@ -77,10 +79,16 @@ def task(cfg: DictConfig) -> Done:
         if of is None:
             raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
         jobs = Jobs(of, cfg.tracking, lambda lines: cfg, None if here is None else here.interruption)
+        away = start.followed(folder, start.current(folder), jobs.interruption) if here is None else nullcontext()
         try:
-            made = jobs.make([list(hydra.overrides.task)], hydra.job.num)
+            with away:
+                made = jobs.make([list(hydra.overrides.task)], hydra.job.num)
         finally:
             warnings = jobs.close()
+    except KeyboardInterrupt:
+        if here is not None:
+            raise
+        return Done([Ended(LEFT, None, [], {})], [])
     except Exception as error:
         return Done([Ended(FAILED, sendable(error), [], {})], [])
     return Done([ended(each) for each in made], [*jobs.told.warnings, *warnings])

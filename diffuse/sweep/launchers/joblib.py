@@ -69,6 +69,11 @@ class Processes(Pool):
         """See `Pool`."""
         return len(self.environments)
 
+    @property
+    def busy(self) -> bool:
+        """See `Pool`."""
+        return bool(self.running)
+
     def give(self, tasks: deque[Task]) -> None:
         """See `Pool`."""
         from joblib.externals.loky import ProcessPoolExecutor

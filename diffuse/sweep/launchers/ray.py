@@ -139,6 +139,11 @@ class Actors(Pool):
         needs |= self.options.get("resources", {})
         return max(1, min(int(there.get(name, 0) // need) for name, need in needs.items() if need))
 
+    @property
+    def busy(self) -> bool:
+        """See `Pool`."""
+        return bool(self.running)
+
     def give(self, tasks: deque[Task]) -> None:
         """See `Pool`."""
         there = len(self.starting) + len(self.idle) + len(self.running)
@@ -177,6 +182,12 @@ class Actors(Pool):
         else:
             self.idle.append(worker)
             self.failed_starts = 0
+
+    def stop(self) -> None:
+        """See `Pool`."""
+        for worker in self.starting.values():
+            self.ray.kill(worker)
+        self.starting.clear()
 
     def close(self) -> list[str]:
         """See `Pool`."""

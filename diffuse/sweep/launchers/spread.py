@@ -6,14 +6,18 @@ import os
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
+import psutil
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.request import TrackingConfig
+from diffuse.sweep import start
+from diffuse.sweep.interrupt import deaf_children
 from diffuse.sweep.jobs import FAILED, Job, Jobs
 from diffuse.sweep.launcher import SweepLauncher, making
 from diffuse.sweep.launchers.work import Done, Task, Told
@@ -30,14 +34,26 @@ class Pool(Protocol):
     def size(self) -> int:
         """How many workers there are, or will be."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether a worker has a task."""
+
     def give(self, tasks: deque[Task]) -> None:
         """Takes from the left as many tasks as there are workers without one."""
 
     def wait(self) -> list[tuple[Task, Done | str]]:
         """Tasks that have ended: what came of each, or how its worker died. May return without one after a while."""
 
+    def stop(self) -> None:
+        """Takes back the tasks that no worker has begun, if there can be any; no more will be given."""
+        return
+
     def close(self) -> list[str]:
         """Ends the workers; those that have no task, in order. Returns warnings."""
+
+    def kill(self) -> None:
+        """Ends at once, before this process does, those workers that are no processes below it and go on without it."""
+        return
 
 
 class Spread(SweepLauncher):
@@ -83,9 +99,11 @@ class Spread(SweepLauncher):
 
     def _make(self, jobs: Jobs, missing: Sequence[Job]) -> None:
         if self.pool is None:
-            told = Told(jobs.sweep, self.loader, self.config, os.path.abspath(os.curdir), self.threads)
+            current = start.current(jobs.sweep.folder)
+            told = Told(jobs.sweep, current, self.loader, self.config, os.path.abspath(os.curdir), self.threads)
             self.pool = self.open_pool(told)
             jobs.on_close.append(self.pool.close)
+            jobs.interruption.at_once += [_kill_children, self.pool.kill]
         size = self.jobs_per_task or self._jobs_per_task(len(missing), self.pool.size)
         _Spreading(jobs, self.pool, self.attempts).run(missing, size)
 
@@ -105,17 +123,28 @@ class _Spreading:
         self.waiting: deque[Task] = deque()
 
     def run(self, missing: Sequence[Job], size: int) -> None:
-        """Returns when all of `missing` have ended; `size` of them go to a worker together."""
+        """Returns when all of `missing` have ended; `size` of them go to a worker together.
+
+        Raises KeyboardInterrupt after Ctrl-C, when the workers have stopped, which look for it by themselves.
+        """
         self.left = {job.number: job for job in missing}
         self.waiting.extend(_task(missing[start : start + size]) for start in range(0, len(missing), size))
-        while self.left:
-            self.jobs.interruption.check()
-            self.pool.give(self.waiting)
-            for task, came in self.pool.wait():
-                if isinstance(came, Done):
-                    self._done(task, came)
-                else:
-                    self._lost(task, came)
+        while self.left and not self.jobs.interruption.asked:
+            with deaf_children():
+                self.pool.give(self.waiting)
+            self._hear()
+        if self.left:
+            self.pool.stop()
+            while self.pool.busy:
+                self._hear()
+        self.jobs.interruption.check()
+
+    def _hear(self) -> None:
+        for task, came in self.pool.wait():
+            if isinstance(came, Done):
+                self._done(task, came)
+            else:
+                self._lost(task, came)
 
     def _done(self, task: Task, done: Done) -> None:
         for warning in done.warnings:
@@ -132,7 +161,7 @@ class _Spreading:
             self.jobs.look(job)
         missing = [job for job in lost if not job.status]
         self.left |= {job.number: job for job in missing}
-        if not missing:
+        if not missing or self.jobs.interruption.asked:
             return
         first, *others = missing
         self.died[first.number] += 1
@@ -154,6 +183,20 @@ def check_store(cfg: TrackingConfig, where: str) -> None:
         raise ConfigError(
             f"tracking.uri: {file} is a file, and {where}; use tracking.uri=http://HOST:PORT, or tracking=none"
         )
+
+
+def kill_tree(pid: int) -> None:
+    """Ends a process and all below it, whatever they are doing."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                each.kill()
+
+
+def _kill_children() -> None:
+    for child in psutil.Process().children():
+        kill_tree(child.pid)
 
 
 def _task(jobs: Sequence[Job]) -> Task:

@@ -3,17 +3,20 @@ a task has as many jobs as keep all workers busy once."""
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError
 from diffuse.sweep.launchers.require import require
-from diffuse.sweep.launchers.spread import Pool, Spread, check_store
+from diffuse.sweep.launchers.spread import Pool, Spread, check_store, kill_tree
 from diffuse.sweep.launchers.work import Done, Task, Told, work_and_leave
 
 _LOOK_S = 0.5  # how often to see which have ended; submitit asks Slurm less often than that
+_QUEUED = ("PENDING", "REQUEUED")  # states of Slurm's
 
 
 class _SubmititLauncher(Spread):
@@ -79,6 +82,11 @@ class Submitted(Pool):
         """See `Pool`."""
         return self.workers
 
+    @property
+    def busy(self) -> bool:
+        """See `Pool`."""
+        return bool(self.running)
+
     def give(self, tasks: deque[Task]) -> None:
         """See `Pool`."""
         room = len(tasks) if self.queues else self.workers - len(self.running)
@@ -101,8 +109,32 @@ class Submitted(Pool):
             time.sleep(_LOOK_S)
         return ended
 
+    def stop(self) -> None:
+        """See `Pool`. What has begun has a log, if only from before it was queued again."""
+        mode = "force"  # asks Slurm, once for all
+        queued = []
+        for job in self.running:
+            state, mode = job.get_info(mode=mode).get("State", ""), "cache"
+            if state in _QUEUED or not job.paths.stdout.exists():
+                queued.append(job)
+        self._cancel(queued)
+        for job in queued:
+            del self.running[job]
+
     def close(self) -> list[str]:
         """See `Pool`."""
-        for job in self.running:
-            job.cancel()
+        self._cancel([*self.running])
         return []
+
+    def kill(self) -> None:
+        """See `Pool`."""
+        if self.queues:
+            self._cancel([*self.running])
+
+    def _cancel(self, jobs: Sequence[Any]) -> None:
+        """Not by submitit, which has Slurm called once a job, and ends its own processes by a Ctrl-C."""
+        if self.queues and jobs:
+            subprocess.run(["scancel", *(job.job_id for job in jobs)], check=False)
+        elif jobs:
+            for job in jobs:
+                kill_tree(int(job.job_id))

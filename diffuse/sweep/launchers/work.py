@@ -17,8 +17,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffuse.errors import DiffuseError, RunError
-from diffuse.sweep import Sweep
-from diffuse.sweep.jobs import FAILED, Job, Jobs
+from diffuse.sweep import Sweep, start
+from diffuse.sweep.jobs import FAILED, LEFT, Job, Jobs
 from diffuse.sweep.launcher import Composer
 
 
@@ -27,6 +27,7 @@ class Told:
     """What all tasks of a sweep have in common."""
 
     of: Sweep
+    start: str  # of the sweep's command, which the workers are to work for
     loader: Any  # Hydra's, which composes the jobs
     config: DictConfig  # the sweep's
     directory: str  # from which relative paths start
@@ -76,10 +77,15 @@ class _Kept(logging.Handler):
 
 
 def work(told: Told, task: Task) -> Done:
-    """Makes the jobs of a task in this process. One that fails says so; nothing is raised."""
+    """Makes the jobs of a task in this process. One that fails says so, and so does one that is left because the sweep
+    was stopped; nothing is raised."""
+    given = [Job(*each) for each in zip(task.numbers, task.jobs, strict=True)]
     try:
         jobs = _jobs(told)
-        made = [ended(each) for each in jobs.do([Job(*each) for each in zip(task.numbers, task.jobs, strict=True)])]
+        with start.followed(told.of.folder, told.start, jobs.interruption):
+            made = [ended(each) for each in jobs.do(given)]
+    except KeyboardInterrupt:
+        made = [ended(each) if each.status else Ended(LEFT, None, [], {}) for each in given]
     except Exception as error:  # none of the jobs': the worker cannot work
         made = [Ended(FAILED, sendable(error), [], {})] * len(task.jobs)
     return Done(made, _warnings())
