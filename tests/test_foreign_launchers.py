@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from safetensors.torch import load_file, save_file
 
@@ -120,6 +121,21 @@ def test_jobs_that_fail_are_told_and_tried_again(launcher: tuple[str, ...], tmp_
     file.unlink()
     file.write_bytes(right)
     assert "1 made, 1 were there, 0 failed" in swept(*command, "width=64", cwd=tmp_path).err
+
+
+class Counting(Callback):
+    """One of `hydra.callbacks`."""
+
+    ended: ClassVar[list[str]] = []
+
+    def on_job_end(self, config: Any, job_return: JobReturn, **rest: Any) -> None:
+        self.ended.append(f"{config.hydra.job.num}: {config.seed}")
+
+
+def test_callbacks_are_told_of_each_job(tmp_path: Path) -> None:
+    callback = f"+hydra.callbacks.counting._target_={__name__}.Counting"
+    swept(*BASIC, callback, "tracking=none", "report.make=false", "seed=4,5", "num_inference_steps=1", cwd=tmp_path)
+    assert Counting.ended == ["0: 4", "1: 5"]
 
 
 class Failing(Launcher):

@@ -55,8 +55,10 @@ def working() -> Jobs | None:
 class SweepLauncher(Launcher):
     """See `conf/hydra/launcher/diffuse.yaml`."""
 
+    calls_back = False  # whether `hydra.callbacks` are told of single jobs
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        for callback in hydra_context.callbacks.callbacks:
+        for callback in () if self.calls_back else hydra_context.callbacks.callbacks:
             _check_callback(callback)
         self.composer = Composer(hydra_context.config_loader)
         # This is the sweeper's too, which composes every job to check it.

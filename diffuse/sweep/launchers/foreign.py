@@ -28,6 +28,8 @@ KINDS: dict[str, type[Launcher]] = {}  # by the name that the configuration has 
 class Foreign(SweepLauncher):
     """Stands before such a launcher."""
 
+    calls_back = True
+
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
