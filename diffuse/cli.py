@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import diffuse
 from diffuse import usage
@@ -102,7 +102,7 @@ def _generate(arguments: list[str]) -> None:
     junit, arguments = _junit(arguments)
     flags, overrides = _split(arguments)
 
-    from diffuse import configuration, model_family, sweep
+    from diffuse import configuration, hydra_main, model_family, sweep
 
     multirun = bool({"-m", "--multirun"} & {*flags})
     if not flags and sweep.by_itself(overrides):
@@ -114,42 +114,12 @@ def _generate(arguments: list[str]) -> None:
     if multirun:
         _sweep(flags, quoted, overrides, yes)
     else:
-        _hydra(flags, quoted, overrides, partial(_job, junit=junit))
-
-
-def _hydra(flags: list[str], quoted: list[str], typed: list[str], task: Callable[[DictConfig], Any]) -> None:
-    """Hydra's main function: composes what `quoted` says, which was `typed`, and runs or launches `task`."""
-    from hydra import main as hydra_main
-
-    from diffuse import configuration
-
-    failures: list[Exception] = []
-
-    def kept(cfg: DictConfig) -> Any:
-        try:
-            return task(cfg)
-        except Exception as error:
-            failures.append(error)  # from Hydra, which would add lines of its own
-            return None
-
-    entry = hydra_main(config_path=str(configuration.conf_dir()), config_name=configuration.NAME, version_base="1.3")
-    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
-    try:
-        with configuration.explained(typed):
-            entry(kept)()
-    finally:
-        sys.argv = before
-        if full is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-    if failures:
-        raise failures[0]
+        hydra_main.run(flags, quoted, overrides, partial(_job, junit=junit))
 
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import configuration, sweep, tracking
+    from diffuse import configuration, hydra_main, sweep, tracking
     from diffuse.sweep import interrupt, jobs, launcher, launchers, start
     from diffuse.sweep.progress import SweepProgress
 
@@ -165,7 +135,7 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     with sweep.opened(of), interruption.watched(stopping, told.stop, partial(start.end, of.folder)):
         try:
             with launcher.registered(making):
-                _hydra(flags, given, typed, launchers.task)
+                hydra_main.run(flags, given, typed, launchers.task)
             if told.changed or (told.done and not (of.folder / "report").is_dir()):
                 report = _report_on(of, told, base.report.sheets) if base.report.make else []
                 making.sum_up(told.metrics, report)

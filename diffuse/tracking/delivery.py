@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuse.tracking import journal, mlflow_store, page
+from diffuse.tracking import failures, journal, mlflow_store, page
 from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, Stored
 from diffuse.tracking.store import Store
@@ -192,7 +192,7 @@ class Spool:
         try:
             call()
         except Exception as error:
-            if not mlflow_store.is_refusal(error):
+            if not failures.is_refusal(error):
                 raise
             self._warn("refused: ", error)
 
@@ -234,7 +234,7 @@ class Deliverer:
             try:
                 return self._send(spool, runs, connection)
             except Exception as error:
-                if mlflow_store.is_away(error):
+                if failures.is_away(error):
                     raise
         return [ended for run in runs for ended in self._send_alone(spool, run, connection)]
 
@@ -242,7 +242,7 @@ class Deliverer:
         try:
             return self._send(spool, [run], connection)
         except Exception as error:
-            if mlflow_store.is_away(error):
+            if failures.is_away(error):
                 raise
             run.failed = True
             self.warn("could not deliver a run: ", error)
@@ -269,7 +269,7 @@ class Deliverer:
 
     def warn(self, what: str, error: Exception) -> None:
         """Keeps one line for each thing that went wrong."""
-        reason = mlflow_store.why(error)
+        reason = failures.why(error)
         self.warnings.setdefault(reason, f"tracking.uri={self.store.shown}: {' '.join((what + reason).split())}")
 
     def _connected(self) -> Connection:

@@ -7,10 +7,7 @@ import logging
 import os
 import re
 import secrets
-import socket
-import sqlite3
 import tempfile
-import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,8 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from diffuse.record import redact
-from diffuse.tracking import page, sqlite
+from diffuse.tracking import failures, page, sqlite
 from diffuse.tracking.store import Store
 
 PARAMETER_CHARACTERS = 6000  # MLflow's own limits
@@ -31,8 +27,6 @@ _BATCH_PARAMETERS = 100
 _BATCH_METRICS = 500
 _BATCH_BYTES = 300_000
 
-CONNECT_SECONDS = 5.0
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
 _SHEET_SIDE = 1024
@@ -85,12 +79,12 @@ class Stored:
 
 
 class Connection:
-    """An open store. A method raises what MLflow raises; `why` and `is_away` make sense of it."""
+    """An open store. A method raises what MLflow raises; see `failures`."""
 
     def __init__(self, store: Store) -> None:
         """Opens the store of `store`, and makes it where it is an SQLite file that is not there yet."""
         if store.file is None:
-            knock(store.uri)
+            failures.knock(store.uri)
         if store.file:
             create(store.file, store.uri, store.artifacts)
         self._uri = store.uri
@@ -253,7 +247,7 @@ def replace_files(repository: Any, name: str, files: Sequence[Path]) -> None:
         try:
             repository.delete_artifacts(there.path)
         except Exception as error:
-            if is_away(error):
+            if failures.is_away(error):
                 raise
             return  # not every place of files lets them be removed; then the old ones lie beside the new
 
@@ -331,63 +325,6 @@ def _loggers_kept() -> Iterator[None]:
             logger.disabled = False
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
-
-
-def knock(uri: str) -> None:
-    """Raises OSError where no server or database answers: a moment, not the minutes that MLflow would try."""
-    if not uri.startswith(("http://", "https://")):
-        parts = urllib.parse.urlsplit(uri)
-        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
-        if parts.hostname and port:
-            try:
-                socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
-            except OSError as error:
-                raise ConnectionError("the server does not answer") from error
-        return
-    import requests
-
-    try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
-    except requests.exceptions.SSLError:
-        return  # it answers; whether its certificate is good enough is MLflow's to judge
-    except requests.exceptions.RequestException as error:
-        raise ConnectionError("the server does not answer") from error
-
-
-def is_away(error: BaseException | None) -> bool:
-    """Whether the store cannot be reached now, which says nothing of what it was to be given."""
-    if _is_unreachable(error) or isinstance(error, sqlite3.OperationalError):
-        return True
-    return getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
-
-
-def _is_unreachable(error: BaseException | None) -> bool:
-    """Whether a connection failed: MLflow wraps what its HTTP library raised."""
-    import requests
-
-    while error is not None:
-        if isinstance(error, requests.exceptions.RequestException | ConnectionError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether the store answered that it will never take this, so that trying again is of no use."""
-    code = getattr(error, "error_code", None)
-    return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST") and not _is_unreachable(error)
-
-
-def why(error: BaseException) -> str:
-    """One line that says what is wrong."""
-    if isinstance(error, ImportError) and str(error.name).startswith("psycopg"):
-        return "the driver for PostgreSQL is not installed; pip install 'diffuse[postgres]'"
-    if isinstance(error, ImportError):
-        return f"MLflow cannot be imported ({error}); install it, or set tracking=none"
-    if _is_unreachable(error):
-        return "the server does not answer"
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return str(redact(line))[:300]
 
 
 def labels(tags: Mapping[str, str]) -> list[tuple[str, str]]:

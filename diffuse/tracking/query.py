@@ -10,7 +10,7 @@ from typing import Any
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.request import TrackingConfig
-from diffuse.tracking import mlflow_store
+from diffuse.tracking import failures, mlflow_store
 from diffuse.tracking.mlflow_store import RUN_TAG
 from diffuse.tracking.store import Store
 
@@ -64,7 +64,7 @@ class StoreReader:
             raise ConfigError(f"tracking.uri={self._store.shown}: nothing is recorded there yet")
         try:
             if self._store.file is None:
-                mlflow_store.knock(self._store.uri)
+                failures.knock(self._store.uri)
             self._client = mlflow_store.client(self._store.uri)
         except Exception as error:
             raise self._failed(error) from error
@@ -77,7 +77,7 @@ class StoreReader:
         try:
             return _found(self._client.get_run(name))
         except Exception as error:
-            if not mlflow_store.is_refusal(error):
+            if not failures.is_refusal(error):
                 raise self._failed(error) from error
         for run in self._search(f"tags.`{RUN_TAG}` = {_quoted(name)}", everywhere=True):
             return run
@@ -165,7 +165,7 @@ class StoreReader:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunError:
-        return RunError(f"tracking.uri={self._store.shown}: {mlflow_store.why(error)}")
+        return RunError(f"tracking.uri={self._store.shown}: {failures.why(error)}")
 
 
 def _found(run: Any) -> FoundRun:

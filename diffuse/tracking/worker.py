@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse.tracking import journal, mlflow_store
+from diffuse.tracking import failures, journal, mlflow_store
 from diffuse.tracking.delivery import Deliverer, Spool, deliver_orphan
 from diffuse.tracking.store import Store
 from diffuse.tracking.system import System
@@ -143,7 +143,7 @@ def serve(inbox: queue.SimpleQueue[dict[str, Any] | None], say: Say) -> None:
                 try:
                     warnings = works.pop(message["close"]).close(orphaned=False)
                 except Exception as error:  # the journal cannot be read, for instance; others go on
-                    warnings = [mlflow_store.why(error)]
+                    warnings = [failures.why(error)]
                 say({"closed": message["close"], "warnings": warnings})
         for work in works.values():
             work.step()
