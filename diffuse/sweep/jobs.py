@@ -47,6 +47,7 @@ class Job:
 
     number: int  # in the order of the command line
     lines: Sequence[str]  # its overrides, in Hydra's grammar
+    again: bool = False  # it may have been begun before, by a worker that died
     key: str = ""
     folder: Path = Path()
     draft: validation.Draft | None = None
@@ -219,7 +220,10 @@ class Jobs:
         previous: str | None = None
         for levels, group in groupby(ordered, key=lambda each: each.levels):
             if levels[0] != previous:
-                self._forget(previous)
+                # Nor those of tasks before, unless the sweeper finds its jobs as it goes, and may come back to them.
+                for other in [costly for costly in self._opened if costly != levels[0]]:
+                    if other == previous or self.sweep.jobs is not None:
+                        self._forget(other)
                 previous = levels[0]
             alike = list(group)
             while alike:
@@ -244,12 +248,11 @@ class Jobs:
             self._opened[costly] = opening.open_pipeline(cfg)
         return self._opened[costly]
 
-    def _forget(self, costly: str | None) -> None:
+    def _forget(self, costly: str) -> None:
         """Makes room for the next pipeline: no job needs this one any more."""
-        if costly in self._opened:
-            from diffuse import opening
+        from diffuse import opening
 
-            opening.forget(self._opened.pop(costly).pipeline)
+        opening.forget(self._opened.pop(costly).pipeline)
 
     def _begin(self, batch: Sequence[Job]) -> None:
         from diffuse import run
@@ -261,7 +264,7 @@ class Jobs:
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 name = job.run_id(each.folder, each.key, self.sweep.identity)
-                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again)
+                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again or each.again)
                 begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self.end(each, FAILED, error)

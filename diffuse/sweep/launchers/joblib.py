@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import suppress
 from typing import Any
 
 from diffuse import hardware
@@ -51,6 +53,14 @@ def shared_out(cards: Sequence[str], worker: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": cards[worker % len(cards)]} if cards else {}
 
 
+def _stay() -> None:
+    """A process of loky's ends, with all that it has loaded, when it has grown since its first task: as one does whose
+    next model is larger."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -76,16 +86,12 @@ class Processes(Pool):
 
     def give(self, tasks: deque[Task]) -> None:
         """See `Pool`."""
-        from joblib.externals.loky import ProcessPoolExecutor
-
         busy = {worker for worker, _ in self.running.values()}
         for worker in range(self.size):
             if not tasks or worker in busy:
                 continue
-            if self.executors[worker] is None:
-                self.executors[worker] = ProcessPoolExecutor(max_workers=1, env=self.environments[worker])
             task = tasks.popleft()
-            self.running[self.executors[worker].submit(work, self.told, task)] = worker, task
+            self.running[self._begin(worker, task)] = worker, task
 
     def wait(self) -> list[tuple[Task, Done | str]]:
         """See `Pool`."""
@@ -104,13 +110,28 @@ class Processes(Pool):
         """See `Pool`."""
         warnings: list[str] = []
         busy = {worker for worker, _ in self.running.values()}
-        idle = [worker for worker in range(self.size) if self.executors[worker] is not None and worker not in busy]
-        leaving = [self.executors[worker].submit(leave, self.told) for worker in idle]
+        leaving: list[Future[list[str]]] = []
+        for worker in range(self.size):
+            if self.executors[worker] is not None and worker not in busy:
+                with suppress(BrokenExecutor):
+                    leaving.append(self.executors[worker].submit(leave, self.told))
         for left in wait(leaving, _LEAVE_S).done:
             warnings += left.result() if left.exception() is None else [f"a worker: {left.exception()}"]
         for worker in range(self.size):
             self._end(worker)
         return warnings
+
+    def _begin(self, worker: int, task: Task) -> Future[Done]:
+        """Gives a task to a worker, or to one in its place if it has died since its last."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if self.executors[worker] is not None:
+            with suppress(BrokenExecutor):
+                return self.executors[worker].submit(work, self.told, task)
+            self._end(worker)
+        environment = self.environments[worker]
+        self.executors[worker] = ProcessPoolExecutor(max_workers=1, env=environment, initializer=_stay)
+        return self.executors[worker].submit(work, self.told, task)
 
     def _end(self, worker: int) -> None:
         if self.executors[worker] is not None:

@@ -23,6 +23,7 @@ from diffuse.terminal import say
 _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether Ctrl-C was pressed
 _LEAVE_S = 60  # for a worker to record what it has made
 _ANSWER_S = 5  # for a cluster to answer
+_PARTS = 10_000  # of a card or a core, in which Ray counts
 _STARTS = 3  # workers in a row that do not start, after which none is expected to
 
 
@@ -91,6 +92,11 @@ class _Stdout:
         return len(text)
 
 
+def times(there: float, need: float) -> int:
+    """How often `need` is there, in Ray's ten thousandths: ten times 0.1 is one, whatever floats make of it."""
+    return round(there * _PARTS) // max(round(need * _PARTS), 1)
+
+
 class Actors(Pool):
     """As many workers as there is room for while nodes come and go."""
 
@@ -137,7 +143,7 @@ class Actors(Pool):
         there = self.ray.cluster_resources()
         needs = {"CPU": self.options.get("num_cpus", 1), "GPU": self.options["num_gpus"]}
         needs |= self.options.get("resources", {})
-        return max(1, min(int(there.get(name, 0) // need) for name, need in needs.items() if need))
+        return max(1, min(times(there.get(name, 0), need) for name, need in needs.items() if need))
 
     @property
     def busy(self) -> bool:
