@@ -25,8 +25,8 @@ from omegaconf import OmegaConf
 
 from diffuse import hardware, opening, sweep
 from diffuse.configuration import TINY
+from diffuse.sweep.launchers import ray as launchers_ray
 from diffuse.sweep.launchers.joblib import JoblibLauncher, Processes
-from diffuse.sweep.launchers.ray import times
 from diffuse.sweep.launchers.spread import Pool
 from diffuse.sweep.launchers.work import Done as Came
 from diffuse.sweep.launchers.work import Task, Told, work
@@ -334,7 +334,7 @@ def test_a_task_is_of_one_model_and_so_are_those_that_follow(tmp_path: Path, mon
 
 @pytest.mark.parametrize(("there", "need", "workers"), [(1, 0.1, 10), (1, 0.3, 3), (2, 0.5, 4), (7, 2, 3), (0, 1, 0)])
 def test_fractions_of_rays_cards(there: float, need: float, workers: int) -> None:
-    assert times(there, need) == workers
+    assert launchers_ray.times(there, need) == workers
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,10 @@ def test_what_is_not_installed_is_named(
         ),
     ],
 )
-def test_a_launcher_that_cannot_be(overrides: list[str], said: str, tmp_path: Path) -> None:
+def test_a_launcher_that_cannot_be(
+    overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # Slurm may be there
     done = diffuse("-m", *overrides, "seed=1,2", "output.dir=out", cwd=tmp_path)
     assert done.status == 2
     assert done.err.count("\n") == 1 and said in done.err
@@ -448,3 +451,21 @@ def test_ctrl_c_under_ray(tmp_path: Path, cluster: Any) -> None:
         assert not psutil.wait_procs(workers, timeout=5)[1]
     finally:
         cluster.remove_node(node)
+
+
+def test_a_worker_that_no_node_of_ray_has_room_for(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is waited for, since a node may come; and that is said, once."""
+    monkeypatch.setattr(launchers_ray, "_START_S", 0.1)
+    cfg = OmegaConf.create({"hardware": {"device": "cpu"}, "tracking": {"name": "none"}})
+    told = Told(sweep.Sweep("x", "x", tmp_path, [], []), "", None, cfg, str(tmp_path), 1)
+    workers = launchers_ray.Actors(told, {"address": cluster.address}, {"num_cpus": 1, "num_gpus": 2}, None)
+    try:
+        workers.give(deque([Task((0,), (["seed=1"],))]))
+        assert [workers.wait() for _ in range(3)] == [[], [], []] and not workers.busy
+    finally:
+        workers.stop()
+        assert workers.close() == []
+    said = "waiting for a node of Ray with room for a worker: num_cpus=1, num_gpus=2"
+    assert capsys.readouterr().err.splitlines().count(said) == 1

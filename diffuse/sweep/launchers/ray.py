@@ -6,10 +6,12 @@ process that Ray uses again for another task may be given another card, which CU
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from typing import Any, TextIO, cast
 
@@ -24,6 +26,7 @@ _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether C
 _LEAVE_S = 60  # for a worker to record what it has made
 _ANSWER_S = 5  # for a cluster to answer
 _PARTS = 10_000  # of a card or a core, in which Ray counts
+_START_S = 20  # of a worker, after which it is said that there is none
 _STARTS = 3  # workers in a row that do not start, after which none is expected to
 
 
@@ -124,6 +127,7 @@ class Actors(Pool):
         self.idle: list[Any] = []
         self.running: dict[Any, tuple[Any, Task]] = {}  # what work() will return -> worker, task
         self.failed_starts = 0
+        self.since = time.monotonic()  # a worker was last at work
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         self.guarded = _Stdout(self.stdout)
         sys.stdout = cast(TextIO, self.guarded)
@@ -163,6 +167,12 @@ class Actors(Pool):
     def wait(self) -> list[tuple[Task, Done | str]]:
         """See `Pool`."""
         ready, _ = self.ray.wait([*self.running, *self.starting], timeout=_LOOK_S)
+        if self.running or self.idle or ready:
+            self.since = time.monotonic()
+        elif time.monotonic() - self.since > _START_S:
+            self.since = math.inf  # said once
+            needs = ", ".join(f"{name}={value}" for name, value in self.options.items())
+            say(f"waiting for a node of Ray with room for a worker: {needs}")
         ended: list[tuple[Task, Done | str]] = []
         for reference in ready:
             if reference in self.starting:
