@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,7 @@ _VALUED: dict[str, tuple[str, ...]] = {"--cfg": _CONFIGURATIONS, "-c": _CONFIGUR
 _INTERRUPTED = 130
 _SPINS = "10000"  # libgomp's own 300,000 are for machines with nothing else to do
 _LISTED = 50  # failures of a sweep
+_GARBAGE = 100_000, 20, 100  # objects between Python's searches for cycles: imports make a million that stay
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
     _log_to_stderr()
+    gc.set_threshold(*_GARBAGE)
     # Before torch, whose threads wait for one another by spinning, is imported: where another process needs a core, and
     # be it the one that tracks, that makes everything five times slower. It changes no number.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
@@ -146,40 +149,42 @@ def _hydra(flags: list[str], quoted: list[str], typed: list[str], task: Callable
 
 def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> None:
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
-    from diffuse import configuration, sweep
+    from diffuse import configuration, sweep, tracking
     from diffuse.sweep import interrupt, jobs, launcher, launchers, start
     from diffuse.sweep.progress import SweepProgress
 
     launchers.register()
     with configuration.explained(typed):
         of, base, given = sweep.plan(quoted, typed, yes=yes)
+    if not of.again:  # otherwise there may be nothing to do
+        tracking.prepare(base.tracking)
     told, interruption = SweepProgress(), interrupt.Interruption()
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
-    report = None
+    report: list[Path] = []
     with sweep.opened(of), interruption.watched(stopping, told.stop, partial(start.end, of.folder)):
         try:
             with launcher.registered(making):
-                _hydra(flags, given, typed, jobs.task)
+                _hydra(flags, given, typed, launchers.task)
             if told.changed or (told.done and not (of.folder / "report").is_dir()):
-                report = _report_on(of, told, base.report.sheets) if base.report.make else None
-                making.sum_up(told.metrics, report and report.parent)
+                report = _report_on(of, told, base.report.sheets) if base.report.make else []
+                making.sum_up(told.metrics, report)
         finally:
             told.warn(making.close())
             if interruption.asked:
                 told.say(f"{told.summary()}; the same command goes on from here")
-    _end_sweep(of, told, report)
+    _end_sweep(of, told, report[0] if report else None)
 
 
-def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> Path | None:
-    """The page that compares the pictures of a sweep; what goes wrong with it costs the sweep nothing."""
+def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> list[Path]:
+    """The files that compare the pictures of a sweep, the page first; what goes wrong with them costs it nothing."""
     from diffuse import compare
 
     try:
-        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))[0]
+        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))
     except Exception as error:
         told.warn([f"there is no report: {type(error).__name__}: {error}"])
-        return None
+        return []
 
 
 def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
@@ -303,7 +308,10 @@ def _compare(arguments: list[str]) -> None:
     from diffuse.compare import arguments as compared
 
     said = compared.read(arguments)
-    files = compare.compare(said.names, said.out, lambda: _compose(said.overrides).tracking, said.wanted)
+    tracking = cache(lambda: _compose(said.overrides).tracking)
+    if said.overrides:
+        tracking()  # which says what is wrong with them before anything is made
+    files = compare.compare(said.names, said.out, tracking, said.wanted)
     for path in files:
         _print(path)
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.errors import ConfigError
-from diffuse.picture_input import PictureInput, fit, read_mask, read_picture
+from diffuse.picture_input import PictureInput, Reader
 from diffuse.request import GenerationRequest, Resize
 
 STRENGTH = 0.8  # where none is given: enough to change what is there, and to keep how it lies
@@ -41,9 +41,9 @@ class Inputs:
         """`picture`, uint8 `[H, W, 3]`, and where there is a mask `mask`, bool `[H, W]`: what is to be painted anew."""
         assert request.resize is not None
         size = request.width, request.height
-        fitted = {"picture": fit(self.picture.pixels, *size, request.resize)}
+        fitted = {"picture": self.picture.fitted(*size, request.resize)}
         if self.mask is not None:
-            fitted["mask"] = fit(self.mask.pixels, *size, request.resize) >= 128
+            fitted["mask"] = self.mask.fitted(*size, request.resize) >= 128
         return fitted
 
     def as_record(self, request: GenerationRequest) -> dict[str, Any]:
@@ -63,12 +63,15 @@ class Inputs:
 
 
 def read(
-    given: Mapping[str, Any], values: dict[str, Any], in_memory: Mapping[str, Image.Image | np.ndarray] | None = None
+    given: Mapping[str, Any],
+    values: dict[str, Any],
+    in_memory: Mapping[str, Image.Image | np.ndarray] | None,
+    reader: Reader,
 ) -> Inputs | None:
     """Reads the pictures of a request and fills the fields that go with them, of `values`, in place.
 
     `given` are the fields as the user set them, None where not; `values` those with the model's defaults. A picture of
-    `in_memory` stands for the file that its field names.
+    `in_memory` stands for the file that its field names; files are read by `reader`.
 
     Raises:
         ConfigError: a field is out of range, goes with one that is missing, or the mask is of another size.
@@ -89,10 +92,10 @@ def read(
     values["resize"] = Resize(values["resize"] or Resize.stretch)
     values["keep_unmasked"] = bool(values["keep_unmasked"])
     sources = {**values, **(in_memory or {})}
-    picture = read_picture(sources["input_image"])
+    picture = reader.picture(sources["input_image"])
     if not masked:
         return Inputs(picture)
-    mask = read_mask(sources["mask_image"])
+    mask = reader.mask(sources["mask_image"])
     if mask.size != picture.size:
         raise ConfigError(
             f"mask_image={values['mask_image']}: is {_size(mask)} pixels and the input_image {_size(picture)}; "

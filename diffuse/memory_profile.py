@@ -193,7 +193,6 @@ class Memory:
         self.instead = instead
         self._loading = {"seconds": 0.0}  # since start()
         self.batched_guidance = profile.guidance is Guidance.batched and not hw.strict
-        self.batch_size = 1 if hw.strict else max(profile.batch_size, 1)
         self.tiled_decode = profile.tiled_decode
         self._device = torch.device("cuda", 0) if hw.device == "cuda" else torch.device(hw.device)
         self._allocator = allocator_of(self._device)
@@ -221,6 +220,10 @@ class Memory:
         dtype = torch.float32 if float32 else self._dtype_on(device)
         self._components[self._prefix + name] = _Component(load, on_device, device, dtype, self.hw.compile)
         self._checked = False
+
+    def together(self, width: int, height: int) -> int:
+        """How many images of that size (pixels) are denoised together: in strict mode each is by itself."""
+        return 1 if self.hw.strict else self.profile.together(width, height)
 
     def device(self, name: str) -> torch.device:
         """Where the component runs, and its inputs have to be."""
@@ -340,7 +343,7 @@ class Memory:
         ways = [f"memory_profile={self.instead}" if self.instead else "a profile with fewer components on_device"]
         if name == "vae" and not self.tiled_decode:
             ways.append("memory_profile.tiled_decode=true")
-        elif name != "vae" and self.batch_size > 1:
+        elif name != "vae" and self.profile.batch_size != 1 and not self.hw.strict:
             ways.append("memory_profile.batch_size=1")
         return f"{used}: try {', '.join(ways)} or a smaller picture"
 

@@ -10,7 +10,7 @@ import numpy as np
 from diffuse.configuration import nearest
 from diffuse.differences import psnr
 from diffuse.errors import ConfigError
-from diffuse.picture_input import PictureInput, read_picture
+from diffuse.picture_input import PictureInput, Reader
 from diffuse.request import ObjectiveConfig
 
 PSNR = "quality/psnr"
@@ -22,8 +22,8 @@ METRICS = (
 _EQUAL = 100.0  # decibels, for pixels that are the same: a sweeper cannot reckon with infinity
 
 
-def read(cfg: ObjectiveConfig) -> PictureInput | None:
-    """The picture to come near to, if there is one.
+def read(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
+    """The picture to come near to, if there is one, by `reader`.
 
     Raises:
         ConfigError: `objective.metric` is no metric of a run, or needs a reference that is not given.
@@ -36,7 +36,7 @@ def read(cfg: ObjectiveConfig) -> PictureInput | None:
         if cfg.metric == PSNR:
             raise ConfigError(f"objective.metric={PSNR}: compares with a picture; add objective.reference=FILE")
         return None
-    return read_picture(cfg.reference, "objective.reference")
+    return reader.picture(cfg.reference, "objective.reference")
 
 
 def check_size(reference: PictureInput | None, width: int, height: int) -> None:

@@ -13,8 +13,11 @@ import io
 import os
 import stat
 import warnings
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -40,6 +43,7 @@ class PictureInput:
     sha256: str  # of the file, or of the RGB bytes of a picture that was in memory
     notes: tuple[str, ...] = ()  # what the user should know of how it was read
     in_memory: bool = False
+    _fitted: dict[tuple[int, int, Resize], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,6 +56,52 @@ class PictureInput:
         grey = self.pixels.ndim == 2
         rgb = np.repeat(self.pixels[..., None], 3, axis=2) if grey else self.pixels
         return hashlib.sha256(rgb.tobytes()).hexdigest()
+
+    def fitted(self, width: int, height: int, how: Resize) -> np.ndarray:
+        """See `fit`. The last is kept: requests that start from one picture mostly ask for one size."""
+        asked = width, height, how
+        if asked not in self._fitted:
+            self._fitted.clear()
+            self._fitted[asked] = fit(self.pixels, *asked)
+        return self._fitted[asked]
+
+
+class Reader:
+    """Reads the pictures of many requests. One that several start from is read once, while its file stays as it is and
+    there is room for it: the pictures that were asked for last are kept, up to `most` bytes of pixels."""
+
+    def __init__(self, most: int = 2**28) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[Any, ...], PictureInput] = OrderedDict()
+
+    def picture(self, source: str | Image.Image | np.ndarray, field: str = "input_image") -> PictureInput:
+        """See `read_picture`."""
+        return self._once(read_picture, source, field)
+
+    def mask(self, source: str | Image.Image | np.ndarray, field: str = "mask_image") -> PictureInput:
+        """See `read_mask`."""
+        return self._once(read_mask, source, field)
+
+    def _once(self, read: Callable[[Any, str], PictureInput], source: Any, field: str) -> PictureInput:
+        state = _state(source) if isinstance(source, str) else None
+        if state is None:
+            return read(source, field)
+        key = read, source, field, state
+        if key not in self._kept:
+            self._kept[key] = read(source, field)
+        self._kept.move_to_end(key)
+        while len(self._kept) > 1 and sum(kept.pixels.nbytes for kept in self._kept.values()) > self._most:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    """What becomes another when a file is written or replaced; None where there is none, as reading it will tell."""
+    try:
+        of = os.stat(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns
 
 
 def read_picture(source: str | Image.Image | np.ndarray, field: str = "input_image") -> PictureInput:

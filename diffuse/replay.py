@@ -237,7 +237,7 @@ def _limit(cfg: DictConfig) -> None:
         value = cfg[name]
         if isinstance(value, int) and name != "seed" and abs(value) > _LARGEST_NUMBER:
             raise ConfigError(f"{name}={value}: is too large a number; refused")
-    if cfg.memory_profile.batch_size > _MOST_BATCHED:
+    if (cfg.memory_profile.batch_size or 1) > _MOST_BATCHED:
         raise ConfigError(
             f"memory_profile.batch_size={cfg.memory_profile.batch_size}: more than {_MOST_BATCHED}; refused"
         )
@@ -248,7 +248,7 @@ def _beside(cfg: DictConfig, recorded: Recorded) -> tuple[list[int], list[int]]:
     batch = recorded.record.get("batch") or {"seeds": range(cfg.seed, cfg.seed + cfg.num_images), "first": 0}
     seeds, place = list(batch["seeds"]), batch["first"]
     strict = recorded.record["hardware"].get("deterministic") == "strict"
-    size = 1 if strict else max(cfg.memory_profile.batch_size, 1)
+    size = 1 if strict else max(cfg.memory_profile.batch_size or 1, 1)  # of which a record has the number
     first, last = place + min(recorded.digests), place + max(recorded.digests)
     return seeds[first // size * size : first], seeds[last + 1 : (last // size + 1) * size]
 

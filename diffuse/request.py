@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
+MOST_TOGETHER = 16  # images of a batch, unless its size is given; small ones gain nothing from larger batches
 
 
 class Device(Enum):
@@ -145,9 +146,16 @@ class MemoryProfileConfig:
     guidance: Guidance = Guidance.batched
     cleanup: Cleanup = Cleanup.none  # phases: a component leaves the device when its phase ends
     cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
-    batch_size: int = 1  # images denoised together
+    batch_size: int | None = None  # images denoised together; null: as many as batch_pixels have room for
+    batch_pixels: int | None = None  # of all images that are denoised together
     tiled_decode: bool = False
     max_side: int | None = None  # the largest width or height
+
+    def together(self, width: int, height: int) -> int:
+        """How many images of that size (pixels) are denoised together."""
+        if self.batch_size is not None:
+            return max(self.batch_size, 1)
+        return min(max((self.batch_pixels or 0) // (width * height), 1), MOST_TOGETHER)
 
 
 @dataclass

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_NO_PARAMETERS = ("tracking", "report")  # of the run: who is told of it, and what is made of many
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that a request needs to be run."""
@@ -45,7 +48,8 @@ class Place(NamedTuple):
 
     sweep: str  # its identity
     key: str  # the job's
-    run_id: str  # the name of the run in the tracking store
+    name: str  # what people call it
+    run_id: str  # the tag by which the tracking store finds the run
     again: bool  # it may be in there already
 
 
@@ -186,6 +190,7 @@ def _run(
 def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], place: Place | None = None) -> Begun:
     """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
     request = job.request
+    together = job.opened.pipeline.memory.together(request.width, request.height)
     about = record.of_run(
         job.cfg,
         overrides,
@@ -194,13 +199,13 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
         hardware={
             **job.opened.hardware.as_record(),
             "dtypes": job.opened.pipeline.memory.dtypes,
-            "memory_profile": asdict(job.opened.profile),
+            "memory_profile": {**asdict(job.opened.profile), "batch_size": together},
         },
         inputs=_inputs(job),
     )
     tracked = tracker.start(
-        media.file_stem(request.prompt, request.seed, job.cfg.output.name),
-        record.flat(about["config"]),
+        media.file_stem(request.prompt, request.seed, job.cfg.output.name) if place is None else place.name,
+        record.flat({name: value for name, value in about["config"].items() if name not in _NO_PARAMETERS}),
         _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
             "config.yaml": record.yaml_text(about["config"]),

@@ -17,7 +17,7 @@ from diffuse import inputs, objective, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
-from diffuse.picture_input import PictureInput
+from diffuse.picture_input import PictureInput, Reader
 from diffuse.request import COMPONENTS, SEED_LIMIT, GenerationRequest, LongPrompt, PromptSyntax
 from diffuse.schedulers import options as sampler_options
 
@@ -71,10 +71,10 @@ def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
             raise ConfigError(f"{name}={shown}: model={model} knows no {name}; beside the common it has {has}")
 
 
-def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[Draft]:
+def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None, reader: Reader | None = None) -> list[Draft]:
     """What `cfg` asks for: one draft, or one for each prompt of `prompt_file`. Draws a seed where none is given.
 
-    `in_memory` has by field the pictures that are in no file, see `inputs.read`.
+    `in_memory` has by field the pictures that are in no file, see `inputs.read`. `reader` has read those of others.
 
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
@@ -90,7 +90,8 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
         )
         values = _filled(cfg, defaults)
         _check_values(values, cfg)
-        read = inputs.read({name: cfg[name] for name in inputs.FIELDS}, values, in_memory)
+        reader = reader or Reader()
+        read = inputs.read({name: cfg[name] for name in inputs.FIELDS}, values, in_memory, reader)
         if read is not None:
             width, height = read.size(cfg.model.size_multiple)
             values |= {"width": cfg.width or width, "height": cfg.height or height}
@@ -100,7 +101,7 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> list[
             for name, text in [*(("prompt", prompt) for prompt in prompts), *((name, values[name]) for name in _TEXTS)]:
                 prompt_syntax.parse(text or "", name)
         others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
-        reference = objective.read(cfg.objective)
+        reference = objective.read(cfg.objective, reader)
         return [
             Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read, reference) for prompt in prompts
         ]
@@ -239,7 +240,7 @@ def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         if values[name] is not None:
             _number(name, values[name], 10, "from 0 to 10")
-    for name, least in (("batch_size", 1), ("cleanup_every", 0), ("max_side", 1)):
+    for name, least in (("batch_size", 1), ("batch_pixels", 1), ("cleanup_every", 0), ("max_side", 1)):
         if cfg.memory_profile[name] is not None:
             _whole(f"memory_profile.{name}", cfg.memory_profile[name], least)
     if not 1 <= cfg.output.quality <= 100:

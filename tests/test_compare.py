@@ -476,7 +476,12 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_neither_torch_nor_mlflow_is_imported(tmp_path: Path) -> None:
-    sweep(tmp_path / "s", 2, (4, 8))
+    """Of the pictures of a sweep either, if it was not tracked, though there is a store."""
+    for path in sweep(tmp_path / "s", 2, (4, 8)):
+        job(path.parent, path, media.read_record(path), sweep="0123456789abcdef")
+    (tmp_path / "s" / "sweep.json").write_text('{"identity": "0123456789abcdef"}')
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "mlflow.db").write_bytes(b"")
     code = (
         "import sys; from diffuse import cli\n"
         "try: cli.main(sys.argv[1:])\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import shutil
@@ -10,58 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
+from browser import needs_chromium, started
 from compared import PROMPT, job, pixels, record, save, sweep
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 from test_video import grey_video
 
 from diffuse import compare
 from diffuse.compare import embed
 
-_CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-_DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (_CHROMIUM and _DRIVER), reason="needs chromium and chromedriver")
-
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,900"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(_CHROMIUM)
-    for flag in (*_FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(_DRIVER)))
-    yield driver
-    driver.quit()
+    with started(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
-class Page:
+class Page(browser.Page):
     """An open report."""
 
     def __init__(self, driver: webdriver.Chrome, file: Path) -> None:
-        self.driver = driver
-        driver.get_log("browser")
-        driver.get(file.as_uri())
-
-    def __call__(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(f"return {script}", *arguments)
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def click(self, selector: str, number: int = 0) -> None:
-        self.all(selector)[number].click()
+        super().__init__(driver, file.as_uri())
 
     def key(self, key: str) -> None:
         self.driver.switch_to.active_element.send_keys(key)
@@ -70,27 +44,11 @@ class Page:
         script = "(e => { e.value = arguments[1]; e.dispatchEvent(new Event('change')); })"
         self(f"{script}(document.querySelector(arguments[0]))", selector, value)
 
-    def until(self, script: str, *arguments: Any) -> Any:
-        return WebDriverWait(self.driver, 30, 0.05).until(lambda _: self(script, *arguments), script)
-
     def loaded(self, selector: str = "#grid img") -> int:
         """How many pictures are decoded."""
         return int(
             self("[...document.querySelectorAll(arguments[0])].filter(e => e.src && e.naturalWidth).length", selector)
         )
-
-    def texts(self, selector: str) -> list[str]:
-        return list(self("[...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector))
-
-    def seen(self, selector: str) -> np.ndarray:
-        """The pixels of an image or a video, drawn to a canvas of its own size."""
-        data = self(
-            "(e => { const c = document.createElement('canvas'); c.width = e.naturalWidth || e.videoWidth;"
-            "c.height = e.naturalHeight || e.videoHeight; c.getContext('2d').drawImage(e, 0, 0);"
-            "return c.toDataURL('image/png').split(',')[1]; })(document.querySelector(arguments[0]))",
-            selector,
-        )
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
     def quiet(self) -> None:
         """Nothing was complained of, and nothing was asked for from elsewhere."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from command import Done, diffuse, smoke
+from command import SMOKE, Done, diffuse, smoke
 
 from diffuse.request import TrackingConfig
-from diffuse.tracking.query import StoreReader
+from diffuse.tracking.query import FoundRun, StoreReader
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,86 @@ def test_what_no_store_knows_is_refused(tracked: Path, tmp_path: Path) -> None:
     assert "nothing is recorded there yet" in done.err
     done = diffuse("compare", "deadbeef", "tracking=none", cwd=tmp_path)
     assert done.status == 2 and "tracking=none" in done.err
+
+
+SWEEP = ("-m", *SMOKE[:2], *SMOKE[4:], "seed=1,2", "num_inference_steps=1,2")
+
+
+@pytest.fixture
+def swept(empty: Path, tmp_path: Path) -> Path:
+    """A folder with a store and a sweep in `out`, tracked there."""
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    done = diffuse(*SWEEP, "tracking=mlflow", *STORE, "output.dir=out", cwd=tmp_path)
+    assert done.status == 0, done.err
+    return tmp_path
+
+
+def summary(folder: Path) -> tuple[StoreReader, FoundRun]:
+    reader = StoreReader(TrackingConfig(name="mlflow", uri=f"sqlite:///{folder / 'mlflow.db'}"))
+    identity = json.loads((folder / "out" / "sweep.json").read_text())["identity"]
+    return reader, reader.run(f"{identity[:12]}-summary")
+
+
+def logged(folder: Path, name: str, fetched: Path) -> dict[str, bytes]:
+    reader, run = summary(folder)
+    return {path.name: path.read_bytes() for path in reader.fetch(run, name, fetched)}
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_report_by_hand_takes_the_place_of_the_sweeps(swept: Path) -> None:
+    _, before = summary(swept)
+    made = logged(swept, "report", swept / "1")
+    assert made == on_disk(swept / "out" / "report") and "sheet.png" in made
+    (swept / "out" / "report" / "notes.txt").write_text("a user's own, which goes nowhere")
+    done = compared("out", "--x", "seed", "--z", "num_inference_steps", cwd=swept)
+    assert (done.status, done.err) == (0, "")
+    (swept / "out" / "report" / "notes.txt").unlink()
+    again = logged(swept, "report", swept / "2")
+    assert again == on_disk(swept / "out" / "report") and "sheet.png" not in again
+    assert [name for name in again if name.startswith("sheet")] and again["report.html"] != made["report.html"]
+    assert summary(swept)[1] == before  # it is the same run, and has not begun again
+
+
+def test_a_report_of_a_part_lies_beside_the_sweeps(swept: Path) -> None:
+    whole = logged(swept, "report", swept / "1")
+    reader, run = summary(swept)
+    jobs = reader.sweep(run.tags["diffuse.sweep"])
+    done = compared(jobs[0].run_id, jobs[1].run_id, "--out", "two", cwd=swept)
+    assert (done.status, done.err) == (0, "")
+    assert logged(swept, "report", swept / "2") == whole
+    two = on_disk(swept / "two")
+    assert logged(swept, "two", swept / "3") == two and len(two["table.csv"].splitlines()) == 3
+    picture = next((swept / "out").glob("*steps_1*/*.png"))
+    assert compared(picture, jobs[0].run_id, "--out", "mixed", cwd=swept).status == 0
+    assert logged(swept, "mixed", swept / "4") == on_disk(swept / "mixed")
+
+
+def test_what_is_of_no_one_sweep_goes_to_no_run(swept: Path, tracked: Path) -> None:
+    shutil.copytree(tracked / "p", swept / "p")
+    assert compared("out", "p", "--out", "both", cwd=swept).status == 0
+    done = diffuse(*SWEEP, "guidance_scale=2", "tracking=none", "output.dir=other", cwd=swept)
+    assert done.status == 0, done.err
+    assert compared("other", "--out", "untracked", cwd=swept).status == 0
+    assert compared("out", "tracking=none", "--out", "none", cwd=swept).status == 0
+    reader, run = summary(swept)
+    assert not any(reader.fetch(run, name, swept / "f") for name in ("both", "untracked", "none"))
+    assert len(reader.experiment("paints")) == 4
+
+
+def test_a_store_that_does_not_take_a_report_costs_nothing(swept: Path) -> None:
+    """It is away; it is another, that knows no such run; or the address is none."""
+    away = diffuse("compare", "out", "tracking.uri=http://127.0.0.1:9", "--out", "away", cwd=swept)
+    assert away.status == 0 and len(away.paths) > 3
+    assert away.err.splitlines() == [
+        "warning: the report is in away, and not in the run of its sweep: tracking.uri=http://127.0.0.1:9: "
+        "the server does not answer"
+    ]
+    done = diffuse("compare", "out", "--out", "elsewhere", cwd=swept)
+    assert (done.status, done.err, (swept / "outputs").exists()) == (0, "", False)
+    done = diffuse("compare", "out", "tracking.uri=nowhere", "--out", "nowhere", cwd=swept)
+    assert done.status == 0 and "can hold no runs" in done.err
+    done = diffuse("compare", "out", "tracking.url=x", "--out", "typo", cwd=swept)
+    assert (done.status, done.out, (swept / "typo").exists()) == (2, "", False)

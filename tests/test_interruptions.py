@@ -23,7 +23,14 @@ from fork_server import ForkServer, fork_server
 from diffuse import media
 
 KILLS = 20
-COMMAND = ("-m", "hardware=cpu", "hardware.threads=1", "output.dir=out", "report.make=false")
+COMMAND = (
+    "-m",
+    "hardware=cpu",
+    "hardware.threads=1",
+    "memory_profile.batch_size=4",  # so that there are more batches to come in between
+    "output.dir=out",
+    "report.make=false",
+)
 AXES = ("seed=range(0,6)", "num_inference_steps=1,2")
 JOBS = 12
 
@@ -100,9 +107,11 @@ def test_a_file_that_cannot_be_written(server: ForkServer, tmp_path: Path) -> No
     assert_complete(tmp_path, 2)
 
 
-def test_on_a_full_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["diffuse", "basic"])
+def test_on_a_full_disk(launcher: str, tmp_path: Path) -> None:
     """On a small file system the sweep stops; with more room the same command goes on."""
-    sweep = shlex.join([sys.executable, "-m", "diffuse", *COMMAND, *AXES, "tracking=none"])
+    launched = f"hydra/launcher={launcher}"
+    sweep = shlex.join([sys.executable, "-m", "diffuse", *COMMAND, *AXES, "tracking=none", launched])
     script = (
         f"mkdir out all; mount -t tmpfs -o size=128k tmpfs out || exit 77; {sweep} > first; echo $? > status; "
         f"cp -r out before; mount -o remount,size=8m out; {sweep} > second && cp -r out/. all"

@@ -36,6 +36,8 @@ ray = pytest.importorskip("ray")
 CACTUS = ("hardware=cpu", "prompt=a cactus", "num_inference_steps=2")
 QUICK = (*CACTUS, "tracking=none", "report.make=false", "output.dir=out")
 SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
+ALONE = ("hardware.deterministic=strict", "num_inference_steps=80")  # jobs are made one at a time
+LONG = (*ALONE, "seed=range(0,12)")
 
 
 def made(folder: Path) -> list[dict[str, Any]]:
@@ -113,9 +115,7 @@ def test_a_worker_whose_time_is_over_is_queued_again(tmp_path: Path, empty: Path
     """As Slurm says it: by a signal, some time before the end."""
     store = tracked(tmp_path, empty)
     limited = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "hydra.launcher.workers=1")
-    process = start(
-        "-m", *QUICK, *limited, "tracking=mlflow", "num_inference_steps=60", "seed=range(0,12)", cwd=tmp_path
-    )
+    process = start("-m", *QUICK, *limited, "tracking=mlflow", *LONG, cwd=tmp_path)
     first = until(lambda: made(tmp_path / "out"))[0]
     os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGUSR2)
     done = finished(process)
@@ -144,13 +144,10 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-LONG = ("num_inference_steps=60", "seed=range(0,16)")
-
-
 def test_ctrl_c_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> None:
     """They record what they have made, and what they have not."""
     store = tracked(tmp_path, empty)
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.jobs_per_task=8", "tracking=mlflow")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.jobs_per_task=6", "tracking=mlflow")
     process = on_a_terminal("-m", *QUICK, *LONG, *joblib, cwd=tmp_path)
     until(lambda: made(tmp_path / "out"))
     press(process)
@@ -158,10 +155,10 @@ def test_ctrl_c_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> N
     assert not psutil.wait_procs(processes_in(tmp_path), timeout=5)[1]
     assert done.status == 130, done.err
     pictures = len(made(tmp_path / "out"))
-    assert 0 < pictures < 16 and len(done.paths) <= pictures
+    assert 0 < pictures < 12 and len(done.paths) <= pictures
     said = done.err.splitlines()
     assert said[1] == "stopping after this step; Ctrl-C again stops at once"
-    assert f"16 jobs: {pictures} made, 0 were there, 0 failed, {16 - pictures} left to do, in " in said[2], done.err
+    assert f"12 jobs: {pictures} made, 0 were there, 0 failed, {12 - pictures} left to do, in " in said[2], done.err
     assert said[2].endswith("; the same command goes on from here") and said[3:] == ["diffuse: interrupted"]
     left = [run for run in runs(store) if run not in once(tmp_path)]
     assert len(runs(store)) == pictures + len(left) and {status for _, status in left} == {"KILLED"}
@@ -177,13 +174,13 @@ def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
     assert not psutil.wait_procs(processes_in(tmp_path), timeout=5)[1]
     before = {job["key"] for job in made(tmp_path / "out")}
     assert done.status == 130 and f"{len(before)} made, 0 were there, 0 failed, " in done.err, done.err
-    assert 0 < len(before) < 16 and "died" not in done.err
+    assert 0 < len(before) < 12 and "died" not in done.err
 
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     again = until(lambda: [job for job in made(tmp_path / "out") if job["key"] not in before])[0]
     assert again["worker"] != first["worker"]
     os.kill(int(again["worker"].rpartition("/")[2]), signal.SIGKILL)
-    check(finished(process), tmp_path, 16)
+    check(finished(process), tmp_path, 12)
     assert {job["key"] for job in made(tmp_path / "out")} >= before
     assert all(loads(jobs) >= 1 for jobs in by_worker(made(tmp_path / "out")).values())
 
@@ -205,8 +202,7 @@ def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -
 
 def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path: Path) -> None:
     """As on other machines, nothing ends them but what they see in the folder."""
-    alone = ("hardware.deterministic=strict", "num_inference_steps=60")  # one at a time
-    command = ("-m", *QUICK, *alone, "seed=range(0,10)", "hydra/launcher=submitit_local")
+    command = ("-m", *QUICK, *ALONE, "seed=range(0,10)", "hydra/launcher=submitit_local")
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     until(lambda: made(tmp_path / "out"))
     workers = psutil.Process(process.pid).children(recursive=True)

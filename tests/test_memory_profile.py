@@ -227,11 +227,20 @@ def test_number_formats(
 
 def test_strict_runs_are_unbatched() -> None:
     memory = Memory(FULL, Hardware("cpu"))
-    assert (memory.batched_guidance, memory.batch_size, memory.tiled_decode) == (True, 4, False)
+    assert (memory.batched_guidance, memory.together(64, 64), memory.tiled_decode) == (True, 4, False)
     strict = Memory(FULL, Hardware("cpu", deterministic=Determinism.strict))
-    assert (strict.batched_guidance, strict.batch_size) == (False, 1)
+    assert (strict.batched_guidance, strict.together(64, 64)) == (False, 1)
     unet = Memory(UNET, Hardware("cpu"))
-    assert (unet.batched_guidance, unet.batch_size, unet.tiled_decode) == (False, 1, True)
+    assert (unet.batched_guidance, unet.together(64, 64), unet.tiled_decode) == (False, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("side", "together"), [(1536, 4), (1024, 9), (768, 16), (64, 16), (4096, 1)], ids=lambda value: str(value)
+)
+def test_smaller_pictures_are_made_more_at_once(side: int, together: int) -> None:
+    full = configuration.load_group("memory_profile")["full_gpu"]
+    assert full.together(side, side) == together
+    assert replace(full, batch_size=3).together(side, side) == 3, "what is given is obeyed"
 
 
 class Cache(Allocator):

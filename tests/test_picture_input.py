@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffuse import picture_input
 from diffuse.errors import MediaError, one_line
-from diffuse.picture_input import fit, read_mask, read_picture
+from diffuse.picture_input import Reader, fit, read_mask, read_picture
 from diffuse.request import Resize
 
 HEIGHT, WIDTH = 24, 40
@@ -463,3 +463,37 @@ def test_arrays() -> None:
 def test_what_is_no_picture_in_memory_is_refused(wrong: Any) -> None:
     with pytest.raises(MediaError, match=r"^mask: .*(give|save)"):
         read_picture(wrong, "mask")
+
+
+def test_a_reader_keeps_pictures_while_their_files_stay(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    for path, grey in ((first, 10), (second, 20)):
+        Image.new("RGB", (20, 10), (grey,) * 3).save(path)
+    reader = Reader(most=2 * 20 * 10 * 3)
+    kept = reader.picture(str(first))
+    assert reader.picture(str(first)) is kept
+    assert reader.picture(str(first), "objective.reference") is not kept  # messages name another field
+    assert reader.picture(str(first)) is kept
+    assert reader.mask(str(first)).pixels.shape == (10, 20)  # the third does not fit: what was used longest ago goes
+    assert reader.picture(str(first)) is kept
+    reader.picture(str(second))
+    reader.picture(str(second), "another field")
+    assert reader.picture(str(first)) is not kept
+
+    replaced = tmp_path / "new.png"
+    Image.new("RGB", (20, 10), (30,) * 3).save(replaced)
+    replaced.rename(first)
+    assert reader.picture(str(first)).pixels.max() == 30
+    first.write_bytes(second.read_bytes())
+    assert reader.picture(str(first)).sha256 == read_picture(str(second)).sha256
+    first.unlink()
+    with pytest.raises(MediaError, match="there is no such file"):
+        reader.picture(str(first))
+
+
+def test_the_largest_picture_is_kept_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "x.png")
+    reader = Reader(most=1)
+    assert reader.picture(str(tmp_path / "x.png")) is reader.picture(str(tmp_path / "x.png"))
+    picture = np.zeros((4, 4, 3), np.uint8)
+    assert reader.picture(picture) is not reader.picture(picture)  # in memory there is nothing to save

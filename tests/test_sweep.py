@@ -17,7 +17,7 @@ from command import Done, diffuse
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffuse import compare, configuration, media, run, sweep
+from diffuse import compare, configuration, media, picture_input, run, sweep
 from diffuse.configuration import PACKAGE
 from diffuse.errors import ConfigError, RunError
 from diffuse.pipelines import prompt
@@ -66,8 +66,9 @@ def singles(cwd: Path, *overrides: Any) -> list[np.ndarray]:
 
 def test_pixels_are_those_of_single_runs(tmp_path: Path, made: list[Any]) -> None:
     """Of batches within two levels; several images of a job, and a seed far from the others, among them."""
-    done = swept("seed=3,100,7", "num_inference_steps=2", "num_images=2", cwd=tmp_path)
-    assert [[each["seed"] for each in batch] for batch in made] == [[3, 100], [7]]  # four pictures fit together
+    four = "memory_profile.batch_pixels=16384"  # pictures of 64 x 64
+    done = swept("seed=3,100,7", "num_inference_steps=2", "num_images=2", four, cwd=tmp_path)
+    assert [[each["seed"] for each in batch] for batch in made] == [[3, 100], [7]]
     alone = [
         picture
         for seed in (3, 100, 7)
@@ -96,6 +97,20 @@ def test_pictures_that_start_from_one(tmp_path: Path, made: list[Any]) -> None:
         assert np.abs(ours.astype(int) - singles(tmp_path, *request, f"seed={seed}")[0]).max() <= 2
 
 
+def test_a_picture_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And made to fit once for all that ask for the same size."""
+    read, fitted = [], []
+    content, fit = picture_input._content, picture_input.fit
+    monkeypatch.setattr(picture_input, "_content", lambda *which: read.append(which[0]) or content(*which))
+    monkeypatch.setattr(picture_input, "fit", lambda *what: fitted.append(what[1:3]) or fit(*what))
+    for name, grey in (("in", 90), ("mask", 255), ("like", 40)):
+        Image.fromarray(np.full((64, 64, 3), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    request = ("input_image=in.png", "mask_image=mask.png", "objective.reference=like.png", "width=64")
+    swept(*request, "seed=1,2", "strength=0.5,1", "num_inference_steps=2,3", cwd=tmp_path)
+    assert sorted(Path(path).name for path in read) == ["in.png", "like.png", "mask.png"]
+    assert fitted == [(64, 64)] * 2
+
+
 def test_what_is_costly_changes_least_and_paths_come_as_typed(
     tmp_path: Path, made: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,16 +118,19 @@ def test_what_is_costly_changes_least_and_paths_come_as_typed(
     encoded: list[Any] = []
     encode = prompt.encode
     monkeypatch.setattr(prompt, "encode", lambda *rest: encoded.append(rest[1].rows) or encode(*rest))
-    axes = ("seed=1,2", "prompt=choice(a cat,a dog)", "num_inference_steps=1,2", f"model.source={TINY},other")
-    done = swept(*axes, "negative_prompt=a cow", cwd=tmp_path)
+    # Texts of no other test: this process keeps what it has encoded.
+    axes = ("seed=1,2", "prompt=choice(a wombat,a newt)", "num_inference_steps=1,2", f"model.source={TINY},other")
+    done = swept(*axes, "negative_prompt=an emu", cwd=tmp_path)
     order = [(batch[0]["source"], batch[0]["prompt"], batch[0]["num_inference_steps"]) for batch in made]
     assert order == [
-        (source, text, steps) for source in (str(TINY), "other") for text in ("a cat", "a dog") for steps in (1, 2)
+        (source, text, steps) for source in (str(TINY), "other") for text in ("a wombat", "a newt") for steps in (1, 2)
     ]
     assert all([each["seed"] for each in batch] == [1, 2] for batch in made)
     assert len(encoded) == 2 * 3  # both models encode each text once, the negative one among them
     shown = [media.read_record(tmp_path / path)["request"] for path in done.paths]
-    typed = [(seed, text, steps) for seed in (1, 2) for text in ("a cat", "a dog") for steps in (1, 2) for _ in "ab"]
+    typed = [
+        (seed, text, steps) for seed in (1, 2) for text in ("a wombat", "a newt") for steps in (1, 2) for _ in "ab"
+    ]
     assert [(each["seed"], each["prompt"], each["num_inference_steps"]) for each in shown] == typed
 
 
@@ -123,7 +141,7 @@ def test_a_job_given_twice_is_done_once(tmp_path: Path, made: list[Any]) -> None
     assert done.err.startswith("2 jobs: 2 made, 0 were there, 0 failed, 1 given twice, in ")
 
 
-def test_a_batch_that_fails_is_made_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where it was too large for the memory, the next ones are smaller."""
     make, sizes = run.make, []
 
@@ -135,7 +153,7 @@ def test_a_batch_that_fails_is_made_one_by_one(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(run, "make", little_memory)
     assert len(swept("seed=range(0,8)", "num_inference_steps=1", cwd=tmp_path).paths) == 8
-    assert sizes == [4, 1, 1, 1, 1, 2, 2]
+    assert sizes == [8, 4, 2, 2, 2, 2]
 
 
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from diffuse import tracking
 from diffuse.errors import ConfigError
 from diffuse.request import TrackingConfig
-from diffuse.tracking import delivery, journal, mlflow_store, system, worker
+from diffuse.tracking import delivery, journal, mlflow_store, page, system, worker
 from diffuse.tracking import process as worker_process
 from diffuse.tracking.query import StoreReader
 from diffuse.tracking.store import Store
@@ -370,15 +370,14 @@ def test_sync_without_anything_to_do(tmp_path: Path) -> None:
 
 
 def test_the_summary_of_a_sweep_has_its_files(store: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report"
-    (report / "sheets").mkdir(parents=True)
-    (report / "report.html").write_text("<p>the report</p>")
-    (report / "sheets" / "one.txt").write_text("a sheet")
+    page, sheet = tmp_path / "report.html", tmp_path / "sheet.txt"
+    page.write_text("<p>the report</p>")
+    sheet.write_text("a sheet")
     tracker = tracking.open_tracker(settings(store))
     job = tracker.start("job", {}, {"diffuse.sweep": "0123abcd"}, {})
     job.finish()
     run = tracker.start("sweep", {}, {"diffuse.sweep": "0123abcd", **tracking.SWEEP_KIND}, {})
-    run.log_files(report)
+    run.log_files("report", [page, sheet])
     run.finish()
     assert tracker.close() == []
     reader = StoreReader(settings(store))
@@ -386,7 +385,16 @@ def test_the_summary_of_a_sweep_has_its_files(store: Path, tmp_path: Path) -> No
     summary = reader.run(str(run.id))
     assert summary.tags["diffuse.kind"] == "sweep"
     files = reader.fetch(summary, "report", tmp_path / "fetched")
-    assert [path.read_text() for path in files if path.is_file()] == ["<p>the report</p>", "a sheet"]
+    assert [path.read_text() for path in files] == ["<p>the report</p>", "a sheet"]
+    page.write_text("<p>another</p>")
+    tracker = tracking.open_tracker(settings(store))
+    again = tracker.start("sweep", {}, {}, {}, id=run.id, again=True)
+    again.log_files("report", [page, tmp_path / "gone"])
+    again.finish()
+    (warning,) = tracker.close()
+    assert "gone is gone" in warning
+    files = reader.fetch(summary, "report", tmp_path / "again")
+    assert [(path.name, path.read_text()) for path in files] == [("report.html", "<p>another</p>")]
     with pytest.raises(ConfigError, match="there is no sweep"):
         reader.sweep("ffff")
     with pytest.raises(ConfigError, match="there is no run"):
@@ -410,7 +418,7 @@ def test_pictures_are_named_as_mlflow_names_them(picture: Path, store: Path, tmp
         return {"+".join([*found[:5], *(["compressed.webp"] if len(found) > 6 else [".png"])]) for found in parts}
 
     assert shapes(tmp_path / "files") == shapes(theirs)
-    assert client.get_run(run.info.run_id).data.tags.items() >= delivery._LOGGED_IMAGES.items()
+    assert client.get_run(run.info.run_id).data.tags.items() >= page.LOGGED_IMAGES.items()
 
 
 def test_a_worker_that_dies_is_told_and_what_it_left_is_delivered_next(store: Path, picture: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from tracking_servers import MlflowServer, postgres, postgres_programs
 
 from diffuse import tracking
 from diffuse.request import TrackingConfig
-from diffuse.tracking import sync
-from diffuse.tracking.query import StoreReader
+from diffuse.tracking import mlflow_store, sync
+from diffuse.tracking.query import StoreReader, add_files
+from diffuse.tracking.store import Store
 
 PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
 
@@ -80,6 +83,14 @@ def test_a_run(server: MlflowServer, tmp_path: Path) -> None:
     assert reader.record(found, tmp_path / "fetched")["request"]["prompt"] == PROMPT
     fetched = reader.media(found, tmp_path / "fetched")
     assert [path.read_bytes() for path in fetched] == [path.read_bytes() for path in sorted(done.paths)]
+
+    for letters in ("ab", "bc"):
+        files = [tmp_path / letter for letter in letters]
+        for file in files:
+            file.write_text(letters)
+        add_files(settings(server, tmp_path), found.tags["diffuse.run"], "report", files)
+    reports = reader.fetch(found, "report", tmp_path / "fetched")
+    assert [(path.name, path.read_text()) for path in reports] == [("b", "bc"), ("c", "bc")]
 
 
 def record_run(tracker: tracking.Tracker, name: str, picture: Path) -> tracking.TrackedRun:
@@ -162,3 +173,22 @@ def wait_until(condition: object, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_same_weights_from_many_at_the_same_moment(server: MlflowServer, tmp_path: Path) -> None:
+    """Whoever comes second finds them recorded, though they were not when it looked."""
+    store = Store.of(settings(server, tmp_path))
+    connection = mlflow_store.Connection(store)
+    experiment = connection.experiment(store)
+    stored = [connection.create(experiment, f"run {number}", 1, {}) for number in range(8)]
+    together = threading.Barrier(len(stored))
+
+    def log(run: mlflow_store.Stored) -> None:
+        for digest in range(3):
+            together.wait(60)
+            connection.log_weights(run, {"source": "w", "sha256": f"{digest}" * 64})
+
+    with ThreadPoolExecutor(len(stored)) as threads:
+        list(threads.map(log, stored))
+    for run in runs(server, tmp_path.name):
+        assert len(run.inputs.dataset_inputs) == 3

@@ -5,6 +5,7 @@ Neither torch nor MLflow is imported for files and folders.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from diffuse.errors import MediaError, RunError
 
 if TYPE_CHECKING:
     from diffuse.request import TrackingConfig
+
+log = logging.getLogger(__name__)
 
 TABLE = "table.csv"
 _MEDIA = "media"  # what was fetched from a tracking store
@@ -48,7 +51,7 @@ def report(folder: Path, out: Path | None = None, wanted: Wanted | None = None) 
         MediaError: there is nothing to compare, or a file cannot be read.
         RunError: the files could not be written; nothing of them is left.
     """
-    return _make(lambda _: of_folder(folder), out or folder / "report", wanted or Wanted())
+    return _make(lambda _: of_folder(folder), out or folder / "report", wanted or Wanted())[1]
 
 
 def compare(
@@ -56,15 +59,33 @@ def compare(
 ) -> list[Path]:
     """Compares what is named: files, folders, and, in the store that `tracking` tells of, runs, sweeps and experiments,
     whose media are fetched into `out` too. As `report` otherwise.
+
+    Where all of it is of one sweep, the run that sums that up in the store gets the files too, below the name of `out`.
     """
-    return _make(lambda place: lookup.find(names, tracking, place / _MEDIA), out, wanted or Wanted())
+    found, files = _make(lambda place: lookup.find(names, tracking, place / _MEDIA), out, wanted or Wanted())
+    _add_to_summary(found, out, files, tracking)
+    return files
 
 
-def _make(find: Callable[[Path], Found], out: Path, wanted: Wanted) -> list[Path]:
+def _add_to_summary(found: Found, out: Path, files: Sequence[Path], tracking: Callable[[], TrackingConfig]) -> None:
+    """What is wrong with the store costs the report nothing. Of an untracked sweep nothing is asked there."""
+    (sweep,) = found.sweeps if len(found.sweeps) == 1 else ("",)
+    if not sweep or not any(cell.run_id for cell in found.cells):
+        return
+    from diffuse.tracking import query, summary_id
+
+    try:
+        query.add_files(tracking(), summary_id(sweep), out.resolve().name, files)
+    except Exception as error:
+        log.warning("the report is in %s, and not in the run of its sweep: %s", out, error)
+
+
+def _make(find: Callable[[Path], Found], out: Path, wanted: Wanted) -> tuple[Found, list[Path]]:
     try:
         with _staged(out) as (place, moved):
-            _write(find(place), place, wanted)
-        return moved
+            found = find(place)
+            _write(found, place, wanted)
+        return found, moved
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(

@@ -69,6 +69,7 @@ class Found:
     failures: list[Failure] = field(default_factory=list)
     foreign: int = 0  # media without a record
     title: str = ""
+    sweeps: set[str] = field(default_factory=set)  # the identities of those that it is of; "" is that of no sweep
 
     def add(self, other: Found) -> None:
         """Takes in what was found elsewhere, a file that is there already once."""
@@ -77,6 +78,7 @@ class Found:
         self.failures += other.failures
         self.foreign += other.foreign
         self.title = ", ".join(filter(None, (self.title, other.title)))
+        self.sweeps |= other.sweeps
 
 
 def cell_of(path: Path, record: Mapping[str, Any], run_id: str | None = None, seconds: float | None = None) -> Cell:
@@ -106,15 +108,17 @@ def of_file(path: Path) -> Found:
     """
     job = path.with_name(JOB)
     if job.is_file():
-        beside = [cell for cell in of_job(job).cells if cell.path.name == path.name]
+        found = of_job(job)
+        beside = [cell for cell in found.cells if cell.path.name == path.name]
         if beside:
-            return Found(beside, title=path.name)
-    return Found([cell_of(path, media.read_record(path))], title=path.name)
+            return Found(beside, title=path.name, sweeps=found.sweeps)
+    return Found([cell_of(path, media.read_record(path))], title=path.name, sweeps={""})
 
 
 def of_folder(folder: Path) -> Found:
     """All media with a record below `folder`, and the jobs that failed. Those without a record are counted."""
-    found = Found(title=_title(folder))
+    title, identity = _sweep(folder)
+    found = Found(title=title)
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(place)
@@ -122,14 +126,18 @@ def of_folder(folder: Path) -> Found:
         known = {cell.path.name for cell in jobs.cells}
         found.cells += jobs.cells
         found.failures += jobs.failures
+        found.sweeps |= jobs.sweeps
         for name in sorted(names):
             path = here / name
             if path.suffix.lower() not in SUFFIXES or name in known or name.startswith("."):
                 continue
             try:
                 found.cells.append(cell_of(path, media.read_record(path)))
+                found.sweeps.add("")
             except MediaError:
                 found.foreign += PAGE not in names  # beside a report lie its own sheets
+    if identity:  # the folder is its own, whichever sweep made what it found in there
+        found.sweeps = {identity}
     return found
 
 
@@ -147,7 +155,7 @@ def of_job(file: Path) -> Found:
     images = _sequence(record.get("images"))
     shared = {key: value for key, value in record.items() if key != "images"}
     run_id = str(job["run_id"]) if job.get("run_id") else None
-    found = Found()
+    found = Found(sweeps={str(job.get("sweep") or "")})
     for index, entry in enumerate(_sequence(job.get("media"))):
         name = str(_mapping(entry).get("file"))
         path = file.with_name(Path(name).name)
@@ -165,13 +173,13 @@ def of_job(file: Path) -> Found:
     return found
 
 
-def _title(folder: Path) -> str:
-    """What a sweep calls itself, or the folder's name."""
+def _sweep(folder: Path) -> tuple[str, str]:
+    """What a sweep calls itself and its identity; of another folder its name, and nothing."""
     try:
         sweep = _mapping(json.loads((folder / SWEEP).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         sweep = {}
-    return str(sweep.get("name") or folder.resolve().name)
+    return str(sweep.get("name") or folder.resolve().name), str(sweep.get("identity") or "")
 
 
 def _seconds(timings: Mapping[str, Any]) -> float | None:

@@ -1,37 +1,148 @@
-"""Text on sheets: DejaVu Sans, which matplotlib ships and which has most of the world's alphabets."""
+"""Text on sheets and plots: DejaVu Sans, which matplotlib ships and which has most of the world's alphabets. What it
+lacks comes from a font that is installed, and what none of those has is written as `\\u6f22`: a box would tell nothing.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import unicodedata
+from collections.abc import Iterator
 from functools import cache
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 
 _FILE = ("mpl-data", "fonts", "ttf")
+_BLANK = ("Zs", "Cf", "Mn")  # kinds of characters that have nothing to draw, or draw on another
+
+_found: dict[tuple[bool, str], str] = {}  # by whether it is to be bold, and the letter: the file of a font that has it
 
 
 @cache
-def font(size: int, *, bold: bool = False) -> Any:
-    """A font of that many pixels. Matplotlib itself is not imported."""
-    found = importlib.util.find_spec("matplotlib")
-    for place in (found.submodule_search_locations or []) if found else []:
-        path = Path(place, *_FILE, "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+def _own(bold: bool) -> str:
+    """Matplotlib itself is not imported."""
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.submodule_search_locations
+    return str(Path(spec.submodule_search_locations[0], *_FILE, "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"))
 
 
-def wrapped(text: str, width: int, size: int, lines: int) -> list[str]:
-    """`text` in at most `lines` lines of `width` pixels; what is left over becomes an ellipsis."""
-    face = font(size)
+@cache
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
+
+
+def readable(text: str, *, bold: bool = False) -> str:
+    """`text` in letters that can be drawn."""
+    look_for(text, bold=bold)
+    return "".join(
+        letter if _file(letter, bold) else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+def look_for(text: str, *, bold: bool = False) -> None:
+    """Finds fonts for the letters of `text`, which is quicker for many than for one after the other."""
+    missing = {letter for letter in text if not _is_plain(letter) and (bold, letter) not in _found}
+    for file in _files(bold) if missing else ():
+        having = _having(file, missing)
+        _found.update({(bold, letter): file for letter in having})
+        missing -= having
+        if not missing:
+            return
+    _found.update({(bold, letter): "" for letter in missing})
+
+
+def families(text: str) -> list[str]:
+    """Names by which matplotlib knows the fonts of `text`, which is readable."""
+    from matplotlib import font_manager
+
+    look_for(text)
+    names = [font_manager.FontProperties(fname=_own(False)).get_name()]
+    for file in dict.fromkeys(_file(letter, False) for letter in text):
+        if file != _own(False):
+            font_manager.fontManager.addfont(file)
+            names.append(font_manager.FontProperties(fname=file).get_name())
+    return names
+
+
+def _is_plain(letter: str) -> bool:
+    return letter.isascii() and letter.isprintable()
+
+
+def _file(letter: str, bold: bool) -> str:
+    """The font of a letter that was looked for; empty where there is none."""
+    return _own(bold) if _is_plain(letter) else _found[bold, letter]
+
+
+def _files(bold: bool) -> Iterator[str]:
+    """DejaVu Sans, what letters were found in, and what else is installed: regular ones first."""
+    yield _own(bold)
+    yield from dict.fromkeys(file for file in _found.values() if file)
+
+    from matplotlib.font_manager import findSystemFonts
+
+    yield from sorted(findSystemFonts(), key=lambda file: ("regular" not in Path(file).name.lower(), file))
+
+
+def _having(file: str, letters: set[str]) -> set[str]:
+    """Which of `letters` a font draws: not as coloured pictures, which have sizes of their own."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        face = FT2Font(file)
+        if not face.scalable:
+            return set()
+        face.set_size(12, 72)
+        having = {letter for letter in letters if face.get_char_index(ord(letter))}
+        return {letter for letter in having if _is_blank(letter) or face.load_char(ord(letter)).width > 0}
+    except (OSError, RuntimeError):  # damaged, or of a kind that FreeType does not know
+        return set()
+
+
+def _is_blank(letter: str) -> bool:
+    return unicodedata.category(letter) in _BLANK
+
+
+def _runs(text: str, size: int, bold: bool) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
+    """Parts of a readable text that are of one font."""
+    look_for(text, bold=bold)
+    for file, letters in groupby(text, key=lambda letter: _file(letter, bold) or _own(bold)):
+        yield _font(file, size), "".join(letters)
+
+
+def length(text: str, size: int, *, bold: bool = False) -> float:
+    """How many pixels wide a readable text is in letters of `size` pixels."""
+    return sum(font.getlength(part) for font, part in _runs(text, size, bold))
+
+
+def write(
+    ink: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str, size: int, *, bold: bool = False
+) -> None:
+    """Draws a line of readable text; `place` is its upper left corner."""
+    x: float = place[0]
+    base = place[1] + _font(_own(bold), size).getmetrics()[0]
+    for font, part in _runs(text, size, bold):
+        ink.text((x, base), part, colour, font, anchor="ls")
+        x += font.getlength(part)
+
+
+def wrapped(text: str, width: int, size: int, lines: int, *, bold: bool = False) -> list[str]:
+    """`text`, readable, in at most `lines` lines of `width` pixels; what is left over becomes an ellipsis."""
+
+    def fits(line: str) -> bool:
+        return length(line, size, bold=bold) <= width
+
     found: list[str] = []
     line = ""
-    for word in " ".join(text.split()).split(" "):
-        for piece in _pieces(word, width, face):
+    for word in readable(" ".join(text.split()), bold=bold).split(" "):
+        pieces = [""]
+        for letter in word:  # cut where it is longer than a line
+            if pieces[-1] and not fits(pieces[-1] + letter):
+                pieces.append("")
+            pieces[-1] += letter
+        for piece in pieces:
             longer = f"{line} {piece}" if line else piece
-            if line and face.getlength(longer) > width:
+            if line and not fits(longer):
                 found.append(line)
                 line = piece
             else:
@@ -42,16 +153,6 @@ def wrapped(text: str, width: int, size: int, lines: int) -> list[str]:
     if len(found) <= lines:
         return found
     last = found[lines - 1]
-    while last and face.getlength(f"{last}…") > width:
+    while last and not fits(f"{last}…"):
         last = last[:-1]
     return [*found[: lines - 1], f"{last.rstrip()}…"]
-
-
-def _pieces(word: str, width: int, face: Any) -> list[str]:
-    """A word, cut where it is longer than a line."""
-    pieces = [""]
-    for letter in word:
-        if pieces[-1] and face.getlength(pieces[-1] + letter) > width:
-            pieces.append("")
-        pieces[-1] += letter
-    return pieces

@@ -105,7 +105,8 @@ def _of_run(run: FoundRun, reader: StoreReader, place: Path) -> Found:
     if seconds is not None:
         seconds -= run.metrics.get("time/load_s", 0.0)
     files = [path for path in reader.media(run, place) if path.suffix.lower() in cells.SUFFIXES]
-    return Found([_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files])
+    made = [_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
+    return Found(made, sweeps={run.tags.get("diffuse.sweep", "")})
 
 
 def _cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, seconds: float | None) -> Cell:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffuse.compare import fonts
 from diffuse.compare.axes import STEPS, Axis, Layout, is_number, shown
 from diffuse.compare.quality import Measured
 from diffuse.compare.sheet import SOFTWARE
@@ -70,6 +71,18 @@ def _points(
 
 
 def _draw(panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, series: Axis | None, path: Path) -> None:
+    from matplotlib import rc_context
+
+    names = [_short(shown(value)) for value in series.values] if series else []
+    with rc_context({"font.family": fonts.families("".join(names))}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what a font cannot do
+        figure = _figure(panels, along, series, names)
+        figure.savefig(path, metadata={"Software": SOFTWARE})
+
+
+def _figure(
+    panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, series: Axis | None, names: Sequence[str]
+) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(panels) + 0.6, 3.8), dpi=110, layout="constrained")
@@ -81,19 +94,16 @@ def _draw(panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, s
             for place in places:
                 plot.plot([place] * len(line[place]), line[place], ".", color=colour, alpha=0.25, markersize=4)
             means = [statistics.fmean(line[place]) for place in places]
-            name = _short(shown(series.values[number])) if series else None
-            plot.plot(places, means, "o-", color=colour, markersize=4, label=name)
+            plot.plot(places, means, "o-", color=colour, markersize=4, label=names[number] if series else None)
         plot.set_xlabel(along.label)
         plot.set_ylabel(title)
         plot.grid(alpha=0.25)
         plot.spines[["top", "right"]].set_visible(False)
         if series:
             plot.legend(title=series.label, fontsize=8, title_fontsize=8, frameon=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a prompt may have letters that the font lacks
-        figure.savefig(path, metadata={"Software": SOFTWARE})
+    return figure
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split()).replace("$", r"\$")  # which would be mathematics
+    text = fonts.readable(" ".join(text.split())).replace("$", r"\$")  # which would be mathematics
     return text if len(text) <= _NAME_CHARACTERS else f"{text[: _NAME_CHARACTERS - 1]}…"

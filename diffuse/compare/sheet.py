@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from diffuse.compare import fonts
 from diffuse.compare.axes import FILE, Axis, Layout
 from diffuse.compare.cells import Cell
-from diffuse.compare.fonts import font, wrapped
 from diffuse.compare.pixels import read
 
 MOST_SIDE = 12_000  # pixels of a page: what viewers, and a browser's canvas, open
@@ -26,6 +26,7 @@ _SMALL = 128  # a smaller one is drawn larger, by a whole factor
 _GAP = 6
 _MARGIN = 16
 _TEXT = 15
+_HEADING = 18
 _LINE = 20
 _LINES = 3  # of a head or a caption
 _CAPTION = _LINES * _LINE + _GAP
@@ -63,7 +64,11 @@ class Page:
 def write(cells: Sequence[Cell], plan: Layout, folder: Path) -> list[Path]:
     """Draws the sheets as PNG files into `folder` and returns where."""
     paths: list[Path] = []
-    for sheet in sheets_of(cells, plan):
+    sheets = sheets_of(cells, plan)
+    texts = [text for sheet in sheets for text in (*sheet.columns, *sheet.rows, *sheet.captions.values())]
+    fonts.look_for("".join(texts))
+    fonts.look_for("".join(sheet.heading for sheet in sheets), bold=True)
+    for sheet in sheets:
         size = _cell_size(list(sheet.cells.values()))
         pages = _pages(sheet, size)
         stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"sheet {sheet.heading}").strip("_.")[:_NAME_CHARACTERS]
@@ -170,8 +175,9 @@ def _pages(sheet: Sheet, size: tuple[int, int]) -> list[Page]:
 def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Image.Image:
     """One page."""
     width, height = size
-    heads = {column: wrapped(sheet.columns[column], width, _TEXT, _LINES) for column in page.columns if sheet.columns}
-    captions = {place: wrapped(text, width, _TEXT, _LINES) for place, text in sheet.captions.items()}
+    columns = page.columns if sheet.columns else ()
+    heads = {column: fonts.wrapped(sheet.columns[column], width, _TEXT, _LINES) for column in columns}
+    captions = {place: fonts.wrapped(text, width, _TEXT, _LINES) for place, text in sheet.captions.items()}
     above = max((len(lines) for lines in [*heads.values(), *captions.values()]), default=0) * _LINE
     left = _MARGIN + (_ROW_HEAD if sheet.rows else 0)
     top = _MARGIN + (_LINE + 10 if heading else 0) + above + (_GAP if above else 0)
@@ -180,7 +186,8 @@ def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Imag
     canvas = Image.new("RGB", (max(right, 240), top + len(page.rows) * step - _GAP + _MARGIN), _PAPER)
     ink = ImageDraw.Draw(canvas)
     if heading:
-        ink.text((_MARGIN, _MARGIN), wrapped(heading, canvas.width - 2 * _MARGIN, 18, 1)[0], _INK, font(18, bold=True))
+        (line,) = fonts.wrapped(heading, canvas.width - 2 * _MARGIN, _HEADING, 1, bold=True)
+        fonts.write(ink, (_MARGIN, _MARGIN), line, _INK, _HEADING, bold=True)
     for across, column in enumerate(page.columns):
         x = left + across * (width + _GAP)
         _write(ink, (x, top - _GAP), heads.get(column, ()))
@@ -193,7 +200,7 @@ def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Imag
                 ink.rectangle((x, y, x + width - 1, y + height - 1), _EMPTY)
     for down, row in enumerate(page.rows):
         if sheet.rows:
-            lines = wrapped(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
+            lines = fonts.wrapped(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
             _write(ink, (_MARGIN, top + down * step + len(lines) * _LINE), lines)
     return canvas
 
@@ -202,7 +209,7 @@ def _write(ink: ImageDraw.ImageDraw, bottom: tuple[int, int], lines: Sequence[st
     """Lines of text, the last of which ends at `bottom`."""
     x, y = bottom[0], bottom[1] - len(lines) * _LINE
     for number, line in enumerate(lines):
-        ink.text((x, y + number * _LINE), line, _INK, font(_TEXT))
+        fonts.write(ink, (x, y + number * _LINE), line, _INK, _TEXT)
 
 
 def _free(folder: Path, stem: str, taken: Sequence[Path]) -> Path:

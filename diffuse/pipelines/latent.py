@@ -152,7 +152,7 @@ class LatentPipeline:
         scheduler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
         seeds = request.seeds if seeds is None else seeds
-        batches = split(len(seeds), self.memory.batch_size)
+        batches = split(len(seeds), self.memory.together(request.width, request.height))
 
         # 1. The prompts become the denoiser's conditioning, and a picture the distribution of its latents.
         with clock.phase("encode_s"):

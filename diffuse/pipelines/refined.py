@@ -131,7 +131,7 @@ class Refined:
         relay.first.set_timesteps(request.num_inference_steps, request.timesteps)
         relay.second.set_timesteps(request.num_inference_steps, request.timesteps, skip=relay.step)
         seeds = request.seeds if seeds is None else seeds
-        batches = split(len(seeds), self.memory.batch_size)
+        batches = split(len(seeds), self.memory.together(request.width, request.height))
         generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
         steps = Steps((relay.calls + len(relay.second.timesteps)) * len(batches), on_step)
 

@@ -22,11 +22,10 @@ from omegaconf import DictConfig
 
 from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
-from diffuse.picture_input import read_picture
-from diffuse.request import ImageFormat, Step, TrackingConfig
-from diffuse.sweep import Sweep, job, start
+from diffuse.picture_input import Reader, read_picture
+from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
+from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
-from diffuse.terminal import saved, say
 
 if TYPE_CHECKING:
     from diffuse.opening import Opened
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
-_WAITING = 8  # jobs that are made and not yet saved
+_NAME_CHARACTERS = 50  # of a run
+_WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MADE, THERE, FAILED, LEFT, DOUBLE = "made", "there", "failed", "left", "double"
@@ -61,6 +61,11 @@ class Job:
         """What of its overrides is its own, for the user."""
         typed = configuration.typed(self.lines)
         return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
+
+    def name(self, axes: Sequence[str]) -> str:
+        """What its run is called. The tracking store's page makes a picture's place as wide as that."""
+        said = " ".join(self.said(axes).replace("num_inference_steps=", "steps=").split())
+        return said if len(said) <= _NAME_CHARACTERS else f"{said[: _NAME_CHARACTERS - 3]}..."
 
 
 class Told:
@@ -105,6 +110,7 @@ class Jobs:
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
         self._most: dict[str, int] = {}  # by it, how many jobs were too many at once
+        self._reader = Reader()  # of the pictures that jobs start from
         self._tracker: tracking.Tracker | None = None
         self._saver = _Saver()
         self._lock = threading.Lock()
@@ -137,17 +143,19 @@ class Jobs:
             self._saver.wait()
         return [self.all[each.key] if each.status == DOUBLE else each for each in jobs]
 
-    def sum_up(self, metrics: Mapping[str, float], report: Path | None) -> None:
-        """Records the sweep itself, in a run beside those of its jobs, with its report where there is one."""
+    def sum_up(self, metrics: Mapping[str, float], report: Sequence[Path]) -> None:
+        """Records the sweep itself, in a run beside those of its jobs, with the files of its report, if any."""
         of = self.sweep
         tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
         about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
         params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
         tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
-        summary = tracker.start(of.name, params, tags, about, id=f"{of.identity[:12]}-summary", again=of.again)
+        summary = tracker.start(of.name, params, tags, about, id=tracking.summary_id(of.identity), again=of.again)
         summary.log_metrics(metrics)
-        if report is not None:
-            summary.log_files(report)
+        if report:
+            summary.log_files(report[0].parent.name, report)
+            for step, sheet in enumerate(path for path in report if path.match("sheet*.png")):
+                summary.log_sheet(sheet, step)
         summary.finish()
 
     def close(self) -> list[str]:
@@ -197,7 +205,7 @@ class Jobs:
         cfg.output.dir = str(each.folder)
         if each.draft is not None:
             return cfg, each.draft
-        (draft,) = validation.drafts(cfg)
+        (draft,) = validation.drafts(cfg, reader=self._reader)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             each.draft = draft
@@ -234,8 +242,10 @@ class Jobs:
     def _batch_size(self, each: Job) -> int:
         """How many jobs like this one can be made at once."""
         try:
-            cfg, _ = self._configured(each)
-            fit = int(self._open(each, cfg).pipeline.memory.batch_size) // cfg.num_images
+            cfg, draft = self._configured(each)
+            pipeline = self._open(each, cfg).pipeline
+            request = draft.request(pipeline.default_size())
+            fit = pipeline.memory.together(request.width, request.height) // request.num_images
             return max(min(fit, self._most.get(each.levels[0], fit)), 1)
         except Exception:
             return 1  # what is wrong with it comes up again when it is begun
@@ -263,8 +273,9 @@ class Jobs:
                 cfg, draft = self._configured(each)
                 prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
-                name = job.run_id(each.folder, each.key, self.sweep.identity)
-                place = run.Place(self.sweep.identity, each.key, name, self.sweep.again or each.again)
+                of = self.sweep
+                run_id = job.run_id(each.folder, each.key, of.identity)
+                place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again or each.again)
                 begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self.end(each, FAILED, error)
@@ -278,13 +289,17 @@ class Jobs:
         try:
             made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
         except Exception as error:
-            if len(begun) > 1:  # one has spoiled it for the others, or there is not the memory for so many
-                if isinstance(error.__cause__, RuntimeError):  # of the device's memory
-                    self._most[begun[0][0].levels[0]] = len(begun) // 2
-                for one in begun:
-                    self._make([one])
-            else:
+            if len(begun) == 1:
                 self._failed(*begun[0], error)
+                return
+            # One has spoiled it for the others, or there is not the memory for so many.
+            costly, half = begun[0][0].levels[0], -(-len(begun) // 2)
+            if isinstance(error.__cause__, RuntimeError):  # of the device's memory
+                self._most[costly] = half
+            while begun:
+                size = min(half, self._most.get(costly, half))
+                self._make(begun[:size])
+                begun = begun[size:]
             return
         except BaseException as error:
             for _, run_begun in begun:
@@ -386,30 +401,3 @@ class _Saver:
                 work()
             finally:
                 self._work.task_done()
-
-
-def task(cfg: DictConfig) -> list[Path]:
-    """One job, as a launcher that knows nothing of `Jobs` runs it, in whatever process: Hydra's task function.
-
-    Prints the paths on standard output. Raises what the job failed with.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.get()
-    folder = Path(hydra.sweep.dir)
-    told = sweep.read(folder)
-    if told is None:
-        raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
-    jobs = Jobs(told, cfg.tracking, lambda lines: cfg)
-    try:
-        with start.followed(folder, start.current(folder), jobs.interruption):
-            (made,) = jobs.make([list(hydra.overrides.task)], hydra.job.num)
-    finally:
-        warnings = jobs.close()
-    for warning in [*jobs.told.warnings, *warnings]:
-        say(f"warning: {warning}")
-    if made.error is not None:
-        raise made.error
-    for path in made.paths:
-        saved(path)
-    return made.paths

@@ -1,5 +1,5 @@
 """Hydra's launcher for the jobs of a sweep in one process: every sweeper can use it, and what it is given is made by
-`Jobs`. Other launchers run `task`, one job at a time and wherever they like."""
+`Jobs`. Others, in `launchers`, have jobs made elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from diffuse import configuration, objective
 from diffuse.errors import ConfigError
 from diffuse.sweep.jobs import Job, Jobs
 
-_HYDRAS = configuration.HYDRAS.encode()
 _KEPT = 1000  # configurations, of 70 kB each
 
 _current: list[Jobs] = []  # those that make what is launched
@@ -47,11 +46,18 @@ def making() -> Jobs:
     return _current[-1]
 
 
+def working() -> Jobs | None:
+    """The same, for a job that may be made in another process, which has none."""
+    return _current[-1] if _current else None
+
+
 class SweepLauncher(Launcher):
     """See `conf/hydra/launcher/diffuse.yaml`."""
 
+    calls_back = False  # whether `hydra.callbacks` are told of single jobs
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        for callback in hydra_context.callbacks.callbacks:
+        for callback in () if self.calls_back else hydra_context.callbacks.callbacks:
             _check_callback(callback)
         self.composer = Composer(hydra_context.config_loader)
         # This is the sweeper's too, which composes every job to check it.
@@ -87,7 +93,7 @@ class Composer:
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._bases: dict[tuple[str, ...], bytes] = {}
+        self._bases: dict[tuple[str, ...], tuple[bytes, bool]] = {}
         self._kept: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
         self._parse = lru_cache(10 * _KEPT)(self._parsed)
 
@@ -102,9 +108,9 @@ class Composer:
             return self._kept[key]
         parsed = [self._parse(line) for line in key]
         chosen = tuple(line for line, (_, is_choice) in zip(key, parsed, strict=True) if is_choice)
-        base = self._base(master_config, chosen)
+        base, asks_hydra = self._base(master_config, chosen)
         cfg: DictConfig
-        if _HYDRAS in base or any(configuration.HYDRAS in line.replace("\\", "") for line in key):
+        if asks_hydra or any(configuration.HYDRAS in line.replace("\\", "") for line in key):
             cfg = self._composed(master_config, key)  # what Hydra says depends on all of the job's overrides
         else:
             cfg = pickle.loads(base)
@@ -114,10 +120,12 @@ class Composer:
             self._kept.popitem(last=False)
         return cfg
 
-    def _base(self, master_config: DictConfig, chosen: tuple[str, ...]) -> bytes:
-        """What the choices give, pickled, which is copied five times as fast as by `deepcopy`."""
+    def _base(self, master_config: DictConfig, chosen: tuple[str, ...]) -> tuple[bytes, bool]:
+        """What the choices give, pickled, which is copied five times as fast as by `deepcopy`; and whether a value
+        in it may be Hydra's to give."""
         if chosen not in self._bases:
-            self._bases[chosen] = pickle.dumps(self._composed(master_config, chosen, settle=False))
+            base = pickle.dumps(self._composed(master_config, chosen, settle=False))
+            self._bases[chosen] = base, configuration.HYDRAS.encode() in base
         return self._bases[chosen]
 
     def _composed(self, master_config: DictConfig, lines: Sequence[str], settle: bool = True) -> DictConfig:

@@ -23,7 +23,8 @@ from diffuse.tracking import journal, page, process
 from diffuse.tracking.journal import Entry, Spool
 from diffuse.tracking.store import Store
 
-SWEEP_KIND = {"diffuse.kind": "sweep"}  # the tag of the run that sums a sweep up
+SWEEP_KIND = page.SWEEP_KIND
+_SWEEP_CHARACTERS = 12
 _ID = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 
 
@@ -52,11 +53,14 @@ class TrackedRun:
     def log_media(self, path: Path, step: int = 0) -> None:
         """A saved picture: the file itself under `media/`, and the image that MLflow shows. `step` counts the run's."""
 
+    def log_sheet(self, path: Path, step: int = 0) -> None:
+        """A contact sheet, among the images that MLflow shows. It has to stay until the tracker closes."""
+
     def log_text(self, name: str, text: str) -> None:
         """A small text file; it replaces an earlier one of the same name."""
 
-    def log_files(self, folder: Path) -> None:
-        """All files of a folder, below its name. They are read later, and have to stay until the tracker closes."""
+    def log_files(self, name: str, files: Sequence[Path]) -> None:
+        """Files, below `name`, in the place of those that were there. They have to stay until the tracker closes."""
 
     def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
         """End the run: it failed where there is an `error`, and was killed where the user `interrupted` it."""
@@ -105,6 +109,11 @@ def prepare(cfg: TrackingConfig) -> None:
         process.worker()
 
 
+def summary_id(sweep: str) -> str:
+    """The name of the run that sums up the sweep of that identity."""
+    return f"{sweep[:_SWEEP_CHARACTERS]}-summary"
+
+
 def ui(cfg: TrackingConfig, port: int | None = None) -> None:
     """Open the pages of the store, print the link that shows the pictures, and end with Ctrl-C.
 
@@ -148,20 +157,25 @@ class JournaledRun(TrackedRun):
         self.write({"metrics": [(key, float(value), 0) for key, value in metrics.items() if value is not None]})
 
     def log_media(self, path: Path, step: int = 0) -> None:
+        self._log_picture(path, step)
+
+    def log_sheet(self, path: Path, step: int = 0) -> None:
+        self._log_picture(path, step, key=page.SHEET_KEY)
+
+    def _log_picture(self, path: Path, step: int, **key: str) -> None:
         path = Path(path).absolute()
         try:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
             self._tracker.cannot_write(error)
         else:
-            self.write({"media": [{"path": str(path), "step": step, "sha256": digest}]})
+            self.write({"media": [{"path": str(path), "step": step, "sha256": digest, **key}]})
 
     def log_text(self, name: str, text: str) -> None:
         self.write({"texts": {name: text}})
 
-    def log_files(self, folder: Path) -> None:
-        folder = Path(folder).absolute()
-        self.write({"folders": [(str(folder), folder.name)]})
+    def log_files(self, name: str, files: Sequence[Path]) -> None:
+        self.write({"files": {name: [str(Path(file).absolute()) for file in files]}})
 
     def finish(self, error: str | None = None, *, interrupted: bool = False) -> None:
         status = "KILLED" if interrupted else "FAILED" if error is not None else "FINISHED"

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuse.tracking import journal, mlflow_store
+from diffuse.tracking import journal, mlflow_store, page
 from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, Stored
 from diffuse.tracking.store import Store
 
 _LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
 _TOGETHER = 20  # runs in one transaction, during which nobody else can write
-_LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # has the page look for pictures
 _KILLED = "the process ended before the run did"
 
 
@@ -36,7 +35,7 @@ class Waiting:
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, time, step
     texts: dict[str, str] = field(default_factory=dict)
     media: list[dict[str, Any]] = field(default_factory=list)
-    folders: list[tuple[str, str]] = field(default_factory=list)  # from where, and under what name
+    files: dict[str, list[str]] = field(default_factory=dict)  # by the name that they go below
     weights: dict[str, Any] | None = None
     end: tuple[str, int] | None = None  # status and time
     since: float | None = None  # when the first of it was read
@@ -71,7 +70,7 @@ class Run:
             waiting.metrics += [(key, value, event["time"], step) for key, value, step in event.get("metrics", ())]
             waiting.texts |= event.get("texts", {})
             waiting.media += event.get("media", ())
-            waiting.folders += [(source, name) for source, name in event.get("folders", ())]
+            waiting.files |= event.get("files", {})
             waiting.weights = event.get("weights", waiting.weights)
             if "end" in event:
                 waiting.end = (event["end"], event["time"])
@@ -118,7 +117,7 @@ class Spool:
         """Sends all that waits of `run` but its files, the run itself first. Raises as MLflow does."""
         waiting = run.waiting
         if waiting.media:
-            waiting.tags |= _LOGGED_IMAGES
+            waiting.tags |= page.LOGGED_IMAGES
         tags = waiting.tags
         if run.stored is None:
             run.stored, is_new = self._enter(run, connection)
@@ -155,10 +154,12 @@ class Spool:
         return connection.create(experiment, begin["name"], begin["time"], tags), True
 
     def _send_files(self, waiting: Waiting, stored: Stored, connection: Connection) -> None:
-        if not (waiting.texts or waiting.media or waiting.folders):
+        for name, files in waiting.files.items():
+            self._send_below(name, [Path(file) for file in files], stored, connection)
+        if not (waiting.texts or waiting.media):
             return
-        with tempfile.TemporaryDirectory(prefix="diffuse-") as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory(prefix="diffuse-") as place:
+            folder = Path(place)
             for path, text in waiting.texts.items():
                 (folder / path).write_text(text, encoding="utf-8", errors="backslashreplace")
             for media in waiting.media:
@@ -167,16 +168,21 @@ class Spool:
                 except (OSError, ValueError) as error:
                     self._warn("", error)
             self._try(lambda: connection.log_folder(stored, folder))
-        for source, target in waiting.folders:
-            if Path(source).is_dir():
-                self._try(lambda source=source, target=target: connection.log_folder(stored, Path(source), target))  # type: ignore[misc]
-            else:
-                self._warn("", FileNotFoundError(f"{source} is gone, and is left out of its run"))
+
+    def _send_below(self, name: str, files: list[Path], stored: Stored, connection: Connection) -> None:
+        there = [file for file in files if file.is_file()]
+        for file in [file for file in files if file not in there]:
+            self._warn("", FileNotFoundError(f"{file} is gone, and is left out of its run"))
+        if there:
+            self._try(lambda: connection.replace_files(stored, name, there))
 
     def _stage(self, media: Mapping[str, Any], stored: Stored, folder: Path) -> None:
         path = Path(media["path"])
         if hashlib.sha256(path.read_bytes()).hexdigest() != media["sha256"]:
             raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
+        if media.get("key") == page.SHEET_KEY:  # whose file goes with the report
+            mlflow_store.stage_picture(path, media["step"], stored, folder, sheet=True)
+            return
         (folder / "media").mkdir(exist_ok=True)
         os.symlink(path, folder / "media" / path.name)
         mlflow_store.stage_picture(path, media["step"], stored, folder)

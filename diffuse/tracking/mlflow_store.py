@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 import sqlite3
+import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ CONNECT_SECONDS = 5.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
+_SHEET_SIDE = 1024
 _SHOWN = (".png", ".jpg", ".jpeg", ".webp")
 
 ERROR_TAG = "diffuse.error"
@@ -187,6 +189,7 @@ class Connection:
     def log_weights(self, run: Stored, weights: Mapping[str, Any]) -> None:
         """What the run read, as MLflow records a dataset: its source with the whole digest, and a shortened one."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         source = str(weights["source"])
         local = "/" in source and Path(source).is_absolute()
@@ -196,16 +199,28 @@ class Connection:
             source_type="local" if local else "hf",
             source=storable(json.dumps(dict(weights))),
         )
-        self._client.log_inputs(run.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])])
+        used = [DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])]
+        try:
+            self._client.log_inputs(run.run_id, used)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # Of several that record new weights at the same moment, the database takes one; now they are there.
+            self._client.log_inputs(run.run_id, used)
 
-    def log_folder(self, run: Stored, folder: Path, name: str | None = None) -> None:
-        """Every file below `folder`, there below `name`; each replaces an earlier one of that name."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    def log_folder(self, run: Stored, folder: Path) -> None:
+        """Every file below `folder`; each replaces an earlier one of that name."""
+        self._artifacts(run).log_artifacts(str(folder))
 
+    def replace_files(self, run: Stored, name: str, files: Sequence[Path]) -> None:
+        """See `replace_files`."""
+        replace_files(self._artifacts(run), name, files)
+
+    def _artifacts(self, run: Stored) -> Any:
         if self._repository[0] != run.artifact_uri:
             # What the client does as well, after it has asked the store for what is known here.
-            self._repository = run.artifact_uri, get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
-        self._repository[1].log_artifacts(str(folder), name)
+            self._repository = run.artifact_uri, repository(run.artifact_uri, self._uri)
+        return self._repository[1]
 
     def reopen(self, run: Stored) -> None:
         """Has a run that ended once be of the status RUNNING again, without the error that it may have ended with."""
@@ -218,7 +233,32 @@ class Connection:
         self._client.set_terminated(run.run_id, status=status, end_time=end_time)
 
 
-def stage_picture(path: Path, step: int, run: Stored, folder: Path) -> None:
+def repository(artifact_uri: str, store_uri: str) -> Any:
+    """MLflow's access to the files of a run."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(artifact_uri, tracking_uri=store_uri)
+
+
+def replace_files(repository: Any, name: str, files: Sequence[Path]) -> None:
+    """Lays `files` below `name`, and removes what else was there: it is of an earlier report, say."""
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as place:
+        for file in files:
+            os.symlink(file.absolute(), Path(place, file.name))
+        repository.log_artifacts(place, name)
+    new = {file.name for file in files}
+    for there in repository.list_artifacts(name):
+        if there.is_dir or Path(there.path).name in new:
+            continue
+        try:
+            repository.delete_artifacts(there.path)
+        except Exception as error:
+            if is_away(error):
+                raise
+            return  # not every place of files lets them be removed; then the old ones lie beside the new
+
+
+def stage_picture(path: Path, step: int, run: Stored, folder: Path, *, sheet: bool = False) -> None:
     """Lays a saved picture into `folder` as MLflow's log_image would name it: whole and small.
 
     log_image draws a random name for each call, so that one made again would double the picture, and makes eight calls
@@ -228,19 +268,24 @@ def stage_picture(path: Path, step: int, run: Stored, folder: Path) -> None:
         return
     from PIL import Image
 
+    key, side = (page.SHEET_KEY, _SHEET_SIDE) if sheet else (page.IMAGE_KEY, _SHOWN_SIDE)
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{run.run_id} {step}")
     images = folder / "images"
     images.mkdir(exist_ok=True)
-    shown = images / f"{page.IMAGE_KEY}+step+{step}+timestamp+{run.start_time}+{name}.png"
+    shown = images / f"{key}+step+{step}+timestamp+{run.start_time}+{name}.png"
     with Image.open(path) as picture:
         if path.suffix.lower() == ".png":
             os.symlink(path, shown)
         else:
             picture.convert("RGB").save(shown)
         small = picture.convert("RGB")
-        scale = _SHOWN_SIDE / max(small.size)
+        scale = side / max(small.size)
         if scale < 1:
             small = small.resize([max(1, round(side * scale)) for side in small.size])
+        if sheet:  # the page centres it in a square, most of which may lie below what a window shows
+            square = Image.new("RGBA", (max(small.size),) * 2)
+            square.paste(small)
+            small = square
         small.save(shown.with_name(f"{shown.stem}+compressed.webp"))
 
 

@@ -5,6 +5,7 @@ MLflow's server runs as a process of its own, so nothing of MLflow is imported h
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -17,14 +18,18 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
+from diffuse.tracking import app
 from diffuse.tracking.store import Store
 
 IMAGE_KEY = "image"  # under which a run logs its pictures
+SHEET_KEY = "sheet"  # and a sweep its contact sheets
+LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # the tag that has the page look for pictures
+SWEEP_KIND = {"diffuse.kind": "sweep"}  # the tag of the run that sums a sweep up
 HOST = "127.0.0.1"
 _START_SECONDS = 120  # MLflow's imports, on a busy machine
 _STOP_SECONDS = 10
@@ -33,33 +38,20 @@ _ANSWER_SECONDS = 10
 _VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
 # The charts as they would be shared by hand: the pictures of all runs side by side, before any metric.
 _SHARED = "pictures"
-_CHARTS: dict[str, Any] = {
-    "isAccordionReordered": True,  # not by the alphabet
-    "compareRunCharts": [
-        {
-            "type": "IMAGE",
-            "uuid": "pictures",
-            "metricSectionId": "pictures-section",
-            "imageKeys": [IMAGE_KEY],
-            "step": 0,
-            "showRunParams": False,
-            "isGenerated": False,
-            "deleted": False,
-        }
-    ],
-    "compareRunSections": [
-        {
-            "uuid": "pictures-section",
-            "name": "Pictures",
-            "columns": 1,
-            "cardHeight": 700,
-            "display": True,
-            "isReordered": False,
-            "isGenerated": False,
-            "deleted": False,
-        }
-    ],
-}
+_RUNS_SHOWN = 10  # whose pictures MLflow's chart has, and no more; a larger sweep's are on its contact sheet
+
+
+def _charts(keys: Sequence[str]) -> dict[str, Any]:
+    """The state of the page that has a chart for each of `keys`, under which pictures are logged."""
+    chart = {"type": "IMAGE", "metricSectionId": "pictures", "step": 0, "showRunParams": False}
+    section = {"uuid": "pictures", "name": "Pictures", "columns": 1, "cardHeight": 700, "display": True}
+    mine = {"isGenerated": False, "deleted": False}
+    return {
+        "isAccordionReordered": True,  # not by the alphabet
+        "runsHiddenMode": "SHOW_ALL",  # not the newest ten, of which one is the sweep itself
+        "compareRunCharts": [{**chart, **mine, "uuid": f"pictures-{key}", "imageKeys": [key]} for key in keys],
+        "compareRunSections": [{**section, "isReordered": False, "isGenerated": False, "deleted": False}],
+    }
 
 
 def serve(store: Store, port: int | None = None, ready: Callable[[str], None] = print) -> None:
@@ -104,6 +96,8 @@ def _free_port(port: int | None) -> int:
 
 def _start(store: Store, port: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    if importlib.metadata.entry_points(group=app.GROUP, name=app.NAME):  # none where diffuse is not installed
+        command += ["--app-name", app.NAME]
     settings = {
         "MLFLOW_BACKEND_STORE_URI": store.uri,  # may hold a password, which arguments would show to everybody
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -142,12 +136,24 @@ def _link(page: str, experiment: str) -> str:
     except (OSError, ValueError, KeyError):
         return f"{page}/#/experiments"
     link = f"{page}/#/experiments/{number}/runs?{_VIEW}"
-    tag = {"experiment_id": number, "key": f"mlflow.sharedViewState.{_SHARED}", "value": json.dumps(_CHARTS)}
     try:
+        charts = _charts([SHEET_KEY, IMAGE_KEY] if _is_large_sweep(page, number) else [IMAGE_KEY])
+        tag = {"experiment_id": number, "key": f"mlflow.sharedViewState.{_SHARED}", "value": json.dumps(charts)}
         with _get(f"{page}/api/2.0/mlflow/experiments/set-experiment-tag", tag):
             return f"{link}&viewStateShareKey={_SHARED}"
-    except OSError:  # a server that lets nobody write; its pictures are further down the page
+    except (OSError, ValueError, KeyError):  # a server that lets nobody write; its pictures are further down the page
         return link
+
+
+def _is_large_sweep(page: str, number: str) -> bool:
+    """Whether the newest run is of a sweep with a contact sheet, which has more pictures than the chart shows."""
+    newest = {"experiment_ids": [number], "max_results": 1, "order_by": ["attributes.start_time DESC"]}
+    with _get(f"{page}/api/2.0/mlflow/runs/search", newest) as answer:
+        runs = json.load(answer).get("runs", [])
+    data = runs[0]["data"] if runs else {}
+    tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
+    jobs = sum(metric["value"] for metric in data.get("metrics", []) if metric["key"] in ("jobs/made", "jobs/there"))
+    return tags.items() >= {**SWEEP_KIND, **LOGGED_IMAGES}.items() and jobs > _RUNS_SHOWN
 
 
 def _get(address: str, posted: dict[str, Any] | None = None) -> Any:

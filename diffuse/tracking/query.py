@@ -1,9 +1,9 @@
-"""What a tracking store knows of runs: for those who compare them, and who make one again."""
+"""What a tracking store knows of runs: for those who compare them, whose reports it takes, and who make one again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,23 @@ class FoundRun:
     params: Mapping[str, str]
     metrics: Mapping[str, float]  # the last of each
     tags: Mapping[str, str]
+    artifact_uri: str
+
+
+def add_files(cfg: TrackingConfig, name: str, below: str, files: Sequence[Path]) -> None:
+    """Lays `files` below `below` in the run `name`, in the place of what was there. Nothing else of it changes.
+
+    Nothing happens where nothing is tracked, or the store or the run is not there. Raises ConfigError for an address
+    that can hold no runs, RunError for a store that cannot be reached, and what MLflow raises where it takes no files.
+    """
+    if cfg.name == "none":
+        return
+    store = Store.of(cfg)
+    try:
+        run = StoreReader(cfg).run(name)
+    except ConfigError:
+        return
+    mlflow_store.replace_files(mlflow_store.repository(run.artifact_uri, store.uri), below, files)
 
 
 class StoreReader:
@@ -153,7 +170,8 @@ class StoreReader:
 
 def _found(run: Any) -> FoundRun:
     info, data = run.info, run.data
-    return FoundRun(info.run_id, info.run_name, info.status, dict(data.params), dict(data.metrics), dict(data.tags))
+    known = dict(data.params), dict(data.metrics), dict(data.tags)
+    return FoundRun(info.run_id, info.run_name, info.status, *known, info.artifact_uri)
 
 
 def _quoted(text: str) -> str:

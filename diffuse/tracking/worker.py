@@ -11,6 +11,7 @@ ID}` of a run that has come to the store, `{"working": true}` now and then, and 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -29,6 +30,7 @@ from diffuse.tracking.store import Store
 from diffuse.tracking.system import System
 
 _NICENESS = 5  # on a busy machine, the picture goes first
+_GARBAGE = 100_000, 20, 100  # objects between Python's searches for cycles: MLflow's imports make many that stay
 _POLL_SECONDS = 1.0  # between looks at runs that go on
 _SOON_SECONDS = 2.0  # after which it is tried again in the end
 _RETRY_SECONDS = 1.0, 60.0  # until a store that went away is tried again: at first, and at most
@@ -159,6 +161,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that makes pictures
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
+    gc.set_threshold(*_GARBAGE)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever MLflow prints is no message
 

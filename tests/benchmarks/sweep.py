@@ -1,13 +1,14 @@
 """A sweep in one process, against the same pictures by single runs and by a plain loop over a diffusers pipeline.
 
-python tests/benchmarks/sweep.py                  16 seeds x 5, 10, 20 steps of the tiny checkpoint, one thread
+python tests/benchmarks/sweep.py                  16 seeds x 5, 10, 20 steps of the tiny checkpoint, two threads
+python tests/benchmarks/sweep.py --threads 1      one thread, which leaves the others to what tracks
 python tests/benchmarks/sweep.py --repetitions 3  the median of more
 
 Each is a process of its own, from its start to its end, on a copy of an empty MLflow store. The loop keeps one pipeline
 and logs with MLflow what a run of diffuse logs: parameters, tags, metrics by step, the file, the image with its slider,
 three texts. Of the single runs one of each number of steps is timed, and counts sixteen times. What tracking and saving
-cost is the sweep's time over that of the same sweep with `tracking=none`, and over that of the computing in it alone:
-the same batches, without a start, weights to read, or anything saved. Seconds are of the clock, and of all processors.
+cost is the sweep's time over that of the same sweep which forgets its pictures, with `tracking=none`. Computing alone
+are the same batches, without a start or weights to read. Seconds are of the clock, and of all processors.
 """
 
 from __future__ import annotations
@@ -27,24 +28,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from peers import TINY
+import diffuse
 
+TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 SEEDS, STEPS = range(16), (5, 10, 20)
 PROMPT, SCALE = "a rocket on a blue background", 3.0
 JOBS = len(SEEDS) * len(STEPS)
+AXES = ("-m", f"seed=range(0,{len(SEEDS)})", f"num_inference_steps={','.join(map(str, STEPS))}")
 _ADOPT = 36  # Linux's PR_SET_CHILD_SUBREAPER
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", default="full_gpu", help="memory profile; the loop batches guidance as this one")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--computing", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--forgetting", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
         peer()
+    elif options.forgetting:
+        forgetting(options)
     elif options.computing:
         computing(options)
     else:
@@ -63,14 +69,14 @@ def command(options: argparse.Namespace, *overrides: str) -> list[str]:
 
 def compare(options: argparse.Namespace) -> None:
     ctypes.CDLL(None).prctl(_ADOPT, 1)
-    axes = ("-m", f"seed=range(0,{len(SEEDS)})", f"num_inference_steps={','.join(map(str, STEPS))}")
     this = [sys.executable, __file__, f"--threads={options.threads}", f"--profile={options.profile}"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         empty_store(folder / "empty.db")
         kinds: dict[str, Callable[[], tuple[float, float]]] = {
-            "sweep": lambda: timed(command(options, *axes), folder),
-            "sweep, untracked": lambda: timed(command(options, *axes, "tracking=none"), folder),
+            "sweep": lambda: timed(command(options, *AXES), folder),
+            "sweep, untracked": lambda: timed(command(options, *AXES, "tracking=none"), folder),
+            "nothing saved": lambda: timed([*this, "--forgetting"], folder),
             "computing alone": lambda: timed([*this, "--computing"], folder),
             "single runs": lambda: singles(options, folder),
             "diffusers' loop": lambda: timed([*this, "--peer"], folder),
@@ -119,8 +125,22 @@ def empty_store(file: Path) -> None:
     mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
 
 
+def forgetting(options: argparse.Namespace) -> None:
+    """The sweep as it would be if it cost nothing to save a picture."""
+    from diffuse import cli
+    from diffuse.sweep import jobs
+
+    def forget(self: jobs.Jobs, each: jobs.Job, *rest: Any) -> None:
+        self.end(each, jobs.MADE)
+
+    setattr(jobs.Jobs, "_save", forget)  # noqa: B010
+    cli.main([*command(options, *AXES, "tracking=none")[3:]])
+
+
 def computing(options: argparse.Namespace) -> None:
     """The sweep's pictures by the pipeline alone, in its batches: nothing is saved or recorded."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command does
+
     from diffuse import configuration, run, validation
 
     prepared = []
@@ -129,7 +149,8 @@ def computing(options: argparse.Namespace) -> None:
             overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
             cfg = configuration.compose(overrides)
             prepared.append(run.prepare(cfg, validation.drafts(cfg)[0]))
-    size = prepared[0].opened.pipeline.memory.batch_size
+    request = prepared[0].request
+    size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
     run.make(prepared[:1])  # reads the weights
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(prepared), size):

@@ -84,11 +84,11 @@ def work(told: Told, task: Task) -> Done:
     try:
         jobs = _jobs(told)
         with start.followed(told.of.folder, told.start, jobs.interruption):
-            made = [_ended(each) for each in jobs.do(given)]
+            made = [ended(each) for each in jobs.do(given)]
     except KeyboardInterrupt:
-        made = [_ended(each) if each.status else Ended(LEFT, None, [], {}) for each in given]
+        made = [ended(each) if each.status else Ended(LEFT, None, [], {}) for each in given]
     except Exception as error:  # none of the jobs': the worker cannot work
-        made = [Ended(FAILED, _sendable(error), [], {})] * len(task.jobs)
+        made = [Ended(FAILED, sendable(error), [], {})] * len(task.jobs)
     return Done(made, _warnings())
 
 
@@ -127,11 +127,12 @@ def _jobs(told: Told) -> Jobs:
     return _process.jobs[told.of.identity]
 
 
-def _ended(job: Job) -> Ended:
-    return Ended(job.status, None if job.error is None else _sendable(job.error), job.paths, job.metrics)
+def ended(job: Job) -> Ended:
+    """What became of a job, for another process."""
+    return Ended(job.status, None if job.error is None else sendable(job.error), job.paths, job.metrics)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """The error with its traceback as text, which pickling would lose."""
     if not isinstance(error, DiffuseError):
         error.add_note("".join(traceback.format_exception(error)))
