@@ -200,6 +200,16 @@ def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -
     assert not psutil.wait_procs(workers, timeout=5)[1] and not processes_in(tmp_path)
 
 
+def test_workers_of_joblib_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    process = start("-m", *QUICK, *LONG, "hydra/launcher=joblib", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    until(lambda: made(tmp_path / "out"))
+    workers = processes_in(tmp_path)
+    assert len(workers) > 1
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
 def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path: Path) -> None:
     """As on other machines, nothing ends them but what they see in the folder."""
     command = ("-m", *QUICK, *ALONE, "seed=range(0,10)", "hydra/launcher=submitit_local")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -54,11 +56,21 @@ def shared_out(cards: Sequence[str], worker: int) -> dict[str, str]:
 
 
 def _stay() -> None:
-    """A process of loky's ends, with all that it has loaded, when it has grown since its first task: as one does whose
-    next model is larger."""
+    """Has a process of loky's live as long as the one that started it, and end with it, however that ends.
+
+    By itself it ends, with all that it has loaded, when it has grown since its first task, as one does whose next model
+    is larger; and waits for ever, with its card, for one that was killed.
+    """
     from joblib.externals.loky import process_executor
 
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="diffuse-parent", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def _cores() -> int:
