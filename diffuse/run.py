@@ -88,7 +88,7 @@ class Begun:
 
     def failed(self, error: BaseException) -> None:
         """Records why the run ended without its pictures."""
-        stopped = isinstance(error, KeyboardInterrupt | Stop)
+        stopped = isinstance(error, KeyboardInterrupt | Stop | SystemExit)
         self.tracked.finish(f"{type(error).__name__}: {error}", interrupted=stopped)
 
 

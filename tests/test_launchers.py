@@ -14,15 +14,19 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from command import Done, diffuse, finished, start
+from omegaconf import OmegaConf
 
-from diffuse import hardware
-from diffuse.sweep.launchers.joblib import JoblibLauncher
+from diffuse import hardware, opening, sweep
+from diffuse.configuration import TINY
+from diffuse.sweep.launchers import ray as launchers_ray
+from diffuse.sweep.launchers.joblib import JoblibLauncher, Processes
 from diffuse.sweep.launchers.spread import Pool
 from diffuse.sweep.launchers.work import Done as Came
 from diffuse.sweep.launchers.work import Task, Told, work
@@ -32,6 +36,8 @@ ray = pytest.importorskip("ray")
 CACTUS = ("hardware=cpu", "prompt=a cactus", "num_inference_steps=2")
 QUICK = (*CACTUS, "tracking=none", "report.make=false", "output.dir=out")
 SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
+ALONE = ("hardware.deterministic=strict", "num_inference_steps=80")  # jobs are made one at a time
+LONG = (*ALONE, "seed=range(0,12)")
 
 
 def made(folder: Path) -> list[dict[str, Any]]:
@@ -69,8 +75,30 @@ def check(done: Done, folder: Path, seeds: int) -> None:
     assert all((folder / path).is_file() for path in done.paths)
 
 
-def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path) -> None:
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+def tracked(folder: Path, empty: Path) -> Path:
+    """The tracking store of commands in a folder, which is new."""
+    (folder / "outputs").mkdir()
+    return Path(shutil.copy(empty, folder / "outputs" / "mlflow.db"))
+
+
+def runs(store: Path) -> list[tuple[str, str]]:
+    """The job and the status of each run."""
+    with sqlite3.connect(store) as connection:
+        query = (
+            "select tags.value, runs.status from runs join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'diffuse.job'"
+        )
+        return sorted(connection.execute(query))
+
+
+def once(folder: Path) -> list[tuple[str, str]]:
+    """What `runs` gives if each job is there once."""
+    return sorted((job["key"], "FINISHED") for job in made(folder / "out"))
+
+
+def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path, empty: Path) -> None:
+    store = tracked(tmp_path, empty)
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "tracking=mlflow")
     process = start("-m", *QUICK, *SLOW, *joblib, "seed=range(0,10)", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     first = until(lambda: made(tmp_path / "out"))[0]
     os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGKILL)
@@ -80,6 +108,21 @@ def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path) -> None:
     workers = by_worker(made(tmp_path / "out"))
     assert len(workers) == 3  # the third in place of the first; the second went on
     assert [loads(jobs) for jobs in workers.values()] == [1, 1, 1]
+    assert runs(store) == once(tmp_path)
+
+
+def test_a_worker_whose_time_is_over_is_queued_again(tmp_path: Path, empty: Path) -> None:
+    """As Slurm says it: by a signal, some time before the end."""
+    store = tracked(tmp_path, empty)
+    limited = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "hydra.launcher.workers=1")
+    process = start("-m", *QUICK, *limited, "tracking=mlflow", *LONG, cwd=tmp_path)
+    first = until(lambda: made(tmp_path / "out"))[0]
+    os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGUSR2)
+    done = finished(process)
+    check(done, tmp_path, 12)
+    assert "died" not in done.err
+    assert len(by_worker(made(tmp_path / "out"))) == 2
+    assert runs(store) == once(tmp_path)
 
 
 def on_a_terminal(*command: Any, cwd: Path) -> subprocess.Popen[Any]:
@@ -107,29 +150,24 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-LONG = ("num_inference_steps=60", "seed=range(0,16)")
-
-
 def test_ctrl_c_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> None:
     """They record what they have made, and what they have not."""
-    (tmp_path / "outputs").mkdir()
-    shutil.copy(empty, tmp_path / "outputs" / "mlflow.db")
-    tracked = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.jobs_per_task=8", "tracking=mlflow")
-    process = on_a_terminal("-m", *QUICK, *LONG, *tracked, cwd=tmp_path)
+    store = tracked(tmp_path, empty)
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.jobs_per_task=6", "tracking=mlflow")
+    process = on_a_terminal("-m", *QUICK, *LONG, *joblib, cwd=tmp_path)
     until(lambda: made(tmp_path / "out"))
     press(process)
     done = finished(process)
     assert gone(processes_in(tmp_path), 5)
     assert done.status == 130, done.err
     pictures = len(made(tmp_path / "out"))
-    assert 0 < pictures < 16 and len(done.paths) <= pictures
+    assert 0 < pictures < 12 and len(done.paths) <= pictures
     said = done.err.splitlines()
     assert said[1] == "stopping after this step; Ctrl-C again stops at once"
-    assert f"16 jobs: {pictures} made, 0 were there, 0 failed, {16 - pictures} left to do, in " in said[2], done.err
+    assert f"12 jobs: {pictures} made, 0 were there, 0 failed, {12 - pictures} left to do, in " in said[2], done.err
     assert said[2].endswith("; the same command goes on from here") and said[3:] == ["diffuse: interrupted"]
-    with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as store:
-        runs = dict(store.execute("select status, count(*) from runs group by status"))
-    assert runs.pop("FINISHED") == pictures and set(runs) == {"KILLED"}, runs
+    left = [run for run in runs(store) if run not in once(tmp_path)]
+    assert len(runs(store)) == pictures + len(left) and {status for _, status in left} == {"KILLED"}
 
 
 def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
@@ -142,13 +180,13 @@ def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
     assert gone(processes_in(tmp_path), 5)
     before = {job["key"] for job in made(tmp_path / "out")}
     assert done.status == 130 and f"{len(before)} made, 0 were there, 0 failed, " in done.err, done.err
-    assert 0 < len(before) < 16 and "died" not in done.err
+    assert 0 < len(before) < 12 and "died" not in done.err
 
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     again = until(lambda: [job for job in made(tmp_path / "out") if job["key"] not in before])[0]
     assert again["worker"] != first["worker"]
     os.kill(int(again["worker"].rpartition("/")[2]), signal.SIGKILL)
-    check(finished(process), tmp_path, 16)
+    check(finished(process), tmp_path, 12)
     assert {job["key"] for job in made(tmp_path / "out")} >= before
     assert all(loads(jobs) >= 1 for jobs in by_worker(made(tmp_path / "out")).values())
 
@@ -168,10 +206,19 @@ def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -
     assert gone(workers, 5) and not processes_in(tmp_path)
 
 
+def test_workers_of_joblib_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
+    process = start("-m", *QUICK, *LONG, "hydra/launcher=joblib", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    until(lambda: made(tmp_path / "out"))
+    workers = processes_in(tmp_path)
+    assert len(workers) > 1
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
 def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path: Path) -> None:
     """As on other machines, nothing ends them but what they see in the folder."""
-    alone = ("hardware.deterministic=strict", "num_inference_steps=60")  # one at a time
-    command = ("-m", *QUICK, *alone, "seed=range(0,10)", "hydra/launcher=submitit_local")
+    command = ("-m", *QUICK, *ALONE, "seed=range(0,10)", "hydra/launcher=submitit_local")
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     until(lambda: made(tmp_path / "out"))
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -201,6 +248,38 @@ def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkey
     assert seen <= {"GPU-0", "GPU-1"} and len(seen) == len(told)
     cores = len(os.sched_getaffinity(0))
     assert {record["threads"] for record in told.values()} == {max(1, cores // 2)}
+
+
+def test_a_worker_of_joblib_stays(tmp_path: Path) -> None:
+    """Loky's would end as soon as it has grown by 300 MB. One that dies between two tasks is replaced."""
+    told = Told(sweep.Sweep("x", "x", tmp_path, [], []), "", None, OmegaConf.create(), str(tmp_path), 1)
+    workers = Processes(told, [{}])
+
+    def asked(function: Any) -> Any:
+        return workers.executors[0].submit(function).result()
+
+    def done() -> Came:
+        workers.give(deque([Task((0,), (["seed=1"],))]))
+        while not (ended := workers.wait()):
+            pass
+        assert isinstance(ended[0][1], Came), ended
+        return ended[0][1]
+
+    try:
+        assert [job.status for job in done().jobs] == ["failed"]  # there is nothing to compose with
+        first = asked(os.getpid)
+        asked(partial(exec, "import sys; sys.kept = b'1' * 400_000_000"))
+        time.sleep(1.1)  # it looks once a second
+        asked(os.getpid)
+        assert asked(os.getpid) == first
+        os.kill(first, signal.SIGKILL)
+        until(lambda: workers.executors[0]._flags.broken)
+        done()
+        assert asked(os.getpid) != first
+        os.kill(asked(os.getpid), signal.SIGKILL)
+        until(lambda: workers.executors[0]._flags.broken)
+    finally:
+        assert workers.close() == []
 
 
 class DeadlyJob(Pool):
@@ -243,6 +322,33 @@ def test_a_job_that_kills_its_workers_fails_alone(tmp_path: Path, monkeypatch: p
     assert len([task for task in pools[0].all if any("seed=1" in job for job in task.jobs)]) <= 4
 
 
+def test_a_task_is_of_one_model_and_so_are_those_that_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker that died was at goes on before the next model; and a worker lets go of the one before."""
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(TINY)
+    pools: list[DeadlyJob] = []
+    forgotten: list[Any] = []
+
+    def opened(_: Any, told: Told) -> Pool:
+        pools.append(DeadlyJob(told, "seed=1"))
+        return pools[-1]
+
+    monkeypatch.setattr(JoblibLauncher, "open_pool", opened)
+    monkeypatch.setattr(opening, "forget", forgotten.append)
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=2", "hydra.launcher.attempts=2")
+    done = diffuse("-m", *QUICK, *joblib, "seed=range(0,3)", "model.source=one,two", cwd=tmp_path)
+    assert done.status == 1 and len(done.paths) == 4
+    models = [{line for line in job if "model.source" in line}.pop() for task in pools[0].all for job in task.jobs]
+    assert models == sorted(models)
+    assert {len({line for job in task.jobs for line in job if "model.source" in line}) for task in pools[0].all} == {1}
+    assert len(forgotten) == 1
+
+
+@pytest.mark.parametrize(("there", "need", "workers"), [(1, 0.1, 10), (1, 0.3, 3), (2, 0.5, 4), (7, 2, 3), (0, 1, 0)])
+def test_fractions_of_rays_cards(there: float, need: float, workers: int) -> None:
+    assert launchers_ray.times(there, need) == workers
+
+
 @pytest.mark.parametrize(
     ("overrides", "package", "extra"),
     [
@@ -277,7 +383,10 @@ def test_what_is_not_installed_is_named(
         ),
     ],
 )
-def test_a_launcher_that_cannot_be(overrides: list[str], said: str, tmp_path: Path) -> None:
+def test_a_launcher_that_cannot_be(
+    overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # Slurm may be there
     done = diffuse("-m", *overrides, "seed=1,2", "output.dir=out", cwd=tmp_path)
     assert done.status == 2
     assert done.err.count("\n") == 1 and said in done.err
@@ -354,3 +463,21 @@ def test_ctrl_c_under_ray(tmp_path: Path, cluster: Any) -> None:
         assert gone(workers, 5)
     finally:
         cluster.remove_node(node)
+
+
+def test_a_worker_that_no_node_of_ray_has_room_for(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is waited for, since a node may come; and that is said, once."""
+    monkeypatch.setattr(launchers_ray, "_START_S", 0.1)
+    cfg = OmegaConf.create({"hardware": {"device": "cpu"}, "tracking": {"name": "none"}})
+    told = Told(sweep.Sweep("x", "x", tmp_path, [], []), "", None, cfg, str(tmp_path), 1)
+    workers = launchers_ray.Actors(told, {"address": cluster.address}, {"num_cpus": 1, "num_gpus": 2}, None)
+    try:
+        workers.give(deque([Task((0,), (["seed=1"],))]))
+        assert [workers.wait() for _ in range(3)] == [[], [], []] and not workers.busy
+    finally:
+        workers.stop()
+        assert workers.close() == []
+    said = "waiting for a node of Ray with room for a worker: num_cpus=1, num_gpus=2"
+    assert capsys.readouterr().err.splitlines().count(said) == 1

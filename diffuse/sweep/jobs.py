@@ -47,6 +47,7 @@ class Job:
 
     number: int  # in the order of the command line
     lines: Sequence[str]  # its overrides, in Hydra's grammar
+    again: bool = False  # it may have been begun before, by a worker that died
     key: str = ""
     folder: Path = Path()
     draft: validation.Draft | None = None
@@ -227,7 +228,10 @@ class Jobs:
         previous: str | None = None
         for levels, group in groupby(ordered, key=lambda each: each.levels):
             if levels[0] != previous:
-                self._forget(previous)
+                # Nor those of tasks before, unless the sweeper finds its jobs as it goes, and may come back to them.
+                for other in [costly for costly in self._opened if costly != levels[0]]:
+                    if other == previous or self.sweep.jobs is not None:
+                        self._forget(other)
                 previous = levels[0]
             alike = list(group)
             while alike:
@@ -254,12 +258,11 @@ class Jobs:
             self._opened[costly] = opening.open_pipeline(cfg)
         return self._opened[costly]
 
-    def _forget(self, costly: str | None) -> None:
+    def _forget(self, costly: str) -> None:
         """Makes room for the next pipeline: no job needs this one any more."""
-        if costly in self._opened:
-            from diffuse import opening
+        from diffuse import opening
 
-            opening.forget(self._opened.pop(costly).pipeline)
+        opening.forget(self._opened.pop(costly).pipeline)
 
     def _begin(self, batch: Sequence[Job]) -> None:
         from diffuse import run
@@ -272,7 +275,7 @@ class Jobs:
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 of = self.sweep
                 run_id = job.run_id(each.folder, each.key, of.identity)
-                place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again)
+                place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again or each.again)
                 begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
             except Exception as error:
                 self.end(each, FAILED, error)

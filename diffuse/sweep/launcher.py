@@ -24,7 +24,6 @@ from diffuse import configuration, objective
 from diffuse.errors import ConfigError
 from diffuse.sweep.jobs import Job, Jobs
 
-_HYDRAS = configuration.HYDRAS.encode()
 _KEPT = 1000  # configurations, of 70 kB each
 
 _current: list[Jobs] = []  # those that make what is launched
@@ -94,7 +93,7 @@ class Composer:
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._bases: dict[tuple[str, ...], bytes] = {}
+        self._bases: dict[tuple[str, ...], tuple[bytes, bool]] = {}
         self._kept: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
         self._parse = lru_cache(10 * _KEPT)(self._parsed)
 
@@ -109,9 +108,9 @@ class Composer:
             return self._kept[key]
         parsed = [self._parse(line) for line in key]
         chosen = tuple(line for line, (_, is_choice) in zip(key, parsed, strict=True) if is_choice)
-        base = self._base(master_config, chosen)
+        base, asks_hydra = self._base(master_config, chosen)
         cfg: DictConfig
-        if _HYDRAS in base or any(configuration.HYDRAS in line.replace("\\", "") for line in key):
+        if asks_hydra or any(configuration.HYDRAS in line.replace("\\", "") for line in key):
             cfg = self._composed(master_config, key)  # what Hydra says depends on all of the job's overrides
         else:
             cfg = pickle.loads(base)
@@ -121,10 +120,12 @@ class Composer:
             self._kept.popitem(last=False)
         return cfg
 
-    def _base(self, master_config: DictConfig, chosen: tuple[str, ...]) -> bytes:
-        """What the choices give, pickled, which is copied five times as fast as by `deepcopy`."""
+    def _base(self, master_config: DictConfig, chosen: tuple[str, ...]) -> tuple[bytes, bool]:
+        """What the choices give, pickled, which is copied five times as fast as by `deepcopy`; and whether a value
+        in it may be Hydra's to give."""
         if chosen not in self._bases:
-            self._bases[chosen] = pickle.dumps(self._composed(master_config, chosen, settle=False))
+            base = pickle.dumps(self._composed(master_config, chosen, settle=False))
+            self._bases[chosen] = base, configuration.HYDRAS.encode() in base
         return self._bases[chosen]
 
     def _composed(self, master_config: DictConfig, lines: Sequence[str], settle: bool = True) -> DictConfig:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import suppress
 from typing import Any
 
 from diffuse import hardware
@@ -51,6 +55,24 @@ def shared_out(cards: Sequence[str], worker: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": cards[worker % len(cards)]} if cards else {}
 
 
+def _stay() -> None:
+    """Has a process of loky's live as long as the one that started it, and end with it, however that ends.
+
+    By itself it ends, with all that it has loaded, when it has grown since its first task, as one does whose next model
+    is larger; and waits for ever, with its card, for one that was killed.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="diffuse-parent", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -76,16 +98,12 @@ class Processes(Pool):
 
     def give(self, tasks: deque[Task]) -> None:
         """See `Pool`."""
-        from joblib.externals.loky import ProcessPoolExecutor
-
         busy = {worker for worker, _ in self.running.values()}
         for worker in range(self.size):
             if not tasks or worker in busy:
                 continue
-            if self.executors[worker] is None:
-                self.executors[worker] = ProcessPoolExecutor(max_workers=1, env=self.environments[worker])
             task = tasks.popleft()
-            self.running[self.executors[worker].submit(work, self.told, task)] = worker, task
+            self.running[self._begin(worker, task)] = worker, task
 
     def wait(self) -> list[tuple[Task, Done | str]]:
         """See `Pool`."""
@@ -104,13 +122,28 @@ class Processes(Pool):
         """See `Pool`."""
         warnings: list[str] = []
         busy = {worker for worker, _ in self.running.values()}
-        idle = [worker for worker in range(self.size) if self.executors[worker] is not None and worker not in busy]
-        leaving = [self.executors[worker].submit(leave, self.told) for worker in idle]
+        leaving: list[Future[list[str]]] = []
+        for worker in range(self.size):
+            if self.executors[worker] is not None and worker not in busy:
+                with suppress(BrokenExecutor):
+                    leaving.append(self.executors[worker].submit(leave, self.told))
         for left in wait(leaving, _LEAVE_S).done:
             warnings += left.result() if left.exception() is None else [f"a worker: {left.exception()}"]
         for worker in range(self.size):
             self._end(worker)
         return warnings
+
+    def _begin(self, worker: int, task: Task) -> Future[Done]:
+        """Gives a task to a worker, or to one in its place if it has died since its last."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if self.executors[worker] is not None:
+            with suppress(BrokenExecutor):
+                return self.executors[worker].submit(work, self.told, task)
+            self._end(worker)
+        environment = self.environments[worker]
+        self.executors[worker] = ProcessPoolExecutor(max_workers=1, env=environment, initializer=_stay)
+        return self.executors[worker].submit(work, self.told, task)
 
     def _end(self, worker: int) -> None:
         if self.executors[worker] is not None:

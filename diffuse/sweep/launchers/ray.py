@@ -6,10 +6,12 @@ process that Ray uses again for another task may be given another card, which CU
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from typing import Any, TextIO, cast
 
@@ -23,6 +25,8 @@ from diffuse.terminal import say
 _LOOK_S = 0.5  # how often to see whether nodes have come or gone, and whether Ctrl-C was pressed
 _LEAVE_S = 60  # for a worker to record what it has made
 _ANSWER_S = 5  # for a cluster to answer
+_PARTS = 10_000  # of a card or a core, in which Ray counts
+_START_S = 20  # of a worker, after which it is said that there is none
 _STARTS = 3  # workers in a row that do not start, after which none is expected to
 
 
@@ -91,6 +95,11 @@ class _Stdout:
         return len(text)
 
 
+def times(there: float, need: float) -> int:
+    """How often `need` is there, in Ray's ten thousandths: ten times 0.1 is one, whatever floats make of it."""
+    return round(there * _PARTS) // max(round(need * _PARTS), 1)
+
+
 class Actors(Pool):
     """As many workers as there is room for while nodes come and go."""
 
@@ -118,6 +127,7 @@ class Actors(Pool):
         self.idle: list[Any] = []
         self.running: dict[Any, tuple[Any, Task]] = {}  # what work() will return -> worker, task
         self.failed_starts = 0
+        self.since = time.monotonic()  # a worker was last at work
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         self.guarded = _Stdout(self.stdout)
         sys.stdout = cast(TextIO, self.guarded)
@@ -137,7 +147,7 @@ class Actors(Pool):
         there = self.ray.cluster_resources()
         needs = {"CPU": self.options.get("num_cpus", 1), "GPU": self.options["num_gpus"]}
         needs |= self.options.get("resources", {})
-        return max(1, min(int(there.get(name, 0) // need) for name, need in needs.items() if need))
+        return max(1, min(times(there.get(name, 0), need) for name, need in needs.items() if need))
 
     @property
     def busy(self) -> bool:
@@ -157,6 +167,12 @@ class Actors(Pool):
     def wait(self) -> list[tuple[Task, Done | str]]:
         """See `Pool`."""
         ready, _ = self.ray.wait([*self.running, *self.starting], timeout=_LOOK_S)
+        if self.running or self.idle or ready:
+            self.since = time.monotonic()
+        elif time.monotonic() - self.since > _START_S:
+            self.since = math.inf  # said once
+            needs = ", ".join(f"{name}={value}" for name, value in self.options.items())
+            say(f"waiting for a node of Ray with room for a worker: {needs}")
         ended: list[tuple[Task, Done | str]] = []
         for reference in ready:
             if reference in self.starting:

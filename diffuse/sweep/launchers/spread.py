@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, Protocol
 
 import psutil
@@ -123,12 +124,14 @@ class _Spreading:
         self.waiting: deque[Task] = deque()
 
     def run(self, missing: Sequence[Job], size: int) -> None:
-        """Returns when all of `missing` have ended; `size` of them go to a worker together.
+        """Returns when all of `missing` have ended; `size` of them go to a worker together, if they are of one model.
 
         Raises KeyboardInterrupt after Ctrl-C, when the workers have stopped, which look for it by themselves.
         """
         self.left = {job.number: job for job in missing}
-        self.waiting.extend(_task(missing[start : start + size]) for start in range(0, len(missing), size))
+        for _, group in groupby(missing, key=lambda job: job.levels[0]):
+            alike = list(group)
+            self.waiting.extend(_task(alike[start : start + size]) for start in range(0, len(alike), size))
         while self.left and not self.jobs.interruption.asked:
             with deaf_children():
                 self.pool.give(self.waiting)
@@ -155,7 +158,8 @@ class _Spreading:
             self.jobs.end(job, ended.status, ended.error)
 
     def _lost(self, task: Task, why: str) -> None:
-        """Gives what is missing of the task to other workers: the first of it, which may be to blame, by itself."""
+        """Gives what is missing of the task to others, next, while they have its model: its first, which may be to
+        blame, by itself."""
         lost = [self.left.pop(number) for number in task.numbers]
         for job in lost:
             self.jobs.look(job)
@@ -164,17 +168,17 @@ class _Spreading:
         if not missing or self.jobs.interruption.asked:
             return
         first, *others = missing
+        again = [_task(others, again=True)] if others else []
         self.died[first.number] += 1
         self.jobs.told.warnings.setdefault(f"the worker of {first.folder.name} died ({why})")
         if self.died[first.number] < self.attempts:
-            self.waiting.append(_task([first]))
+            again.append(_task([first], again=True))
         else:
             del self.left[first.number]
             self.jobs.end(
                 first, FAILED, RunError(f"{first.folder.name}: its worker died {self.attempts} times ({why})")
             )
-        if others:
-            self.waiting.append(_task(others))
+        self.waiting.extendleft(reversed(again))
 
 
 def check_store(cfg: TrackingConfig, where: str) -> None:
@@ -199,8 +203,8 @@ def _kill_children() -> None:
         kill_tree(child.pid)
 
 
-def _task(jobs: Sequence[Job]) -> Task:
-    return Task(tuple(job.number for job in jobs), tuple(job.lines for job in jobs))
+def _task(jobs: Sequence[Job], again: bool = False) -> Task:
+    return Task(tuple(job.number for job in jobs), tuple(job.lines for job in jobs), again)
 
 
 def _plain(value: Any) -> Any:

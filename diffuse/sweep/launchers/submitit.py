@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ class LocalLauncher(_SubmititLauncher):
     cluster = "local"
 
 
+class _Share:
+    """A worker's share of the jobs. A time limit may end it, and it is queued again."""
+
+    def __call__(self, told: Told, task: Task) -> Done:
+        return work_and_leave(told, task)
+
+    def checkpoint(self, told: Told, task: Task) -> Any:
+        """What is to be queued: the same, since what is there is not made again. submitit calls it, and exits then."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, told, replace(task, again=True))
+
+
 class Submitted(Pool):
     """Tasks handed to submitit. `settings` are its parameters, those of Slurm alone under their own names."""
 
@@ -93,7 +107,7 @@ class Submitted(Pool):
         given = [tasks.popleft() for _ in range(min(room, len(tasks)))]
         if given:
             with self.executor.batch():
-                jobs = [self.executor.submit(work_and_leave, self.told, task) for task in given]
+                jobs = [self.executor.submit(_Share(), self.told, task) for task in given]
             self.running |= zip(jobs, given, strict=True)
 
     def wait(self) -> list[tuple[Task, Done | str]]:

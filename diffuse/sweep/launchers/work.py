@@ -40,6 +40,7 @@ class Task:
 
     numbers: tuple[int, ...]
     jobs: tuple[Sequence[str], ...]  # each as its overrides
+    again: bool = False  # a worker that has died may have begun some of them
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class _Kept(logging.Handler):
 def work(told: Told, task: Task) -> Done:
     """Makes the jobs of a task in this process. One that fails says so, and so does one that is left because the sweep
     was stopped; nothing is raised."""
-    given = [Job(*each) for each in zip(task.numbers, task.jobs, strict=True)]
+    given = [Job(*each, again=task.again) for each in zip(task.numbers, task.jobs, strict=True)]
     try:
         jobs = _jobs(told)
         with start.followed(told.of.folder, told.start, jobs.interruption):
