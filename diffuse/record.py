@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,14 @@ def redact(value: Any, key: str = "") -> Any:
     if key == "overrides" and equals:
         last = name.lstrip("+~").rpartition(".")[2]
         return f"{name}={redact(rest, last)}"
-    value = _ADDRESS.sub(f"{_HIDDEN}@", value)
-    value = _QUERY.sub(rf"\g<1>{_HIDDEN}", value)
-    return _TOKEN.sub(_HIDDEN, value)
+    return _without_secrets(value)
+
+
+@lru_cache(4096)  # the jobs of a sweep say much the same
+def _without_secrets(text: str) -> str:
+    text = _ADDRESS.sub(f"{_HIDDEN}@", text)
+    text = _QUERY.sub(rf"\g<1>{_HIDDEN}", text)
+    return _TOKEN.sub(_HIDDEN, text)
 
 
 def determinism() -> dict[str, Any]:

@@ -176,6 +176,7 @@ class Jobs:
         """Finds out what job it is, whether it is a wrong request, and whether it is there already."""
         with configuration.explained():
             cfg = self.compose(each.lines)
+            cfg.output.dir = str(self.sweep.folder)  # where in there is known below, and is nothing of the job's own
             values = job.identity(cfg)
         each.key = job.digest(values)
         each.folder = self._folders.of(configuration.typed(each.lines), each.key)

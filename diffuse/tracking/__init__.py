@@ -106,7 +106,8 @@ def open_tracker(cfg: TrackingConfig) -> Tracker:
 def prepare(cfg: TrackingConfig) -> None:
     """Has the process that delivers import MLflow meanwhile, if `cfg` asks for it. To be called as early as may be."""
     if cfg.name != "none":
-        process.worker()
+        store = Store.of(cfg)
+        process.worker().prepare(store)
 
 
 def summary_id(sweep: str) -> str:

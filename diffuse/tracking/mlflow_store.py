@@ -58,6 +58,12 @@ def load() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def load_database() -> None:
+    """Imports what MLflow would import when it first opens a database."""
+    load()
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def client(uri: str) -> Any:
     """MLflow's client of the store at `uri`. Opens nothing yet."""
     load()

@@ -65,6 +65,10 @@ class Worker:
         """Its process id; None where it could not be started."""
         return self._process.pid if self._process else None
 
+    def prepare(self, store: Store) -> None:
+        """Has it import what a store of that kind needs."""
+        self._send({"prepare": not store.is_server})
+
     def open(self, spool: Path, store: Store) -> None:
         """Has it deliver what comes into `spool`, to `store`."""
         self._open.add(str(spool))

@@ -4,9 +4,10 @@ It is a process of its own because MLflow is Python, and so a thread would take 
 denoises: what the store costs would be added to every run. It outlives a `kill -9` of the other by as long as it takes
 to deliver what is known.
 
-It is told, a JSON object a line on standard input: `{"open": SPOOL, "store": {...}}`, `{"wake": true}` when a run has
-ended, and `{"close": SPOOL}`, after which it delivers all there is. It says on standard output `{"run": NAME, "run_id":
-ID}` of a run that has come to the store, `{"working": true}` now and then, and `{"closed": SPOOL, "warnings": [...]}`.
+It is told, a JSON object a line on standard input: `{"prepare": true}` for a store that is a database, `{"open":
+SPOOL, "store": {...}}`, `{"wake": true}` when a run has ended, and `{"close": SPOOL}`, after which it delivers all there
+is. It says on standard output `{"run": NAME, "run_id": ID}` of a run that has come to the store, `{"working": true}` now
+and then, and `{"closed": SPOOL, "warnings": [...]}`.
 """
 
 from __future__ import annotations
@@ -137,7 +138,10 @@ def serve(inbox: queue.SimpleQueue[dict[str, Any] | None], say: Say) -> None:
                 for work in works.values():
                     work.close(orphaned=True)
                 return
-            if "open" in message:
+            if message.get("prepare"):
+                with suppress(ImportError):  # which is told when there is something to deliver
+                    mlflow_store.load_database()
+            elif "open" in message:
                 works[message["open"]] = Work(Path(message["open"]), Store.of_json(message["store"]), say)
             elif "close" in message:
                 try:
@@ -178,6 +182,6 @@ def main() -> None:
         inbox.put(None)
 
     threading.Thread(target=listen, daemon=True).start()
-    with suppress(ImportError):  # which is told when there is something to deliver
+    with suppress(ImportError):
         mlflow_store.load()
     serve(inbox, say)
