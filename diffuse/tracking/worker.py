@@ -4,10 +4,10 @@ It is a process of its own because MLflow is Python, and so a thread would take 
 denoises: what the store costs would be added to every run. It outlives a `kill -9` of the other by as long as it takes
 to deliver what is known.
 
-It is told, a JSON object a line on standard input: `{"prepare": true}` for a store that is a database, `{"open":
-SPOOL, "store": {...}}`, `{"wake": true}` when a run has ended, and `{"close": SPOOL}`, after which it delivers all there
-is. It says on standard output `{"run": NAME, "run_id": ID}` of a run that has come to the store, `{"working": true}` now
-and then, and `{"closed": SPOOL, "warnings": [...]}`.
+It is told, a JSON object a line on standard input: `{"prepare": true}` for a store that is a database,
+`{"open": SPOOL, "store": {...}}`, `{"wake": true}` when a run has ended, and `{"close": SPOOL}`, after which it
+delivers all there is. It says on standard output `{"run": NAME, "run_id": ID}` of a run that has come to the store,
+`{"working": true}` now and then, and `{"closed": SPOOL, "warnings": [...]}`.
 """
 
 from __future__ import annotations
