@@ -114,6 +114,13 @@ def test_unet_takes_a_timestep_for_each_picture_and_any_length_of_text() -> None
     torch.testing.assert_close(model(x, 7.0, text), peer(x, 7.0, text).sample, **FLOAT32)
 
 
+def test_unet_shares_a_text_among_neighbours() -> None:
+    peer = oracle.unet(TWO_LEVELS)
+    x, text, timesteps = noise(6, 4, 8, 8), noise(2, 77, 32, seed=1), torch.tensor([1, 500, 999, 2, 3, 4])
+    expected = peer(x, timesteps, text.repeat_interleave(3, 0)).sample
+    torch.testing.assert_close(ours("unet", peer)(x, timesteps, text), expected, **FLOAT32)
+
+
 def test_unet_reads_every_input() -> None:
     model = ours("unet", oracle.unet(TWO_LEVELS))
     x, text = noise(1, 4, 8, 8), noise(1, 77, 32, seed=1)

@@ -103,6 +103,17 @@ def test_unet_agrees_with_diffusers(variant: Variant, size: tuple[int, int]) -> 
     assert expected.std() > 0.3
     model = ours("unet", peer)
     torch.testing.assert_close(model(x, torch.tensor(481), text, **added, **scale), expected, **FLOAT32)
+    neighbours = torch.cat([x[:1], x[:1].flip(2), x[1:], x[1:].flip(2)])  # two for each text
+    each = {name: value.repeat_interleave(2, 0) for name, value in {**added, **scale, "text": text}.items()}
+    expected = peer(
+        neighbours,
+        torch.tensor(481),
+        each["text"],
+        added_cond_kwargs={name: each[name] for name in added},
+        **{name: each[name] for name in scale},
+    ).sample
+    torch.testing.assert_close(model(neighbours, torch.tensor(481), text, **added, **scale), expected, **FLOAT32)
+    expected = expected[::2]
     for name, value in {**added, **scale}.items():  # none of them is passed over
         changed = {**added, **scale, name: value + 1}
         assert (model(x, torch.tensor(481), text, **changed) - expected).abs().max() > 1e-3, name

@@ -1,6 +1,6 @@
 """Attention and the transformer blocks built from it.
 
-Shapes: `B` batch, `C` channels, `H` `W` rows and columns, `T` tokens, `D` width.
+Shapes: `B` batch, `G` contexts for it, `C` channels, `H` `W` rows and columns, `T` tokens, `D` width.
 """
 
 from __future__ import annotations
@@ -47,15 +47,22 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Linear(inner, query_dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """`x` `[B, T, D]`, `context` `[B, T', D']` -> `[B, T, D]`."""
+        """`x` `[B, T, D]`, `context` `[B, T', D']` -> `[B, T, D]`.
+
+        Fewer contexts, `[G, T', D']`, are each that of `B / G` neighbours, which are then attended as one with all
+        their tokens: keys and values are made once a context.
+        """
         context = x if context is None else context
+        shape = x.shape
+        if len(context) != len(x):
+            x = x.reshape(len(context), -1, shape[-1])
         q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
         if self.upcast and x.dtype == torch.float16:
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(x.dtype)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         merged: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))  # [B, T, heads * head_dim]
-        return merged
+        return merged.view(shape)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
@@ -103,7 +110,7 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """`x` `[B, T, D]`, `context` `[B, T', D']` -> `[B, T, D]`."""
+        """`x` `[B, T, D]`, `context` `[G, T', D']` -> `[B, T, D]`."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         result: Tensor = x + self.ff(self.norm3(x))
@@ -137,7 +144,7 @@ class Transformer2DModel(nn.Module):
         self.proj_out: nn.Module = Linear(inner, channels) if linear_projection else Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """`x` `[B, C, H, W]`, `context` `[B, T, D]` -> `[B, C, H, W]`."""
+        """`x` `[B, C, H, W]`, `context` `[G, T, D]` -> `[B, C, H, W]`."""
         h = self.norm(x)
         if not self.linear_projection:
             h = self.proj_in(h)

@@ -15,7 +15,10 @@ Conditioning = Mapping[str, Tensor]
 
 
 class Predict(Protocol):
-    """The denoiser: latents `[B, C, h, w]`, a timestep and its conditioning `[B, ...]` -> a prediction."""
+    """The denoiser: latents `[B, C, h, w]`, a timestep and its conditioning -> a prediction.
+
+    The conditioning `[G, ...]` holds for `B / G` neighbours each.
+    """
 
     def __call__(self, latents: Tensor, timestep: Tensor, /, **conditioning: Tensor) -> Tensor: ...
 
@@ -38,11 +41,9 @@ class Guidance(NamedTuple):
 
     def predict(self, model: Predict, latents: Tensor, timestep: Tensor) -> Tensor:
         """The guided prediction for latents `[B, C, h, w]`, in the model's precision."""
-        size = len(latents)
-        ours = _repeat(self.positive, size)
-        if self.negative is None:
+        ours, other = self.positive, self.negative
+        if other is None:
             return model(latents, timestep, **ours)
-        other = _repeat(self.negative, size)
         if self.batched:
             both = {name: torch.cat([other[name], ours[name]]) for name in ours}
             negative, positive = model(torch.cat([latents, latents]), timestep, **both).chunk(2)
@@ -66,7 +67,3 @@ def _rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
     dims = tuple(range(1, guided.ndim))
     ratio = positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True)  # [B, 1, 1, 1]
     return share * (guided * ratio) + (1 - share) * guided
-
-
-def _repeat(conditioning: Conditioning, size: int) -> dict[str, Tensor]:
-    return {name: value.expand(size, *value.shape[1:]) for name, value in conditioning.items()}  # [size, ...]

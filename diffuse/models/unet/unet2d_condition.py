@@ -226,21 +226,24 @@ class UNet2DConditionModel(nn.Module):
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[B, T, D]` -> prediction `[B, C_out, H, W]`.
+        """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[G, T, D]` -> prediction `[B, C_out, H, W]`.
 
-        `text_embeds` `[B, D']` and `time_ids` `[B, N]`, SDXL's pooled text and sizes, are needed where the
-        configuration says `text_time`; `timestep_cond` `[B, time_cond_proj_dim]`, an embedded guidance scale, may be
-        given where it has that width.
+        `text_embeds` `[G, D']` and `time_ids` `[G, N]`, SDXL's pooled text and sizes, are needed where the
+        configuration says `text_time`; `timestep_cond` `[G, time_cond_proj_dim]`, an embedded guidance scale, may be
+        given where it has that width. Each of the `G` is that of `B / G` neighbours.
         """
+        each = sample.shape[0] // encoder_hidden_states.shape[0]
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        if timestep_cond is not None:
+            timestep_cond = timestep_cond.repeat_interleave(each, 0)
         temb = self.time_embedding(
             self._sinusoidal(timesteps, self.config.block_out_channels[0], sample), timestep_cond
         )
         if self.add_embedding is not None:
             assert text_embeds is not None and time_ids is not None and self.config.addition_time_embed_dim is not None
             sizes = self._sinusoidal(time_ids.flatten(), self.config.addition_time_embed_dim, sample)
-            added = torch.cat([text_embeds, sizes.view(sample.shape[0], -1)], dim=-1)  # [B, D' + N * dim]
-            temb = temb + self.add_embedding(added)
+            added = torch.cat([text_embeds, sizes.view(len(time_ids), -1)], dim=-1)  # [G, D' + N * dim]
+            temb = temb + self.add_embedding(added).repeat_interleave(each, 0)
         temb = F.silu(temb)  # [B, 4C], activated once for all blocks
 
         # Channels last: convolutions run faster, and a map becomes tokens without a copy.
