@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -205,7 +205,7 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
     )
     tracked = tracker.start(
         media.file_stem(request.prompt, request.seed, job.cfg.output.name) if place is None else place.name,
-        record.flat({name: value for name, value in about["config"].items() if name not in _NO_PARAMETERS}),
+        _parameters(about["config"]),
         _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
             "config.yaml": record.yaml_text(about["config"]),
@@ -280,6 +280,12 @@ def _inputs(job: Prepared) -> dict[str, Any]:
 def _weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     model, *refiners = checkpoints
     return sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {})
+
+
+def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key what of the configuration is set, and says something of the run; `config.yaml` has all of it."""
+    flat = record.flat({name: value for name, value in config.items() if name not in _NO_PARAMETERS})
+    return {name: value for name, value in flat.items() if value is not None}
 
 
 def _tags(about: dict[str, Any]) -> dict[str, str]:
