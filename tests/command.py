@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +87,19 @@ def finished(process: subprocess.Popen[Any], seconds: float = 120) -> Done:
     """Waits for a process that `start` began."""
     out, err = process.communicate(timeout=seconds)
     return Done(process.returncode, out or "", err or "")
+
+
+def jobs_in(folder: Path) -> list[dict[str, Any]]:
+    """What the jobs of the sweep in `folder` say of themselves."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
+
+
+def until(ready: Callable[[], Any], seconds: float = 120, process: subprocess.Popen[Any] | None = None) -> Any:
+    """What `ready` gives as soon as it gives something. Meanwhile `process` has to live."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := ready():
+            return found
+        assert process is None or process.poll() is None
+        time.sleep(0.02)
+    raise AssertionError("it never came")

@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from command import SMOKE, Done, diffuse, exit_status, finished, log_kept, smoke, start
+from damaged import damaged
 from hub_server import MAIN, HubServer, Repository
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 import diffuse as package
 from diffuse import cli, configuration, media
@@ -142,17 +141,6 @@ def test_a_wrong_job_does_not_stop_the_sweep(tmp_path: Path) -> None:
     assert "width=65" in said[0] and "1 job of the sweep failed" in said[1]
     assert len(said) == 2 and "Traceback" not in done.err
     assert len([path for path in (tmp_path / "out").iterdir() if path.is_dir()]) == 2
-
-
-def damaged(folder: Path) -> Path:
-    """The tiny checkpoint with a VAE that gives NaN, which no check beforehand can see."""
-    shutil.copytree(TINY, folder, copy_function=os.symlink)
-    (file,) = (folder / "vae").glob("*.safetensors")
-    tensors = load_file(file)
-    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
-    file.unlink()
-    save_file(tensors, file)
-    return folder
 
 
 def test_a_failing_job_does_not_stop_the_sweep(tmp_path: Path) -> None:

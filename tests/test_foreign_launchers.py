@@ -6,21 +6,19 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
-from command import Done, diffuse, finished, start
+from command import Done, diffuse, finished, jobs_in, start, until
+from damaged import damaged, mend
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
-from safetensors.torch import load_file, save_file
 
 from diffuse.configuration import PACKAGE
 from diffuse.request import TrackingConfig
@@ -70,12 +68,8 @@ def swept(*overrides: Any, cwd: Path, status: int = 0) -> Done:
     return done
 
 
-def made(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in folder.glob("out/*/job.json")]
-
-
 def by_seed(folder: Path) -> dict[int, dict[str, Any]]:
-    return {job["record"]["request"]["seed"]: job for job in made(folder)}
+    return {job["record"]["request"]["seed"]: job for job in jobs_in(folder / "out")}
 
 
 def test_a_sweep_ends_as_with_our_own(launcher: tuple[str, ...], empty: Path, tmp_path: Path) -> None:
@@ -83,7 +77,7 @@ def test_a_sweep_ends_as_with_our_own(launcher: tuple[str, ...], empty: Path, tm
     shutil.copy(empty, tmp_path / "mlflow.db")
     store = "tracking.uri=sqlite:///mlflow.db"
     swept("tracking=none", "report.make=false", "seed=2", "num_inference_steps=1", cwd=tmp_path)
-    (first,) = made(tmp_path)
+    (first,) = jobs_in(tmp_path / "out")
     done = swept(*launcher, store, "seed=3,2,1,3", "num_inference_steps=1", cwd=tmp_path)
     jobs = by_seed(tmp_path)
     assert [tmp_path / path for path in done.paths] == [
@@ -104,22 +98,15 @@ def test_a_sweep_ends_as_with_our_own(launcher: tuple[str, ...], empty: Path, tm
 
 def test_jobs_that_fail_are_told_and_tried_again(launcher: tuple[str, ...], tmp_path: Path) -> None:
     """Also those that fail before they are given out, which then are not."""
-    shutil.copytree(TINY, tmp_path / "model")
-    (file,) = (tmp_path / "model" / "vae").glob("*.safetensors")
-    right = file.read_bytes()
-    tensors = load_file(file)
-    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
-    file.unlink()
-    save_file(tensors, file)
+    model = damaged(tmp_path / "model")
     command = (*launcher, "tracking=none", "seed=1", f"model.source=model,{TINY}", "num_inference_steps=1")
     done = swept(*command, "width=64,65", cwd=tmp_path, status=1)
     assert "4 jobs: 1 made, 0 were there, 3 failed, in " in done.err and len(done.paths) == 1
     said = [line for line in done.err.splitlines() if line.startswith("diffuse: ")]
     assert len(said) == 4 and said[-1] == "diffuse: 3 jobs of the sweep failed, as said above"
     assert said[0].startswith("diffuse: model.source=model width=64: the vae gave NaN") and "Traceback" not in done.err
-    assert {job["status"] for job in made(tmp_path)} == {"done", "failed"}
-    file.unlink()
-    file.write_bytes(right)
+    assert {job["status"] for job in jobs_in(tmp_path / "out")} == {"done", "failed"}
+    mend(model)
     assert "1 made, 1 were there, 0 failed" in swept(*command, "width=64", cwd=tmp_path).err
 
 
@@ -169,12 +156,9 @@ def test_ctrl_c_stops_the_job_in_this_process(tmp_path: Path) -> None:
     """And leaves the others."""
     command = ("-m", *QUICK, *BASIC, "seed=range(0,3)", "num_inference_steps=100", "tracking=none")
     process = start(*command, cwd=tmp_path)
-    end = time.monotonic() + 60
-    while not made(tmp_path):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
+    until(lambda: jobs_in(tmp_path / "out"), 60, process)
     process.send_signal(signal.SIGINT)
     done = finished(process)
     assert done.status == 130 and "Traceback" not in done.err, done.err
     assert "3 jobs: 1 made, 0 were there, 0 failed, 2 left to do, in " in done.err
-    assert len(done.paths) == 1 == len(made(tmp_path))
+    assert len(done.paths) == 1 == len(jobs_in(tmp_path / "out"))

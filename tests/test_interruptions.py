@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 import shutil
@@ -12,12 +11,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command import finished, start
+from command import finished, jobs_in, start, until
 from fork_server import ForkServer, fork_server
 
 from diffuse import media
@@ -41,13 +39,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
         yield server
 
 
-def jobs_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("out/*/job.json"))]
-
-
 def assert_complete(folder: Path, jobs: int = JOBS) -> None:
     """Every job is there once, with the pixels that it says; and nothing else is."""
-    said = jobs_in(folder)
+    said = jobs_in(folder / "out")
     assert len({each["key"] for each in said}) == len(said) == jobs
     for path, each in zip(sorted(folder.glob("out/*/job.json")), said, strict=True):
         assert each["status"] == "done" and each["error"] is None
@@ -91,7 +85,7 @@ def test_killed_at_twenty_moments(server: ForkServer, empty: Path, tmp_path: Pat
         sweeps += 1
         assert ended.status == 0 and len(ended.out.splitlines()) == JOBS, ended.err
         assert_complete(folder)
-        assert runs(folder) == {(each["key"], "FINISHED"): 1 for each in jobs_in(folder)}
+        assert runs(folder) == {(each["key"], "FINISHED"): 1 for each in jobs_in(folder / "out")}
 
 
 def test_a_file_that_cannot_be_written(server: ForkServer, tmp_path: Path) -> None:
@@ -132,17 +126,10 @@ def test_on_a_full_disk(launcher: str, tmp_path: Path) -> None:
     assert_complete(tmp_path)
 
 
-def until(true: Callable[[], Any], process: subprocess.Popen[Any], seconds: float = 100) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-
-
 def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
     command = (*COMMAND, "seed=range(0,8)", "num_inference_steps=80", "tracking=none")
     process = start(*command, cwd=tmp_path)
-    until(lambda: jobs_in(tmp_path), process)
+    until(lambda: jobs_in(tmp_path / "out"), 100, process)
     process.send_signal(signal.SIGINT)
     done = finished(process)
     assert done.status == 130 and "Traceback" not in done.err, done.err
@@ -150,7 +137,7 @@ def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
     assert said[1] == "stopping after this step; Ctrl-C again stops at once"
     assert "8 jobs: 4 made, 0 were there, 0 failed, 4 left to do, in " in said[2]
     assert said[2].endswith("; the same command goes on from here") and said[3:] == ["diffuse: interrupted"]
-    made = {each["key"] for each in jobs_in(tmp_path)}
+    made = {each["key"] for each in jobs_in(tmp_path / "out")}
     assert len(made) == 4 == len(done.paths)
     assert all(
         {"job.json"} < {file.name for file in path.iterdir()} for path in tmp_path.glob("out/*") if path.is_dir()
@@ -160,7 +147,11 @@ def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
 def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     """While the first still waits for the store, which takes seconds to make."""
     process = start(*COMMAND, "seed=1", "num_inference_steps=300", cwd=tmp_path)
-    until(lambda: list(tmp_path.glob("outputs/.diffuse*/**/*")) or (tmp_path / "out" / "sweep.json").exists(), process)
+    until(
+        lambda: list(tmp_path.glob("outputs/.diffuse*/**/*")) or (tmp_path / "out" / "sweep.json").exists(),
+        100,
+        process,
+    )
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -168,4 +159,4 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     done = finished(process, 5)
     assert done.status == 130 and "goes on" not in done.err and "Traceback" not in done.err
-    assert jobs_in(tmp_path) == []
+    assert jobs_in(tmp_path / "out") == []

@@ -3,7 +3,6 @@ die. A job's `job.json` says which worker made it, and how long that took to loa
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from command import Done, diffuse, finished, start
+from command import Done, diffuse, finished, jobs_in, start, until
 from omegaconf import OmegaConf
 
 from diffuse import hardware, opening, sweep
@@ -40,10 +39,6 @@ ALONE = ("hardware.deterministic=strict", "num_inference_steps=80")  # jobs are 
 LONG = (*ALONE, "seed=range(0,12)")
 
 
-def made(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
-
-
 def by_worker(jobs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     workers = defaultdict(list)
     for job in jobs:
@@ -55,20 +50,10 @@ def loads(jobs: list[dict[str, Any]]) -> int:
     return sum(job["metrics"]["time/load_s"] > 0 for job in jobs)
 
 
-def until(ready: Callable[[], Any], seconds: float = 120) -> Any:
-    """What `ready` gives as soon as it gives something."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := ready():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it never came")
-
-
 def check(done: Done, folder: Path, seeds: int) -> None:
     """All jobs are there, once, and their paths in the order in which they were typed."""
     assert done.status == 0, done.err
-    jobs = made(folder / "out")
+    jobs = jobs_in(folder / "out")
     assert sorted(job["record"]["request"]["seed"] for job in jobs) == list(range(seeds))
     assert {job["status"] for job in jobs} == {"done"}
     assert [path.parent.name.split("-")[0] for path in done.paths] == [f"seed_{seed}" for seed in range(seeds)]
@@ -93,19 +78,19 @@ def runs(store: Path) -> list[tuple[str, str]]:
 
 def once(folder: Path) -> list[tuple[str, str]]:
     """What `runs` gives if each job is there once."""
-    return sorted((job["key"], "FINISHED") for job in made(folder / "out"))
+    return sorted((job["key"], "FINISHED") for job in jobs_in(folder / "out"))
 
 
 def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path, empty: Path) -> None:
     store = tracked(tmp_path, empty)
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "tracking=mlflow")
     process = start("-m", *QUICK, *SLOW, *joblib, "seed=range(0,10)", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    first = until(lambda: made(tmp_path / "out"))[0]
+    first = until(lambda: jobs_in(tmp_path / "out"))[0]
     os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGKILL)
     done = finished(process)
     check(done, tmp_path, 10)
     assert done.err.count(" died (") == 1, done.err
-    workers = by_worker(made(tmp_path / "out"))
+    workers = by_worker(jobs_in(tmp_path / "out"))
     assert len(workers) == 3  # the third in place of the first; the second went on
     assert [loads(jobs) for jobs in workers.values()] == [1, 1, 1]
     assert runs(store) == once(tmp_path)
@@ -116,12 +101,12 @@ def test_a_worker_whose_time_is_over_is_queued_again(tmp_path: Path, empty: Path
     store = tracked(tmp_path, empty)
     limited = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "hydra.launcher.workers=1")
     process = start("-m", *QUICK, *limited, "tracking=mlflow", *LONG, cwd=tmp_path)
-    first = until(lambda: made(tmp_path / "out"))[0]
+    first = until(lambda: jobs_in(tmp_path / "out"))[0]
     os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGUSR2)
     done = finished(process)
     check(done, tmp_path, 12)
     assert "died" not in done.err
-    assert len(by_worker(made(tmp_path / "out"))) == 2
+    assert len(by_worker(jobs_in(tmp_path / "out"))) == 2
     assert runs(store) == once(tmp_path)
 
 
@@ -155,12 +140,12 @@ def test_ctrl_c_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> N
     store = tracked(tmp_path, empty)
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.jobs_per_task=6", "tracking=mlflow")
     process = on_a_terminal("-m", *QUICK, *LONG, *joblib, cwd=tmp_path)
-    until(lambda: made(tmp_path / "out"))
+    until(lambda: jobs_in(tmp_path / "out"))
     press(process)
     done = finished(process)
     assert gone(processes_in(tmp_path), 5)
     assert done.status == 130, done.err
-    pictures = len(made(tmp_path / "out"))
+    pictures = len(jobs_in(tmp_path / "out"))
     assert 0 < pictures < 12 and len(done.paths) <= pictures
     said = done.err.splitlines()
     assert said[1] == "stopping after this step; Ctrl-C again stops at once"
@@ -174,28 +159,28 @@ def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
     """After Ctrl-C the same command does the rest; a task that dies meanwhile goes to another process."""
     command = ("-m", *QUICK, *LONG, "hydra/launcher=submitit_local")
     process = on_a_terminal(*command, cwd=tmp_path)
-    first = until(lambda: made(tmp_path / "out"))[0]
+    first = until(lambda: jobs_in(tmp_path / "out"))[0]
     press(process)
     done = finished(process)
     assert gone(processes_in(tmp_path), 5)
-    before = {job["key"] for job in made(tmp_path / "out")}
+    before = {job["key"] for job in jobs_in(tmp_path / "out")}
     assert done.status == 130 and f"{len(before)} made, 0 were there, 0 failed, " in done.err, done.err
     assert 0 < len(before) < 12 and "died" not in done.err
 
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    again = until(lambda: [job for job in made(tmp_path / "out") if job["key"] not in before])[0]
+    again = until(lambda: [job for job in jobs_in(tmp_path / "out") if job["key"] not in before])[0]
     assert again["worker"] != first["worker"]
     os.kill(int(again["worker"].rpartition("/")[2]), signal.SIGKILL)
     check(finished(process), tmp_path, 12)
-    assert {job["key"] for job in made(tmp_path / "out")} >= before
-    assert all(loads(jobs) >= 1 for jobs in by_worker(made(tmp_path / "out")).values())
+    assert {job["key"] for job in jobs_in(tmp_path / "out")} >= before
+    assert all(loads(jobs) >= 1 for jobs in by_worker(jobs_in(tmp_path / "out")).values())
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -> None:
     steps = "num_inference_steps=1,2000"
     process = on_a_terminal("-m", *QUICK, steps, f"hydra/launcher={launcher}", "seed=1,2", cwd=tmp_path)
-    until(lambda: made(tmp_path / "out"))
+    until(lambda: jobs_in(tmp_path / "out"))
     workers = processes_in(tmp_path)
     assert len(workers) > 1
     press(process)
@@ -208,7 +193,7 @@ def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -
 
 def test_workers_of_joblib_end_with_a_command_that_is_killed(tmp_path: Path) -> None:
     process = start("-m", *QUICK, *LONG, "hydra/launcher=joblib", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    until(lambda: made(tmp_path / "out"))
+    until(lambda: jobs_in(tmp_path / "out"))
     workers = processes_in(tmp_path)
     assert len(workers) > 1
     process.kill()
@@ -220,16 +205,16 @@ def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path
     """As on other machines, nothing ends them but what they see in the folder."""
     command = ("-m", *QUICK, *ALONE, "seed=range(0,10)", "hydra/launcher=submitit_local")
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    until(lambda: made(tmp_path / "out"))
+    until(lambda: jobs_in(tmp_path / "out"))
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    before = len(made(tmp_path / "out"))
-    until(lambda: len(made(tmp_path / "out")) > before)  # they go on
+    before = len(jobs_in(tmp_path / "out"))
+    until(lambda: len(jobs_in(tmp_path / "out")) > before)  # they go on
     process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     until((tmp_path / "out" / "sweep.json").is_file)
     assert gone(workers, 8)
-    assert len(made(tmp_path / "out")) < 10
+    assert len(jobs_in(tmp_path / "out")) < 10
     check(finished(process), tmp_path, 10)
 
 
@@ -243,7 +228,7 @@ def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkey
     assert done.status == 2 and len(done.paths) == 2
     assert done.err.count("width=4096") >= 2 and "2 jobs of the sweep failed" in done.err
     assert "Traceback" not in done.err
-    told = {job["worker"]: job["record"]["determinism"] for job in made(tmp_path / "out") if job["status"] == "done"}
+    told = {job["worker"]: job["record"]["determinism"] for job in jobs_in(tmp_path / "out") if job["status"] == "done"}
     seen = {record["environment"]["CUDA_VISIBLE_DEVICES"] for record in told.values()}
     assert seen <= {"GPU-0", "GPU-1"} and len(seen) == len(told)
     cores = len(os.sched_getaffinity(0))
@@ -413,11 +398,11 @@ def test_a_node_of_ray_that_dies(tmp_path: Path, cluster: Any) -> None:
     one, other = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
     try:
         process = on_ray(cluster, "seed=range(0,14)", cwd=tmp_path)
-        until(lambda: len(by_worker(made(tmp_path / "out"))) == 2 or process.poll())
+        until(lambda: len(by_worker(jobs_in(tmp_path / "out"))) == 2 or process.poll())
         cluster.remove_node(other, allow_graceful=False)
         done = finished(process)
         check(done, tmp_path, 14)
-        workers = by_worker(made(tmp_path / "out"))
+        workers = by_worker(jobs_in(tmp_path / "out"))
         assert len(workers) == 2
         assert [loads(jobs) for jobs in workers.values()] == [1, 1]
         assert max(len(jobs) for jobs in workers.values()) > 7  # the one that was left did more
@@ -431,7 +416,7 @@ def test_cards_of_ray_are_shared_out(tmp_path: Path, cluster: Any) -> None:
         options = ("hardware=auto", "num_inference_steps=4", "hydra.launcher.ray.remote.num_gpus=1")
         done = finished(on_ray(cluster, *options, "seed=range(0,6)", cwd=tmp_path))
         check(done, tmp_path, 6)
-        workers = by_worker(made(tmp_path / "out"))
+        workers = by_worker(jobs_in(tmp_path / "out"))
         seen = [
             {job["record"]["determinism"]["environment"]["CUDA_VISIBLE_DEVICES"] for job in jobs}
             for jobs in workers.values()
@@ -447,11 +432,11 @@ def test_ctrl_c_under_ray(tmp_path: Path, cluster: Any) -> None:
     node = cluster.add_node(num_cpus=2)
     try:
         process = on_ray(cluster, "num_inference_steps=100", "seed=range(0,16)", cwd=tmp_path)
-        until(lambda: len(made(tmp_path / "out")) >= 2 or process.poll())
+        until(lambda: len(jobs_in(tmp_path / "out")) >= 2 or process.poll())
         workers = [each for each in processes_in(tmp_path) if each.pid != process.pid]
         process.send_signal(signal.SIGINT)
         done = finished(process, 20)
-        pictures = len(made(tmp_path / "out"))
+        pictures = len(jobs_in(tmp_path / "out"))
         assert done.status == 130 and f"{pictures} made, 0 were there, 0 failed, {16 - pictures} left" in done.err
         assert workers and gone(workers, 5)
 

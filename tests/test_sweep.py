@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import Done, diffuse
+from command import Done, diffuse, jobs_in
+from damaged import damaged, mend
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -38,10 +39,6 @@ def swept(*overrides: Any, cwd: Path, status: int = 0) -> Done:
 
 def pixels(done: Done, cwd: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(cwd / path)) for path in done.paths]
-
-
-def jobs_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
 
 
 @pytest.fixture
@@ -210,21 +207,14 @@ def test_another_sweep_in_the_same_folder_uses_what_is_there(tmp_path: Path) -> 
 
 
 def test_failed_jobs_are_recorded_and_tried_again(tmp_path: Path) -> None:
-    shutil.copytree(TINY, tmp_path / "model")
-    (file,) = (tmp_path / "model" / "vae").glob("*.safetensors")
-    right = file.read_bytes()
-    tensors = load_file(file)
-    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
-    file.unlink()
-    save_file(tensors, file)
+    model = damaged(tmp_path / "model")
     command = ("seed=1", f"model.source=model,{TINY}", "num_inference_steps=1")
     done = swept(*command, cwd=tmp_path, status=1)
     assert len(done.paths) == 1 and "1 made, 0 were there, 1 failed" in done.err
     assert "diffuse: model.source=model: the vae gave NaN" in done.err
     failed = next(each for each in jobs_in(tmp_path / "out") if each["status"] == "failed")
     assert "NaN" in failed["error"] and failed["media"] == [] and failed["record"]["request"]["seed"] == 1
-    file.unlink()
-    file.write_bytes(right)
+    mend(model)
     assert "1 made, 1 were there, 0 failed" in swept(*command, cwd=tmp_path).err
     assert {each["status"] for each in jobs_in(tmp_path / "out")} == {"done"}
 

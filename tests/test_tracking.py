@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -18,13 +17,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-import torch
 import yaml
 from command import SMOKE, Done, diffuse, start
+from damaged import damaged
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tracking_servers import end, unused_port
 
 import diffuse as package
@@ -229,18 +227,6 @@ def test_a_failed_run_is_recorded_with_its_error(store: Path, tmp_path: Path) ->
     names = {entry.path for entry in client(store).list_artifacts(run.info.run_id)}
     assert names == {"config.yaml", "overrides.yaml", "record.json"}
     assert not (tmp_path / "out").exists()
-
-
-def damaged(folder: Path) -> Path:
-    """The tiny checkpoint with a VAE that gives NaN, which no check beforehand can see."""
-    tiny = Path(package.__file__).parent / "tiny" / "checkpoint"
-    shutil.copytree(tiny, folder, copy_function=os.symlink)
-    (file,) = (folder / "vae").glob("*.safetensors")
-    tensors = load_file(file)
-    tensors["decoder.conv_out.bias"] = torch.full_like(tensors["decoder.conv_out.bias"], float("nan"))
-    file.unlink()
-    save_file(tensors, file)
-    return folder
 
 
 AWKWARD = {

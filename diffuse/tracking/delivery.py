@@ -174,7 +174,7 @@ class Spool:
         for file in [file for file in files if file not in there]:
             self._warn("", FileNotFoundError(f"{file} is gone, and is left out of its run"))
         if there:
-            self._try(lambda: connection.replace_files(stored, name, there))
+            self._try(lambda: mlflow_store.replace_files(connection.artifacts(stored), name, there))
 
     def _stage(self, media: Mapping[str, Any], stored: Stored, folder: Path) -> None:
         path = Path(media["path"])

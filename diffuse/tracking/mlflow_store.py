@@ -210,13 +210,10 @@ class Connection:
 
     def log_folder(self, run: Stored, folder: Path) -> None:
         """Every file below `folder`; each replaces an earlier one of that name."""
-        self._artifacts(run).log_artifacts(str(folder))
+        self.artifacts(run).log_artifacts(str(folder))
 
-    def replace_files(self, run: Stored, name: str, files: Sequence[Path]) -> None:
-        """See `replace_files`."""
-        replace_files(self._artifacts(run), name, files)
-
-    def _artifacts(self, run: Stored) -> Any:
+    def artifacts(self, run: Stored) -> Any:
+        """MLflow's access to the files of a run, which is kept for the next call."""
         if self._repository[0] != run.artifact_uri:
             # What the client does as well, after it has asked the store for what is known here.
             self._repository = run.artifact_uri, repository(run.artifact_uri, self._uri)
