@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -259,6 +259,7 @@ def typed(overrides: Sequence[str]) -> list[str]:
     return [_typed(override) for override in overrides]
 
 
+@lru_cache(1000)  # the jobs of a sweep have most in common
 def _typed(override: str) -> str:
     if override.partition("=")[0] not in _TEXTS | _PATHS:
         return override

@@ -2,7 +2,7 @@
 
 A run whose `diffuse.run` may be in the store already, because its delivery was begun before, is looked for first.
 Metrics go with the time at which they were logged, files under names that follow from the run; so all of it may be
-sent again. A run that ends soon goes as a whole, in five calls; one that takes longer is visible while it goes on.
+sent again. A run that ends soon goes as a whole; one that takes longer is visible while it goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from diffuse.tracking import failures, journal, mlflow_store, page
 from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, Stored
+from diffuse.tracking.rows import Ended
 from diffuse.tracking.store import Store
 
 _LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
@@ -69,11 +70,32 @@ class Run:
             waiting.tags |= event.get("tags", {})
             waiting.metrics += [(key, value, event["time"], step) for key, value, step in event.get("metrics", ())]
             waiting.texts |= event.get("texts", {})
-            waiting.media += event.get("media", ())
+            if media := event.get("media"):
+                waiting.media += media
+                waiting.tags |= page.LOGGED_IMAGES
             waiting.files |= event.get("files", {})
             waiting.weights = event.get("weights", waiting.weights)
             if "end" in event:
                 waiting.end = (event["end"], event["time"])
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Those of a new run."""
+        assert self.begin is not None
+        return {mlflow_store.RUN_TAG: self.begin["id"], **self.waiting.tags}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is known, and nothing of it in the store."""
+        return self.stored is None and not self.doubtful and self.waiting.end is not None
+
+    def ended(self) -> Ended:
+        """All of it but its files, if it `is_whole`."""
+        begin, waiting = self.begin, self.waiting
+        assert begin is not None and waiting.end is not None
+        status, end_time = waiting.end
+        numbers = self.tags, waiting.params, waiting.metrics, waiting.weights
+        return Ended(begin["name"], status, begin["time"], end_time, *numbers)
 
     @property
     def is_empty(self) -> bool:
@@ -113,11 +135,15 @@ class Spool:
             run = self.runs.setdefault(file, Run(file, doubtful=self._foreign))
             run.read()
 
+    def add(self, runs: Sequence[Run], connection: Connection) -> None:
+        """Sends all of `runs`, which are new and have ended, but their files. Raises as MLflow's database does."""
+        added = connection.add(connection.experiment(self.store), [run.ended() for run in runs])
+        for run, stored in zip(runs, added, strict=True):
+            run.stored, run.doubtful = stored, True
+
     def send_numbers(self, run: Run, connection: Connection) -> None:
         """Sends all that waits of `run` but its files, the run itself first. Raises as MLflow does."""
         waiting = run.waiting
-        if waiting.media:
-            waiting.tags |= page.LOGGED_IMAGES
         tags = waiting.tags
         if run.stored is None:
             run.stored, is_new = self._enter(run, connection)
@@ -150,8 +176,7 @@ class Spool:
             connection.reopen(found)
             return found, False
         run.doubtful = True  # should the answer get lost
-        tags = {mlflow_store.RUN_TAG: begin["id"], **run.waiting.tags}
-        return connection.create(experiment, begin["name"], begin["time"], tags), True
+        return connection.create(experiment, begin["name"], begin["time"], run.tags), True
 
     def _send_files(self, waiting: Waiting, stored: Stored, connection: Connection) -> None:
         for name, files in waiting.files.items():
@@ -229,10 +254,11 @@ class Deliverer:
         return [run for group in groups for run in self._send_group(spool, group, connection)]
 
     def _send_group(self, spool: Spool, runs: list[Run], connection: Connection) -> list[Run]:
-        """Sends `runs` together, or, where one of them is not taken, each on its own."""
-        if len(runs) > 1:
+        """Sends `runs` together, where that is one transaction; if one of them is not taken, each on its own."""
+        if connection.is_transactional:
             try:
-                return self._send(spool, runs, connection)
+                whole = [run for run in runs if run.is_whole]
+                return self._send(spool, runs, connection, whole)
             except Exception as error:
                 if failures.is_away(error):
                     raise
@@ -248,13 +274,16 @@ class Deliverer:
             self.warn("could not deliver a run: ", error)
             return []
 
-    def _send(self, spool: Spool, runs: list[Run], connection: Connection) -> list[Run]:
-        """Sends what waits of `runs`, their numbers together; gives those that have ended."""
+    def _send(self, spool: Spool, runs: list[Run], connection: Connection, whole: Sequence[Run] = ()) -> list[Run]:
+        """Sends what waits of `runs`, their numbers together, those of `whole` at once; gives those that have ended."""
         before = [run.stored for run in runs]
         try:
             with connection.transaction():
+                if whole:
+                    spool.add(whole, connection)
                 for run in runs:
-                    spool.send_numbers(run, connection)
+                    if run not in whole:
+                        spool.send_numbers(run, connection)
         except Exception:
             if connection.is_transactional:
                 for run, stored in zip(runs, before, strict=True):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import secrets
 import tempfile
 import uuid
@@ -16,16 +14,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from diffuse.tracking import failures, page, sqlite
+from diffuse.tracking import failures, page, rows, sqlite, values
+from diffuse.tracking.rows import Ended
 from diffuse.tracking.store import Store
-
-PARAMETER_CHARACTERS = 6000  # MLflow's own limits
-_TAG_CHARACTERS = 5000
-_KEY_CHARACTERS = 250
-_DIGEST_CHARACTERS = 36
-_BATCH_PARAMETERS = 100
-_BATCH_METRICS = 500
-_BATCH_BYTES = 300_000
 
 _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
@@ -155,8 +146,16 @@ class Connection:
 
     def create(self, experiment: str, name: str, start_time: int, tags: Mapping[str, str]) -> Stored:
         """A new run, of the status RUNNING."""
-        run = self._client.create_run(experiment, start_time, dict(labels(tags)), storable(name))
+        run = self._client.create_run(experiment, start_time, values.tags(tags), values.text(name))
         return Stored(run.info.run_id, run.info.artifact_uri, start_time)
+
+    def add(self, experiment: str, runs: Sequence[Ended]) -> list[Stored]:
+        """New runs with all that they have, where the store is transactional: what `create`, `log`, `log_weights` and
+        `end` do for one. Raises what SQLAlchemy raises, and ValueError for what is better left to those."""
+        assert self._transactions is not None
+        with self._transactions.engine.begin() as connection:
+            added = rows.insert(connection, experiment, runs)
+        return [Stored(*ids, run.start_time) for ids, run in zip(added, runs, strict=True)]
 
     def log(
         self,
@@ -168,14 +167,12 @@ class Connection:
         """Parameters, tags and metrics (name, value, time, step) in as few calls as may be, less what was there."""
         from mlflow.entities import Metric, Param, RunTag
 
-        named = {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in (params or {}).items()}
-        fresh = ((key, value) for key, value in named.items() if key not in run.params)
-        points = ((_key(key), *rest) for key, *rest in metrics)
-        rows = (row for row in points if (row[0], row[3]) not in run.points)
+        fresh = ((key, value) for key, value in values.params(params or {}).items() if key not in run.params)
+        points = (row for row in values.metrics(metrics) if (row[0], row[3]) not in run.points)
         together = zip_longest(
-            _batches(fresh, _BATCH_PARAMETERS),
-            _batches(labels(tags or {}), _BATCH_PARAMETERS),
-            _batches(rows, _BATCH_METRICS),
+            values.batches(fresh, values.BATCH_PARAMETERS),
+            values.batches(values.tags(tags or {}).items(), values.BATCH_PARAMETERS),
+            values.batches(points, values.BATCH_METRICS),
             fillvalue=(),
         )
         for some_params, some_tags, some_metrics in together:
@@ -187,19 +184,10 @@ class Connection:
             )
 
     def log_weights(self, run: Stored, weights: Mapping[str, Any]) -> None:
-        """What the run read, as MLflow records a dataset: its source with the whole digest, and a shortened one."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        """What the run read."""
         from mlflow.exceptions import MlflowException
 
-        source = str(weights["source"])
-        local = "/" in source and Path(source).is_absolute()
-        dataset = Dataset(
-            name=storable(Path(source).name if local else source)[:_KEY_CHARACTERS],
-            digest=str(weights["sha256"])[:_DIGEST_CHARACTERS],
-            source_type="local" if local else "hf",
-            source=storable(json.dumps(dict(weights))),
-        )
-        used = [DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])]
+        used = [values.dataset(weights)]
         try:
             self._client.log_inputs(run.run_id, used)
         except MlflowException as error:
@@ -328,37 +316,3 @@ def _loggers_kept() -> Iterator[None]:
             logger.disabled = False
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
-
-
-def labels(tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Tags as MLflow takes them."""
-    return [(_key(key), storable(str(value))[:_TAG_CHARACTERS]) for key, value in tags.items()]
-
-
-def storable(text: str) -> str:
-    r"""Bytes of a path that are not UTF-8, which Python has as lone surrogates and no store takes, become `\udc..`."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _batches(items: Iterable[tuple[Any, ...]], most: int) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """`items` in batches that MLflow takes: of at most `most`, and within the size of one request."""
-    batch: list[tuple[Any, ...]] = []
-    size = 0
-    for item in items:
-        length = len(json.dumps(item))
-        if batch and (len(batch) == most or size + length > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(item)
-        size += length
-    if batch:
-        yield batch
-
-
-def _key(key: str) -> str:
-    return re.sub(r"[^\w./ -]", "_", key, flags=re.ASCII)[:_KEY_CHARACTERS]
-
-
-def _value(value: Any) -> str:
-    """Text as it is; other values as JSON has them: null, true, 0.5, [1, 2]."""
-    return storable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
