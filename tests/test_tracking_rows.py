@@ -103,8 +103,7 @@ def test_rows_are_those_that_mlflow_writes(
     for calls in (True, False):
         shutil.copy(empty, store.file)
         with monkeypatch.context() as patch:
-            forbidden = "add" if calls else "create"
-            patch.setattr(mlflow_store.Connection, forbidden, lambda *_: pytest.fail(f"{forbidden} was called"))
+            patch.delattr(mlflow_store.Connection, "add" if calls else "create")
             if calls:
                 patch.setattr(delivery.Run, "is_whole", False)
             assert delivered(waiting, store) == []
