@@ -169,6 +169,21 @@ def _said_by_hydra(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", value
 
 
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as nested dictionaries, each interpolation replaced by what it stands for.
+
+    Raises:
+        ConfigError: a value is missing, or an interpolation leads nowhere.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        line = str(error).splitlines()[0].rstrip(".")
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{where}{line}") from None
+    return cast(dict[str, Any], values)
+
+
 def file(name: str) -> DictConfig:
     """`conf/NAME.yaml` as it stands there."""
     return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))

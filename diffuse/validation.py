@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from diffuse import inputs, objective, prompt_syntax
+from diffuse import configuration, inputs, objective, prompt_syntax
 from diffuse.configuration import explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
@@ -71,10 +70,17 @@ def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
             raise ConfigError(f"{name}={shown}: model={model} knows no {name}; beside the common it has {has}")
 
 
-def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None, reader: Reader | None = None) -> list[Draft]:
+def drafts(
+    cfg: DictConfig,
+    in_memory: Mapping[str, Any] | None = None,
+    reader: Reader | None = None,
+    *,
+    resolved: bool = False,
+) -> list[Draft]:
     """What `cfg` asks for: one draft, or one for each prompt of `prompt_file`. Draws a seed where none is given.
 
     `in_memory` has by field the pictures that are in no file, see `inputs.read`. `reader` has read those of others.
+    `resolved` says that `configuration.resolved` has been asked about `cfg` before.
 
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
@@ -82,7 +88,8 @@ def drafts(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None, reader: 
     if cfg.suite is not None:
         raise ConfigError(f"suite={cfg.suite.name}: is run by the command alone: diffuse experiment={cfg.suite.name}")
     with explained():
-        _check_interpolations(cfg)
+        if not resolved:
+            configuration.resolved(cfg)
         defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}
         check_targets(cfg)
         sampler_options.check(
@@ -111,15 +118,6 @@ def _container(node: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
-
-
-def _check_interpolations(cfg: DictConfig) -> None:
-    try:
-        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        line = str(error).splitlines()[0].rstrip(".")
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{where}{line}") from None
 
 
 def check_targets(cfg: DictConfig) -> None:

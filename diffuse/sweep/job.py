@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import media, record
+from diffuse import configuration, media, record
 from diffuse.errors import MediaError
 from diffuse.request import ImageFormat
 
@@ -34,7 +34,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     """All of the configuration that decides what the job's files hold: not where they go, nor who is told."""
     if "hydra" in cfg:  # whose interpolations hold inside a job only
         cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
-    values = {name: value for name, value in record.resolve(cfg).items() if name not in _NO_PART}
+    resolved = record.plain(configuration.resolved(cfg))
+    values = {name: value for name, value in resolved.items() if name not in _NO_PART}
     values["output"].pop("dir")
     values["model"].pop("download", None)  # whether to fetch what is not here
     return values

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from diffuse import configuration, media, objective, sweep, tracking, validation
+from diffuse import configuration, media, objective, record, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.picture_input import Reader, read_picture
 from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
@@ -30,7 +30,7 @@ from diffuse.sweep.interrupt import Interruption
 if TYPE_CHECKING:
     from diffuse.opening import Opened
     from diffuse.request import Made
-    from diffuse.run import Begun
+    from diffuse.run import Begun, Prepared
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
@@ -183,9 +183,10 @@ class Jobs:
         if self.all.setdefault(each.key, each) is not each:
             self.end(each, DOUBLE)
             return
-        cfg, draft = self._configured(each)
+        cfg, draft = self._configured(each, resolved=True)
         costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
         del values["seed"]
+        values["objective"] = record.resolve(cfg.objective)
         each.levels = tuple(job.digest(level) for level in (costly, texts, values))
         found = job.finished(each.folder, each.key)
         if found is None:
@@ -200,13 +201,13 @@ class Jobs:
             each.metrics = said.get("metrics", {}) | _quality(paths, draft)
             self.end(each, THERE)
 
-    def _configured(self, each: Job) -> tuple[DictConfig, validation.Draft]:
+    def _configured(self, each: Job, resolved: bool = False) -> tuple[DictConfig, validation.Draft]:
         """The job's configuration, and its request as far as that can be known without a checkpoint."""
         cfg = self.compose(each.lines)
         cfg.output.dir = str(each.folder)
         if each.draft is not None:
             return cfg, each.draft
-        (draft,) = validation.drafts(cfg, reader=self._reader)
+        (draft,) = validation.drafts(cfg, reader=self._reader, resolved=resolved)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             each.draft = draft
@@ -269,10 +270,14 @@ class Jobs:
         from diffuse import run
 
         begun: list[tuple[Job, Begun]] = []
+        prepared: Prepared | None = None
         for each in batch:
             try:
                 cfg, draft = self._configured(each)
-                prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
+                if prepared is None:
+                    prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
+                else:
+                    prepared = run.prepare_like(prepared, cfg, draft)
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 of = self.sweep
                 run_id = job.run_id(each.folder, each.key, of.identity)
