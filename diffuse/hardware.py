@@ -164,6 +164,8 @@ def apply(hw: Hardware) -> None:
     global _default_threads
     import torch
 
+    from diffuse import allocator
+
     if hw.device == "cuda" and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
         # cuBLAS gives the same bits twice only with a workspace of fixed size, chosen before CUDA computes anything. It
         # is set in relaxed runs too, because a strict one may follow in this process.
@@ -183,6 +185,8 @@ def apply(hw: Hardware) -> None:
         compiler.deterministic = hw.strict
         # By default the ninth shape of a block would run uncompiled, and a U-Net alone has more.
         tracer.recompile_limit = tracer.accumulated_recompile_limit = _COMPILED_SHAPES
+    if hw.device == "cpu":
+        allocator.keep_freed()
     if _default_threads is None:
         _default_threads = torch.get_num_threads()
     torch.set_num_threads(hw.threads or _default_threads)

@@ -90,7 +90,7 @@ def of_run(
         resolved["prompt_file"] = None  # one prompt of the file, which now stands under `prompt`
     record = {
         "diffuse": diffuse.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": _now(),
         "config": resolved,
         "overrides": list(overrides),
         "request": asked,
@@ -103,6 +103,18 @@ def of_run(
     }
     hidden: dict[str, Any] = redact(plain(record))
     return hidden
+
+
+def of_like(record: Mapping[str, Any], overrides: Sequence[str], *, seed: int, folder: str) -> dict[str, Any]:
+    """The record of a run that differs from the one of `record` in its seed and its folder alone."""
+    config, request = record["config"], record["request"]
+    return {
+        **record,
+        "created": _now(),
+        "config": {**config, "seed": seed, "output": {**config["output"], "dir": redact(folder, "dir")}},
+        "overrides": redact(list(overrides), "overrides"),
+        "request": {**request, "seed": seed},
+    }
 
 
 def of_image(record: Mapping[str, Any], index: int, pixels_sha256: str) -> dict[str, Any]:
@@ -135,6 +147,10 @@ def resolve(config: Any) -> dict[str, Any]:
         config = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     values: dict[str, Any] = plain(config)
     return values
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _without_own_components(config: dict[str, Any]) -> dict[str, Any]:

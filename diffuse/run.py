@@ -36,7 +36,6 @@ class Prepared:
     """All that a request needs to be run."""
 
     cfg: DictConfig
-    config: Mapping[str, Any]  # the same as plain values, interpolations resolved
     request: GenerationRequest
     opened: Opened
     scheduler: Any
@@ -194,7 +193,7 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
     request = job.request
     together = job.opened.pipeline.memory.together(request.width, request.height)
     about = record.of_run(
-        job.config,
+        job.cfg,
         overrides,
         request,
         weights=_weights(job.opened.checkpoints),
@@ -205,6 +204,29 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
         },
         inputs=_inputs(job),
     )
+    return _recorded(job, about, tracker, place)
+
+
+def begin_like(
+    begun: Begun, cfg: DictConfig, draft: Draft, tracker: tracking.Tracker, overrides: Sequence[str], place: Place
+) -> Begun:
+    """`prepare` and `begin` for a run that differs from `begun` in its seed and its folder alone: in a third of the
+    time."""
+    job = replace(
+        begun.job,
+        cfg=cfg,
+        request=replace(begun.job.request, seed=draft.seed),
+        scheduler=copy.deepcopy(begun.job.scheduler),  # which keeps what it has seen
+        inputs=draft.inputs,
+        reference=draft.reference,
+    )
+    about = record.of_like(begun.about, overrides, seed=draft.seed, folder=cfg.output.dir)
+    return _recorded(job, about, tracker, place)
+
+
+def _recorded(job: Prepared, about: dict[str, Any], tracker: tracking.Tracker, place: Place | None) -> Begun:
+    """Tells the tracking store of a run that begins."""
+    request = job.request
     tracked = tracker.start(
         media.file_stem(request.prompt, request.seed, job.cfg.output.name) if place is None else place.name,
         _parameters(about["config"]),
@@ -317,22 +339,7 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     memory_profile.check_size(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
     objective.check_size(draft.reference, request.width, request.height)
-    config = record.resolve(cfg)
-    return Prepared(cfg, config, request, opened, scheduler, draft.inputs, latents, draft.reference)
-
-
-def prepare_like(job: Prepared, cfg: DictConfig, draft: Draft) -> Prepared:
-    """`prepare` for what differs from `job` in the seed and in the folder alone, in a tenth of the time."""
-    output = {**job.config["output"], "dir": cfg.output.dir}
-    return replace(
-        job,
-        cfg=cfg,
-        config={**job.config, "seed": draft.seed, "output": output},
-        request=replace(job.request, seed=draft.seed),
-        scheduler=copy.deepcopy(job.scheduler),  # which keeps what it has seen
-        inputs=draft.inputs,
-        reference=draft.reference,
-    )
+    return Prepared(cfg, request, opened, scheduler, draft.inputs, latents, draft.reference)
 
 
 def weights(cfg: DictConfig) -> dict[str, Any]:

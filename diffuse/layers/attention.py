@@ -78,7 +78,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim_in]` -> `[..., dim_out]`."""
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return F.gelu(gate).mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -111,9 +111,9 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` `[B, T, D]`, `context` `[G, T', D']` -> `[B, T, D]`."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        result: Tensor = x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn2(self.norm2(x), context).add_(x)
+        result: Tensor = self.ff(self.norm3(x)).add_(x)
         return result
 
 
@@ -160,4 +160,5 @@ class Transformer2DModel(nn.Module):
         h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # [B, C, H, W], channels last in memory
         if not self.linear_projection:
             h = self.proj_out(h)
-        return x + h
+        h += x
+        return h

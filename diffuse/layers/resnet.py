@@ -29,13 +29,14 @@ class ResnetBlock2D(nn.Module):
 
     def forward(self, x: Tensor, activated_temb: Tensor | None = None) -> Tensor:
         """`x` `[B, C, H, W]`, `activated_temb` `[B, D]` (already through SiLU) -> `[B, C', H, W]`."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
         if activated_temb is not None:
-            h = h + self.time_emb_proj(activated_temb)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+            h += self.time_emb_proj(activated_temb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h), inplace=True))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return x + h
+        h += x
+        return h
 
 
 class Downsample2D(nn.Module):

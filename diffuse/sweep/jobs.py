@@ -1,6 +1,6 @@
 """Makes the jobs of a sweep: those that are missing, in the order in which least has to change, as many at once as fit.
 
-While one batch is computed, the one before is saved and recorded by a thread of its own.
+While one batch is computed, the one before is saved and recorded by threads of their own.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from diffuse.sweep.interrupt import Interruption
 if TYPE_CHECKING:
     from diffuse.opening import Opened
     from diffuse.request import Made
-    from diffuse.run import Begun, Prepared
+    from diffuse.run import Begun
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
 _NAME_CHARACTERS = 50  # of a run
 _WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
+_SAVERS = 3  # threads, each of which waits three times for the disk for a job
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MADE, THERE, FAILED, LEFT, DOUBLE = "made", "there", "failed", "left", "double"
@@ -270,19 +271,19 @@ class Jobs:
         from diffuse import run
 
         begun: list[tuple[Job, Begun]] = []
-        prepared: Prepared | None = None
         for each in batch:
             try:
                 cfg, draft = self._configured(each)
-                if prepared is None:
-                    prepared = run.prepare(cfg, draft, opened=self._open(each, cfg))
-                else:
-                    prepared = run.prepare_like(prepared, cfg, draft)
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 of = self.sweep
                 run_id = job.run_id(each.folder, each.key, of.identity)
                 place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again or each.again)
-                begun.append((each, run.begin(prepared, tracker, configuration.typed(each.lines), place)))
+                about = tracker, configuration.typed(each.lines), place
+                if begun:
+                    one = run.begin_like(begun[0][1], cfg, draft, *about)
+                else:
+                    one = run.begin(run.prepare(cfg, draft, opened=self._open(each, cfg)), *about)
+                begun.append((each, one))
             except Exception as error:
                 self.end(each, FAILED, error)
         if begun:
@@ -381,25 +382,31 @@ def _unwritten(each: Job, error: Exception) -> RunError:
 
 
 class _Saver:
-    """A thread that does what it is given, in that order."""
+    """Threads that do what they are given: most of that is to wait for the disk."""
 
     def __init__(self) -> None:
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
-        self._thread = threading.Thread(target=self._run, name="diffuse-saving", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"diffuse-saving-{number}", daemon=True)
+            for number in range(_SAVERS)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, work: Callable[[], None]) -> None:
         """Waits while there is too much to be done: pictures take memory."""
         self._work.put(work)
 
     def wait(self) -> None:
-        """Until all that it was given is done."""
+        """Until all that they were given is done."""
         self._work.join()
 
     def close(self) -> None:
-        """A thread that still ran while Python ends could end the process with an abort."""
-        self._work.put(None)
-        self._thread.join()
+        """Threads that still ran while Python ends could end the process with an abort."""
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
