@@ -169,19 +169,36 @@ def _said_by_hydra(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", value
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as nested dictionaries, each interpolation replaced by what it stands for.
+class Values(dict[str, Any]):
+    """Plain values by name, which are attributes too, as in a DictConfig; to read one takes a hundredth of the time."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def resolved(cfg: DictConfig) -> Values:
+    """The configuration, without Hydra's own part, as plain values: each interpolation replaced by what it stands for,
+    each enumeration by its name.
 
     Raises:
         ConfigError: a value is missing, or an interpolation leads nowhere.
     """
+    if "hydra" in cfg:  # whose interpolations hold inside a job only
+        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         line = str(error).splitlines()[0].rstrip(".")
         where = f"{error.full_key}: " if error.full_key else ""
         raise ConfigError(f"{where}{line}") from None
-    return cast(dict[str, Any], values)
+    return cast(Values, _by_attribute(values))
+
+
+def _by_attribute(value: Any) -> Any:
+    return Values({name: _by_attribute(item) for name, item in value.items()}) if isinstance(value, dict) else value
 
 
 def file(name: str) -> DictConfig:

@@ -10,10 +10,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffuse import configuration, inputs, objective, prompt_syntax
-from diffuse.configuration import explained, nearest, options
+from diffuse.configuration import Values, explained, nearest, options
 from diffuse.errors import ConfigError
 from diffuse.inputs import Inputs
 from diffuse.picture_input import PictureInput, Reader
@@ -74,13 +74,12 @@ def drafts(
     cfg: DictConfig,
     in_memory: Mapping[str, Any] | None = None,
     reader: Reader | None = None,
-    *,
-    resolved: bool = False,
+    resolved: Values | None = None,
 ) -> list[Draft]:
     """What `cfg` asks for: one draft, or one for each prompt of `prompt_file`. Draws a seed where none is given.
 
     `in_memory` has by field the pictures that are in no file, see `inputs.read`. `reader` has read those of others.
-    `resolved` says that `configuration.resolved` has been asked about `cfg` before.
+    `resolved` is what `configuration.resolved` makes of `cfg`, where that is known already.
 
     Raises:
         ConfigError: a value is missing, out of range, or does not go with another.
@@ -88,39 +87,31 @@ def drafts(
     if cfg.suite is not None:
         raise ConfigError(f"suite={cfg.suite.name}: is run by the command alone: diffuse experiment={cfg.suite.name}")
     with explained():
-        if not resolved:
-            configuration.resolved(cfg)
-        defaults = {**_container(cfg.model.request_defaults), **_container(cfg.refiner.request_defaults)}
-        check_targets(cfg)
-        sampler_options.check(
-            {key: value for key, value in _container(cfg.scheduler).items() if key not in ("_target_", "name")}
-        )
-        values = _filled(cfg, defaults)
-        _check_values(values, cfg)
+        given = configuration.resolved(cfg) if resolved is None else resolved
+        defaults = {**given.model.request_defaults, **given.refiner.request_defaults}
+        check_targets(given)
+        sampler_options.check({key: value for key, value in given.scheduler.items() if key not in ("_target_", "name")})
+        values = _filled(given, defaults)
+        _check_values(values, given)
         reader = reader or Reader()
-        read = inputs.read({name: cfg[name] for name in inputs.FIELDS}, values, in_memory, reader)
+        read = inputs.read({name: given[name] for name in inputs.FIELDS}, values, in_memory, reader)
         if read is not None:
-            width, height = read.size(cfg.model.size_multiple)
-            values |= {"width": cfg.width or width, "height": cfg.height or height}
+            width, height = read.size(given.model.size_multiple)
+            values |= {"width": given.width or width, "height": given.height or height}
         width, height = values.pop("width"), values.pop("height")
-        prompts = _prompts(cfg, defaults)
+        prompts = _prompts(given, defaults)
         if values["prompt_syntax"] is PromptSyntax.weighted:
             for name, text in [*(("prompt", prompt) for prompt in prompts), *((name, values[name]) for name in _TEXTS)]:
                 prompt_syntax.parse(text or "", name)
         others = {name: value for name, value in values.items() if name not in ("prompt", "seed")}
-        reference = objective.read(cfg.objective, reader)
+        reference = objective.read(given.objective, reader)
         return [
-            Draft(prompt, _seed(cfg.seed, cfg.num_images), width, height, others, read, reference) for prompt in prompts
+            Draft(prompt, _seed(given.seed, given.num_images), width, height, others, read, reference)
+            for prompt in prompts
         ]
 
 
-def _container(node: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def check_targets(cfg: DictConfig) -> None:
+def check_targets(cfg: DictConfig | Values) -> None:
     """Refuses a model or scheduler that is no class of this package, wherever the configuration came from.
 
     Raises:
@@ -129,7 +120,7 @@ def check_targets(cfg: DictConfig) -> None:
     rooms = {"model": "diffuse.pipelines.", "refiner": "diffuse.pipelines.", "scheduler": "diffuse.schedulers."}
     for group, room in rooms.items():
         node = cfg[group]
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, DictConfig | Values):
             raise ConfigError(f"{group}={node}: there is no such {group}; there are {', '.join(options(group))}")
         if group == "refiner" and node._target_ is None:
             continue
@@ -146,7 +137,7 @@ def check_targets(cfg: DictConfig) -> None:
         _check_sources(cfg[group], group)
 
 
-def _check_sources(model: DictConfig, group: str) -> None:
+def _check_sources(model: DictConfig | Values, group: str) -> None:
     """Refuses a model without a source, and settings of a source that is not there."""
     parts = {f"{group}.{name}": model[name] for name in COMPONENTS}
     if model._target_ is None:
@@ -163,7 +154,7 @@ def _check_sources(model: DictConfig, group: str) -> None:
                 raise ConfigError(f"{name}.{field}={part[field]}: is that of {name}.source, which is not set")
 
 
-def _filled(cfg: DictConfig, defaults: Mapping[Any, Any]) -> dict[str, Any]:
+def _filled(cfg: Values, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of a request, with the model's default where the configuration has null."""
     for name in defaults:
         if name not in _FIELDS:
@@ -208,7 +199,7 @@ def _text(name: str, value: str) -> str:
     return value
 
 
-def _check_values(values: Mapping[str, Any], cfg: DictConfig) -> None:
+def _check_values(values: Mapping[str, Any], cfg: Values) -> None:
     _whole("num_images", values["num_images"], 1)
     _whole("num_inference_steps", values["num_inference_steps"], 1)
     multiple = cfg.model.size_multiple
@@ -273,7 +264,7 @@ def _seed(seed: int | None, num_images: int) -> int:
     return seed
 
 
-def _prompts(cfg: DictConfig, defaults: Mapping[Any, Any]) -> list[str]:
+def _prompts(cfg: Values, defaults: Mapping[str, Any]) -> list[str]:
     if cfg.prompt_file is None:
         prompt = cfg.prompt if cfg.prompt is not None else defaults.get("prompt")
         if prompt is None:

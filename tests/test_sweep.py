@@ -376,7 +376,7 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
 
     def watched(self: Any, master_config: Any, sweep_overrides: Any) -> Any:
         cfg = look(self, master_config, sweep_overrides)
-        seen.append((list(sweep_overrides), job.identity(cfg)))
+        seen.append((list(sweep_overrides), job.identity(configuration.resolved(cfg))))
         return cfg
 
     with pytest.MonkeyPatch.context() as patched:
@@ -390,4 +390,4 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
         swept(*axes, "scheduler.timestep_spacing=trailing", "width=65", cwd=tmp_path, status=2)
     assert len({tuple(lines) for lines, _ in seen}) == 16
     for lines, values in seen[:16]:
-        assert values == job.identity(configuration.composed(lines))
+        assert values == job.identity(configuration.resolved(configuration.composed(lines)))

@@ -100,7 +100,7 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
 
     sweeper = None if basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
     varied = sorted(([axis.key, axis.values] for axis in found), key=str)
-    identity = job.digest({"config": job.identity(base), "sweep": varied, "sweeper": sweeper})
+    identity = job.digest({"config": job.identity(configuration.resolved(base)), "sweep": varied, "sweeper": sweeper})
     folder = _folder(base, identity)
     seed = _seed(folder, identity) if base.seed is None and "seed" not in axes else None
     name = next((text.partition("=")[2] for text in typed if text.startswith("experiment=")), "") or " x ".join(axes)

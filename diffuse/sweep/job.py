@@ -16,9 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from diffuse import configuration, media, record
+from diffuse import media, record
 from diffuse.errors import MediaError
 from diffuse.request import ImageFormat
 
@@ -30,12 +28,10 @@ _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """All of the configuration that decides what the job's files hold: not where they go, nor who is told."""
-    if "hydra" in cfg:  # whose interpolations hold inside a job only
-        cfg = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
-    resolved = record.plain(configuration.resolved(cfg))
-    values = {name: value for name, value in resolved.items() if name not in _NO_PART}
+def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a configuration (see `configuration.resolved`) that decides what the job's files hold: not where they go,
+    nor who is told."""
+    values: dict[str, Any] = record.plain({name: part for name, part in resolved.items() if name not in _NO_PART})
     values["output"].pop("dir")
     values["model"].pop("download", None)  # whether to fetch what is not here
     return values

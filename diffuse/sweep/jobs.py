@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from diffuse import configuration, media, objective, record, sweep, tracking, validation
+from diffuse import configuration, media, objective, sweep, tracking, validation
 from diffuse.errors import RunError
 from diffuse.picture_input import Reader, read_picture
 from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
@@ -178,16 +178,17 @@ class Jobs:
         with configuration.explained():
             cfg = self.compose(each.lines)
             cfg.output.dir = str(self.sweep.folder)  # where in there is known below, and is nothing of the job's own
-            values = job.identity(cfg)
+            resolved = configuration.resolved(cfg)
+        values = job.identity(resolved)
         each.key = job.digest(values)
         each.folder = self._folders.of(configuration.typed(each.lines), each.key)
         if self.all.setdefault(each.key, each) is not each:
             self.end(each, DOUBLE)
             return
-        cfg, draft = self._configured(each, resolved=True)
+        cfg, draft = self._configured(each, resolved)
         costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
         del values["seed"]
-        values["objective"] = record.resolve(cfg.objective)
+        values["objective"] = resolved.objective
         each.levels = tuple(job.digest(level) for level in (costly, texts, values))
         found = job.finished(each.folder, each.key)
         if found is None:
@@ -202,8 +203,11 @@ class Jobs:
             each.metrics = said.get("metrics", {}) | _quality(paths, draft)
             self.end(each, THERE)
 
-    def _configured(self, each: Job, resolved: bool = False) -> tuple[DictConfig, validation.Draft]:
-        """The job's configuration, and its request as far as that can be known without a checkpoint."""
+    def _configured(
+        self, each: Job, resolved: configuration.Values | None = None
+    ) -> tuple[DictConfig, validation.Draft]:
+        """The job's configuration, which may be known as `resolved`, and its request as far as that can be known
+        without a checkpoint."""
         cfg = self.compose(each.lines)
         cfg.output.dir = str(each.folder)
         if each.draft is not None:
