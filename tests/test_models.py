@@ -121,6 +121,15 @@ def test_unet_shares_a_text_among_neighbours() -> None:
     torch.testing.assert_close(ours("unet", peer)(x, timesteps, text), expected, **FLOAT32)
 
 
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_copies_the_pictures_for_each_text(name: str) -> None:
+    """What is computed before the text has a say is that of both."""
+    peer = oracle.unet(UNETS[name])
+    x, text, timesteps = noise(3, 4, 9, 8), noise(2, 77, 32, seed=1), torch.tensor([1, 500, 999])
+    expected = peer(torch.cat([x, x]), timesteps.repeat(2), text.repeat_interleave(3, 0)).sample
+    torch.testing.assert_close(ours("unet", peer)(x, timesteps, text, copies=2), expected, **FLOAT32)
+
+
 def test_unet_reads_every_input() -> None:
     model = ours("unet", oracle.unet(TWO_LEVELS))
     x, text = noise(1, 4, 8, 8), noise(1, 77, 32, seed=1)

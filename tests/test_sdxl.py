@@ -103,6 +103,9 @@ def test_unet_agrees_with_diffusers(variant: Variant, size: tuple[int, int]) -> 
     assert expected.std() > 0.3
     model = ours("unet", peer)
     torch.testing.assert_close(model(x, torch.tensor(481), text, **added, **scale), expected, **FLOAT32)
+    twice = peer(x[:1].repeat(2, 1, 1, 1), torch.tensor(481), text, added_cond_kwargs=added, **scale).sample
+    copied = model(x[:1], torch.tensor(481), text, **added, **scale, copies=2)
+    torch.testing.assert_close(copied, twice, **FLOAT32)
     neighbours = torch.cat([x[:1], x[:1].flip(2), x[1:], x[1:].flip(2)])  # two for each text
     each = {name: value.repeat_interleave(2, 0) for name, value in {**added, **scale, "text": text}.items()}
     expected = peer(

@@ -17,10 +17,11 @@ Conditioning = Mapping[str, Tensor]
 class Predict(Protocol):
     """The denoiser: latents `[B, C, h, w]`, a timestep and its conditioning -> a prediction.
 
-    The conditioning `[G, ...]` holds for `B / G` neighbours each.
+    The latents `[B / copies, C, h, w]` stand there `copies` times, one after the other. Of the conditioning
+    `[G, ...]`, each holds for `B / G` neighbours.
     """
 
-    def __call__(self, latents: Tensor, timestep: Tensor, /, **conditioning: Tensor) -> Tensor: ...
+    def __call__(self, latents: Tensor, timestep: Tensor, /, *, copies: int, **conditioning: Tensor) -> Tensor: ...
 
 
 class Guidance(NamedTuple):
@@ -43,13 +44,13 @@ class Guidance(NamedTuple):
         """The guided prediction for latents `[B, C, h, w]`, in the model's precision."""
         ours, other = self.positive, self.negative
         if other is None:
-            return model(latents, timestep, **ours)
+            return model(latents, timestep, copies=1, **ours)
         if self.batched:
             both = {name: torch.cat([other[name], ours[name]]) for name in ours}
-            negative, positive = model(torch.cat([latents, latents]), timestep, **both).chunk(2)
+            negative, positive = model(latents, timestep, copies=2, **both).chunk(2)
         else:
-            negative = model(latents, timestep, **other)
-            positive = model(latents, timestep, **ours)
+            negative = model(latents, timestep, copies=1, **other)
+            positive = model(latents, timestep, copies=1, **ours)
         guided = negative + self.scale * (positive - negative)
         return _rescaled(guided, positive, self.rescale) if self.rescale else guided
 

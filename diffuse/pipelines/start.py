@@ -129,9 +129,7 @@ def _noise_like(original: Tensor, generators: Generators, given: Tensor | None) 
 
 
 def _shown(model: Predict, beside: Tensor) -> Predict:
-    def predict(latents: Tensor, timestep: Tensor, /, **conditioning: Tensor) -> Tensor:
-        # Guidance asks for the negative and the positive at once: each image then stands there twice.
-        more = beside.repeat(len(latents) // len(beside), 1, 1, 1).to(latents)
-        return model(torch.cat([latents, more], dim=1), timestep, **conditioning)
+    def predict(latents: Tensor, timestep: Tensor, /, *, copies: int, **conditioning: Tensor) -> Tensor:
+        return model(torch.cat([latents, beside.to(latents)], dim=1), timestep, copies=copies, **conditioning)
 
     return predict

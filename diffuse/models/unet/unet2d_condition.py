@@ -110,6 +110,11 @@ class UNet2DConditionConfig:
         return self.per_level(self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads)
 
 
+def _copied(x: Tensor, batch: int) -> Tensor:
+    """`[B, C, H, W]` -> `[batch, C, H, W]`: the whole again and again, channels last in memory if it was."""
+    return x if len(x) == batch else torch.cat([x] * (batch // len(x)))
+
+
 class UNetBlock(nn.Module):
     """One level on the way down or up: residual blocks, each followed by attention where the level has it."""
 
@@ -134,12 +139,15 @@ class UNetBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample2D(channels)]) if upsample else None
 
     def down(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`x` `[B, C, H, W]` -> the next level's input, and every state that the way up will need."""
+        """`x` `[B, C, H, W]` -> the next level's input, and every state that the way up will need.
+
+        `x` may still be without its copies, see UNet2DConditionModel.forward.
+        """
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = resnet(x, temb[: len(x)])
             if self.attentions is not None:
-                x = self.attentions[i](x, text)
+                x = self.attentions[i](_copied(x, len(temb)), text)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -149,7 +157,7 @@ class UNetBlock(nn.Module):
     def up(self, x: Tensor, temb: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
         """`x` `[B, C, H, W]` -> the next level's input; takes one state off `skips` for each residual block."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), temb)
+            x = resnet(torch.cat([x, _copied(skips.pop(), len(x))], dim=1), temb)
             if self.attentions is not None:
                 x = self.attentions[i](x, text)
         if self.upsamplers is not None:
@@ -225,15 +233,20 @@ class UNet2DConditionModel(nn.Module):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
         timestep_cond: Tensor | None = None,
+        copies: int = 1,
     ) -> Tensor:
         """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[G, T, D]` -> prediction `[B, C_out, H, W]`.
 
         `text_embeds` `[G, D']` and `time_ids` `[G, N]`, SDXL's pooled text and sizes, are needed where the
         configuration says `text_time`; `timestep_cond` `[G, time_cond_proj_dim]`, an embedded guidance scale, may be
         given where it has that width. Each of the `G` is that of `B / G` neighbours.
+
+        With `copies`, `sample` is `[B / copies, C, H, W]`, and stands there so many times, one after the other: what
+        comes before anything that the text decides is then computed once.
         """
-        each = sample.shape[0] // encoder_hidden_states.shape[0]
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        batch = copies * sample.shape[0]
+        each = batch // encoder_hidden_states.shape[0]
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0]).repeat(copies)
         if timestep_cond is not None:
             timestep_cond = timestep_cond.repeat_interleave(each, 0)
         temb = self.time_embedding(
@@ -248,11 +261,13 @@ class UNet2DConditionModel(nn.Module):
 
         # Channels last: convolutions run faster, and a map becomes tokens without a copy.
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        if timestep_cond is not None or self.add_embedding is not None:
+            x = _copied(x, batch)
         skips = [x]
         for block in cast(Iterable[UNetBlock], self.down_blocks):
             x, states = block.down(x, temb, encoder_hidden_states)
             skips += states
-        x = self.mid_block(x, temb, encoder_hidden_states)
+        x = self.mid_block(_copied(x, batch), temb, encoder_hidden_states)
         for block in cast(Iterable[UNetBlock], self.up_blocks):
             x = block.up(x, temb, encoder_hidden_states, skips)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
