@@ -153,6 +153,28 @@ def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest
     assert sizes == [8, 4, 2, 2, 2, 2]
 
 
+def test_the_record_of_a_job_in_a_batch_is_that_of_the_job_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(begun: Any, cfg: Any, draft: Any, *about: Any) -> Any:
+        return run.begin(run.prepare(cfg, draft, opened=begun.job.opened), *about)
+
+    found = []
+    for name in ("batch", "alone"):
+        (tmp_path / name).mkdir()
+        swept("output.dir=out?api_token=hunter2", "seed=1,2,3", "num_inference_steps=2", cwd=tmp_path / name)
+        jobs = jobs_in(tmp_path / name / "out?api_token=hunter2")
+        for said in jobs:
+            assert "hunter2" not in json.dumps(said["record"])
+            for drawn in ("created", "timings"):
+                del said["record"][drawn]
+            del said["metrics"], said["worker"]
+        found.append(jobs)
+        monkeypatch.setattr(run, "begin_like", alone)
+    assert [said["record"]["request"]["seed"] for said in found[0]] == [1, 2, 3]
+    assert found[0] == found[1]
+
+
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     taken = os.open(tmp_path / "out", os.O_RDONLY)
