@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from diffuse import tracking
 from diffuse.request import TrackingConfig
-from diffuse.tracking import delivery, journal, mlflow_store
+from diffuse.tracking import delivery, journal, mlflow_store, rows
 from diffuse.tracking.store import Store
 
 TABLES = ("runs", "tags", "params", "metrics", "latest_metrics", "datasets", "inputs", "input_tags")
@@ -66,12 +66,12 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tracker._spool.folder
 
 
-def delivered(spool: Path, store: Store) -> list[str]:
-    """Brings what waits to a store; what went wrong."""
+def delivered(spool: Path, store: Store, *, foreign: bool = False) -> list[str]:
+    """Brings what waits to a store, which perhaps others have tried; what went wrong."""
     claim = journal.claim(spool)
     assert claim is not None
     deliverer = delivery.Deliverer(store, lambda *_: None)
-    deliverer.deliver(delivery.Spool(claim, store, foreign=False, warn=deliverer.warn), everything=True)
+    deliverer.deliver(delivery.Spool(claim, store, foreign=foreign, warn=deliverer.warn), everything=True)
     claim.release(remove=False)
     return list(deliverer.warnings.values())
 
@@ -84,7 +84,7 @@ def tables(file: Path) -> dict[str, list[dict[str, Any]]]:
     names = {row["run_uuid"]: row["name"] for row in found["runs"]}
     names |= {row["dataset_uuid"]: f"{row['name']} {row['digest']}" for row in found["datasets"]}
     names |= {row["input_uuid"]: f"{row['source_id']} {row['destination_id']}" for row in found["inputs"]}
-    for row in (row for rows in found.values() for row in rows):
+    for row in (row for table in found.values() for row in table):
         for column in {*row} & {*DRAWN}:
             for drawn, name in names.items():
                 row[column] = str(row[column]).replace(drawn, name)
@@ -115,6 +115,59 @@ def test_rows_are_those_that_mlflow_writes(
     assert min(map(len, by_calls.values())) > 0
     for name in TABLES:
         assert by_rows[name] == by_calls[name], name
+
+
+def test_of_runs_that_others_tried_to_deliver_the_new_ones_go_as_rows(
+    waiting: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    assert store.file is not None
+    kept = shutil.copytree(waiting, tmp_path / "kept")
+    for file in journal.runs(waiting)[:2]:
+        file.unlink()
+    shutil.copy(empty, store.file)
+    delivered(waiting, store)
+    shutil.copytree(kept, waiting, dirs_exist_ok=True)
+    found: list[str] = []
+    find = mlflow_store.Connection.find
+
+    def watched(self: Any, experiment: str, name: str) -> Any:
+        found.append(name)
+        return find(self, experiment, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_store.Connection, "find", watched)
+        patch.delattr(mlflow_store.Connection, "create")
+        assert delivered(waiting, store, foreign=True) == []
+    assert len(found) == 4
+    by_both = tables(store.file)
+    store.file.unlink()
+    shutil.copytree(kept, waiting, dirs_exist_ok=True)
+    shutil.copy(empty, store.file)
+    delivered(waiting, store)
+    for name in TABLES:
+        assert by_both[name] == tables(store.file)[name], name
+
+
+def test_rows_that_break_off_are_none(
+    waiting: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    assert store.file is not None
+    shutil.copy(empty, store.file)
+    insert = rows.insert
+
+    def broken(*arguments: Any) -> None:
+        assert len(insert(*arguments)) == 6
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "insert", broken)
+        with pytest.raises(ConnectionError):
+            delivered(waiting, store)
+    assert not any(tables(store.file).values())
+    assert delivered(waiting, store) == []
+    assert len(tables(store.file)["runs"]) == 6
 
 
 def test_what_rows_cannot_hold_is_left_to_mlflow(waiting: Path, empty: Path, tmp_path: Path) -> None:

@@ -81,13 +81,17 @@ class Run:
     @property
     def tags(self) -> dict[str, str]:
         """Those of a new run."""
-        assert self.begin is not None
-        return {mlflow_store.RUN_TAG: self.begin["id"], **self.waiting.tags}
+        return {mlflow_store.RUN_TAG: self.name, **self.waiting.tags}
+
+    @property
+    def name(self) -> str:
+        """What its `diffuse.run` says."""
+        return str(self.begin["id"]) if self.begin else ""
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is known, and nothing of it in the store."""
-        return self.stored is None and not self.doubtful and self.waiting.end is not None
+        """Whether it has ended before anything of it was sent from here."""
+        return self.stored is None and self.waiting.end is not None
 
     def ended(self) -> Ended:
         """All of it but its files, if it `is_whole`."""
@@ -135,11 +139,18 @@ class Spool:
             run = self.runs.setdefault(file, Run(file, doubtful=self._foreign))
             run.read()
 
-    def add(self, runs: Sequence[Run], connection: Connection) -> None:
-        """Sends all of `runs`, which are new and have ended, but their files. Raises as MLflow's database does."""
-        added = connection.add(connection.experiment(self.store), [run.ended() for run in runs])
-        for run, stored in zip(runs, added, strict=True):
+    def add(self, runs: Sequence[Run], connection: Connection) -> list[Run]:
+        """Sends all but the files of those of `runs` that are new to the store and have ended, at once; gives them.
+
+        Raises what SQLAlchemy raises, and ValueError for what is better sent one by one.
+        """
+        whole = [run for run in runs if run.is_whole]
+        experiment = connection.experiment(self.store)
+        there = connection.known(experiment, [run.name for run in whole if run.doubtful])
+        new = [run for run in whole if run.name not in there]
+        for run, stored in zip(new, connection.add(experiment, [run.ended() for run in new]), strict=True):
             run.stored, run.doubtful = stored, True
+        return new
 
     def send_numbers(self, run: Run, connection: Connection) -> None:
         """Sends all that waits of `run` but its files, the run itself first. Raises as MLflow does."""
@@ -171,7 +182,7 @@ class Spool:
         begin = run.begin
         assert begin is not None
         experiment = connection.experiment(self.store)
-        found = connection.find(experiment, begin["id"]) if run.doubtful else None
+        found = connection.find(experiment, run.name) if run.doubtful else None
         if found is not None:
             connection.reopen(found)
             return found, False
@@ -257,8 +268,7 @@ class Deliverer:
         """Sends `runs` together, where that is one transaction; if one of them is not taken, each on its own."""
         if connection.is_transactional:
             try:
-                whole = [run for run in runs if run.is_whole]
-                return self._send(spool, runs, connection, whole)
+                return self._send(spool, runs, connection, at_once=True)
             except Exception as error:
                 if failures.is_away(error):
                     raise
@@ -274,15 +284,14 @@ class Deliverer:
             self.warn("could not deliver a run: ", error)
             return []
 
-    def _send(self, spool: Spool, runs: list[Run], connection: Connection, whole: Sequence[Run] = ()) -> list[Run]:
-        """Sends what waits of `runs`, their numbers together, those of `whole` at once; gives those that have ended."""
+    def _send(self, spool: Spool, runs: list[Run], connection: Connection, *, at_once: bool = False) -> list[Run]:
+        """Sends what waits of `runs`, their numbers together, `at_once` where they allow it; gives those that ended."""
         before = [run.stored for run in runs]
         try:
             with connection.transaction():
-                if whole:
-                    spool.add(whole, connection)
+                added = spool.add(runs, connection) if at_once else []
                 for run in runs:
-                    if run not in whole:
+                    if run not in added:
                         spool.send_numbers(run, connection)
         except Exception:
             if connection.is_transactional:

@@ -157,6 +157,12 @@ class Connection:
             added = rows.insert(connection, experiment, runs)
         return [Stored(*ids, run.start_time) for ids, run in zip(added, runs, strict=True)]
 
+    def known(self, experiment: str, names: Sequence[str]) -> set[str]:
+        """Those of `names` that `find` would find, where the store is transactional."""
+        assert self._transactions is not None
+        with self._transactions.engine.begin() as connection:
+            return rows.known(connection, experiment, RUN_TAG, names) if names else set()
+
     def log(
         self,
         run: Stored,

@@ -32,11 +32,24 @@ class Ended(NamedTuple):
     weights: Mapping[str, Any] | None
 
 
+def known(connection: Any, experiment: str, key: str, names: Iterable[str]) -> set[str]:
+    """Those of `names` that a run has in its tag `key`, over an SQLAlchemy connection."""
+    from mlflow.store.tracking.dbmodels import models
+
+    tags, runs = models.SqlTag.__table__, models.SqlRun.__table__
+    asked = tags.join(runs).select().with_only_columns(tags.c.value)
+    asked = asked.where(tags.c.key == key, tags.c.value.in_(list(names)))
+    asked = asked.where(runs.c.experiment_id == int(experiment), runs.c.lifecycle_stage == "active")
+    return set(connection.execute(asked).scalars())
+
+
 def insert(connection: Any, experiment: str, runs: Sequence[Ended]) -> list[tuple[str, str]]:
     """Adds runs over an SQLAlchemy connection, and gives the id and the artifact URI of each.
 
     Raises ValueError for what MLflow would not take, and what SQLAlchemy raises.
     """
+    if not runs:
+        return []
     from mlflow.store.tracking.dbmodels import models
     from mlflow.utils.uri import append_to_uri_path
     from sqlalchemy import select
