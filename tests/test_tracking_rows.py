@@ -33,13 +33,22 @@ class Idle:
 
 
 @pytest.fixture
-def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def file(empty: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(empty, tmp_path / "mlflow.db"))
+
+
+@pytest.fixture
+def store(file: Path) -> Store:
+    return Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{file}"))
+
+
+@pytest.fixture
+def waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A spool of runs of all kinds that have ended."""
     monkeypatch.setattr(tracking.process, "worker", Idle)
     moments = iter(range(10**6, 10**7))
     monkeypatch.setattr(tracking, "_now", lambda: next(moments))
-    cfg = TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    tracker = tracking.JournaledTracker(Store.of(cfg))
+    tracker = tracking.JournaledTracker(store)
 
     tracker.start("nothing logged", {}, {}, {}).finish()
     local = {**WEIGHTS, "source": "/models/\udcff", "components": {"vae": WEIGHTS}}
@@ -94,21 +103,19 @@ def tables(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_rows_are_those_that_mlflow_writes(
-    waiting: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting: Path, store: Store, file: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
-    assert store.file is not None
     kept = shutil.copytree(waiting, tmp_path / "kept")
     found = []
     for calls in (True, False):
-        shutil.copy(empty, store.file)
+        shutil.copy(empty, file)
         with monkeypatch.context() as patch:
             patch.delattr(mlflow_store.Connection, "add" if calls else "create")
             if calls:
                 patch.setattr(delivery.Run, "is_whole", False)
             assert delivered(waiting, store) == []
-        found.append(tables(store.file))
-        store.file.unlink()
+        found.append(tables(file))
+        file.unlink()
         shutil.copytree(kept, waiting, dirs_exist_ok=True)
     by_calls, by_rows = found
     assert [len(by_calls[name]) for name in ("runs", "datasets", "inputs")] == [6, 3, 4]
@@ -118,14 +125,11 @@ def test_rows_are_those_that_mlflow_writes(
 
 
 def test_of_runs_that_others_tried_to_deliver_the_new_ones_go_as_rows(
-    waiting: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    waiting: Path, store: Store, file: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
-    assert store.file is not None
     kept = shutil.copytree(waiting, tmp_path / "kept")
-    for file in journal.runs(waiting)[:2]:
-        file.unlink()
-    shutil.copy(empty, store.file)
+    for run in journal.runs(waiting)[:2]:
+        run.unlink()
     delivered(waiting, store)
     shutil.copytree(kept, waiting, dirs_exist_ok=True)
     found: list[str] = []
@@ -140,21 +144,16 @@ def test_of_runs_that_others_tried_to_deliver_the_new_ones_go_as_rows(
         patch.delattr(mlflow_store.Connection, "create")
         assert delivered(waiting, store, foreign=True) == []
     assert len(found) == 4
-    by_both = tables(store.file)
-    store.file.unlink()
+    by_both = tables(file)
+    file.unlink()
     shutil.copytree(kept, waiting, dirs_exist_ok=True)
-    shutil.copy(empty, store.file)
+    shutil.copy(empty, file)
     delivered(waiting, store)
     for name in TABLES:
-        assert by_both[name] == tables(store.file)[name], name
+        assert by_both[name] == tables(file)[name], name
 
 
-def test_rows_that_break_off_are_none(
-    waiting: Path, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
-    assert store.file is not None
-    shutil.copy(empty, store.file)
+def test_rows_that_break_off_are_none(waiting: Path, store: Store, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     insert = rows.insert
 
     def broken(*arguments: Any) -> None:
@@ -165,28 +164,22 @@ def test_rows_that_break_off_are_none(
         patch.setattr(rows, "insert", broken)
         with pytest.raises(ConnectionError):
             delivered(waiting, store)
-    assert not any(tables(store.file).values())
+    assert not any(tables(file).values())
     assert delivered(waiting, store) == []
-    assert len(tables(store.file)["runs"]) == 6
+    assert len(tables(file)["runs"]) == 6
 
 
-def test_what_rows_cannot_hold_is_left_to_mlflow(waiting: Path, empty: Path, tmp_path: Path) -> None:
+def test_what_rows_cannot_hold_is_left_to_mlflow(waiting: Path, store: Store, file: Path) -> None:
     """A name that MLflow refuses costs its run that value, and the others nothing."""
-    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
-    assert store.file is not None
-    shutil.copy(empty, store.file)
     first = journal.runs(waiting)[0]
     first.write_bytes(first.read_bytes().replace(b'"params": {', b'"params": {"../up": 1', 1))
     (warning,) = delivered(waiting, store)
     assert "refused" in warning and "../up" in warning
-    assert len(tables(store.file)["runs"]) == 6
+    assert len(tables(file)["runs"]) == 6
 
 
-def test_no_run_comes_into_a_deleted_experiment(waiting: Path, empty: Path, tmp_path: Path) -> None:
+def test_no_run_comes_into_a_deleted_experiment(waiting: Path, store: Store, file: Path) -> None:
     """Not even where it is deleted after the store was opened."""
-    store = Store.of(TrackingConfig(name="mlflow", uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
-    assert store.file is not None
-    shutil.copy(empty, store.file)
     connection = mlflow_store.Connection(store)
     experiment = connection.experiment(store)
     MlflowClient(store.uri).delete_experiment(experiment)
@@ -195,4 +188,4 @@ def test_no_run_comes_into_a_deleted_experiment(waiting: Path, empty: Path, tmp_
         run.read()
     with pytest.raises(ValueError, match="is deleted"), connection.transaction():
         connection.add(experiment, [run.ended() for run in runs])
-    assert tables(store.file)["runs"] == []
+    assert tables(file)["runs"] == []
