@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -91,6 +92,7 @@ def allocator_of(device: torch.device) -> Allocator:
     return kinds.get(device.type, Allocator)()
 
 
+@cache  # once in a process
 def keep_freed() -> None:
     """Has the C library keep what tensors free, for the next ones: up to 128 MiB at a time.
 

@@ -49,9 +49,8 @@ def blocks(device: torch.device, dtype: torch.dtype) -> nn.Module:
 
 def inputs(side: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 8, side, side, generator=generator).contiguous(
-        memory_format=torch.channels_last
-    )  # as the models
+    x = torch.randn(2, 8, side, side, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last)  # as the models have it
     return x, torch.randn(2, 5, 4, generator=generator)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import SMOKE, diffuse
+from command import SMOKE, diffuse, until
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
@@ -138,17 +138,17 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(store: Path, pictur
 def test_the_worker_delivers_what_a_killed_process_left(store: Path, picture: Path, tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=work, args=(store, tmp_path / "log", picture))
     process.start()
-    wait_until(lambda: len(runs(store)) > 2)
+    until(lambda: len(runs(store)) > 2, 60)
     process.kill()
     process.join()
-    wait_until(lambda: not (tmp_path / "mlflow-pending").exists())
+    until(lambda: not (tmp_path / "mlflow-pending").exists(), 60)
     assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
 
 
 def test_a_long_run_is_seen_while_it_goes_on(store: Path, picture: Path) -> None:
     tracker = tracking.open_tracker(settings(store))
     run = record_run(tracker, picture)
-    wait_until(lambda: run.run_id is not None)
+    until(lambda: run.run_id is not None, 60)
     (found,) = runs(store)
     assert (found.info.status, found.data.params) == ("RUNNING", {"a": "1"})
     assert sync(settings(store)) == ["1 run of a process that is still at work: left to it"]
@@ -234,7 +234,7 @@ def test_a_delivery_killed_at_random_moments_is_taken_up_again(
         left = len(list(tmp_path.glob("mlflow-pending/*/*.jsonl")))
         process = multiprocessing.get_context("fork").Process(target=sync, args=(settings(store),))
         process.start()
-        wait_until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left)
+        until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left, 60)
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -439,17 +439,10 @@ def test_a_worker_killed_while_it_makes_the_store_leaves_no_half_of_it(picture: 
     cfg = settings(tmp_path / "mlflow.db")
     tracker = tracking.open_tracker(cfg)
     record_run(tracker, picture).finish()
-    wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")))
+    until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")), 60)
     os.kill(worker_process.worker().pid or 0, signal.SIGKILL)
     assert "1 run waits in" in tracker.close()[0]
     assert not (tmp_path / "mlflow.db").exists()
     assert sync(cfg) == [f"1 run delivered to sqlite:///{tmp_path}/mlflow.db"]
     (run,) = runs(tmp_path / "mlflow.db")
     check_whole(tmp_path / "mlflow.db", run)
-
-
-def wait_until(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

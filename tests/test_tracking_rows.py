@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def store(file: Path) -> Store:
 
 
 @pytest.fixture
-def waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A spool of runs of all kinds that have ended."""
     monkeypatch.setattr(tracking.process, "worker", Idle)
     moments = iter(range(10**6, 10**7))
@@ -72,7 +71,7 @@ def waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     many.finish()
     assert tracker._spool is not None
     tracker._spool.close()
-    yield tracker._spool.folder
+    return tracker._spool.folder
 
 
 def delivered(spool: Path, store: Store, *, foreign: bool = False) -> list[str]:

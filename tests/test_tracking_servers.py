@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from command import SMOKE, diffuse
+from command import SMOKE, diffuse, until
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
@@ -112,7 +112,7 @@ def test_killed_and_started_again_nothing_is_lost_or_doubled(
     across = record_run(tracker, "across", picture)
     first = record_run(tracker, "first", picture)
     first.finish()
-    wait_until(lambda: first.run_id is not None and across.run_id is not None)
+    until(lambda: first.run_id is not None and across.run_id is not None, 60)
     assert {run.info.run_name: run.info.status for run in runs(server, tmp_path.name)}["across"] == "RUNNING"
     for number in range(8):  # some of these are on their way when it dies
         record_run(tracker, f"burst {number}", picture).finish()
@@ -165,14 +165,6 @@ def assert_sync_reports_what_is_left(cfg: TrackingConfig) -> None:
     warning, left = done.err.splitlines()
     assert "does not answer" in warning
     assert "could not be delivered" in left and str(cfg.journal) in left
-
-
-def wait_until(condition: object, seconds: float = 60) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_same_weights_from_many_at_the_same_moment(server: MlflowServer, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ class Jobs:
         cfg, draft = self._configured(each, resolved)
         costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
         del values["seed"]
-        values["objective"] = resolved.objective
+        values["objective"] = resolved.objective  # no part of the identity, but of the record that a batch shares
         each.levels = tuple(job.digest(level) for level in (costly, texts, values))
         found = job.finished(each.folder, each.key)
         if found is None:

@@ -21,6 +21,7 @@ from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, Stored
 from diffuse.tracking.rows import Ended
 from diffuse.tracking.store import Store
+from diffuse.tracking.values import Metric
 
 _LIVE_SECONDS = 2.0  # what is logged waits this long for more of its run
 _TOGETHER = 20  # runs in one transaction, during which nobody else can write
@@ -33,7 +34,7 @@ class Waiting:
 
     params: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, time, step
+    metrics: list[Metric] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     media: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, list[str]] = field(default_factory=dict)  # by the name that they go below
@@ -86,7 +87,8 @@ class Run:
     @property
     def name(self) -> str:
         """What its `diffuse.run` says."""
-        return str(self.begin["id"]) if self.begin else ""
+        assert self.begin is not None
+        return str(self.begin["id"])
 
     @property
     def is_whole(self) -> bool:

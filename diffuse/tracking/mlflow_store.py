@@ -153,6 +153,8 @@ class Connection:
         """New runs with all that they have, where the store is transactional: what `create`, `log`, `log_weights` and
         `end` do for one. Raises what SQLAlchemy raises, and ValueError for what is better left to those."""
         assert self._transactions is not None
+        if not runs:
+            return []
         with self._transactions.engine.begin() as connection:
             added = rows.insert(connection, experiment, runs)
         return [Stored(*ids, run.start_time) for ids, run in zip(added, runs, strict=True)]
@@ -160,17 +162,19 @@ class Connection:
     def known(self, experiment: str, names: Sequence[str]) -> set[str]:
         """Those of `names` that `find` would find, where the store is transactional."""
         assert self._transactions is not None
+        if not names:
+            return set()
         with self._transactions.engine.begin() as connection:
-            return rows.known(connection, experiment, RUN_TAG, names) if names else set()
+            return rows.known(connection, experiment, RUN_TAG, names)
 
     def log(
         self,
         run: Stored,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
-        metrics: Iterable[tuple[str, float, int, int]] = (),
+        metrics: Iterable[values.Metric] = (),
     ) -> None:
-        """Parameters, tags and metrics (name, value, time, step) in as few calls as may be, less what was there."""
+        """Parameters, tags and metrics in as few calls as may be, less what was there."""
         from mlflow.entities import Metric, Param, RunTag
 
         fresh = ((key, value) for key, value in values.params(params or {}).items() if key not in run.params)

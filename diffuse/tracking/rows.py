@@ -48,8 +48,6 @@ def insert(connection: Any, experiment: str, runs: Sequence[Ended]) -> list[tupl
 
     Raises ValueError for what MLflow would not take, and what SQLAlchemy raises.
     """
-    if not runs:
-        return []
     from mlflow.store.tracking.dbmodels import models
     from mlflow.utils.uri import append_to_uri_path
     from sqlalchemy import select

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PARAMETER_CHARACTERS = 6000  # MLflow's own limits
+_PARAMETER_CHARACTERS = 6000  # MLflow's own limits
 _TAG_CHARACTERS = 5000
 _KEY_CHARACTERS = 250
 _DIGEST_CHARACTERS = 36
@@ -26,7 +26,7 @@ def tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 def params(params: Mapping[str, Any]) -> dict[str, str]:
     """Parameters as MLflow takes them."""
-    return {_key(key): _value(value)[:PARAMETER_CHARACTERS] for key, value in params.items()}
+    return {_key(key): _value(value)[:_PARAMETER_CHARACTERS] for key, value in params.items()}
 
 
 def metrics(metrics: Iterable[Metric]) -> list[Metric]:
