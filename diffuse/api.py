@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from PIL import Image
 
-from diffuse import configuration, opening, run, validation
+from diffuse.config import compose as configuration
+from diffuse.config import request as validation
 from diffuse.errors import ConfigError, DiffuseError, Stop
-from diffuse.generation import Generation
-from diffuse.request import Step
+from diffuse.run import model_auto, run
+from diffuse.run import open as opening
+from diffuse.run.generation import Generation
+from diffuse.sampling.results import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +149,7 @@ class Pipeline:
         fields |= {name: _IN_MEMORY if name in in_memory else str(picture) for name, picture in pictures.items()}
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
-        cfg = configuration.compose(overrides)
+        cfg = model_auto.compose(overrides)
         drafts = validation.drafts(cfg, in_memory)
         if len(drafts) > 1:
             raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
@@ -174,7 +177,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
     settings = _overrides({**_model(model), **fields})
-    opening.open_pipeline(configuration.compose(list(settings.values())))
+    opening.open_pipeline(model_auto.compose(list(settings.values())))
     return Pipeline(settings)
 
 

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse.errors import ConfigError, one_line
-from diffuse.request import Step
+
+if TYPE_CHECKING:
+    from diffuse.sampling.results import Step
 
 
 def say(line: str) -> None:

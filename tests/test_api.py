@@ -21,9 +21,11 @@ from command import diffuse as command
 from PIL import Image
 
 import diffuse
-from diffuse import media, terminal
+from diffuse import terminal
 from diffuse.errors import CheckpointError, ConfigError, DiffuseError, MediaError
-from diffuse.request import Step
+from diffuse.media import files as media
+from diffuse.media.pixels import pixels_sha256
+from diffuse.sampling.results import Step
 
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 PROMPT = 'a cactus, "${x}" = [1], on a pink background'
@@ -140,7 +142,7 @@ def test_a_generation_saves_itself(tmp_path: Path) -> None:
     assert made.save(tmp_path) == [tmp_path / "a_cat_0.png"]
     assert made.save(tmp_path, "x", format="webp", quality=80) == [tmp_path / "x.webp"]
     assert made.save(tmp_path, "x", format="webp") == [tmp_path / "x_1.webp"]
-    assert media.read_record(tmp_path / "x.webp")["image"]["pixels_sha256"] == media.pixels_sha256(made.pixels[0])
+    assert media.read_record(tmp_path / "x.webp")["image"]["pixels_sha256"] == pixels_sha256(made.pixels[0])
     with pytest.raises(MediaError, match=r"output\.format=bmp"):
         made.save(tmp_path, format="bmp")
 

@@ -21,7 +21,7 @@ from diffuse.compare.quality import measured, references_of
 from diffuse.errors import MediaError, RunError
 
 if TYPE_CHECKING:
-    from diffuse.request import TrackingConfig
+    from diffuse.schema import TrackingConfig
 
 log = logging.getLogger(__name__)
 

@@ -150,7 +150,7 @@ def _named(axes: Sequence[Axis], place: str, name: str) -> Axis:
     for axis in axes:
         if name.lower() in (axis.key, axis.label.lower()):
             return axis
-    from diffuse.configuration import nearest  # which imports Hydra
+    from diffuse.config.compose import nearest  # which imports Hydra
 
     keys = [axis.key for axis in axes]
     by_label = {axis.label.lower(): axis.key for axis in axes}

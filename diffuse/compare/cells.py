@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffuse import media, video
 from diffuse.errors import MediaError
-from diffuse.record import flat
+from diffuse.media import files as media
+from diffuse.media import video
+from diffuse.record.record import flat
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *video.SUFFIXES)
 JOB = "job.json"

@@ -14,7 +14,7 @@ from PIL import Image
 from diffuse.compare.cells import Cell
 from diffuse.compare.pixels import first, read
 from diffuse.errors import MediaError
-from diffuse.video import Video
+from diffuse.media.video import Video
 
 BUDGET = 40_000_000  # bytes of all media; a third more as text
 

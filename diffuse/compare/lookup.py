@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse import media
 from diffuse.compare import cells
 from diffuse.compare.cells import Cell, Failure, Found
 from diffuse.errors import ConfigError, DiffuseError, MediaError
+from diffuse.media import files as media
 
 if TYPE_CHECKING:
-    from diffuse.request import TrackingConfig
+    from diffuse.schema import TrackingConfig
     from diffuse.tracking.query import FoundRun, StoreReader
 
 _SWEEPS = Path("outputs", "sweeps")  # where sweeps are, unless output.dir said otherwise

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffuse.differences import psnr
+from diffuse.media.pixels import psnr
 
 _WINDOW = 7  # pixels a side of SSIM's uniform window
 _C1 = (0.01 * 255) ** 2

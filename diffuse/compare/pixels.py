@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffuse.compare.cells import Cell
 from diffuse.errors import MediaError
-from diffuse.video import Video
+from diffuse.media.video import Video
 
 FRAMES = 8  # of a video: what its strip shows, and what is compared
 

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.checkpoints.weights import Checkpoint
+from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.memory_profile import Memory
-from diffuse.pipelines.batches import Clock, Steps, split
-from diffuse.pipelines.denoise import Sampler, Walk
-from diffuse.pipelines.latent import LatentPipeline, joined
-from diffuse.pipelines.start import Begun, FromNoise, Generators
-from diffuse.request import GenerationRequest, Made, Step
+from diffuse.pipelines.latent_diffusion import LatentPipeline, joined
+from diffuse.sampling.batches import Clock, Steps, split
+from diffuse.sampling.denoise import Sampler, Walk
+from diffuse.sampling.results import Made, Step
+from diffuse.sampling.start import Begun, FromNoise, Generators
 from diffuse.schedulers.sampler import State
-from diffuse.weights import Checkpoint
+from diffuse.schema import GenerationRequest
 
 _OF_PICTURES = frozenset({"input_image", "mask_image", "strength", "resize", "keep_unmasked"})
 

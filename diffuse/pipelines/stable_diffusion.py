@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffuse.memory_profile import Memory
+from diffuse.checkpoints.weights import Checkpoint
+from diffuse.device.memory import Memory
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
-from diffuse.pipelines import prompt
-from diffuse.pipelines.guidance import Conditioning
-from diffuse.pipelines.latent import Encoded, LatentPipeline
-from diffuse.request import GenerationRequest
-from diffuse.weights import Checkpoint
+from diffuse.pipelines.latent_diffusion import Encoded, LatentPipeline
+from diffuse.sampling import prompts as prompt
+from diffuse.sampling.guidance import Conditioning
+from diffuse.schema import GenerationRequest
 
 
 class StableDiffusion(LatentPipeline):

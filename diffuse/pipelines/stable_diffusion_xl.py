@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffuse.memory_profile import Memory
+from diffuse.checkpoints.weights import Checkpoint
+from diffuse.device.memory import Memory
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
-from diffuse.pipelines import prompt
-from diffuse.pipelines.guidance import Conditioning
-from diffuse.pipelines.latent import Encoded, LatentPipeline
-from diffuse.request import GenerationRequest
-from diffuse.weights import Checkpoint
+from diffuse.pipelines.latent_diffusion import Encoded, LatentPipeline
+from diffuse.sampling import prompts as prompt
+from diffuse.sampling.guidance import Conditioning
+from diffuse.schema import GenerationRequest
 
 Texts = tuple[str, ...]  # what each text encoder reads
 

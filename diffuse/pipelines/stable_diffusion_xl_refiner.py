@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffuse.errors import ConfigError
-from diffuse.pipelines.latent import LatentPipeline
+from diffuse.pipelines.latent_diffusion import LatentPipeline
 from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL, Texts, filled
-from diffuse.request import GenerationRequest
+from diffuse.schema import GenerationRequest
 
 AESTHETIC_SCORE = 6.0  # of 10, as the reference has them
 NEGATIVE_AESTHETIC_SCORE = 2.5

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffuse import configuration
+from diffuse.config import compose as configuration
 from diffuse.errors import ConfigError
 
 SIDE = 32  # pixels; what a request does not say otherwise

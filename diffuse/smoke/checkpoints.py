@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffuse.configuration import TINY
+from diffuse.checkpoints.weights import architecture, skeleton
+from diffuse.config.compose import TINY
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from diffuse.weights import architecture, skeleton
 
 _LATENTS = 4  # channels
 _TEXT = 16  # the width of a text encoder

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse import differences
-from diffuse.generation import Generation
+from diffuse.media.pixels import levels, psnr
+from diffuse.run.generation import Generation
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 DIGESTS = "digests.json"
@@ -41,15 +41,15 @@ def compare(slug: str, made: Generation) -> tuple[str, str]:
     known = recorded().get(key(made.record), {}).get(slug)
     if known == digests:
         return "as recorded on this platform, to the bit", ""
-    psnr = differences.psnr(made.pixels, expected)
-    apart = f"up to {differences.levels(made.pixels, expected)} of 255 levels from what is recorded, PSNR {psnr:.1f} dB"
+    decibels = psnr(made.pixels, expected)
+    apart = f"up to {levels(made.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
     if known is not None:
         return "", f"{apart}; on this platform it should be the same to the bit"
     half = any(dtype != "float32" for dtype in made.record["hardware"]["dtypes"].values())
     needed = _NEAR["half" if half else "float32"]
-    if psnr < needed:
+    if decibels < needed:
         return "", f"{apart}, which should be {needed:g} or more"
-    return apart if psnr < math.inf else "as recorded, to the bit", ""
+    return apart if decibels < math.inf else "as recorded, to the bit", ""
 
 
 def files(slug: str, count: int) -> list[Path]:

@@ -14,11 +14,15 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from diffuse import configuration, media, record, validation
-from diffuse import run as runs
+from diffuse.config import request as validation
 from diffuse.errors import DiffuseError, RunError, one_line
-from diffuse.generation import Generation
-from diffuse.request import Config, GenerationRequest, ImageFormat
+from diffuse.media import files as media
+from diffuse.media.pixels import pixels_sha256
+from diffuse.record import record
+from diffuse.run import model_auto
+from diffuse.run import run as runs
+from diffuse.run.generation import Generation
+from diffuse.schema import Config, GenerationRequest, ImageFormat
 from diffuse.smoke import checkpoints, junit, reference
 from diffuse.smoke.cases import SIDE, Case, cases
 from diffuse.terminal import saved, say, unheard
@@ -92,7 +96,7 @@ def _outcome(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapp
 def make(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapping[str, str]) -> Generation:
     """Runs a case as the command runs a request."""
     own = [override.format_map(inputs) for override in case.overrides]
-    composed = configuration.compose(own)
+    composed = model_auto.compose(own)
     for name in _OURS:
         composed[name] = cfg[name]
     composed.output.name = case.slug
@@ -120,9 +124,7 @@ def picture_faults(made: Generation, case: Case) -> list[str]:
             there = np.asarray(picture.convert("RGB"))
         if there.shape != pixels.shape:
             faults.append(f"{path.name} is of another size than was made")
-        elif (
-            path.suffix == f".{ImageFormat.png.value}" and media.pixels_sha256(there) != about["image"]["pixels_sha256"]
-        ):
+        elif path.suffix == f".{ImageFormat.png.value}" and pixels_sha256(there) != about["image"]["pixels_sha256"]:
             faults.append(f"{path.name} does not hold the pixels that its record speaks of")
         if media.read_record(path) != about:
             faults.append(f"the record in {path.name} is not that of the run")

@@ -22,9 +22,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import configuration, validation
+from diffuse.config import compose as configuration
+from diffuse.config import request as validation
 from diffuse.errors import ConfigError, MediaError
-from diffuse.record import redact
+from diffuse.record.record import redact
 from diffuse.sweep import job, start
 from diffuse.terminal import agreed
 

@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse import media, record
 from diffuse.errors import MediaError
-from diffuse.request import ImageFormat
+from diffuse.media import files as media
+from diffuse.record import record
+from diffuse.schema import ImageFormat
 
 FILE = "job.json"
 _VERSION = 1

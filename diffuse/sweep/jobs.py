@@ -20,17 +20,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from diffuse import configuration, media, objective, sweep, tracking, validation
+from diffuse import sweep, tracking
+from diffuse.config import compose as configuration
+from diffuse.config import objective
+from diffuse.config import request as validation
 from diffuse.errors import RunError
-from diffuse.picture_input import Reader, read_picture
-from diffuse.request import MOST_TOGETHER, ImageFormat, Step, TrackingConfig
+from diffuse.media import files as media
+from diffuse.media.images import Reader, read_picture
+from diffuse.sampling.results import Step
+from diffuse.schema import MOST_TOGETHER, ImageFormat, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 
 if TYPE_CHECKING:
-    from diffuse.opening import Opened
-    from diffuse.request import Made
-    from diffuse.run import Begun
+    from diffuse.run.open import Opened
+    from diffuse.run.run import Begun
+    from diffuse.sampling.results import Made
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
@@ -194,7 +199,7 @@ class Jobs:
         if found is None:
             return
         said, paths = found
-        from diffuse import run
+        from diffuse.run import run
 
         inputs = {} if draft.inputs is None else draft.inputs.as_record(draft.request((0, 0)))
         now = {"weights": run.weights(cfg), "inputs": inputs}
@@ -258,7 +263,7 @@ class Jobs:
             return 1  # what is wrong with it comes up again when it is begun
 
     def _open(self, each: Job, cfg: DictConfig) -> Opened:
-        from diffuse import opening
+        from diffuse.run import open as opening
 
         costly = each.levels[0]
         if costly not in self._opened:
@@ -267,12 +272,12 @@ class Jobs:
 
     def _forget(self, costly: str) -> None:
         """Makes room for the next pipeline: no job needs this one any more."""
-        from diffuse import opening
+        from diffuse.run import open as opening
 
         opening.forget(self._opened.pop(costly).pipeline)
 
     def _begin(self, batch: Sequence[Job]) -> None:
-        from diffuse import run
+        from diffuse.run import run
 
         begun: list[tuple[Job, Begun]] = []
         for each in batch:
@@ -295,7 +300,7 @@ class Jobs:
             self._make(begun)
 
     def _make(self, begun: Sequence[tuple[Job, Begun]]) -> None:
-        from diffuse import run
+        from diffuse.run import run
 
         try:
             made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
@@ -322,7 +327,7 @@ class Jobs:
             self._saver.put(partial(self._save, each, run_begun, part))
 
     def _save(self, each: Job, begun: Begun, made: Made) -> None:
-        from diffuse import run
+        from diffuse.run import run
 
         try:
             job.clear(each.folder)

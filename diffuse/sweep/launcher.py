@@ -20,7 +20,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
-from diffuse import configuration, objective
+from diffuse.config import compose as configuration
+from diffuse.config import objective
 from diffuse.errors import ConfigError
 from diffuse.sweep.jobs import Job, Jobs
 

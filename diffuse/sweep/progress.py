@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse.request import Step
+from diffuse.sampling.results import Step
 from diffuse.sweep.jobs import DOUBLE, FAILED, LEFT, MADE, THERE, Job, Told
 from diffuse.terminal import saved, say
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError
-from diffuse.record import redact
-from diffuse.request import TrackingConfig
+from diffuse.record.record import redact
+from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal, page, process
 from diffuse.tracking.journal import Entry, Spool
 from diffuse.tracking.store import Store

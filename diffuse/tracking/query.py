@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.request import TrackingConfig
+from diffuse.schema import TrackingConfig
 from diffuse.tracking import failures, mlflow_store
 from diffuse.tracking.mlflow_store import RUN_TAG
 from diffuse.tracking.store import Store

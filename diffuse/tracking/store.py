@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError
-from diffuse.record import redact
-from diffuse.request import TrackingConfig
+from diffuse.record.record import redact
+from diffuse.schema import TrackingConfig
 
 _JOURNAL = "mlflow-pending"
 DEFAULT_JOURNAL = f"outputs/{_JOURNAL}"

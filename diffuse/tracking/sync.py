@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.request import TrackingConfig
+from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal
 from diffuse.tracking.delivery import Deliverer, deliver_orphan
 from diffuse.tracking.store import Store

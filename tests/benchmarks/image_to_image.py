@@ -20,11 +20,11 @@ from peers import TINY
 from PIL import Image
 from torch import Tensor
 
-from diffuse import hardware
-from diffuse.memory_profile import Memory
+from diffuse.checkpoints.weights import Checkpoint
+from diffuse.device import hardware
+from diffuse.device.memory import Memory
 from diffuse.pipelines.stable_diffusion import StableDiffusion
-from diffuse.request import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig, Resize
-from diffuse.weights import Checkpoint
+from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig, Resize
 
 PROMPT, STEPS, STRENGTH, SCALE = "a rocket on a blue background", 6, 0.9, 3.0
 

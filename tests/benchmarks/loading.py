@@ -35,7 +35,7 @@ from module import MODELS
 from torch import nn
 from transformers import CLIPTextModel
 
-from diffuse.weights import Checkpoint, architecture, load
+from diffuse.checkpoints.weights import Checkpoint, architecture, load
 
 PEERS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 STORED = {"tiny": ["as shipped"], "medium": ["float32", "float16", "bfloat16"], "full": ["float32", "float16"]}

@@ -22,12 +22,13 @@ SHIPPED = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 
 def measure(folder: Path, profile_name: str, side: int | None, steps: int, device: str) -> dict[str, object]:
     """Make one picture in this process. Sizes are in GiB."""
-    from diffuse import configuration, hardware
-    from diffuse.allocator import reset_rss_peak, rss_peak
-    from diffuse.memory_profile import Memory
+    from diffuse.checkpoints.weights import Checkpoint
+    from diffuse.config import compose as configuration
+    from diffuse.device import hardware
+    from diffuse.device.allocator import reset_rss_peak, rss_peak
+    from diffuse.device.memory import Memory
     from diffuse.pipelines.stable_diffusion import StableDiffusion
-    from diffuse.request import Device, GenerationRequest, HardwareConfig
-    from diffuse.weights import Checkpoint
+    from diffuse.schema import Device, GenerationRequest, HardwareConfig
 
     hw = hardware.detect(HardwareConfig(name=device, device=Device[device]))
     hardware.apply(hw)
@@ -60,7 +61,7 @@ def main() -> None:
     if args.profile:
         print(json.dumps(measure(args.folder, args.profile, args.side, args.steps, args.device)))
         return
-    from diffuse import configuration
+    from diffuse.config import compose as configuration
 
     weights = sum(path.stat().st_size for path in args.folder.rglob("*.safetensors")) / (1 << 30)
     print(f"{args.folder.name}: {weights:.3f} GiB of weights, {args.steps} steps")

@@ -1,4 +1,4 @@
-"""Our modules with a peer's settings and weights, laid out in memory as `diffuse.weights.load` lays them out."""
+"""Our modules with a peer's settings and weights, laid out as `diffuse.checkpoints.weights.load` lays them out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffuse import weights
+from diffuse.checkpoints import weights
 from diffuse.models.text_encoder import clip
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where tests/oracle.py is, however this is started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # where oracle.py is, however this is started
 
 import oracle
 from diffusers import AutoencoderKL, UNet2DConditionModel

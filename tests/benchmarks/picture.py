@@ -21,11 +21,12 @@ from diffusers import StableDiffusionPipeline
 from peers import TINY
 from torch import Tensor
 
-from diffuse import configuration, hardware
-from diffuse.memory_profile import Memory
+from diffuse.checkpoints.weights import Checkpoint
+from diffuse.config import compose as configuration
+from diffuse.device import hardware
+from diffuse.device.memory import Memory
 from diffuse.pipelines.stable_diffusion import StableDiffusion
-from diffuse.request import Device, Dtype, GenerationRequest, HardwareConfig
-from diffuse.weights import Checkpoint
+from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig
 
 PROMPT, SEED, SCALE = "a rocket on a blue background", 1, 3.0
 

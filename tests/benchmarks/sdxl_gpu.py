@@ -24,13 +24,13 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from module import from_peer
 from torch import Tensor
 
-from diffuse import hardware
-from diffuse.hardware import Hardware
-from diffuse.memory_profile import Memory
-from diffuse.pipelines.denoise import denoise
-from diffuse.pipelines.guidance import Guidance
-from diffuse.request import Compile, Dtype, MemoryProfileConfig
+from diffuse.device import hardware
+from diffuse.device.hardware import Hardware
+from diffuse.device.memory import Memory
+from diffuse.sampling.denoise import denoise
+from diffuse.sampling.guidance import Guidance
 from diffuse.schedulers.euler import Euler
+from diffuse.schema import Compile, Dtype, MemoryProfileConfig
 
 UNET_TFLOP, VAE_TFLOP, SIDE = 13.5, 10.5, 1024
 SCALE = 5.0

@@ -129,7 +129,7 @@ def empty_store(file: Path) -> None:
 
 def forgetting(options: argparse.Namespace) -> None:
     """The sweep as it would be if it cost nothing to save a picture."""
-    from diffuse import cli
+    from diffuse.cli import main as cli
     from diffuse.sweep import jobs
 
     def forget(self: jobs.Jobs, each: jobs.Job, *rest: Any) -> None:
@@ -143,7 +143,9 @@ def computing(options: argparse.Namespace) -> None:
     """The sweep's pictures by the pipeline alone, in its batches: nothing is saved or recorded."""
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command does
 
-    from diffuse import configuration, run, validation
+    from diffuse.config import compose as configuration
+    from diffuse.config import request as validation
+    from diffuse.run import run
 
     prepared = []
     for steps in STEPS:

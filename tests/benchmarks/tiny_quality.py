@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffuse import configuration, run, validation
+from diffuse.config import compose as configuration
+from diffuse.config import request as validation
+from diffuse.run import run
 from diffuse.tiny import data
 
 

@@ -18,8 +18,10 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from diffuse import configuration, record, tracking
-from diffuse.request import TrackingConfig
+from diffuse import tracking
+from diffuse.config import compose as configuration
+from diffuse.record import record
+from diffuse.schema import TrackingConfig
 from diffuse.tracking import mlflow_store, process
 
 STEPS = 20

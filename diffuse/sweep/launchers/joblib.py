@@ -12,8 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from typing import Any
 
-from diffuse import hardware
-from diffuse.request import Device
+from diffuse.device import hardware
+from diffuse.schema import Device
 from diffuse.sweep.launchers.require import require
 from diffuse.sweep.launchers.spread import Pool, Spread
 from diffuse.sweep.launchers.work import Done, Task, Told, leave, work

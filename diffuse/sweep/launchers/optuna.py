@@ -13,9 +13,9 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse import objective
+from diffuse.config import objective
 from diffuse.errors import ConfigError
-from diffuse.picture_input import Reader
+from diffuse.media.images import Reader
 from diffuse.sweep.launchers.require import require
 from diffuse.terminal import say
 

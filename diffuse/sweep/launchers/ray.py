@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any, TextIO, cast
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.request import Device
+from diffuse.schema import Device
 from diffuse.sweep.launchers.require import require
 from diffuse.sweep.launchers.spread import Pool, Spread, check_store
 from diffuse.sweep.launchers.work import Done, Task, Told, leave, work

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.request import TrackingConfig
+from diffuse.schema import TrackingConfig
 from diffuse.sweep import start
 from diffuse.sweep.interrupt import deaf_children
 from diffuse.sweep.jobs import FAILED, Job, Jobs

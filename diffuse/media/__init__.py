@@ -1,0 +1,1 @@
+"""Pictures, films and sound, in and out, with the record inside them. It logs no runs."""

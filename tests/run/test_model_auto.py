@@ -1,0 +1,107 @@
+"""`model=auto`: the checkpoint says what it is, and what then runs is what the family's own option would run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import oracle_sdxl
+import picture_parity
+import pytest
+from command import diffuse
+from hub_server import HubServer, Repository
+from picture_parity import PROMPT, STEPS, assert_same
+
+import diffuse as package
+from diffuse.config import compose as configuration
+from diffuse.errors import CheckpointError, ConfigError
+from diffuse.media import files as media
+from diffuse.run import model_auto
+
+SMALL: dict[str, Any] = {"channels": (16, 32), "heads": 2, "cross": (True, True), "vae_channels": (8, 8, 16)}
+EPSILON = {"prediction_type": "epsilon", "upcast_attention": False, **SMALL}
+SD = {"_class_name": "StableDiffusionPipeline"}
+VARIANTS = {
+    "sd15": oracle.Variant(
+        **EPSILON, linear_projection=False, hidden_act="quick_gelu", pad_token=oracle.END, position_ids=True
+    ),
+    "sd2-base": oracle.Variant(**EPSILON),
+    "sd21": oracle.Variant(**SMALL),
+    "sdxl": oracle_sdxl.Variant(),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pictures_agree_with_diffusers(name: str, tmp_path: Path) -> None:
+    variant = VARIANTS[name]
+    room: Any = oracle_sdxl if isinstance(variant, oracle_sdxl.Variant) else oracle
+    folder = room.build(tmp_path / "a checkpoint, [1]", variant)
+    option = "sdxl" if name == "sdxl" else "sd21"
+    made = picture_parity.made(folder, tmp_path / "auto", model="auto", **{"output.name": "x"})
+    assert_same(made, room.picture(folder, prompt=PROMPT, num_inference_steps=STEPS, guidance_scale=7.5))
+    recorded = media.read_record(tmp_path / "auto" / "x.png")
+    assert recorded["config"]["model"]["name"] == option
+    assert f"model={option}" in recorded["overrides"] and "model=auto" not in recorded["overrides"]
+    assert recorded["config"]["scheduler"]["name"] == ("euler" if option == "sdxl" else "ddim")
+    threads = {"overrides": ["hardware.threads=1"]}  # as the command above, since sums depend on them
+    options = {"seed": 0, "num_inference_steps": STEPS, "hardware": "cpu", "progress": False}
+    same = package.txt2img(PROMPT, model=folder, **options, **threads)
+    assert np.array_equal(same.pixels, made)
+
+
+def index(folder: Path, **entries: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model_index.json").write_text(json.dumps(entries))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("entries", "option"),
+    [
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "sd21"),
+        ({"_class_name": "StableDiffusionXLInpaintPipeline"}, "sdxl"),
+        ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}, "sdxl_refiner"),
+        ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": False}, "sdxl"),
+    ],
+)
+def test_families(entries: dict[str, Any], option: str, tmp_path: Path) -> None:
+    folder = index(tmp_path / "c", **entries)
+    auto = model_auto.compose(["model=auto", f"model.source={folder}", "prompt=x"])
+    named = configuration.compose([f"model={option}", f"model.source={folder}", "prompt=x"])
+    assert (auto.model, auto.scheduler) == (named.model, named.scheduler)
+    assert auto.model._target_ and auto.model.revision is None
+
+
+def test_it_stands_for_options_that_exist() -> None:
+    named = {*model_auto._FAMILIES.values(), *model_auto._REFINERS.values()}
+    assert named <= set(configuration.load_group("model"))
+    assert "auto" in configuration.options("model") and "auto" not in configuration.load_group("model")
+
+
+def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model=auto: .*add model\.source=FOLDER"):
+        model_auto.compose(["model=auto"])
+    with pytest.raises(CheckpointError, match="is of the family FluxPipeline, which is not implemented"):
+        model_auto.resolve(["model=auto", f"model.source={index(tmp_path / 'f', _class_name='FluxPipeline')}"])
+    with pytest.raises(CheckpointError, match="has no model_index"):
+        model_auto.resolve(["model=auto", f"model.source={tmp_path}"])
+    done = diffuse("model=auto", "model.source=/nowhere/x", "prompt=x", cwd=tmp_path)
+    assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert model_auto.resolve(["model=auto", f"model.source='{index(tmp_path / 'g', **SD)}'"])[0] == "model=sd21"
+
+
+def test_of_a_repository_only_the_small_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"model_index.json": json.dumps(SD).encode(), "unet/config.json": b"{}"}
+    monkeypatch.chdir(tmp_path)
+    with HubServer({"an/owner": Repository(files)}) as hub:
+        hub.is_the_hub(monkeypatch, tmp_path / "hub")
+        assert model_auto.resolve(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
+        assert hub.fetched() == ["model_index.json"]
+        hub.log.clear()
+        assert model_auto.resolve(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
+        assert hub.log == []
+        with pytest.raises(CheckpointError, match="no/such"):
+            model_auto.resolve(["model=auto", "model.source=no/such"])

@@ -1,0 +1,308 @@
+"""`diffuse experiment=smoke`: all is well here, and whatever is made to go wrong is found, said and counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command import Done, diffuse
+from junitparser import Failure, JUnitXml
+from PIL import Image
+
+import diffuse as package
+from diffuse.config import compose as configuration
+from diffuse.config import request as validation
+from diffuse.errors import ConfigError
+from diffuse.media import files as media
+from diffuse.media.pixels import pixels_sha256
+from diffuse.pipelines.latent_diffusion import LatentPipeline
+from diffuse.run import run
+from diffuse.run.generation import Generation
+from diffuse.smoke import cases, checkpoints, reference, suite
+
+TEXT_TO_IMAGE = next(case for case in cases.cases() if case.name == "tiny, text to image")
+
+
+@pytest.fixture(scope="module")
+def smoked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Path]:
+    """A run of the whole suite, and its folder."""
+    folder = tmp_path_factory.mktemp("smoked")
+    return diffuse("experiment=smoke", "output.dir=out", "--junit", "junit.xml", cwd=folder), folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return suite.write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def table(done: Done) -> dict[str, str]:
+    """Case -> result, as standard error has it."""
+    found = re.findall(r"^(.+?) +(?:\d+\.\d\d)  (.*)$", done.err, re.MULTILINE)
+    return {name.strip(): result for name, result in found}
+
+
+def test_all_is_well(smoked: tuple[Done, Path]) -> None:
+    done, folder = smoked
+    assert done.status == 0, done.err
+    names = [case.name for case in cases.cases()]
+    assert list(table(done)) == names and "OFF" not in done.err
+    assert done.err.splitlines()[-1].startswith(f"all {len(names)} smoke cases are as they should be")
+    assert len(done.paths) == len(names) + 1  # one of them makes two pictures
+    for path in done.paths:
+        assert path.parent == Path("out")
+        record = media.read_record(folder / path)
+        assert record["image"]["pixels_sha256"] == pixels_sha256(np.asarray(Image.open(folder / path)))
+        assert record["config"]["tracking"]["name"] == "none"
+    assert not (folder / "outputs").exists()
+
+
+def test_the_junit_file_says_the_same(smoked: tuple[Done, Path]) -> None:
+    done, folder = smoked
+    parsed = JUnitXml.fromfile(str(folder / "junit.xml"))
+    (found,) = list(parsed)
+    tests = list(found)
+    assert [test.name for test in tests] == list(table(done))
+    assert (found.tests, found.failures, found.errors, found.skipped) == (len(tests), 0, 0, 0)
+    assert all(test.is_passed and test.classname == "diffuse.smoke" for test in tests)
+    assert found.time == pytest.approx(sum(test.time for test in tests), abs=0.1)
+
+
+def test_every_family_scheduler_and_way_of_starting_is_there() -> None:
+    said = [" ".join(case.overrides) for case in cases.cases()]
+    targets = {model._target_ for model in configuration.load_group("model").values()}
+    models = {re.search(r"model=(\w+)", line)[1] for line in said}  # type: ignore[index]
+    presets = configuration.load_group("model")
+    assert {presets[model]._target_ for model in models if model != "auto"} == targets
+    for name in configuration.options("scheduler"):
+        assert any(f"scheduler={name}" in line for line in said)
+    for words in ("refiner=sdxl", "input_image=", "mask_image=", "num_images=2", "model=auto", "{sd_inpaint}"):
+        assert any(words in line for line in said), words
+    for kind in checkpoints.KINDS:
+        assert any(f"{{{kind}}}" in line for line in said), kind
+
+
+def test_every_case_has_its_pictures() -> None:
+    for case in cases.cases():
+        count = 2 if "num_images=2" in case.overrides else 1
+        assert all(path.is_file() for path in reference.files(case.slug, count)), case.name
+    known = {path.name for case in cases.cases() for count in (1, 2) for path in reference.files(case.slug, count)}
+    assert {path.name for path in reference.FOLDER.glob("*.png")} <= known
+    for digests in reference.recorded().values():
+        assert set(digests) == {case.slug for case in cases.cases()}
+    assert sum(path.stat().st_size for path in reference.FOLDER.iterdir()) < 150_000
+
+
+def test_the_checkpoints_are_the_same_each_time(inputs: dict[str, str], tmp_path: Path) -> None:
+    for kind in checkpoints.KINDS:
+        again = checkpoints.write(tmp_path / kind, kind)
+        for path in sorted(Path(inputs[kind]).rglob("*.*")):
+            assert (again / path.relative_to(inputs[kind])).read_bytes() == path.read_bytes()
+
+
+def test_drawing_weights_needs_no_more_than_whole_numbers() -> None:
+    """Each weight is a 24-bit number times one factor: what vectorised logarithms would round differently is not
+    there."""
+    drawn = torch.rand(1000, generator=torch.Generator().manual_seed(3))
+    scaled = drawn.double() * 2**24
+    assert torch.equal(scaled, scaled.round())
+
+
+def test_it_takes_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case under the settings that the user gave; on what is then another platform, near is enough."""
+    monkeypatch.setattr(suite, "cases", lambda: [TEXT_TO_IMAGE])
+    settings = ("hardware.dtype=bfloat16", "memory_profile=full_gpu", "output.format=jpg", "output.quality=80")
+    done = diffuse("experiment=smoke", "output.dir=out", *settings, cwd=tmp_path)
+    assert done.status == 0, done.err
+    (path,) = done.paths
+    record = media.read_record(tmp_path / path)
+    assert path.suffix == ".jpg" and record["hardware"]["dtypes"]["unet"] == "bfloat16"
+    assert record["hardware"]["memory_profile"]["name"] == "full_gpu"
+    assert re.search(r"up to \d+ of 255 levels from what is recorded", table(done)["tiny, text to image"])
+
+
+def test_it_is_tracked_where_asked(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "cases", lambda: [TEXT_TO_IMAGE])
+    store = tmp_path / "mlflow.db"
+    store.write_bytes(empty.read_bytes())
+    done = diffuse("experiment=smoke", "tracking=mlflow", f"tracking.uri=sqlite:///{store}", cwd=tmp_path)
+    assert done.status == 0, done.err
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{store}")
+    (found,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert found.data.params["prompt"] == "a cactus on a pink background"
+
+
+# What is off is found
+
+
+def one_off(monkeypatch: pytest.MonkeyPatch, cwd: Path, said: str) -> None:
+    """Of two cases the first fails, and the command, its table and its JUnit file say so; the second is still run."""
+    pair = [TEXT_TO_IMAGE, next(case for case in cases.cases() if case.name == "SD 2.x distilled, LCM")]
+    monkeypatch.setattr(suite, "cases", lambda: pair)
+    done = diffuse("experiment=smoke", "output.dir=out", "--junit=junit.xml", cwd=cwd)
+    assert done.status == 1, done.err
+    results = table(done)
+    assert results["tiny, text to image"].startswith("OFF: ") and said in results["tiny, text to image"], done.err
+    assert "OFF" not in results["SD 2.x distilled, LCM"]
+    assert done.err.splitlines()[-1] == "diffuse: 1 of 2 smoke cases are off, as the table says"
+    first, second = next(iter(JUnitXml.fromfile(str(cwd / "junit.xml"))))
+    assert second.is_passed and isinstance(first.result[0], Failure) and said in first.result[0].message
+
+
+def on_tiny(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
+    """A decoder that changes the shipped checkpoint's pictures, and nobody else's."""
+    original = LatentPipeline._decode
+
+    def decode(self: LatentPipeline, latents: torch.Tensor) -> np.ndarray:
+        pixels = original(self, latents)
+        return change(pixels) if str(self.checkpoint.source) == str(configuration.TINY) else pixels
+
+    return decode
+
+
+def darker(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(pixels // 2, np.uint8)
+
+
+def one_level(pixels: np.ndarray) -> np.ndarray:
+    changed = pixels.copy()
+    changed[0, 0, 0, 0] ^= 1
+    return changed
+
+
+def test_pixels_that_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(darker))
+    one_off(monkeypatch, tmp_path, "of 255 levels from what is recorded")
+
+
+def test_one_level_is_too_much_where_the_platform_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And nothing elsewhere."""
+    key: list[str] = []
+    monkeypatch.setattr(suite, "cases", lambda: [TEXT_TO_IMAGE])
+    monkeypatch.setattr(reference, "key", lambda about: key[0])
+    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(one_level))
+    (digests, *_) = reference.recorded().values()
+    monkeypatch.setattr(reference, "recorded", lambda: {"here": digests})
+    key[:] = ["elsewhere"]
+    assert diffuse("experiment=smoke", "output.dir=out", cwd=tmp_path).status == 0
+    key[:] = ["here"]
+    done = diffuse("experiment=smoke", "output.dir=out", cwd=tmp_path)
+    assert done.status == 1 and "should be the same to the bit" in done.err
+
+
+def test_a_picture_of_another_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(lambda pixels: pixels[:, :32]))
+    one_off(monkeypatch, tmp_path, "the pictures are [1, 32, 64, 3] and should be [1, 64, 64, 3]")
+
+
+def test_a_picture_of_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(np.zeros_like))
+    one_off(monkeypatch, tmp_path, "the pictures show nothing")
+
+
+def test_a_run_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(pixels: np.ndarray) -> np.ndarray:
+        raise ValueError("a bug\nof two lines\x00")
+
+    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(fail))
+    one_off(monkeypatch, tmp_path, "ValueError: a bug of two lines")
+
+
+def test_a_case_without_a_recorded_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = reference.files
+    missing = [tmp_path / "no.png"]
+    monkeypatch.setattr(
+        reference, "files", lambda slug, count: missing if slug == TEXT_TO_IMAGE.slug else files(slug, count)
+    )
+    one_off(monkeypatch, tmp_path, "no picture is recorded for it")
+
+
+@pytest.fixture
+def made(inputs: dict[str, str], tmp_path: Path) -> Generation:
+    cfg = configuration.compose(["experiment=smoke", f"output.dir={tmp_path / 'out'}"])
+    return suite.make(TEXT_TO_IMAGE, cfg, (), inputs)
+
+
+def test_what_is_made_has_no_faults(made: Generation) -> None:
+    assert suite.picture_faults(made, TEXT_TO_IMAGE) == suite.record_faults(made) == []
+
+
+def test_files_that_are_not_what_was_made(made: Generation) -> None:
+    (path,) = made.paths
+    other = np.asarray(Image.open(path)).copy()
+    other[0, 0] = 255 - other[0, 0]
+    record = media.read_record(path)
+    path.unlink()
+    media.save_image(other, path.parent, path.stem, record={**record, "seed": 9})
+    (pixels, about) = suite.picture_faults(made, TEXT_TO_IMAGE)
+    assert "does not hold the pixels" in pixels and "is not that of the run" in about
+    assert "of 2 files" not in pixels
+    made.paths.clear()
+    assert suite.picture_faults(made, TEXT_TO_IMAGE) == ["0 of 1 files were written"]
+
+
+def test_latents_that_are_not_finite(made: Generation) -> None:
+    broken = replace(made, latents=torch.full_like(made.latents, float("nan")))
+    assert "its latents are not finite" in suite.picture_faults(broken, TEXT_TO_IMAGE)
+
+
+@pytest.mark.parametrize(
+    "name", ["git", "config.strength", "request.seed", "weights.sha256", "versions.torch", "images"]
+)
+def test_records_that_lack_something(name: str, made: Generation) -> None:
+    lacking: dict[str, Any] = json.loads(json.dumps(made.record))
+    node = lacking
+    *parts, last = name.split(".")
+    for part in parts:
+        node = node[part]
+    del node[last]
+    (fault,) = suite.record_faults(replace(made, record=lacking))
+    assert fault == f"the record has no {name}"
+
+
+# What it does not take
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("experiment=smoke", "seed=3"), "seed=3: experiment=smoke makes requests of its own"),
+        (("experiment=smoke", "model=sdxl"), "model=sdxl: experiment=smoke makes requests of its own"),
+        (("experiment=smoke", "output.name=x"), "output.name=x: experiment=smoke"),
+        (("experiment=smoke", "-m", "hardware.threads=1,2"), "leave out -m"),
+        (("experiment=smoke", "--junit"), "--junit FILE"),
+        (("experiment=smoke", "--junit", "."), "is a folder"),
+        (("experiment=smoke", "--junit=no/such/x.xml"), "its folder does not exist"),
+        (("seed=1", "--junit", "x.xml"), "add experiment=smoke"),
+        (("experiment=smoke", "output.dir=/proc/x"), "output.dir=/proc/x cannot be written"),
+    ],
+)
+def test_what_it_does_not_take(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = diffuse(*arguments, cwd=tmp_path)
+    assert (done.status, done.out) == (2, "") and said in done.err, done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_makes_requests_and_runs_no_suite() -> None:
+    with pytest.raises(ConfigError, match="suite=smoke: is run by the command alone"):
+        package.txt2img("a cat", experiment="smoke")
+
+
+def test_the_distilled_denoiser_is_told_the_scale(inputs: dict[str, str]) -> None:
+    """So that the case is of what it says: another scale gives another picture, in as many calls."""
+    case = next(case for case in cases.cases() if case.name == "SD 2.x distilled, LCM")
+    own = [override.format_map(inputs) for override in case.overrides]
+    pictures = []
+    for scale in ("guidance_scale=8", "guidance_scale=2"):
+        cfg = configuration.compose([*own, scale, "hardware=cpu", "hardware.threads=1"])
+        (made,) = run.generate(cfg, validation.drafts(cfg))
+        pictures.append(made.pixels)
+    assert not np.array_equal(*pictures)

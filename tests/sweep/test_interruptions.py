@@ -1,0 +1,162 @@
+"""Sweeps that are stopped, at whatever moment and by whatever means, and started again."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import finished, jobs_in, start, until
+from fork_server import ForkServer, fork_server
+
+from diffuse.media import files as media
+
+KILLS = 20
+COMMAND = (
+    "-m",
+    "hardware=cpu",
+    "hardware.threads=1",
+    "memory_profile.batch_size=4",  # so that there are more batches to come in between
+    "output.dir=out",
+    "report.make=false",
+)
+AXES = ("seed=range(0,6)", "num_inference_steps=1,2")
+JOBS = 12
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with fork_server(tmp_path_factory.mktemp("log")) as server:
+        yield server
+
+
+def assert_complete(folder: Path, jobs: int = JOBS) -> None:
+    """Every job is there once, with the pixels that it says; and nothing else is."""
+    said = jobs_in(folder / "out")
+    assert len({each["key"] for each in said}) == len(said) == jobs
+    for path, each in zip(sorted(folder.glob("out/*/job.json")), said, strict=True):
+        assert each["status"] == "done" and each["error"] is None
+        (entry,) = each["media"]
+        assert {file.name for file in path.parent.iterdir()} == {"job.json", entry["file"]}
+        picture = path.parent / entry["file"]
+        assert media.file_sha256(picture) == entry["pixels_sha256"]
+        if picture.suffix == ".png":  # others are not what was encoded
+            assert media.read_record(picture)["image"]["pixels_sha256"] == entry["pixels_sha256"]
+
+
+def runs(folder: Path) -> Counter[tuple[str, str]]:
+    """How many runs of the store there are of each job, with which status."""
+    with sqlite3.connect(folder / "outputs" / "mlflow.db") as store:
+        query = (
+            "select tags.value, runs.status from runs join tags on tags.run_uuid = runs.run_uuid "
+            "where tags.key = 'diffuse.job'"
+        )
+        return Counter(store.execute(query))
+
+
+def fresh(folder: Path, empty: Path) -> Path:
+    """A folder with a store in it."""
+    (folder / "outputs").mkdir(parents=True)
+    shutil.copy(empty, folder / "outputs" / "mlflow.db")
+    return folder
+
+
+def test_killed_at_twenty_moments(server: ForkServer, empty: Path, tmp_path: Path) -> None:
+    """Starts of one sweep, each killed at its n-th touch of a file, until one comes to the end; then of another."""
+    draw = random.Random(4)
+    killed, sweeps = 0, 0
+    while killed < KILLS:
+        folder = fresh(tmp_path / str(sweeps), empty)
+        while (ended := server.run(*COMMAND, *AXES, cwd=folder, kill_at=draw.randrange(3, 60))).status:
+            assert ended.status == -signal.SIGKILL, ended.err
+            killed += 1
+            if killed == KILLS:
+                ended = server.run(*COMMAND, *AXES, cwd=folder)
+                break
+        sweeps += 1
+        assert ended.status == 0 and len(ended.out.splitlines()) == JOBS, ended.err
+        assert_complete(folder)
+        assert runs(folder) == {(each["key"], "FINISHED"): 1 for each in jobs_in(folder / "out")}
+
+
+def test_a_file_that_cannot_be_written(server: ForkServer, tmp_path: Path) -> None:
+    """The pictures fit, and job.json does not: what is not said to be done is done again."""
+    command = (*COMMAND, *AXES, "tracking=none", "output.format=jpg", "output.quality=1")
+    assert server.run(*command, "seed=9", cwd=tmp_path).status == 0
+    most = max(path.stat().st_size for path in tmp_path.glob("out/*/*.jpg"))
+    assert most < min(path.stat().st_size for path in tmp_path.glob("out/*/job.json"))
+    shutil.rmtree(tmp_path / "out")
+    ended = server.run(*command, "seed=1", cwd=tmp_path, file_bytes=most + 200)
+    assert (ended.status, ended.out) == (1, "") and "job.json could not be written: File too large" in ended.err
+    assert len(server.run(*command, "seed=1", cwd=tmp_path).out.splitlines()) == 2
+    assert_complete(tmp_path, 2)
+
+
+@pytest.mark.parametrize("launcher", ["diffuse", "basic"])
+def test_on_a_full_disk(launcher: str, tmp_path: Path) -> None:
+    """On a small file system the sweep stops; with more room the same command goes on."""
+    launched = f"hydra/launcher={launcher}"
+    sweep = shlex.join([sys.executable, "-m", "diffuse", *COMMAND, *AXES, "tracking=none", launched])
+    script = (
+        f"mkdir out all; mount -t tmpfs -o size=128k tmpfs out || exit 77; {sweep} > first; echo $? > status; "
+        f"cp -r out before; mount -o remount,size=8m out; {sweep} > second && cp -r out/. all"
+    )
+    if shutil.which("unshare") is None:
+        pytest.skip("no unshare")
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no file system can be mounted here")
+    assert done.returncode == 0, done.stderr
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("before/*/*.png")}
+    assert (tmp_path / "status").read_text() == "1\n" and 0 < len(before) < JOBS
+    said = [line for line in done.stderr.splitlines() if " left to do" in line]
+    assert len(said) == 1 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "out").rmdir()
+    (tmp_path / "all").rename(tmp_path / "out")
+    assert len((tmp_path / "second").read_text().splitlines()) == JOBS
+    assert_complete(tmp_path)
+
+
+def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
+    command = (*COMMAND, "seed=range(0,8)", "num_inference_steps=80", "tracking=none")
+    process = start(*command, cwd=tmp_path)
+    until(lambda: jobs_in(tmp_path / "out"), 100, process)
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.status == 130 and "Traceback" not in done.err, done.err
+    said = done.err.splitlines()
+    assert said[1] == "stopping after this step; Ctrl-C again stops at once"
+    assert "8 jobs: 4 made, 0 were there, 0 failed, 4 left to do, in " in said[2]
+    assert said[2].endswith("; the same command goes on from here") and said[3:] == ["diffuse: interrupted"]
+    made = {each["key"] for each in jobs_in(tmp_path / "out")}
+    assert len(made) == 4 == len(done.paths)
+    assert all(
+        {"job.json"} < {file.name for file in path.iterdir()} for path in tmp_path.glob("out/*") if path.is_dir()
+    )
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    """While the first still waits for the store, which takes seconds to make."""
+    process = start(*COMMAND, "seed=1", "num_inference_steps=300", cwd=tmp_path)
+    until(
+        lambda: list(tmp_path.glob("outputs/.diffuse*/**/*")) or (tmp_path / "out" / "sweep.json").exists(),
+        100,
+        process,
+    )
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n" and "stopping after this step" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    done = finished(process, 5)
+    assert done.status == 130 and "goes on" not in done.err and "Traceback" not in done.err
+    assert jobs_in(tmp_path / "out") == []
