@@ -162,8 +162,9 @@ def on_tiny(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndar
     original = LatentDiffusion._decode
 
     def decode(self: LatentDiffusion, latents: torch.Tensor) -> np.ndarray:
-        pixels = original(self, latents)
-        return change(pixels) if str(self.checkpoint.source) == str(configuration.TINY) else pixels
+        frames = original(self, latents)
+        is_shipped = str(self.checkpoint.source) == str(configuration.TINY)
+        return change(frames[:, 0])[:, None] if is_shipped else frames
 
     return decode
 
