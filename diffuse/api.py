@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from PIL import Image
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.groups import group_options
+from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run import model_auto, run
 from diffuse.run import open as opening
@@ -150,7 +150,7 @@ class Pipeline:
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
         cfg = model_auto.compose(overrides)
-        drafts = validation.drafts(cfg, in_memory)
+        drafts = draft_requests(cfg, in_memory)
         if len(drafts) > 1:
             raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
         (generation,) = run.generate(
@@ -264,7 +264,7 @@ def inpaint(
 def _model(model: str | Path) -> dict[str, str]:
     """The fields that name a model: an option of its group, or any checkpoint."""
     name = str(model)
-    if name in configuration.options("model") or not ("/" in name or Path(name).is_dir()):
+    if name in group_options("model") or not ("/" in name or Path(name).is_dir()):
         return {"model": name}
     return {"model": "auto", "model.source": name}
 

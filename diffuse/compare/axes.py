@@ -150,11 +150,11 @@ def _named(axes: Sequence[Axis], place: str, name: str) -> Axis:
     for axis in axes:
         if name.lower() in (axis.key, axis.label.lower()):
             return axis
-    from diffuse.config.compose import nearest  # which imports Hydra
+    from diffuse.config.mistakes import suggestion  # which imports Hydra
 
     keys = [axis.key for axis in axes]
     by_label = {axis.label.lower(): axis.key for axis in axes}
-    near = nearest(name, [*keys, *by_label])
+    near = suggestion(name, [*keys, *by_label])
     for label, key in by_label.items():
         near = near.replace(f"mean {label}?", f"mean {key}?")
     varies = f"these vary: {', '.join(keys)}" if keys else "nothing varies"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from diffuse.checkpoints import locate as hub
 from diffuse.checkpoints.hub.repository import Wanted
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
 
@@ -36,7 +36,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: as `config.compose.compose`.
         ConfigError, CheckpointError: as `resolve`.
     """
-    return configuration.compose(resolve(overrides))
+    return compose_config(resolve(overrides))
 
 
 def resolve(overrides: Sequence[str]) -> list[str]:

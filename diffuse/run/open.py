@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
-from diffuse.config.compose import load_group
+from diffuse.config.groups import load_group
 from diffuse.device import hardware
 from diffuse.device import memory as memory_profile
 from diffuse.device.hardware import Hardware

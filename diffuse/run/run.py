@@ -16,9 +16,9 @@ from diffuse import tracking
 from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
 from diffuse.config import objective
-from diffuse.config import request as validation
+from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
-from diffuse.config.request import Draft
+from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.device import memory as memory_profile
 from diffuse.errors import RunError, Stop
@@ -116,7 +116,7 @@ class Told:
             say(line)
 
 
-def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
+def run(cfg: DictConfig, *, drafts: Sequence[RequestDraft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
     """Makes, saves and records what `cfg` asks for; prints each saved path on standard output.
 
     `drafts` are those of `cfg`, where they have been made already; `overrides` those it was composed with. A
@@ -125,7 +125,7 @@ def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Se
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
     """
-    drafts = validation.drafts(cfg) if drafts is None else drafts
+    drafts = draft_requests(cfg) if drafts is None else drafts
     made = generate(cfg, drafts, overrides=overrides, save=True, told=Told(on_saved=saved))
     paths = [path for generation in made for path in generation.paths]
     if error := unheard():
@@ -135,7 +135,7 @@ def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Se
 
 def generate(
     cfg: DictConfig,
-    drafts: Sequence[Draft],
+    drafts: Sequence[RequestDraft],
     *,
     overrides: Sequence[str] = (),
     latents: Tensor | None = None,
@@ -217,7 +217,12 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
 
 
 def begin_like(
-    begun: Begun, cfg: DictConfig, draft: Draft, tracker: tracking.Tracker, overrides: Sequence[str], place: Place
+    begun: Begun,
+    cfg: DictConfig,
+    draft: RequestDraft,
+    tracker: tracking.Tracker,
+    overrides: Sequence[str],
+    place: Place,
 ) -> Begun:
     """`prepare` and `begin` for a run that differs from `begun` in its seed and its folder alone: in a third of the
     time."""
@@ -262,7 +267,7 @@ def make(jobs: Sequence[Prepared], listeners: Sequence[Callable[[Step], None] | 
 
     job = jobs[0]
     hardware.apply(job.opened.hardware)
-    started_from = {} if job.inputs is None else job.inputs.fitted(job.request)
+    started_from = {} if job.inputs is None else job.inputs.arrays(job.request)
     noise = {} if job.latents is None else {"latents": job.latents}
     seeds = [seed for each in jobs for seed in each.request.seeds]
     made: Made = job.opened.pipeline(job.request, job.scheduler, **started_from, **noise, seeds=seeds, on_step=on_step)
@@ -284,7 +289,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
         made.memory,
         made.warnings,
         recorded(about, made.images),
-        quality=objective.quality(made.images, begun.job.reference),
+        quality=objective.reference_quality(made.images, begun.job.reference),
     )
     for index in range(len(made.images) if save else 0):
         path = generation.save_one(index, Path(output.dir), output.name, output.format, output.quality)
@@ -330,7 +335,9 @@ def _tags(about: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in tags.items() if value is not None}
 
 
-def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened: Opened | None = None) -> Prepared:
+def prepare(
+    cfg: DictConfig, draft: RequestDraft, latents: Tensor | None = None, opened: Opened | None = None
+) -> Prepared:
     """Brings together what the run needs, and checks that it fits, before a weight is read. `opened` is what
     `open_pipeline` gives for `cfg`, where that is known already.
 
@@ -339,7 +346,7 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     """
     models = opening.stages(cfg)
     known = request_fields([opening.family(model._target_) for model in models])
-    validation.refuse_unknown(draft, known, " refiner=".join(model.name for model in models))
+    check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models))
     opened = opened or opening.open_pipeline(cfg)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
@@ -347,7 +354,7 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     pipeline.latent_shape(request, latents)
     memory_profile.check_size(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
-    objective.check_size(draft.reference, request.width, request.height)
+    objective.check_reference_size(draft.reference, request.width, request.height)
     return Prepared(cfg, request, opened, scheduler, draft.inputs, latents, draft.reference)
 
 

@@ -44,7 +44,7 @@ class Prompt(NamedTuple):
 def read(tokenizer: CLIPTokenizer, text: str, request: GenerationRequest) -> Prompt:
     """Reads `text` as the request's `long_prompt` and `prompt_syntax` say."""
     weighted = request.prompt_syntax is PromptSyntax.weighted
-    parts = prompt_syntax.parse(text) if weighted else [Part(text, 1.0)]
+    parts = prompt_syntax.parse_prompt(text) if weighted else [Part(text, 1.0)]
     # Taken apart as a whole, so that brackets change no token: one that two parts share weighs what its beginning does.
     split = tokenizer.split("".join(part.text for part in parts))
     begins = list(accumulate((len(part.text) for part in parts), initial=0))
