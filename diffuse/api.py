@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from diffuse.run import model_auto, run
 from diffuse.run import open as opening
 from diffuse.run.generation import Generation
 from diffuse.sampling.results import Step
+from diffuse.schema import RequestArguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,32 +49,12 @@ Picture = str | Path | Image.Image | np.ndarray
 _IN_MEMORY = "a picture in memory"  # stands in the record for the file
 
 
-class Fields(TypedDict, total=False):
-    """What a picture is made of, by the names that the command takes; `diffuse --help` says more. What is None or left
-    out takes the model's default."""
+class Fields(RequestArguments, total=False):
+    """The request fields (see `RequestArguments`, `diffuse --help`), the groups, and any other override.
 
-    negative_prompt: str | None
-    prompt_2: str | None
-    negative_prompt_2: str | None
-    long_prompt: str | None
-    prompt_syntax: str | None
-    seed: int | None
-    num_images: int | None
-    width: int | None
-    height: int | None
-    num_inference_steps: int | None
-    timesteps: Sequence[int] | None
-    guidance_scale: float | None
-    guidance_rescale: float | None
-    original_width: int | None
-    original_height: int | None
-    crop_left: int | None
-    crop_top: int | None
-    target_width: int | None
-    target_height: int | None
-    aesthetic_score: float | None
-    negative_aesthetic_score: float | None
-    denoising_end: float | None
+    What is None or left out takes the model's default.
+    """
+
     refiner: str | None
     scheduler: str | None
     memory_profile: str | None

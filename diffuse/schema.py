@@ -1,8 +1,10 @@
 """The request's fields, the groups of the configuration, and their enumerations.
 
 A request field stands once, in `GenerationRequest`, with its type, default, help text and range. The configuration, its
-checks, `diffuse --help` and `diffuse/docs/fields.md` come from there. `diffuse --help` imports this module: it imports
-nothing that takes time.
+checks, `diffuse --help`, `conf/config.yaml` and `diffuse/docs/fields.md` come from there. Adding one touches this file,
+the pipelines that know it (`request_fields`) and a test; then `python tests/support/field_texts.py` writes those texts.
+
+No torch, no files.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import diffuse
-from diffuse.cli import help as usage
+from diffuse.cli.help import help_text
 from diffuse.errors import ConfigError, DiffuseError, RunError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
-        _print(usage.text())
+        _print(help_text())
     elif "--version" in rest:
         _print(f"diffuse {diffuse.__version__}")
     elif command in (None, "generate"):

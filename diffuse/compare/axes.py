@@ -10,6 +10,7 @@ from typing import Any
 
 from diffuse.compare.cells import GROUPS, Cell, keys_of
 from diffuse.errors import ConfigError
+from diffuse.schema import PROMPT_FIELDS
 
 STEPS = "num_inference_steps"
 _LARGEST = 1e300
@@ -34,7 +35,7 @@ _LABELS = {
     "memory_profile": "Memory profile",
     FILE: "File",
 }
-_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", FILE)  # read better in a row's head
+_TEXTS = (*PROMPT_FIELDS, FILE)  # read better in a row's head
 _FIRST = ("prompt", "negative_prompt", "model", "scheduler", STEPS, "guidance_scale", "strength")
 # Where no two cells agree in any of these, there is nothing to line them up by.
 _ESSENTIAL = ("prompt", "model", "scheduler", "seed", STEPS, "guidance_scale", "width", "height")

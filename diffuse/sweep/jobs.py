@@ -30,7 +30,7 @@ from diffuse.errors import RunError
 from diffuse.media import files as media
 from diffuse.media.images import Reader, read_picture
 from diffuse.sampling.results import Step
-from diffuse.schema import MOST_TOGETHER, ImageFormat, TrackingConfig
+from diffuse.schema import MOST_TOGETHER, PROMPT_FIELDS, ImageFormat, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from diffuse.sampling.results import Made
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
-_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
 _NAME_CHARACTERS = 50  # of a run
 _WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
 _SAVERS = 3  # threads, each of which waits three times for the disk for a job
@@ -193,7 +192,7 @@ class Jobs:
             self.end(each, DOUBLE)
             return
         cfg, draft = self._configured(each, resolved)
-        costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
+        costly, texts = ({name: values.pop(name, None) for name in names} for names in (_COSTLY, PROMPT_FIELDS))
         del values["seed"]
         values["objective"] = resolved.objective  # no part of the identity, but of the record that a batch shares
         each.levels = tuple(job.digest(level) for level in (costly, texts, values))
