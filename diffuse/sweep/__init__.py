@@ -29,7 +29,7 @@ from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.errors import ConfigError, MediaError
 from diffuse.record.record import redact
 from diffuse.sweep import job, start
-from diffuse.terminal import agreed
+from diffuse.terminal import confirm
 
 log = logging.getLogger(__name__)
 
@@ -258,5 +258,5 @@ def _seed(folder: Path, identity: str) -> int:
 
 def _ask(jobs: int) -> None:
     nobody = f"the sweep has {jobs:,} jobs, and there is no terminal to ask on; add --yes to agree"
-    if not agreed(f"The sweep has {jobs:,} jobs. Go on?", nobody):
+    if not confirm(f"The sweep has {jobs:,} jobs. Go on?", nobody):
         raise ConfigError("nothing was made")

@@ -145,20 +145,21 @@ def computing(options: argparse.Namespace) -> None:
 
     from diffuse.config.compose import compose_config
     from diffuse.config.request import draft_requests
-    from diffuse.run import run
+    from diffuse.run.prepare import prepare
+    from diffuse.run.run import compute
 
     prepared = []
     for steps in STEPS:
         for seed in SEEDS:
             overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
             cfg = compose_config(overrides)
-            prepared.append(run.prepare(cfg, draft_requests(cfg)[0]))
+            prepared.append(prepare(cfg, draft_requests(cfg)[0]))
     request = prepared[0].request
     size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
-    run.make(prepared[:1])  # reads the weights
+    compute(prepared[:1])  # reads the weights
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(prepared), size):
-        run.make(prepared[start : start + size])
+        compute(prepared[start : start + size])
     print("took", time.perf_counter() - wall, time.process_time() - cpu)
 
 

@@ -170,7 +170,7 @@ def test_the_configuration_in_a_picture_makes_its_pixels_again(pictures: list[Pa
     recorded = media.read_record(pictures[0])
     cfg = OmegaConf.merge(compose_config(), OmegaConf.create(recorded["config"]))
     (generation,) = run.generate(cfg, draft_requests(cfg))
-    for image, path in zip(generation.pixels, pictures, strict=True):
+    for image, path in zip(generation.frames[:, 0], pictures, strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
 
 

@@ -19,7 +19,7 @@ import yaml
 import diffuse
 from diffuse.config.checks import bounds
 from diffuse.config.groups import CONFIG_NAME, conf_dir, load_group
-from diffuse.run.open import family
+from diffuse.run.open import load_family
 from diffuse.schema import REQUEST_FIELDS, RequestField
 
 PACKAGE = Path(diffuse.__file__).parent
@@ -69,7 +69,7 @@ def with_choices(field: RequestField) -> str:
 
 def page() -> str:
     """Returns the reference page."""
-    classes = {model._target_: family(model._target_) for model in load_group("model").values()}
+    classes = {model._target_: load_family(model._target_) for model in load_group("model").values()}
     families = {
         known.__name__: known.request_fields for known in sorted(classes.values(), key=lambda each: each.__name__)
     }
