@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
+from diffuse.config.checks import check_target
 from diffuse.config.groups import load_group
 from diffuse.device import hardware, memory
 from diffuse.device.hardware import Hardware
@@ -86,11 +87,12 @@ def component_names(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
 
 
 def load_family(target: str) -> type[LatentDiffusion]:
-    """Imports the pipeline class that `model._target_` names. `config.request` has checked its module.
+    """Imports the pipeline class that `model._target_` names, from `diffuse.pipelines` and from nowhere else.
 
     Raises:
         ConfigError: there is no such pipeline.
     """
+    check_target("model", target)
     module, _, name = target.rpartition(".")
     try:
         family: Any = getattr(importlib.import_module(module), name, None)

@@ -32,7 +32,7 @@ BEFORE_LATER_FIELDS = """
     target_width target_height aesthetic_score negative_aesthetic_score denoising_end input_image mask_image strength
     resize keep_unmasked suite model refiner scheduler memory_profile hardware output
 """
-NUMBERS = [field for field in REQUEST_FIELDS.values() if bounds(field) and field.name != "seed"]
+NUMBERS = [field for field in REQUEST_FIELDS.values() if bounds(field) and field.name != "seed"]  # see SEED_LIMIT
 
 
 @pytest.mark.parametrize("path", field_texts.texts(), ids=lambda path: path.name)
