@@ -241,6 +241,14 @@ class GenerationRequest:
         default=PromptSyntax.plain,
         metadata=about("weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts"),
     )
+    clip_skip: int | None = field(
+        default=None,
+        metadata=about(
+            "last layers of the text encoders to leave out, for the prompt and not the negative one",
+            least=0,
+            since="0.2",
+        ),
+    )
     seed: int = field(metadata=about("image i uses seed + i; drawn where not given", least=0, most=SEED_LIMIT - 1))
     num_images: int = field(metadata=about("how many images a run makes", least=1, config_default=1))
     width: int = field(metadata=about(_SIZE, least=1))
@@ -366,6 +374,7 @@ class RequestArguments(TypedDict, total=False):
     negative_prompt_2: str | None
     long_prompt: str | None
     prompt_syntax: str | None
+    clip_skip: int | None
     seed: int | None
     num_images: int | None
     width: int | None

@@ -6,6 +6,7 @@ FIELDS = """\
   prompt_2, negative_prompt_2     for SDXL's second text encoder; null is the first one's
   long_prompt=cut|chunk           whether a prompt beyond the encoder's 77 tokens is cut, or read in chunks of 75
   prompt_syntax=plain|weighted    weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts
+  clip_skip                       last layers of the text encoders to leave out, for the prompt and not the negative one
   seed                            image i uses seed + i; drawn where not given
   num_images                      how many images a run makes
   width, height                   of the picture, in pixels
