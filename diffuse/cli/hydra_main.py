@@ -10,7 +10,8 @@ from typing import Any
 from hydra import main
 from omegaconf import DictConfig
 
-from diffuse.config import compose as configuration
+from diffuse.config.groups import CONFIG_NAME, conf_dir
+from diffuse.config.mistakes import explain_errors
 
 
 def run(flags: list[str], quoted: list[str], typed: list[str], task: Callable[[DictConfig], Any]) -> None:
@@ -24,12 +25,12 @@ def run(flags: list[str], quoted: list[str], typed: list[str], task: Callable[[D
             failures.append(error)  # from Hydra, which would add lines of its own
             return None
 
-    entry = main(config_path=str(configuration.conf_dir()), config_name=configuration.NAME, version_base="1.3")
+    entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
     try:
-        with configuration.explained(typed):
+        with explain_errors(typed):
             entry(kept)()
     finally:
         sys.argv = before

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import diffuse
-from diffuse.cli import help as usage
+from diffuse.cli.help import help_text
 from diffuse.errors import ConfigError, DiffuseError, RunError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
-        _print(usage.text())
+        _print(help_text())
     elif "--version" in rest:
         _print(f"diffuse {diffuse.__version__}")
     elif command in (None, "generate"):
@@ -106,7 +106,7 @@ def _generate(arguments: list[str]) -> None:
 
     from diffuse import sweep
     from diffuse.cli import hydra_main
-    from diffuse.config import compose as configuration
+    from diffuse.config.quoting import quote_overrides
     from diffuse.run import model_auto
 
     multirun = bool({"-m", "--multirun"} & {*flags})
@@ -115,7 +115,7 @@ def _generate(arguments: list[str]) -> None:
     yes = bool({"-y", "--yes"} & {*flags})
     flags = [flag for flag in flags if flag not in ("-y", "--yes")]
     overrides = model_auto.resolve_model(overrides)
-    quoted = configuration.quote(overrides, sweep=multirun)
+    quoted = quote_overrides(overrides, sweep=multirun)
     if multirun:
         _sweep(flags, quoted, overrides, yes)
     else:
@@ -126,12 +126,12 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     """All jobs of a sweep that are missing. Those that fail do not stop the others, and are told at the end."""
     from diffuse import sweep, tracking
     from diffuse.cli import hydra_main
-    from diffuse.config import compose as configuration
+    from diffuse.config.mistakes import explain_errors
     from diffuse.sweep import interrupt, jobs, launcher, launchers, start
     from diffuse.sweep.progress import SweepProgress
 
     launchers.register()
-    with configuration.explained(typed):
+    with explain_errors(typed):
         of, base, given = sweep.plan(quoted, typed, yes=yes)
     if not of.again:  # otherwise there may be nothing to do
         tracking.prepare(base.tracking)
@@ -190,14 +190,14 @@ def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
 def _job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from diffuse.config import compose as configuration
-    from diffuse.config import request as validation
+    from diffuse.config.quoting import unquote_overrides
+    from diffuse.config.request import draft_requests
 
     if junit is not None and cfg.suite is None:
         raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
     if cfg.suite is not None:
-        return _suite(cfg, configuration.typed(HydraConfig.get().overrides.task), junit)
-    drafts = validation.drafts(cfg)  # before torch is imported
+        return _suite(cfg, unquote_overrides(HydraConfig.get().overrides.task), junit)
+    drafts = draft_requests(cfg)  # before torch is imported
 
     from diffuse import tracking
 
@@ -205,7 +205,7 @@ def _job(cfg: DictConfig, junit: Path | None) -> None:
 
     from diffuse.run.run import run
 
-    run(cfg, drafts=drafts, overrides=configuration.typed(HydraConfig.get().overrides.task))
+    run(cfg, drafts=drafts, overrides=unquote_overrides(HydraConfig.get().overrides.task))
 
 
 def _suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
@@ -267,9 +267,9 @@ def _compose(arguments: list[str], allowed: Sequence[str] = ()) -> DictConfig:
 def _download(arguments: list[str]) -> None:
     cfg = _compose(arguments, ("--yes", "-y"))
 
-    from diffuse.config import request as validation
+    from diffuse.config.checks import check_targets
 
-    validation.check_targets(cfg)
+    check_targets(cfg)
 
     from diffuse.checkpoints import locate as hub
     from diffuse.checkpoints import sources
@@ -319,12 +319,12 @@ def _doctor(arguments: list[str]) -> None:
     from rich.console import Console
 
     from diffuse.cli import doctor
-    from diffuse.config import compose as configuration
+    from diffuse.config.groups import load_group
     from diffuse.schema import HardwareConfig
 
     report = doctor.report(
-        configuration.load_group("model"),
-        configuration.load_group("memory_profile"),
+        load_group("model"),
+        load_group("memory_profile"),
         tracking_uri=cfg.tracking.uri,
         config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
     )

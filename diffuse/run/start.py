@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from diffuse import tracking
 from diffuse.checkpoints import sources
-from diffuse.config.request import Draft
+from diffuse.config.request import RequestDraft
 from diffuse.errors import Stop
 from diffuse.media import files as media
 from diffuse.record import record
@@ -78,7 +78,7 @@ def start_run(
 def start_similar_run(
     started: StartedRun,
     cfg: DictConfig,
-    draft: Draft,
+    draft: RequestDraft,
     tracker: tracking.Tracker,
     overrides: Sequence[str],
     tags: SweepJobTags,

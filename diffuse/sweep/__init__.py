@@ -22,8 +22,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_with_hydra, resolve_config
+from diffuse.config.groups import conf_dir, group_options, load_yaml
+from diffuse.config.quoting import quote_text, quote_value
+from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.errors import ConfigError, MediaError
 from diffuse.record.record import redact
 from diffuse.sweep import job, start
@@ -67,7 +69,7 @@ def by_itself(overrides: Sequence[str]) -> bool:
     for name, _, value in (override.partition("=") for override in overrides):
         if name == "hydra.mode":
             return value == "MULTIRUN"
-        file = configuration.conf_dir() / "experiment" / f"{value}.yaml"
+        file = conf_dir() / "experiment" / f"{value}.yaml"
         if name == "experiment" and file.is_file():
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
     return mode == "MULTIRUN"
@@ -81,14 +83,14 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     its jobs share, and for more jobs than anyone means, unless the user agrees or has said `yes`.
     """
     parse = OverridesParser.create().parse_overrides
-    base = configuration.composed(_fixed(parse(list(overrides))))
+    base = compose_with_hydra(_fixed(parse(list(overrides))))
     if base.suite is not None:
         raise ConfigError(
             f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
         )
     given = _with_prompts(overrides, base)
     if given != list(overrides):
-        base = configuration.composed(_fixed(parse(given)))
+        base = compose_with_hydra(_fixed(parse(given)))
         if base.prompt_file is not None:  # of an experiment
             given.append("prompt_file=null")
     swept = [override for override in parse([*_params(base), *given]) if override.is_sweep_override()]
@@ -101,7 +103,7 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
 
     sweeper = None if basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
     varied = sorted(([axis.key, axis.values] for axis in found), key=str)
-    identity = job.digest({"config": job.identity(configuration.resolved(base)), "sweep": varied, "sweeper": sweeper})
+    identity = job.digest({"config": job.identity(resolve_config(base)), "sweep": varied, "sweeper": sweeper})
     folder = _folder(base, identity)
     seed = _seed(folder, identity) if base.seed is None and "seed" not in axes else None
     name = next((text.partition("=")[2] for text in typed if text.startswith("experiment=")), "") or " x ".join(axes)
@@ -110,7 +112,7 @@ def plan(overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False) -
     again = earlier is not None and earlier.identity == identity
     sweep = Sweep(identity, name or "one job", folder, kept, [axis.key for axis in found], seed, jobs, again)
     seeded = [] if seed is None else [f"seed={seed}"]
-    return sweep, base, [*given, *seeded, f"hydra.sweep.dir={configuration.quoted(str(folder))}"]
+    return sweep, base, [*given, *seeded, f"hydra.sweep.dir={quote_value(str(folder))}"]
 
 
 def read(folder: Path) -> Sweep | None:
@@ -197,7 +199,7 @@ def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
         return list(overrides)
     if base.prompt is not None or any(override.startswith("prompt=") for override in overrides):
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
-    prompts = ",".join(configuration.literal(prompt) for prompt in validation.prompts_in(base.prompt_file))
+    prompts = ",".join(quote_text(prompt) for prompt in read_prompt_file(base.prompt_file))
     rest = [override for override in overrides if not override.startswith("prompt_file=")]
     return [*rest, f"prompt={prompts}"]
 
@@ -220,7 +222,7 @@ def _axis(override: Override, basic: bool) -> _Axis:
     if isinstance(value, RangeSweep):
         count = _length(override, value)
     elif isinstance(value, Glob):
-        names = value.filter(configuration.options(key))
+        names = value.filter(group_options(key))
         return _Axis(key, names, len(names))
     else:
         count = len(list(override.sweep_iterator()))
@@ -241,7 +243,7 @@ def _length(override: Override, values: RangeSweep) -> int:
 def _folder(base: DictConfig, identity: str) -> Path:
     """The folder that was given, or one by the sweep's identity."""
     asked = OmegaConf.to_container(base.output, resolve=False)
-    default = OmegaConf.to_container(configuration.file("config").output, resolve=False)
+    default = OmegaConf.to_container(load_yaml("config").output, resolve=False)
     assert isinstance(asked, dict) and isinstance(default, dict)
     return FOLDER / identity[:12] if asked["dir"] == default["dir"] else Path(str(base.output.dir))
 
@@ -251,7 +253,7 @@ def _seed(folder: Path, identity: str) -> int:
     earlier = read(folder)
     if earlier is not None and earlier.identity == identity and earlier.seed is not None:
         return earlier.seed
-    return secrets.randbelow(validation.DRAWN_BELOW)
+    return secrets.randbelow(DRAWN_SEEDS)
 
 
 def _ask(jobs: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from diffuse.errors import MediaError
 from diffuse.media import files as media
 from diffuse.record import record
-from diffuse.schema import ImageFormat
+from diffuse.schema import LATER_FIELDS, ImageFormat
 
 FILE = "job.json"
 _VERSION = 1
@@ -32,7 +32,10 @@ _NAME_CHARACTERS = 120
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """All of a configuration (see `configuration.resolved`) that decides what the job's files hold: not where they go,
     nor who is told."""
-    values: dict[str, Any] = record.plain({name: part for name, part in resolved.items() if name not in _NO_PART})
+    later = [name for name, default in LATER_FIELDS.items() if resolved[name] == default]  # sweeps of before lack them
+    values: dict[str, Any] = record.plain(
+        {name: part for name, part in resolved.items() if name not in (*_NO_PART, *later)}
+    )
     values["output"].pop("dir")
     values["model"].pop("download", None)  # whether to fetch what is not here
     return values

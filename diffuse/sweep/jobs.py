@@ -21,14 +21,16 @@ import numpy as np
 from omegaconf import DictConfig
 
 from diffuse import sweep, tracking
-from diffuse.config import compose as configuration
 from diffuse.config import objective
-from diffuse.config import request as validation
+from diffuse.config.compose import ConfigValues, compose_with_hydra, resolve_config
+from diffuse.config.mistakes import explain_errors
+from diffuse.config.quoting import unquote_overrides
+from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import RunError
 from diffuse.media import files as media
 from diffuse.media.images import Reader, read_picture
 from diffuse.sampling.results import Step
-from diffuse.schema import MOST_TOGETHER, ImageFormat, TrackingConfig
+from diffuse.schema import MOST_TOGETHER, PROMPT_FIELDS, ImageFormat, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from diffuse.sampling.results import PipelineOutput
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
-_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
 _NAME_CHARACTERS = 50  # of a run
 _WAITING = 2 * MOST_TOGETHER  # jobs that are made and not yet saved
 _SAVERS = 3  # threads, each of which waits three times for the disk for a job
@@ -56,7 +57,7 @@ class Job:
     again: bool = False  # it may have been begun before, by a worker that died
     key: str = ""
     folder: Path = Path()
-    draft: validation.Draft | None = None
+    draft: RequestDraft | None = None
     levels: tuple[str, ...] = ()  # what it has in common with others, the costliest first
     status: str = ""
     error: Exception | None = None
@@ -65,7 +66,7 @@ class Job:
 
     def said(self, axes: Sequence[str]) -> str:
         """What of its overrides is its own, for the user."""
-        typed = configuration.typed(self.lines)
+        typed = unquote_overrides(self.lines)
         return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
 
     def name(self, axes: Sequence[str]) -> str:
@@ -106,7 +107,7 @@ class Jobs:
     ) -> None:
         self.sweep = of
         self.tracked = tracked
-        self.compose = compose or configuration.composed  # whatever a launcher composes with
+        self.compose = compose or compose_with_hydra  # whatever a launcher composes with
         self.interruption = interruption or Interruption()
         self.told = told or Told()
         self.all: dict[str, Job] = {}  # by their key
@@ -180,18 +181,18 @@ class Jobs:
 
     def _look(self, each: Job) -> None:
         """Finds out what job it is, whether it is a wrong request, and whether it is there already."""
-        with configuration.explained():
+        with explain_errors():
             cfg = self.compose(each.lines)
             cfg.output.dir = str(self.sweep.folder)  # where in there is known below, and is nothing of the job's own
-            resolved = configuration.resolved(cfg)
+            resolved = resolve_config(cfg)
         values = job.identity(resolved)
         each.key = job.digest(values)
-        each.folder = self._folders.of(configuration.typed(each.lines), each.key)
+        each.folder = self._folders.of(unquote_overrides(each.lines), each.key)
         if self.all.setdefault(each.key, each) is not each:
             self.end(each, DOUBLE)
             return
         cfg, draft = self._configured(each, resolved)
-        costly, texts = ({name: values.pop(name) for name in names} for names in (_COSTLY, _TEXTS))
+        costly, texts = ({name: values.pop(name, None) for name in names} for names in (_COSTLY, PROMPT_FIELDS))
         del values["seed"]
         values["objective"] = resolved.objective  # no part of the identity, but of the record that a batch shares
         each.levels = tuple(job.digest(level) for level in (costly, texts, values))
@@ -208,16 +209,14 @@ class Jobs:
             each.metrics = said.get("metrics", {}) | _quality(paths, draft)
             self.end(each, THERE)
 
-    def _configured(
-        self, each: Job, resolved: configuration.Values | None = None
-    ) -> tuple[DictConfig, validation.Draft]:
+    def _configured(self, each: Job, resolved: ConfigValues | None = None) -> tuple[DictConfig, RequestDraft]:
         """The job's configuration, which may be known as `resolved`, and its request as far as that can be known
         without a checkpoint."""
         cfg = self.compose(each.lines)
         cfg.output.dir = str(each.folder)
         if each.draft is not None:
             return cfg, each.draft
-        (draft,) = validation.drafts(cfg, reader=self._reader, resolved=resolved)
+        (draft,) = draft_requests(cfg, reader=self._reader, values=resolved)
         media.file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             each.draft = draft
@@ -288,7 +287,7 @@ class Jobs:
                 of = self.sweep
                 run_id = job.run_id(each.folder, each.key, of.identity)
                 place = SweepJobTags(of.identity, each.key, each.name(of.axes), run_id, of.again or each.again)
-                about = tracker, configuration.typed(each.lines), place
+                about = tracker, unquote_overrides(each.lines), place
                 if begun:
                     one = start_similar_run(begun[0][1], cfg, draft, *about)
                 else:
@@ -376,13 +375,13 @@ class Jobs:
             self.told.ended(each)
 
 
-def _quality(paths: Sequence[Path], draft: validation.Draft) -> dict[str, float]:
+def _quality(paths: Sequence[Path], draft: RequestDraft) -> dict[str, float]:
     """What pictures that are there are worth beside the reference, which may be another than when they were made."""
     if draft.reference is None:
         return {}
     images = np.stack([read_picture(str(path)).pixels for path in paths])
-    objective.check_size(draft.reference, images.shape[2], images.shape[1])
-    return objective.quality(images, draft.reference)
+    objective.check_reference_size(draft.reference, images.shape[2], images.shape[1])
+    return objective.reference_quality(images, draft.reference)
 
 
 def _unwritten(each: Job, error: Exception) -> RunError:

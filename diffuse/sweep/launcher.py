@@ -20,8 +20,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
-from diffuse.config import compose as configuration
 from diffuse.config import objective
+from diffuse.config.compose import HYDRA_INTERPOLATION, resolve_hydra_values
 from diffuse.errors import ConfigError
 from diffuse.sweep.jobs import Job, Jobs
 
@@ -74,7 +74,7 @@ class SweepLauncher(Launcher):
     def _returned(self, each: Job) -> JobReturn:
         if self.config.objective.metric is None:  # nothing is raised: the others go on, and all are told at the end
             return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=each)
-        value = objective.value(self.config.objective, each.metrics) if each.metrics else None
+        value = objective.objective_value(self.config.objective, each.metrics) if each.metrics else None
         return JobReturn(overrides=each.lines, status=JobStatus.COMPLETED, _return_value=value)
 
 
@@ -111,7 +111,7 @@ class Composer:
         chosen = tuple(line for line, (_, is_choice) in zip(key, parsed, strict=True) if is_choice)
         base, asks_hydra = self._base(master_config, chosen)
         cfg: DictConfig
-        if asks_hydra or any(configuration.HYDRAS in line.replace("\\", "") for line in key):
+        if asks_hydra or any(HYDRA_INTERPOLATION in line.replace("\\", "") for line in key):
             cfg = self._composed(master_config, key)  # what Hydra says depends on all of the job's overrides
         else:
             cfg = pickle.loads(base)
@@ -126,13 +126,13 @@ class Composer:
         in it may be Hydra's to give."""
         if chosen not in self._bases:
             base = pickle.dumps(self._composed(master_config, chosen, settle=False))
-            self._bases[chosen] = base, configuration.HYDRAS.encode() in base
+            self._bases[chosen] = base, HYDRA_INTERPOLATION.encode() in base
         return self._bases[chosen]
 
     def _composed(self, master_config: DictConfig, lines: Sequence[str], settle: bool = True) -> DictConfig:
         cfg: DictConfig = self._loader.load_sweep_config(master_config, list(lines))
         if settle:
-            configuration.settle(cfg)
+            resolve_hydra_values(cfg)
         with flag_override(cfg, ["struct", "readonly"], False):
             del cfg["hydra"]
         return cfg

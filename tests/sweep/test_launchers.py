@@ -23,7 +23,7 @@ from command import Done, diffuse, finished, jobs_in, start, until
 from omegaconf import OmegaConf
 
 from diffuse import sweep
-from diffuse.config.compose import TINY
+from diffuse.config.groups import TINY
 from diffuse.device import hardware
 from diffuse.run import open as opening
 from diffuse.sweep.launchers import ray as launchers_ray

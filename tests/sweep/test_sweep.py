@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffuse import compare, sweep
-from diffuse.config import compose as configuration
-from diffuse.config.compose import PACKAGE
+from diffuse.config.compose import compose_with_hydra, resolve_config
+from diffuse.config.groups import PACKAGE
+from diffuse.config.quoting import quote_overrides
 from diffuse.errors import ConfigError, RunError
 from diffuse.media import files as media
 from diffuse.media import images as picture_input
@@ -258,7 +259,7 @@ def test_what_job_json_says(tmp_path: Path) -> None:
 
 
 def plan(*overrides: str, **options: Any) -> sweep.Sweep:
-    return sweep.plan(configuration.quote(overrides, sweep=True), overrides, **options)[0]
+    return sweep.plan(quote_overrides(overrides, sweep=True), overrides, **options)[0]
 
 
 def test_a_sweep_is_known_by_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +403,7 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
 
     def watched(self: Any, master_config: Any, sweep_overrides: Any) -> Any:
         cfg = look(self, master_config, sweep_overrides)
-        seen.append((list(sweep_overrides), job.identity(configuration.resolved(cfg))))
+        seen.append((list(sweep_overrides), job.identity(resolve_config(cfg))))
         return cfg
 
     with pytest.MonkeyPatch.context() as patched:
@@ -416,4 +417,4 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
         swept(*axes, "scheduler.timestep_spacing=trailing", "width=65", cwd=tmp_path, status=2)
     assert len({tuple(lines) for lines, _ in seen}) == 16
     for lines, values in seen[:16]:
-        assert values == job.identity(configuration.resolved(configuration.composed(lines)))
+        assert values == job.identity(resolve_config(compose_with_hydra(lines)))

@@ -22,12 +22,13 @@ from command import SMOKE, Done, diffuse, start
 from damaged import damaged
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 from PIL import Image
 from tracking_servers import end, unused_port
 
 import diffuse as package
 from diffuse import tracking
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.errors import ConfigError
 from diffuse.schema import COMPONENTS, TrackingConfig
 
@@ -103,7 +104,7 @@ def test_parameters_are_the_resolved_configuration_by_dotted_name(recorded: Any)
     told = ("tracking.", "report.")  # who is told of a run is nothing of the run
     config = {key: value for key, value in config.items() if value is not None and not key.startswith(told)}
     assert set(params) == set(config)
-    composed = dotted(configuration.OmegaConf.to_container(configuration.compose()))
+    composed = dotted(OmegaConf.to_container(compose_config()))
     elsewhere = {key for key in composed if key.split(".")[1:2] and key.split(".")[1] in COMPONENTS}  # nothing is
     plain = {key for key, value in composed.items() if value is not None and not isinstance(value, list)}
     assert {key for key in plain if not key.startswith(told)} - elsewhere <= set(params)

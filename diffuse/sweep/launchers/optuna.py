@@ -34,7 +34,7 @@ class OptunaSweeper(Sweeper):
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 
-        objective.read(config.objective, Reader())  # a mistake in there is told once, and not by every job
+        objective.read_reference(config.objective, Reader())  # a mistake in there is told once, and not by every job
 
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner
