@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from PIL import Image
 from diffuse import tracking
 from diffuse.errors import ConfigError
 from diffuse.schema import TrackingConfig
-from diffuse.tracking import delivery, journal, mlflow_store, page, system, worker
+from diffuse.tracking import delivery, journal, mlflow_store, system, worker
 from diffuse.tracking import process as worker_process
+from diffuse.tracking.images import stage_image
 from diffuse.tracking.query import StoreReader
 from diffuse.tracking.store import Store
 from diffuse.tracking.sync import sync as deliver
+from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
+from diffuse.tracking.tracker import JournaledRun, JournaledTracker
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def work(file: Path, log: Path, picture: Path) -> None:
     """Begins and ends runs until it is killed, and writes down what it did."""
     tracker = tracking.open_tracker(settings(file))
     with log.open("w") as done:
-        print("worker", worker_process.worker().pid, file=done, flush=True)
+        print("worker", worker_process.worker(Store.from_config(settings(file))).pid, file=done, flush=True)
         while True:
             run = record_run(tracker, picture)
             print("begun", run.id, file=done, flush=True)
@@ -162,12 +165,12 @@ def test_a_long_run_is_seen_while_it_goes_on(store: Path, picture: Path) -> None
 def test_a_run_that_goes_on_gets_system_metrics(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(delivery, "_LIVE_SECONDS", 0.0)
-    address = Store.of(settings(store))
+    address = Store.from_config(settings(store))
     spool = journal.Spool(address)
     entry = spool.entry()
     begin = {"id": "long", "name": "long", "time": 1000, "again": False}
     entry.append({"time": 1000, "begin": begin, "params": {}})
-    work = worker.Work(spool.folder, address, lambda message: None)
+    work = worker.SpoolWorker(spool.folder, address, lambda message: None)
     for _ in range(6):
         work.step()
     entry.append({"time": 2000, "end": "FINISHED"})
@@ -193,10 +196,10 @@ def test_a_run_begun_again_continues_the_one_of_its_name(store: Path, picture: P
 
 def spooled(cfg: TrackingConfig, picture: Path, count: int = 1) -> Path:
     """The spool of a process that was killed before its worker did anything."""
-    spool = journal.Spool(Store.of(cfg))
-    tracker = tracking.JournaledTracker.__new__(tracking.JournaledTracker)
+    spool = journal.Spool(Store.from_config(cfg))
+    tracker = JournaledTracker.__new__(JournaledTracker)
     for number in range(count):
-        run = tracking.JournaledRun(tracker, spool.entry(), f"spooled{number}-{spool.folder.name}")
+        run = JournaledRun(tracker, spool.entry(), f"spooled{number}-{spool.folder.name}")
         begin = {"id": run.id, "name": "run", "time": 1000, "again": False}
         run.write({"begin": begin, "params": {"a": 1}, "tags": {}, "texts": {"note.txt": "note"}})
         run.log_media(picture)
@@ -226,7 +229,6 @@ def test_two_that_sync_at_once_deliver_each_run_once(store: Path, picture: Path)
 def test_a_delivery_killed_at_random_moments_is_taken_up_again(
     store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_TOGETHER", 2)  # more moments that matter
     for _ in range(2):
         spooled(settings(store), picture, 120)
     draw = random.Random(7)
@@ -264,8 +266,6 @@ def test_a_delivery_that_breaks_off_is_made_again(
     spooled(settings(store), picture)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow_store.Connection, call, broken)
-        patch.setattr(mlflow_store.Connection, "is_transactional", False)  # as with a server
-        patch.setattr(mlflow_store.Connection, "transaction", lambda self: nullcontext())
         if call != "log_weights":
             with pytest.raises(Exception, match="could not be delivered"):
                 sync(settings(store))
@@ -277,7 +277,7 @@ def test_a_delivery_that_breaks_off_is_made_again(
 
 def test_a_run_that_the_store_refuses_does_not_stop_the_others(store: Path, picture: Path) -> None:
     folder = spooled(settings(store), picture, 3)
-    _, second, third = journal.runs(folder)
+    _, second, third = journal.run_files(folder)
     second.write_bytes(second.read_bytes().replace(b'"value", 1.0', b'"value", "no number"'))
     third.write_bytes(b"\0" * 100 + b"\n")
     with pytest.raises(Exception, match="1 run could not be delivered, and waits on"):
@@ -285,7 +285,7 @@ def test_a_run_that_the_store_refuses_does_not_stop_the_others(store: Path, pict
     made = runs(store)
     assert len(made) == 2
     assert sorted(len(run.data.metrics) for run in made) == [0, 2]
-    assert journal.runs(folder) == [third]
+    assert journal.run_files(folder) == [third]
 
 
 def test_a_picture_that_changed_or_went_is_left_out_and_told(store: Path, picture: Path, tmp_path: Path) -> None:
@@ -329,9 +329,9 @@ def test_a_full_disk_tears_no_line_and_what_was_not_written_follows(tmp_path: Pa
         patch.setattr(os, "write", full)
         with pytest.raises(OSError):
             entry.append({"n": 2})
-    assert journal.read(entry.file)[0] == [{"n": 1}]
+    assert journal.read_events(entry.file)[0] == [{"n": 1}]
     entry.append({"n": 3})
-    assert journal.read(entry.file)[0] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert journal.read_events(entry.file)[0] == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
 def test_a_journal_on_a_full_disk_costs_no_picture(store: Path, tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_the_summary_of_a_sweep_has_its_files(store: Path, tmp_path: Path) -> No
     tracker = tracking.open_tracker(settings(store))
     job = tracker.start("job", {}, {"diffuse.sweep": "0123abcd"}, {})
     job.finish()
-    run = tracker.start("sweep", {}, {"diffuse.sweep": "0123abcd", **tracking.SWEEP_KIND}, {})
+    run = tracker.start("sweep", {}, {"diffuse.sweep": "0123abcd", **SWEEP_KIND}, {})
     run.log_files("report", [page, sheet])
     run.finish()
     assert tracker.close() == []
@@ -412,20 +412,19 @@ def test_pictures_are_named_as_mlflow_names_them(picture: Path, store: Path, tmp
     with Image.open(picture) as image:
         client.log_image(run.info.run_id, image.convert("RGB"), key="image", step=3, timestamp=run.info.start_time)
     theirs = Path(run.info.artifact_uri.removeprefix("file://"))
-    stored = mlflow_store.Stored(run.info.run_id, run.info.artifact_uri, run.info.start_time)
-    mlflow_store.stage_picture(picture, 3, stored, tmp_path / "files")
+    stage_image(picture, tmp_path / "files", run.info.run_id, run.info.start_time, step=3)
 
     def shapes(folder: Path) -> set[str]:
         parts = (path.name.split("+") for path in (folder / "images").iterdir())
         return {"+".join([*found[:5], *(["compressed.webp"] if len(found) > 6 else [".png"])]) for found in parts}
 
     assert shapes(tmp_path / "files") == shapes(theirs)
-    assert client.get_run(run.info.run_id).data.tags.items() >= page.LOGGED_IMAGES.items()
+    assert client.get_run(run.info.run_id).data.tags.items() >= LOGGED_IMAGES.items()
 
 
 def test_a_worker_that_dies_is_told_and_what_it_left_is_delivered_next(store: Path, picture: Path) -> None:
     tracker = tracking.open_tracker(settings(store))
-    os.kill(worker_process.worker().pid or 0, signal.SIGKILL)
+    os.kill(worker_process.worker(Store.from_config(settings(store))).pid or 0, signal.SIGKILL)
     record_run(tracker, picture).finish()
     (warning,) = tracker.close()
     assert "1 run waits in" in warning and "diffuse sync" in warning
@@ -440,7 +439,7 @@ def test_a_worker_killed_while_it_makes_the_store_leaves_no_half_of_it(picture: 
     tracker = tracking.open_tracker(cfg)
     record_run(tracker, picture).finish()
     until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")), 60)
-    os.kill(worker_process.worker().pid or 0, signal.SIGKILL)
+    os.kill(worker_process.worker(Store.from_config(cfg)).pid or 0, signal.SIGKILL)
     assert "1 run waits in" in tracker.close()[0]
     assert not (tmp_path / "mlflow.db").exists()
     assert sync(cfg) == [f"1 run delivered to sqlite:///{tmp_path}/mlflow.db"]

@@ -30,6 +30,7 @@ from diffuse import tracking
 from diffuse.config import compose as configuration
 from diffuse.errors import ConfigError
 from diffuse.schema import COMPONENTS, TrackingConfig
+from diffuse.tracking import ui
 
 PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
 
@@ -396,11 +397,11 @@ def test_ui_without_a_store(tmp_path: Path) -> None:
 
 
 def test_ui_of_a_server_only_gives_its_link(capsys: pytest.CaptureFixture[str]) -> None:
-    tracking.ui(settings(f"http://name:secret@127.0.0.1:{unused_port()}/"))
+    ui.serve(settings(f"http://name:secret@127.0.0.1:{unused_port()}/"))
     printed = capsys.readouterr().out
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#/experiments\n", printed)
 
 
 def test_a_taken_port_is_said(recorded: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot be used"):
-        tracking.ui(settings(recorded[0]), port=taken.getsockname()[1])
+        ui.serve(settings(recorded[0]), port=taken.getsockname()[1])
