@@ -134,7 +134,7 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
     with explain_errors(typed):
         of, base, given = sweep.plan(quoted, typed, yes=yes)
     if not of.again:  # otherwise there may be nothing to do
-        tracking.prepare(base.tracking)
+        tracking.start_worker(base.tracking)
     told, interruption = SweepProgress(), interrupt.Interruption()
     making = jobs.Jobs(of, base.tracking, interruption=interruption, told=told)
     stopping = "stopping after this step; Ctrl-C again stops at once"
@@ -201,7 +201,7 @@ def _job(cfg: DictConfig, junit: Path | None) -> None:
 
     from diffuse import tracking
 
-    tracking.prepare(cfg.tracking)
+    tracking.start_worker(cfg.tracking)
 
     from diffuse.run.run import run
 
@@ -334,9 +334,9 @@ def _doctor(arguments: list[str]) -> None:
 def _ui(arguments: list[str]) -> None:
     cfg = _compose(arguments)
 
-    from diffuse import tracking
+    from diffuse.tracking import ui
 
-    tracking.ui(cfg.tracking)
+    ui.serve(cfg.tracking)
 
 
 def _sync(arguments: list[str]) -> None:

@@ -23,6 +23,7 @@ from diffuse.run.start import StartedRun, start_run
 from diffuse.sampling.results import PipelineOutput, Step
 from diffuse.schema import TrackingConfig
 from diffuse.terminal import Progress, print_error, print_path
+from diffuse.tracking.tags import PIXELS_TAG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +179,7 @@ def finish(
         tracked.log_media(path, index)
     tracked.log_text("record.json", record.text(generation.record))
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
-    tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
+    tracked.set_tags({PIXELS_TAG: " ".join(digests)})
     tracked.log_steps(generation.step_seconds)
     tracked.log_metrics(generation.metrics)
     tracked.finish(None)

@@ -33,6 +33,7 @@ from diffuse.sampling.results import Step
 from diffuse.schema import MOST_TOGETHER, PROMPT_FIELDS, ImageFormat, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
+from diffuse.tracking.tags import SWEEP_KIND, SWEEP_TAG, summary_id
 
 if TYPE_CHECKING:
     from diffuse.run.open import OpenPipeline
@@ -134,7 +135,7 @@ class Jobs:
             self.look(each)
         missing = self._ordered([each for each in jobs if not each.status])
         if missing:
-            tracking.prepare(self.tracked)
+            tracking.start_worker(self.tracked)
         if missing and self.elsewhere is not None:
             self.elsewhere(self, missing)
             missing = []
@@ -156,8 +157,8 @@ class Jobs:
         tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
         about = {"sweep.json": json.dumps(sweep.as_json(of), indent=2)}
         params = {"overrides": of.overrides, "axes": of.axes, "folder": str(of.folder)}
-        tags = {**tracking.SWEEP_KIND, "diffuse.sweep": of.identity}
-        summary = tracker.start(of.name, params, tags, about, id=tracking.summary_id(of.identity), again=of.again)
+        tags = {**SWEEP_KIND, SWEEP_TAG: of.identity}
+        summary = tracker.start(of.name, params, tags, about, id=summary_id(of.identity), again=of.again)
         summary.log_metrics(metrics)
         if report:
             summary.log_files(report[0].parent.name, report)

@@ -183,7 +183,7 @@ class _Spreading:
 
 def check_store(cfg: TrackingConfig, where: str) -> None:
     """Raises ConfigError for a tracking store that workers on other machines, which are `where`, cannot share."""
-    if cfg.name == "mlflow" and (file := Store.of(cfg).file) is not None:
+    if cfg.name == "mlflow" and (file := Store.from_config(cfg).file) is not None:
         raise ConfigError(
             f"tracking.uri: {file} is a file, and {where}; use tracking.uri=http://HOST:PORT, or tracking=none"
         )
