@@ -212,9 +212,9 @@ def own_names(tree: ast.Module) -> set[str]:
     return defined | {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
 
 
-def private_names(tree: ast.Module, own: set[str]) -> set[str]:
+def private_names(tree: ast.Module) -> set[str]:
     """Returns the names with an underscore that a module uses of others: attributes, imports, and modules as texts."""
-    used: set[str] = set()
+    used, own = set[str](), own_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr):
             owner = ast.unparse(node.value)
@@ -231,8 +231,7 @@ def private_names(tree: ast.Module, own: set[str]) -> set[str]:
 
 def test_there_are_no_others() -> None:
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
-    own = set().union(*map(own_names, trees.values()))
-    used = {name: str(path.relative_to(PACKAGE)) for path, tree in trees.items() for name in private_names(tree, own)}
+    used = {name: str(path.relative_to(PACKAGE)) for path, tree in trees.items() for name in private_names(tree)}
 
     def is_use(name: str, interface: str) -> bool:
         same_end = name.rpartition(".")[2] == interface.rpartition(".")[2]
