@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -85,6 +86,26 @@ def loky_memory_limit() -> None:
     executor = pytest.importorskip("joblib.externals.loky.process_executor")
     assert isinstance(executor._MAX_MEMORY_LEAK_SIZE, int)
     assert "< _MAX_MEMORY_LEAK_SIZE" in inspect.getsource(executor._process_worker)
+
+
+def mlflow_pages() -> None:
+    from mlflow.server import app as pages
+    from mlflow.server.fastapi_app import app
+
+    for method in ("add_url_rule", "after_request"):  # of Flask's
+        assert callable(getattr(pages, method))
+    assert pages in [getattr(getattr(route, "app", None), "app", None) for route in app.routes]
+
+
+def mlflow_artifacts() -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in ("old.txt", "new.txt"):
+            (folder / file).write_text(file)
+        get_artifact_repository(folder.as_uri(), tracking_uri=None).delete_artifacts("old.txt")
+        assert [path.name for path in folder.iterdir()] == ["new.txt"]
 
 
 def compiler_errors() -> None:
@@ -176,6 +197,9 @@ PROBES: dict[str, Callable[[], None]] = {
     "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper": optuna_sweeper,
     "joblib.externals.loky.ProcessPoolExecutor": loky_executor,
     "joblib.externals.loky.process_executor._MAX_MEMORY_LEAK_SIZE": loky_memory_limit,
+    "mlflow.server.app": mlflow_pages,
+    "mlflow.server.fastapi_app.app": mlflow_pages,
+    "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": mlflow_artifacts,
     "torch._dynamo.exc.TorchDynamoException": compiler_errors,
     "torch._dynamo.config": recompile_limits,
     "torch._inductor.config": deterministic_kernels,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from PIL import Image
 from sweeps import swept
 
@@ -60,3 +67,35 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
     assert len({tuple(lines) for lines, _ in seen}) == 16
     for lines, values in seen[:16]:
         assert values == job_identity(configuration.resolved(configuration.composed(lines)))
+
+
+@pytest.fixture
+def composer() -> Iterator[tuple[JobComposer, DictConfig]]:
+    with initialize_config_dir(str(configuration.conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        yield JobComposer(loader), loader.load_configuration(configuration.NAME, [], RunMode.MULTIRUN)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+model.request_defaults.strength=0.5", "seed=1"],
+        ["++model.request_defaults.width=80", "++seed=2"],
+        ["~model.request_defaults.width", "seed=3"],
+        ["model.request_defaults={height: 72}", "timesteps=[9,5]", "prompt='a, \\'b\\''"],
+    ],
+)
+def test_values_that_are_set_in_other_ways(overrides: list[str], composer: tuple[JobComposer, DictConfig]) -> None:
+    ours, master = composer
+    theirs = configuration.resolved(configuration.composed(overrides))
+    assert configuration.resolved(ours.load_sweep_config(master, overrides)) == theirs
+    assert ours.load_sweep_config(master, overrides) is ours.load_sweep_config(master, overrides)
+
+
+@pytest.mark.parametrize("wrong", ["seed=abc", "sed=1", "model.sauce=x", "seed@x=1", "+output.quality=1", "output.format=gif"])
+def test_what_is_wrong_is_said_as_hydra_says_it(wrong: str, composer: tuple[JobComposer, DictConfig]) -> None:
+    ours, master = composer
+    with pytest.raises(HydraException) as theirs:
+        ours.load_configuration(configuration.NAME, ["width=64", wrong], RunMode.RUN)
+    with pytest.raises(HydraException, match=re.escape(str(theirs.value))):
+        ours.load_sweep_config(master, ["width=64", wrong])
