@@ -130,12 +130,13 @@ def empty_store(file: Path) -> None:
 def forgetting(options: argparse.Namespace) -> None:
     """The sweep as it would be if it cost nothing to save a picture."""
     from diffuse.cli import main as cli
-    from diffuse.sweep import jobs
+    from diffuse.sweep.job import Job, JobStatus
+    from diffuse.sweep.runner import JobRunner
 
-    def forget(self: jobs.Jobs, each: jobs.Job, *rest: Any) -> None:
-        self.end(each, jobs.MADE)
+    def forget(self: JobRunner, job: Job, *rest: Any) -> None:
+        self.end_job(job, JobStatus.MADE)
 
-    setattr(jobs.Jobs, "_save", forget)  # noqa: B010
+    setattr(JobRunner, "_save", forget)  # noqa: B010
     cli.main([*command(options, *AXES, "tracking=none")[3:]])
 
 
