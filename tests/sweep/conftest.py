@@ -13,11 +13,11 @@ from diffuse.run import run
 def made(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
     """The batches that were made, each as the requests in it."""
     batches = []
-    make = run.make
+    compute = run.compute
 
     def watched(jobs: Any, *rest: Any) -> Any:
         batches.append([{"source": each.cfg.model.source, **vars(each.request)} for each in jobs])
-        return make(jobs, *rest)
+        return compute(jobs, *rest)
 
-    monkeypatch.setattr(run, "make", watched)
+    monkeypatch.setattr(run, "compute", watched)
     return batches

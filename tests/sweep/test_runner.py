@@ -18,8 +18,9 @@ from diffuse.config.groups import PACKAGE
 from diffuse.errors import RunError
 from diffuse.media import files as media
 from diffuse.media import images as picture_input
-from diffuse.run import run
-from diffuse.sampling import prompts as prompt
+from diffuse.pipelines import clip_prompts
+from diffuse.run import run, start
+from diffuse.run.prepare import prepare
 
 TINY = PACKAGE / "tiny" / "checkpoint"
 
@@ -82,8 +83,13 @@ def test_what_is_costly_changes_least_and_paths_come_as_typed(
 ) -> None:
     shutil.copytree(TINY, tmp_path / "other")
     encoded: list[Any] = []
-    encode = prompt.encode
-    monkeypatch.setattr(prompt, "encode", lambda *rest: encoded.append(rest[1].rows) or encode(*rest))
+    encode = clip_prompts.encode
+
+    def counting(model: Any, prompt: Any, **options: Any) -> Any:
+        encoded.append(prompt.rows)
+        return encode(model, prompt, **options)
+
+    monkeypatch.setattr(clip_prompts, "encode", counting)
     # Texts of no other test: this process keeps what it has encoded.
     axes = ("seed=1,2", "prompt=choice(a wombat,a newt)", "num_inference_steps=1,2", f"model.source={TINY},other")
     done = swept(*axes, "negative_prompt=an emu", cwd=tmp_path)
@@ -109,15 +115,15 @@ def test_a_job_given_twice_is_done_once(tmp_path: Path, made: list[Any]) -> None
 
 def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And where it was too large for the memory, the next ones are smaller."""
-    make, sizes = run.make, []
+    compute, sizes = run.compute, []
 
     def little_memory(jobs: Any, *rest: Any) -> Any:
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise RunError("the unet ran out of memory") from torch.OutOfMemoryError()
-        return make(jobs, *rest)
+        return compute(jobs, *rest)
 
-    monkeypatch.setattr(run, "make", little_memory)
+    monkeypatch.setattr(run, "compute", little_memory)
     assert len(swept("seed=range(0,8)", "num_inference_steps=1", cwd=tmp_path).paths) == 8
     assert sizes == [8, 4, 2, 2, 2, 2]
 
@@ -125,8 +131,8 @@ def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest
 def test_the_record_of_a_job_in_a_batch_is_that_of_the_job_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def alone(begun: Any, cfg: Any, draft: Any, *about: Any) -> Any:
-        return run.begin(run.prepare(cfg, draft, opened=begun.job.opened), *about)
+    def alone(started: Any, cfg: Any, draft: Any, *rest: Any) -> Any:
+        return start.start_run(prepare(cfg, draft, opened=started.prepared.opened), *rest)
 
     found = []
     for name in ("batch", "alone"):
@@ -139,6 +145,6 @@ def test_the_record_of_a_job_in_a_batch_is_that_of_the_job_alone(
                 del said["record"][drawn]
             del said["metrics"], said["worker"]
         found.append(jobs)
-        monkeypatch.setattr(run, "begin_like", alone)
+        monkeypatch.setattr(start, "start_similar_run", alone)
     assert [said["record"]["request"]["seed"] for said in found[0]] == [1, 2, 3]
     assert found[0] == found[1]
