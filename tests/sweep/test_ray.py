@@ -119,7 +119,7 @@ def test_a_worker_that_no_node_of_ray_has_room_for(
         workers.submit(deque([Task((0,), (["seed=1"],))]))
         assert [workers.wait() for _ in range(3)] == [[], [], []] and not workers.running
     finally:
-        workers.stop()
+        workers.cancel_queued()
         assert workers.close() == []
     said = "waiting for a node of Ray with room for a worker: num_cpus=1, num_gpus=2"
     assert capsys.readouterr().err.splitlines().count(said) == 1
