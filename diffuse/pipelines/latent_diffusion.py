@@ -119,7 +119,7 @@ class LatentDiffusion(DiffusionPipeline):
 
     @property
     def is_inpainting_model(self) -> bool:
-        """Whether the denoiser takes the mask and the masked image beside the latents."""
+        """True where the denoiser takes the mask and the masked image beside the latents."""
         return self.unet_config.in_channels == 1 + 2 * self.vae_config.latent_channels
 
     @abstractmethod

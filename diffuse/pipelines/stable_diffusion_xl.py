@@ -49,7 +49,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     @property
     def zeros_for_no_prompt(self) -> bool:
-        """Whether the denoiser learned zeros where there is no prompt; a checkpoint that does not say did."""
+        """True where the denoiser learned zeros for no prompt, as it did in a checkpoint that does not say."""
         return bool(self.checkpoint.index.get("force_zeros_for_empty_prompt", True))
 
     def check_conditioning(self) -> None:

@@ -1,4 +1,4 @@
-"""What comes back from a pipeline: its output, and each step on the way there."""
+"""Results of a pipeline: its output, and each step on the way there."""
 
 from __future__ import annotations
 
