@@ -53,11 +53,11 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """
     check_targets(config)
     sampler_options.check({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
+    _check_timesteps(fields["timesteps"], config.num_inference_steps)
     for field in _NUMBERS:
         check_number(field, fields[field.name])
     _check_seed(fields["seed"], fields["num_images"])
     _check_size(fields, config)
-    _check_timesteps(fields["timesteps"], config.num_inference_steps)
     if fields["denoising_end"] is not None and config.refiner._target_ is None:
         raise ConfigError(f"denoising_end={fields['denoising_end']}: is when a refiner takes over; add refiner=sdxl")
     _check_prompts(fields, config)
