@@ -36,4 +36,4 @@ def test_a_new_store_is_whole_and_nothing_else_is_left(tmp_path: Path, monkeypat
         mlflow_store.create_store(file, f"sqlite:///{file}")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert {path.name for path in file.parent.iterdir()} - {".mlflow.db.lock"} == {"mlflow.db"}
-    assert client(file).search_experiments()[0].artifact_location == f"file://{file.parent}/mlruns/0"
+    assert client(file).search_experiments()[0].artifact_location == f"{file.parent}/mlruns/0"
