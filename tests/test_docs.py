@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +103,18 @@ def definitions(path: str) -> set[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
+
+
+def test_the_map_of_rooms_is_the_import_contract() -> None:
+    text = (PACKAGE / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = {}
+    for floor, rooms in re.findall(r"^\| (\d+) \| (.*?) \|", text, re.MULTILINE):
+        floors |= dict.fromkeys(re.findall(r"`(\w+)`", rooms), int(floor))
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [set(layer.split(" | ")) for layer in contracts[0]["layers"]]
+    layers = [layer for layer in layers if "__main__" not in layer]
+    by_floor = [{room for room, floor in floors.items() if floor == number} for number in sorted({*floors.values()})]
+    assert layers == by_floor[::-1]
 
 
 def commands(page: Path) -> list[str]:
