@@ -156,7 +156,7 @@ def check_command(line: str) -> None:
             overrides.append(word)
     if {"-m", "--multirun"} & {*words}:
         overrides = [first_value(override) for override in overrides]
-    model_auto.compose(overrides)
+    model_auto.compose_model(overrides)
 
 
 def first_value(override: str) -> str:
