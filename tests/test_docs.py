@@ -90,8 +90,10 @@ def test_functions_that_a_page_places_in_a_file_are_there(page: Path) -> None:
 @cache
 def definitions(path: str) -> set[str]:
     """Returns the functions, classes, methods (as `Class.method`) and constants that a file defines."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     names: set[str] = set()
+    if not (ROOT / path).is_file():
+        return names
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
