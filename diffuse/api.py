@@ -10,13 +10,13 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from PIL import Image
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.groups import group_options
+from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
@@ -24,6 +24,7 @@ from diffuse.run.model_auto import compose_model
 from diffuse.run.open import open_pipeline
 from diffuse.run.run import generate
 from diffuse.sampling.results import Step
+from diffuse.schema import RequestArguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,34 +50,12 @@ ImageLike = str | Path | Image.Image | np.ndarray
 _IN_MEMORY = "a picture in memory"  # in place of the file's name in the record
 
 
-class Fields(TypedDict, total=False):
-    """The fields of a request, by the names that the command takes; `diffuse --help` says more.
+class Fields(RequestArguments, total=False):
+    """The request fields (see `RequestArguments`, `diffuse --help`), the groups, and any other override.
 
-    A field that is None or left out takes the model's default.
+    What is None or left out takes the model's default.
     """
 
-    negative_prompt: str | None
-    prompt_2: str | None
-    negative_prompt_2: str | None
-    long_prompt: str | None
-    prompt_syntax: str | None
-    seed: int | None
-    num_images: int | None
-    width: int | None
-    height: int | None
-    num_inference_steps: int | None
-    timesteps: Sequence[int] | None
-    guidance_scale: float | None
-    guidance_rescale: float | None
-    original_width: int | None
-    original_height: int | None
-    crop_left: int | None
-    crop_top: int | None
-    target_width: int | None
-    target_height: int | None
-    aesthetic_score: float | None
-    negative_aesthetic_score: float | None
-    denoising_end: float | None
     refiner: str | None
     scheduler: str | None
     memory_profile: str | None
@@ -153,7 +132,7 @@ class Pipeline:
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
         cfg = compose_model(overrides)
-        drafts = validation.drafts(cfg, in_memory)
+        drafts = draft_requests(cfg, in_memory)
         if len(drafts) > 1:
             raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
         (generation,) = generate(
@@ -268,7 +247,7 @@ def inpaint(
 def _model(model: str | Path) -> dict[str, str]:
     """Returns the fields that name a model: an option of its group, or any checkpoint."""
     name = str(model)
-    if name in configuration.options("model") or not ("/" in name or Path(name).is_dir()):
+    if name in group_options("model") or not ("/" in name or Path(name).is_dir()):
         return {"model": name}
     return {"model": "auto", "model.source": name}
 

@@ -1,13 +1,20 @@
-"""What can be asked for: the typed configuration, and the frozen request made from it. No torch, no files."""
+"""The request's fields, the groups of the configuration, and their enumerations.
+
+A request field stands once, in `GenerationRequest`, with its type, default, help text and range. The configuration, its
+checks, `diffuse --help`, `conf/config.yaml` and `diffuse/docs/fields.md` come from there. Adding one touches this file,
+the pipelines that know it (`request_fields`) and a test; then `python tests/support/field_texts.py` writes those texts.
+
+No torch, no files.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 
-from omegaconf import MISSING
-
+MISSING: Any = "???"  # `omegaconf.MISSING`, which is that text: a value that the configuration must set
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
 MOST_TOGETHER = 16  # images of a batch, unless its size is given; small ones gain nothing from larger batches
 
@@ -42,7 +49,7 @@ class Compile(Enum):
     regional = "regional"
 
 
-class Guidance(Enum):
+class GuidanceMode(Enum):
     batched = "batched"
     sequential = "sequential"
 
@@ -80,7 +87,7 @@ class ImageFormat(Enum):
 
 @dataclass
 class ComponentConfig:
-    """Where one component comes from in place of the checkpoint's own; all null where it is that."""
+    """The source of one component that does not come from the model's own checkpoint; all null where it does."""
 
     source: str | None = None  # a whole checkpoint, or a folder or hub repository that is this component
     revision: str | None = None
@@ -137,7 +144,7 @@ class MemoryProfileConfig:
     name: str = MISSING
     on_device: list[str] = field(default_factory=list)  # components that run on the device; others run on the CPU
     half: bool = True  # half precision on an accelerator; a CPU computes in float32
-    guidance: Guidance = Guidance.batched
+    guidance: GuidanceMode = GuidanceMode.batched
     cleanup: Cleanup = Cleanup.none  # phases: a component leaves the device when its phase ends
     cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
     batch_size: int | None = None  # images denoised together; null: as many as batch_pixels have room for
@@ -146,7 +153,7 @@ class MemoryProfileConfig:
     max_side: int | None = None  # the largest width or height
 
     def together(self, width: int, height: int) -> int:
-        """How many images of that size (pixels) are denoised together."""
+        """Returns how many images of that size (pixels) are denoised in one batch."""
         if self.batch_size is not None:
             return max(self.batch_size, 1)
         return min(max((self.batch_pixels or 0) // (width * height), 1), MOST_TOGETHER)
@@ -178,7 +185,7 @@ class TrackingConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What a run is worth to a sweeper that looks for the best settings."""
+    """The metric that a sweeper optimizes, and the image that quality is measured against."""
 
     metric: str | None = None  # a metric of the run
     reference: str | None = None  # the file of the picture that quality/psnr compares with
@@ -194,46 +201,219 @@ class OutputConfig:
 
 @dataclass
 class ReportConfig:
-    """What is made at the end of a sweep."""
+    """The report at the end of a sweep."""
 
     make: bool = True  # the page, the table and the plots
     sheets: bool = True  # contact sheets too
 
 
-@dataclass
-class Config:
-    """The root of the configuration. A null request field takes the model's default."""
+# Help texts that two fields share; `diffuse --help` gives them one entry.
+_SECOND = "for SDXL's second text encoder; null is the first one's"
+_SIZE = "of the picture, in pixels"
+_BEFORE = "SDXL: pixels of the picture to imagine, before scaling"
+_CROP = "SDXL: pixels that were cropped off that picture"
+_AFTER = "SDXL: pixels of that picture after scaling"
 
-    prompt: str | None = None
-    prompt_file: str | None = None
-    negative_prompt: str | None = None
-    prompt_2: str | None = None
-    negative_prompt_2: str | None = None
-    long_prompt: LongPrompt | None = None
-    prompt_syntax: PromptSyntax | None = None
-    seed: int | None = None
-    num_images: int = 1
-    width: int | None = None
-    height: int | None = None
-    num_inference_steps: int | None = None
-    timesteps: list[int] | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    crop_left: int | None = None
-    crop_top: int | None = None
-    target_width: int | None = None
-    target_height: int | None = None
-    aesthetic_score: float | None = None
-    negative_aesthetic_score: float | None = None
-    denoising_end: float | None = None
-    input_image: str | None = None
-    mask_image: str | None = None
-    strength: float | None = None
-    resize: Resize | None = None
-    keep_unmasked: bool = False
-    suite: Suite | None = None  # runs and checks of its own, in place of a request
+
+def about(help: str, **facts: Any) -> dict[str, Any]:
+    """Returns the metadata of a request field: its help text, and other attributes of `RequestField`."""
+    return {"help": help, **facts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """A request with nothing left open. Image `i` uses seed `seed + i`.
+
+    Fields with a default are not for every family: a pipeline names those it knows as its `request_fields`, and fills
+    them where they are None.
+    """
+
+    prompt: str = field(metadata=about("what the picture shows; taken literally", is_prompt=True))
+    # None is no negative prompt at all, which to SDXL is not the same as an empty one.
+    negative_prompt: str | None = field(metadata=about("what the picture does not show", is_prompt=True))
+    prompt_2: str | None = field(default=None, metadata=about(_SECOND, is_prompt=True))
+    negative_prompt_2: str | None = field(default=None, metadata=about(_SECOND, is_prompt=True))
+    long_prompt: LongPrompt = field(
+        default=LongPrompt.cut,
+        metadata=about("whether a prompt beyond the encoder's 77 tokens is cut, or read in chunks of 75"),
+    )
+    prompt_syntax: PromptSyntax = field(
+        default=PromptSyntax.plain,
+        metadata=about("weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts"),
+    )
+    clip_skip: int | None = field(
+        default=None,
+        metadata=about(
+            "last layers of the text encoders to leave out, for the prompt and not the negative one",
+            least=0,
+            since="0.2",
+        ),
+    )
+    seed: int = field(metadata=about("image i uses seed + i; drawn where not given", least=0, most=SEED_LIMIT - 1))
+    num_images: int = field(metadata=about("how many images a run makes", least=1, config_default=1))
+    width: int = field(metadata=about(_SIZE, least=1))
+    height: int = field(metadata=about(_SIZE, least=1))
+    num_inference_steps: int = field(metadata=about("more are slower and finer", least=1))
+    timesteps: tuple[int, ...] | None = field(
+        default=None,
+        metadata=about("those to visit, such as [999,749,499,249], instead of the scheduler's own choice"),
+    )
+    guidance_scale: float = field(
+        metadata=about("how closely to follow the prompt; 0 and 1 switch guidance off", least=0)
+    )
+    guidance_rescale: float = field(
+        default=0.0,
+        metadata=about("0-1: back towards the contrast of a picture without guidance", least=0, most=1),
+    )
+    original_width: int | None = field(default=None, metadata=about(_BEFORE, least=1))
+    original_height: int | None = field(default=None, metadata=about(_BEFORE, least=1))
+    crop_left: int | None = field(default=None, metadata=about(_CROP, least=0))
+    crop_top: int | None = field(default=None, metadata=about(_CROP, least=0))
+    target_width: int | None = field(default=None, metadata=about(_AFTER, least=1))
+    target_height: int | None = field(default=None, metadata=about(_AFTER, least=1))
+    aesthetic_score: float | None = field(
+        default=None,
+        metadata=about("0-10: how pleasing SDXL's refiner is to imagine the picture", least=0, most=10),
+    )
+    negative_aesthetic_score: float | None = field(
+        default=None,
+        metadata=about("0-10: how pleasing the picture is that guidance leads away from", least=0, most=10),
+    )
+    denoising_end: float | None = field(
+        default=None,
+        metadata=about("0-1: the share of the denoising after which a refiner takes over", above=0, below=1),
+    )
+    input_image: str | None = field(
+        default=None,
+        metadata=about("a picture to start from; width and height are its own unless given", is_file=True),
+    )
+    mask_image: str | None = field(
+        default=None, metadata=about("of the same size: white is painted anew, black is kept", is_file=True)
+    )
+    strength: float | None = field(
+        default=None,
+        metadata=about("above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask", above=0, most=1),
+    )
+    resize: Resize | None = field(
+        default=None, metadata=about("how a picture of another size is made to fit; stretch where not given")
+    )
+    keep_unmasked: bool = field(
+        default=False, metadata=about("true returns pixels outside the mask unchanged", config_default=False)
+    )
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each image."""
+        return [self.seed + i for i in range(self.num_images)]
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps at the noisy end that a run with an input image leaves out."""
+        steps = self.num_inference_steps
+        return 0 if self.strength is None else steps - min(int(steps * self.strength), steps)
+
+
+@dataclass(frozen=True)
+class RequestField:
+    """Everything that is known of one request field."""
+
+    name: str
+    type: Any  # int, float, bool, str, an enumeration, or tuple for a list of whole numbers
+    optional: bool  # whether a request may hold None
+    default: Any  # where neither the user nor the model says otherwise; `dataclasses.MISSING`: one of them must
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None  # as `least`, but excluded itself
+    below: float | None = None
+    is_prompt: bool = False  # a text that is taken literally
+    is_file: bool = False
+    since: str | None = None  # the version that brought it, if not the first: see `LATER_FIELDS`
+    config_default: Any = None  # in the configuration, where None leaves the choice to the model
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of an enumeration."""
+        return tuple(self.type.__members__) if issubclass(self.type, Enum) else ()
+
+    @property
+    def config_type(self) -> Any:
+        """The type in the configuration."""
+        value = list[int] if self.type is tuple else self.type
+        return value | None if self.config_default is None else value
+
+
+def _request_fields() -> dict[str, RequestField]:
+    hints = get_type_hints(GenerationRequest)
+    found = {}
+    for each in fields(GenerationRequest):
+        hint = hints[each.name]
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
+        kind = tuple if kinds[0] == tuple[int, ...] else kinds[0]
+        found[each.name] = RequestField(each.name, kind, kinds[0] is not hint, each.default, **each.metadata)
+    return found
+
+
+REQUEST_FIELDS = _request_fields()
+PROMPT_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_prompt)
+FILE_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_file)
+# Fields that came after the first version, with their default in the configuration. A sweep's identity leaves them out
+# while they have it, so that sweeps of earlier versions stay the same sweeps.
+LATER_FIELDS = {name: each.config_default for name, each in REQUEST_FIELDS.items() if each.since is not None}
+
+
+class RequestArguments(TypedDict, total=False):
+    """Request fields as arguments of Python functions; what is None or left out takes the model's default.
+
+    Written out for type checkers; a test compares it with `GenerationRequest`. The prompt, and the fields that go with
+    an input image, are parameters of the functions themselves, see `diffuse.api`.
+    """
+
+    negative_prompt: str | None
+    prompt_2: str | None
+    negative_prompt_2: str | None
+    long_prompt: str | None
+    prompt_syntax: str | None
+    clip_skip: int | None
+    seed: int | None
+    num_images: int | None
+    width: int | None
+    height: int | None
+    num_inference_steps: int | None
+    timesteps: Sequence[int] | None
+    guidance_scale: float | None
+    guidance_rescale: float | None
+    original_width: int | None
+    original_height: int | None
+    crop_left: int | None
+    crop_top: int | None
+    target_width: int | None
+    target_height: int | None
+    aesthetic_score: float | None
+    negative_aesthetic_score: float | None
+    denoising_end: float | None
+
+
+ConfigClass = TypeVar("ConfigClass", bound=type)
+
+
+def _with_request_fields(config: ConfigClass) -> ConfigClass:
+    """Adds the request fields before the class's own, but for `prompt_file`, which follows `prompt`."""
+    types = {name: each.config_type for name, each in REQUEST_FIELDS.items()}
+    order = dict.fromkeys(("prompt", "prompt_file", *types, *config.__annotations__))
+    config.__annotations__ = {name: {**types, **config.__annotations__}[name] for name in order}
+    for name, each in REQUEST_FIELDS.items():
+        setattr(config, name, each.config_default)
+    return config
+
+
+@dataclass
+@_with_request_fields
+class Config:
+    """The root of the configuration: the fields of a request, where null takes the model's default, and these."""
+
+    prompt_file: str | None = None  # prompts from a file, one a line, each of them a run of its own
+    suite: Suite | None = None  # a suite of checks to run in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
@@ -243,51 +423,3 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What is to be made, with nothing left open. Image `i` uses seed `seed + i`.
-
-    Fields with a default are not for every family: a pipeline names those it knows as its `request_fields`, and fills
-    them where they are None.
-    """
-
-    prompt: str
-    negative_prompt: str | None  # None is no negative prompt at all, which to SDXL is not the same as an empty one
-    seed: int
-    num_images: int
-    width: int  # pixels
-    height: int  # pixels
-    num_inference_steps: int
-    guidance_scale: float
-    timesteps: tuple[int, ...] | None = None  # those to visit, which fall, instead of the sampler's own choice
-    guidance_rescale: float = 0.0  # 0 to 1, see diffuse.sampling.guidance
-    prompt_2: str | None = None  # for the second text encoder
-    negative_prompt_2: str | None = None
-    long_prompt: LongPrompt = LongPrompt.cut  # what becomes of more text than the encoder takes, see pipelines.prompt
-    prompt_syntax: PromptSyntax = PromptSyntax.plain  # of all four, see diffuse.config.prompt_syntax
-    original_width: int | None = None  # pixels of the picture that the model is to imagine scaled and cropped
-    original_height: int | None = None
-    crop_left: int | None = None
-    crop_top: int | None = None
-    target_width: int | None = None
-    target_height: int | None = None
-    aesthetic_score: float | None = None  # 0 to 10: how well SDXL's refiner is to imagine the picture pleases
-    negative_aesthetic_score: float | None = None
-    denoising_end: float | None = None  # 0 to 1: the share of the noise's way after which a refiner takes over
-    input_image: str | None = None  # the file of a picture to start from
-    mask_image: str | None = None  # and of its mask: white is painted anew
-    strength: float | None = None  # above 0, up to 1: how much of the way from noise is gone; None without a picture
-    resize: Resize | None = None  # how a picture of another size is made to fit
-    keep_unmasked: bool = False  # pixels outside the mask come back unchanged
-
-    @property
-    def seeds(self) -> list[int]:
-        return [self.seed + i for i in range(self.num_images)]
-
-    @property
-    def skipped_steps(self) -> int:
-        """Of `num_inference_steps`, those at the noisy end that starting from a picture leaves out."""
-        steps = self.num_inference_steps
-        return 0 if self.strength is None else steps - min(int(steps * self.strength), steps)

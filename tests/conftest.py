@@ -34,5 +34,5 @@ def library_log() -> None:
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking store without runs, which costs seconds to make and nothing to copy."""
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    mlflow_store.create(file, f"sqlite:///{file}", (file.parent / "mlartifacts").as_uri())
+    mlflow_store.create_store(file, f"sqlite:///{file}")
     return file

@@ -16,7 +16,8 @@ from PIL import Image
 import diffuse
 from diffuse.cli.main import COMMANDS
 from diffuse.compare import arguments
-from diffuse.config import compose
+from diffuse.config.compose import compose_config
+from diffuse.config.quoting import quote_overrides
 from diffuse.run import model_auto
 
 PACKAGE = Path(diffuse.__file__).parent
@@ -143,7 +144,7 @@ def check_command(line: str) -> None:
     command = words.pop(0) if words and words[0] in COMMANDS else "generate"
     if command == "compare":
         if words:
-            compose.compose(arguments.read(words).overrides)
+            compose_config(arguments.read(words).overrides)
         return
     if command == "reproduce":
         words = words[1:]
@@ -163,7 +164,7 @@ def check_command(line: str) -> None:
 
 def first_value(override: str) -> str:
     """Returns a sweep's override with the first of its values."""
-    (quoted,) = compose.quote([override], sweep=True)
+    (quoted,) = quote_overrides([override], sweep=True)
     parsed = OverridesParser.create().parse_override(quoted)
     if not parsed.is_sweep_override():
         return override

@@ -25,16 +25,16 @@ def has_code(path: Path) -> bool:
     return any(not isinstance(node, ast.Expr | ast.Import | ast.ImportFrom) for node in nodes)
 
 
-def own_test(path: Path) -> Path:
-    """Returns where a module's own test file is: `run/open.py` has `tests/run/test_open.py`.
+def has_own_test(path: Path) -> bool:
+    """Checks for a module's own test file: `run/open.py` has `tests/run/test_open.py`.
 
-    A package's `__init__.py` has the one of its folder, `sweep/__init__.py` has `tests/sweep/test_sweep.py`. Rooms of
-    rooms share a folder of tests.
+    A package's `__init__.py` has the one of its folder, `sweep/__init__.py` has `tests/sweep/test_sweep.py`. Tests of a
+    room within a room lie in a folder of its name, or in that of the outer one.
     """
     *folders, name = path.relative_to(PACKAGE).with_suffix("").parts
     if name == "__init__":
         name = folders[-1] if folders else "diffuse"
-    return TESTS.joinpath(*folders[:1], f"test_{name}.py")
+    return any(TESTS.joinpath(*each, f"test_{name}.py").exists() for each in (folders, folders[:1]))
 
 
 def rows() -> dict[str, list[Path]]:
@@ -49,7 +49,7 @@ def rows() -> dict[str, list[Path]]:
 
 def test_each_module_has_a_test() -> None:
     table = rows()
-    without = {name for path, name in MODULES.items() if has_code(path) and not own_test(path).exists()}
+    without = {name for path, name in MODULES.items() if has_code(path) and not has_own_test(path)}
     assert sorted(without - set(table)) == [], (
         "these have neither a test file of their own nor a row in tests/README.md"
     )

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from diffuse.checkpoints import locate as hub
 from diffuse.checkpoints.folder import Checkpoint
 from diffuse.checkpoints.hub.repository import Wanted
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.errors import ConfigError
 from diffuse.schema import COMPONENTS
 
@@ -87,7 +87,7 @@ class _Command:
         words = [f"{group}={self.cfg[group].name}" for group in ("model", "refiner")]
         words = [word for word in words if word != "refiner=none"]
         for field in _FIELDS:  # a preset's revision goes with its source, so the sources are said first
-            plain = configuration.compose(words)
+            plain = compose_config(words)
             words += [
                 f"{name}={'null' if value is None else value}"
                 for name, value in _leaves(self.cfg, field)

@@ -1,9 +1,11 @@
-"""What `diffuse --help` says. Nothing is imported for it."""
+"""Writes the text of `diffuse --help`. Nothing is imported for it, so that it is there at once."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+
+from diffuse.cli.help_fields import FIELDS
 
 _HELP = """\
 diffuse makes pictures with diffusion models from declared configuration, and keeps the record.
@@ -27,22 +29,8 @@ An override is NAME=VALUE. A prompt is taken literally.
   diffuse -m seed='range(0,100)' hydra/launcher=joblib     or ray, submitit_slurm: on many processes or machines
 
 Fields (what is not given takes the model's default):
-  prompt, negative_prompt         what the picture shows, and what it does not
-  prompt_2, negative_prompt_2     for the second text encoder of SDXL; the first one's where not given
-  long_prompt                     whether a prompt beyond 77 tokens is cut, or read in chunks of 75: chunk
-  prompt_syntax                   plain or weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1
+{fields}
   prompt_file                     prompts from a file, one a line
-  seed, num_images                image i uses seed + i; a seed is drawn where none is given
-  width, height                   in pixels
-  original_width, original_height, crop_left, crop_top, target_width, target_height
-                                  what SDXL is told of the picture: its size before, where it was cropped, and after
-  num_inference_steps             more are slower and finer
-  timesteps                       those to visit, such as [999,749,499,249]
-  guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
-  guidance_rescale                0-1: back towards the contrast of a picture without guidance
-  input_image, strength           a picture to start from, and above 0 up to 1 how far it may change
-  mask_image, keep_unmasked       white is painted anew; true returns the pixels outside unchanged
-  resize                          stretch, crop or pad: how a picture of another size is made to fit
   model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
@@ -78,12 +66,13 @@ _NOTES = {
 }
 
 
-def text() -> str:
-    """Commands, fields, and the groups with what they can be."""
-    return _HELP.format(groups=_groups()).rstrip("\n")
+def help_text() -> str:
+    """Returns the commands, the fields, and the groups with their options."""
+    return _HELP.format(fields=FIELDS.rstrip(), groups=_groups()).rstrip("\n")
 
 
 def _groups() -> str:
+    """Returns an entry for each group of the configuration, with the names of its options."""
     # Read from the folder itself: Hydra is not needed to list file names.
     package = Path(__file__).resolve().parents[1]
     conf = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"

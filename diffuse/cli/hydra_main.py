@@ -1,4 +1,4 @@
-"""Hydra's main function, as a call: the arguments are given, and errors come out as they were raised."""
+"""Hydra's main function as a plain call: it takes the arguments, and raises errors as they were raised."""
 
 from __future__ import annotations
 
@@ -10,30 +10,37 @@ from typing import Any
 from hydra import main
 from omegaconf import DictConfig
 
-from diffuse.config import compose as configuration
+from diffuse.config.groups import CONFIG_NAME, conf_dir
+from diffuse.config.mistakes import explain_errors
 
 
-def run(flags: list[str], quoted: list[str], typed: list[str], task: Callable[[DictConfig], Any]) -> None:
-    """Hydra's main function: composes what `quoted` says, which was `typed`, and runs or launches `task`."""
+def run_hydra(flags: list[str], overrides: list[str], typed: list[str], task: Callable[[DictConfig], Any]) -> None:
+    """Composes the configuration by Hydra, and runs or launches `task` with it.
+
+    Args:
+        flags: Hydra's own options.
+        overrides: in Hydra's grammar.
+        typed: the same as the user typed them, for messages.
+    """
     failures: list[Exception] = []
 
-    def kept(cfg: DictConfig) -> Any:
+    def run_task(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
         except Exception as error:
-            failures.append(error)  # from Hydra, which would add lines of its own
+            failures.append(error)  # Hydra would add lines of its own to it
             return None
 
-    entry = main(config_path=str(configuration.conf_dir()), config_name=configuration.NAME, version_base="1.3")
-    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    # Hydra takes its arguments from here, and lets exceptions out only when it is told to.
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *quoted], "1"
+    entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    # Hydra takes its arguments from here, and raises exceptions only with this variable.
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"
     try:
-        with configuration.explained(typed):
-            entry(kept)()
+        with explain_errors(typed):
+            entry(run_task)()
     finally:
-        sys.argv = before
-        if full is None:
+        sys.argv = argv
+        if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     if failures:
         raise failures[0]

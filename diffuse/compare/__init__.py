@@ -72,7 +72,8 @@ def _add_to_summary(found: Found, out: Path, files: Sequence[Path], tracking: Ca
     (sweep,) = found.sweeps if len(found.sweeps) == 1 else ("",)
     if not sweep or not any(cell.run_id for cell in found.cells):
         return
-    from diffuse.tracking import query, summary_id
+    from diffuse.tracking import query
+    from diffuse.tracking.tags import summary_id
 
     try:
         query.add_files(tracking(), summary_id(sweep), out.resolve().name, files)

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffuse.compare.cells import GROUPS, Cell, keys_of
 from diffuse.errors import ConfigError
+from diffuse.schema import PROMPT_FIELDS
 
 STEPS = "num_inference_steps"
 _LARGEST = 1e300
@@ -34,7 +35,7 @@ _LABELS = {
     "memory_profile": "Memory profile",
     FILE: "File",
 }
-_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", FILE)  # read better in a row's head
+_TEXTS = (*PROMPT_FIELDS, FILE)  # read better in a row's head
 _FIRST = ("prompt", "negative_prompt", "model", "scheduler", STEPS, "guidance_scale", "strength")
 # Where no two cells agree in any of these, there is nothing to line them up by.
 _ESSENTIAL = ("prompt", "model", "scheduler", "seed", STEPS, "guidance_scale", "width", "height")
@@ -150,11 +151,11 @@ def _named(axes: Sequence[Axis], place: str, name: str) -> Axis:
     for axis in axes:
         if name.lower() in (axis.key, axis.label.lower()):
             return axis
-    from diffuse.config.compose import nearest  # which imports Hydra
+    from diffuse.config.mistakes import suggestion  # which imports Hydra
 
     keys = [axis.key for axis in axes]
     by_label = {axis.label.lower(): axis.key for axis in axes}
-    near = nearest(name, [*keys, *by_label])
+    near = suggestion(name, [*keys, *by_label])
     for label, key in by_label.items():
         near = near.replace(f"mean {label}?", f"mean {key}?")
     varies = f"these vary: {', '.join(keys)}" if keys else "nothing varies"

@@ -12,6 +12,7 @@ from diffuse.compare import cells
 from diffuse.compare.cells import Cell, Failure, Found
 from diffuse.errors import ConfigError, DiffuseError, MediaError
 from diffuse.media import files as media
+from diffuse.tracking.tags import ERROR_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
     from diffuse.schema import TrackingConfig
@@ -100,13 +101,13 @@ def _of_run(run: FoundRun, reader: StoreReader, place: Path) -> Found:
     record = reader.record(run, place)
     if run.status == "FAILED":
         overrides = [str(override) for override in record.get("overrides") or ()]
-        return Found(failures=[Failure(overrides, run.tags.get("diffuse.error", "it failed"))])
+        return Found(failures=[Failure(overrides, run.tags.get(ERROR_TAG, "it failed"))])
     seconds = run.metrics.get("time/total_s")
     if seconds is not None:
         seconds -= run.metrics.get("time/load_s", 0.0)
     files = [path for path in reader.media(run, place) if path.suffix.lower() in cells.SUFFIXES]
     made = [_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
-    return Found(made, sweeps={run.tags.get("diffuse.sweep", "")})
+    return Found(made, sweeps={run.tags.get(SWEEP_TAG, "")})
 
 
 def _cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, seconds: float | None) -> Cell:

@@ -1,4 +1,5 @@
-"""From words to a checked request: composes the configuration, reads overrides and says what is wrong with them.
+"""From overrides to a checked request: `groups` reads `conf/`, `quoting` takes texts literally, `compose` composes,
+`mistakes` turns errors of Hydra into one line, and `request` resolves, fills, checks and reads.
 
 It reads no weights and uses no network.
 """

@@ -1,4 +1,4 @@
-"""The pictures that a request starts from: the fields that go with them, checked, and the files, read. No torch."""
+"""The images that a request starts from: the fields that go with them, and the files. No torch."""
 
 from __future__ import annotations
 
@@ -15,40 +15,45 @@ from diffuse.errors import ConfigError
 from diffuse.media.images import PictureInput, Reader
 from diffuse.schema import GenerationRequest, Resize
 
-STRENGTH = 0.8  # where none is given: enough to change what is there, and to keep how it lies
-STRENGTH_UNDER_A_MASK = 1.0  # there, nothing is to be kept
-FIELDS = ("input_image", "mask_image", "strength", "resize", "keep_unmasked")
+STRENGTH = 0.8  # where none is given: enough to change things, and to keep their arrangement
+MASKED_STRENGTH = 1.0  # nothing under the mask is kept
+INPUT_FIELDS = ("input_image", "mask_image", "strength", "resize", "keep_unmasked")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A picture, and where a part of it is to be painted anew, the mask of that part. Of one size."""
+    """An image, and for inpainting the mask of the part to paint anew. Both have one size."""
 
     picture: PictureInput
     mask: PictureInput | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of how the files were read, a line each."""
+        """Messages to the user on how the files were read, a line each."""
         return self.picture.notes + (self.mask.notes if self.mask else ())
 
     def size(self, multiple: int) -> tuple[int, int]:
-        """Width and height in pixels, rounded down to `multiple`."""
+        """Returns width and height in pixels, rounded down to `multiple`."""
         width, height = (max(side - side % multiple, multiple) for side in self.picture.size)
         return width, height
 
-    def fitted(self, request: GenerationRequest) -> dict[str, np.ndarray]:
-        """`picture`, uint8 `[H, W, 3]`, and where there is a mask `mask`, bool `[H, W]`: what is to be painted anew."""
+    def arrays(self, request: GenerationRequest) -> dict[str, np.ndarray]:
+        """Returns the images at the request's size: `picture`, uint8 `[H, W, 3]`, and `mask`, bool `[H, W]`, if any.
+
+        The mask is true where the picture is to be painted anew.
+        """
         assert request.resize is not None
         size = request.width, request.height
-        fitted = {"picture": self.picture.fitted(*size, request.resize)}
+        arrays = {"picture": self.picture.fitted(*size, request.resize)}
         if self.mask is not None:
-            fitted["mask"] = self.mask.fitted(*size, request.resize) >= 128
-        return fitted
+            arrays["mask"] = self.mask.fitted(*size, request.resize) >= 128
+        return arrays
 
     def as_record(self, request: GenerationRequest) -> dict[str, Any]:
-        """By field: which file it was, the SHA-256 of its bytes, and its size in pixels. A picture that was in memory
-        has no file, and the SHA-256 is of its pixels."""
+        """Returns by field the file, the SHA-256 of its bytes, and the size in pixels.
+
+        An image that was in memory has no file, and the SHA-256 is that of its pixels.
+        """
         files = {"input_image": (request.input_image, self.picture), "mask_image": (request.mask_image, self.mask)}
         return {
             field: {
@@ -62,51 +67,36 @@ class Inputs:
         }
 
 
-def read(
-    given: Mapping[str, Any],
-    values: dict[str, Any],
-    in_memory: Mapping[str, Image.Image | np.ndarray] | None,
-    reader: Reader,
-) -> Inputs | None:
-    """Reads the pictures of a request and fills the fields that go with them, of `values`, in place.
+def fill_input_fields(fields: dict[str, Any]) -> None:
+    """Fills the fields that go with an input image, in place; without one they are as if they were not set."""
+    if not fields["input_image"]:
+        fields |= dict.fromkeys(INPUT_FIELDS[:-1]) | {"keep_unmasked": False}
+        return
+    if fields["strength"] is None:
+        fields["strength"] = MASKED_STRENGTH if fields["mask_image"] else STRENGTH
+    fields["resize"] = fields["resize"] or Resize.stretch
+    fields["keep_unmasked"] = bool(fields["keep_unmasked"])
 
-    `given` are the fields as the user set them, None where not; `values` those with the model's defaults. A picture of
-    `in_memory` stands for the file that its field names; files are read by `reader`.
+
+def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Checks the combination of the fields that go with an input image; their ranges are checked before.
+
+    Args:
+        fields: the filled fields of the request.
+        config: the fields as the user set them, None where not.
 
     Raises:
-        ConfigError: a field is out of range, goes with one that is missing, or the mask is of another size.
-        MediaError: a file is not there or no picture.
+        ConfigError: a field goes with one that is not set, or no step is left.
     """
-    if not values["input_image"]:
-        for name in FIELDS[1:]:
-            if given[name] is not None and given[name] is not False:
-                raise ConfigError(f"{name}={_shown(given[name])}: is of a picture to start from; add input_image=FILE")
-        values |= dict.fromkeys(FIELDS[:-1]) | {"keep_unmasked": False}
-        return None
-    masked = bool(values["mask_image"])
-    if values["keep_unmasked"] and not masked:
+    if not fields["input_image"]:
+        for name in INPUT_FIELDS[1:]:
+            if config[name] is not None and config[name] is not False:
+                shown = str(config[name]).lower() if isinstance(config[name], bool) else config[name]
+                raise ConfigError(f"{name}={shown}: is of a picture to start from; add input_image=FILE")
+        return
+    if fields["keep_unmasked"] and not fields["mask_image"]:
         raise ConfigError("keep_unmasked=true: keeps what is outside a mask; add mask_image=FILE")
-    if values["strength"] is None:
-        values["strength"] = STRENGTH_UNDER_A_MASK if masked else STRENGTH
-    _check_strength(values["strength"], values["num_inference_steps"])
-    values["resize"] = Resize(values["resize"] or Resize.stretch)
-    values["keep_unmasked"] = bool(values["keep_unmasked"])
-    sources = {**values, **(in_memory or {})}
-    picture = reader.picture(sources["input_image"])
-    if not masked:
-        return Inputs(picture)
-    mask = reader.mask(sources["mask_image"])
-    if mask.size != picture.size:
-        raise ConfigError(
-            f"mask_image={values['mask_image']}: is {_size(mask)} pixels and the input_image {_size(picture)}; "
-            "give them the same size"
-        )
-    return Inputs(picture, mask)
-
-
-def _check_strength(strength: Any, steps: int) -> None:
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise ConfigError(f"strength={strength}: should be a number above 0, up to 1, which forgets the input")
+    strength, steps = fields["strength"], fields["num_inference_steps"]
     if int(steps * strength) < 1:
         least = math.ceil(1 / strength)
         raise ConfigError(
@@ -115,8 +105,34 @@ def _check_strength(strength: Any, steps: int) -> None:
         )
 
 
-def _shown(value: Any) -> str:
-    return value.name if isinstance(value, Resize) else str(value).lower() if isinstance(value, bool) else str(value)
+def read_inputs(
+    fields: Mapping[str, Any], in_memory: Mapping[str, Image.Image | np.ndarray] | None, reader: Reader
+) -> Inputs | None:
+    """Reads the images that a request starts from; None where it starts from noise alone.
+
+    Args:
+        fields: the filled and checked fields of the request.
+        in_memory: by field, images or arrays `[H, W]`, `[H, W, 3]` or `[H, W, 4]` that stand for the files that their
+            fields name.
+        reader: reads the files, and keeps them for other requests.
+
+    Raises:
+        ConfigError: the mask is of another size than the image.
+        MediaError: a file is missing or holds no image.
+    """
+    if not fields["input_image"]:
+        return None
+    sources = {**fields, **(in_memory or {})}
+    picture = reader.picture(sources["input_image"])
+    if not fields["mask_image"]:
+        return Inputs(picture)
+    mask = reader.mask(sources["mask_image"])
+    if mask.size != picture.size:
+        raise ConfigError(
+            f"mask_image={fields['mask_image']}: is {_size(mask)} pixels and the input_image {_size(picture)}; "
+            "give them the same size"
+        )
+    return Inputs(picture, mask)
 
 
 def _size(picture: PictureInput) -> str:

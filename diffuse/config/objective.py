@@ -1,4 +1,7 @@
-"""What a run is worth to a sweeper that looks for the best settings: one of its metrics, as a number. No torch."""
+"""The objective of a sweeper: one metric of a run, and the reference image that quality is measured against.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffuse.config.compose import nearest
+from diffuse.config.mistakes import suggestion
 from diffuse.errors import ConfigError
 from diffuse.media.images import PictureInput, Reader
 from diffuse.media.pixels import psnr
@@ -19,18 +22,18 @@ METRICS = (
     *(f"time/{name}_s" for name in ("load", "encode", "denoise", "decode", "total")),
     *(f"memory/{name}" for name in ("peak_gib", "rss_peak_gib")),
 )
-_EQUAL = 100.0  # decibels, for pixels that are the same: a sweeper cannot reckon with infinity
+_EQUAL = 100.0  # decibels, for equal pixels: a sweeper cannot compute with infinity
 
 
-def read(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
-    """The picture to come near to, if there is one, by `reader`.
+def read_reference(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
+    """Reads the reference image by `reader`; None where there is none.
 
     Raises:
         ConfigError: `objective.metric` is no metric of a run, or needs a reference that is not given.
         MediaError: the reference is not there, or no picture.
     """
     if cfg.metric is not None and cfg.metric not in METRICS:
-        near = nearest(cfg.metric, METRICS, f"there are {', '.join(METRICS)}")
+        near = suggestion(cfg.metric, METRICS, f"there are {', '.join(METRICS)}")
         raise ConfigError(f"objective.metric={cfg.metric}: a run has no such metric{near}")
     if cfg.reference is None:
         if cfg.metric == PSNR:
@@ -39,8 +42,8 @@ def read(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
     return reader.picture(cfg.reference, "objective.reference")
 
 
-def check_size(reference: PictureInput | None, width: int, height: int) -> None:
-    """Raises ConfigError where the pictures, of `width` and `height` pixels, cannot be compared with the reference."""
+def check_reference_size(reference: PictureInput | None, width: int, height: int) -> None:
+    """Raises ConfigError where images of `width` and `height` pixels cannot be compared with the reference."""
     if reference is not None and reference.size != (width, height):
         has = "{} x {}".format(*reference.size)
         raise ConfigError(
@@ -48,13 +51,13 @@ def check_size(reference: PictureInput | None, width: int, height: int) -> None:
         )
 
 
-def quality(images: np.ndarray, reference: PictureInput | None) -> dict[str, float]:
-    """By metric, how near `images`, uint8 `[N, H, W, 3]`, are to the reference: their mean PSNR, in decibels."""
+def reference_quality(images: np.ndarray, reference: PictureInput | None) -> dict[str, float]:
+    """Returns by metric how near `images`, uint8 `[N, H, W, 3]`, are to the reference: their mean PSNR in decibels."""
     if reference is None:
         return {}
     return {PSNR: math.fsum(min(_EQUAL, psnr(image, reference.pixels)) for image in images) / len(images)}
 
 
-def value(cfg: ObjectiveConfig, metrics: Mapping[str, float]) -> float | None:
-    """What Hydra is to be given for a run that has these metrics; None where nothing is looked for."""
+def objective_value(cfg: ObjectiveConfig, metrics: Mapping[str, float]) -> float | None:
+    """Returns the metric that the sweeper optimizes, of a run with these metrics; None where it optimizes nothing."""
     return None if cfg.metric is None else float(metrics[cfg.metric])

@@ -29,17 +29,17 @@ _TOKEN = re.compile(
 
 
 class Part(NamedTuple):
-    """A piece of a prompt, and how much it weighs; 1 is as much as the model gives it."""
+    """A piece of a prompt and its weight; at 1 it is as strong as the model makes it."""
 
     text: str
     weight: float
 
 
-def parse(text: str, name: str = "prompt") -> list[Part]:
-    """A prompt as parts without brackets, in order; neighbours of one weight are one part.
+def parse_prompt(text: str, name: str = "prompt") -> list[Part]:
+    """Splits a prompt into parts without brackets, in order; neighbours of one weight are one part.
 
     Raises:
-        ConfigError: a bracket has no partner, or a weight is no number; `name` is the field that the text is of.
+        ConfigError: a bracket has no partner, or a weight is no number; the message begins with `name`, the field.
     """
     parts: list[Part] = []
     waiting: list[tuple[str, int, int]] = []  # bracket, where it stands, how many parts come before it
@@ -71,7 +71,7 @@ def parse(text: str, name: str = "prompt") -> list[Part]:
 
 
 def _factor(bracket: str, weight: str | None, whole: str, name: str) -> float:
-    """What a pair of brackets, of which `whole` is the text, multiplies the weight of its content by."""
+    """Returns the factor by which a pair of brackets, with the text `whole`, multiplies the weight of its content."""
     if weight is None:
         return UP if bracket == "(" else 1 / UP
     written = weight[1:].strip()

@@ -31,7 +31,7 @@ from torch import nn
 from diffuse.device.allocator import allocator_of, reset_rss_peak, rss_peak
 from diffuse.device.hardware import GIB, Hardware
 from diffuse.errors import ConfigError, RunError
-from diffuse.schema import Cleanup, Compile, Dtype, Guidance, MemoryProfileConfig
+from diffuse.schema import Cleanup, Compile, Dtype, GuidanceMode, MemoryProfileConfig
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class Memory:
         self.half_dtype = half_dtype
         self.instead = instead
         self._loading = {"seconds": 0.0}  # since start()
-        self.batched_guidance = profile.guidance is Guidance.batched and not hw.strict
+        self.batched_guidance = profile.guidance is GuidanceMode.batched and not hw.strict
         self.tiled_decode = profile.tiled_decode
         self._device = torch.device("cuda", 0) if hw.device == "cuda" else torch.device(hw.device)
         self._allocator = allocator_of(self._device)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffuse.config import prompt_syntax
 from diffuse.config.prompt_syntax import Part
+from diffuse.errors import ConfigError
 from diffuse.models.text_encoder.clip import CLIPTextOutput
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.schema import GenerationRequest, LongPrompt, PromptSyntax
@@ -35,6 +36,7 @@ class TokenizedPrompt(NamedTuple):
     weights: tuple[tuple[float, ...], ...]
     empty: tuple[int, ...]  # the row of an empty prompt
     cut_text: str  # the end of the prompt that did not fit
+    skipped_layers: int = 0  # last layers of the encoder that its states go without
 
     def padded(self, count: int) -> TokenizedPrompt:
         """Returns the prompt in `count` chunks, of which the further ones are empty."""
@@ -48,7 +50,7 @@ class TokenizedPrompt(NamedTuple):
 def tokenize(tokenizer: CLIPTokenizer, text: str, request: GenerationRequest) -> TokenizedPrompt:
     """Tokenizes `text` as the request's `long_prompt` and `prompt_syntax` ask."""
     weighted = request.prompt_syntax is PromptSyntax.weighted
-    parts = prompt_syntax.parse(text) if weighted else [Part(text, 1.0)]
+    parts = prompt_syntax.parse_prompt(text) if weighted else [Part(text, 1.0)]
     # Tokenized as a whole, so that brackets change no token: one that two parts share has the weight of its beginning.
     split = tokenizer.split("".join(part.text for part in parts))
     starts = list(accumulate((len(part.text) for part in parts), initial=0))
@@ -71,8 +73,26 @@ def same_length(prompts: Sequence[TokenizedPrompt]) -> list[TokenizedPrompt]:
     return [prompt.padded(count) for prompt in prompts]
 
 
+def skip_layers(prompts: Sequence[TokenizedPrompt], request: GenerationRequest) -> list[TokenizedPrompt]:
+    """Returns the prompts, of which the first goes without the last `clip_skip` layers.
+
+    The negative prompt keeps all layers, as in diffusers.
+    """
+    first, *others = prompts
+    return [first._replace(skipped_layers=request.clip_skip or 0), *others]
+
+
+def check_clip_skip(request: GenerationRequest, most: int) -> None:
+    """Raises ConfigError where the request skips more than `most` layers."""
+    if request.clip_skip is not None and request.clip_skip > most:
+        raise ConfigError(f"clip_skip={request.clip_skip}: this checkpoint's text encoders have {most} layers to skip")
+
+
 def encode(
-    model: Callable[[Tensor], CLIPTextOutput], prompt: TokenizedPrompt, select_state: SelectState, device: torch.device
+    model: Callable[[Tensor, int], CLIPTextOutput],
+    prompt: TokenizedPrompt,
+    select_state: SelectState,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Encodes a prompt of `n` chunks. Returns its states `[1, n * T, D]` and its pooled text `[1, D]`.
 
@@ -82,7 +102,7 @@ def encode(
 
     def output(row: tuple[int, ...]) -> CLIPTextOutput:
         if row not in outputs:
-            outputs[row] = model(torch.tensor([row], device=device))
+            outputs[row] = model(torch.tensor([row], device=device), prompt.skipped_layers)
         return outputs[row]
 
     states = []

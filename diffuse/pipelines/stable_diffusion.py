@@ -17,16 +17,22 @@ class StableDiffusion(LatentDiffusion):
     """A checkpoint of this family: one text encoder, whose last states the U-Net attends to."""
 
     components = {"text_encoder": CLIP, "tokenizer": TOKENIZER, "unet": UNET, "vae": VAE}  # noqa: RUF012
+    request_fields = LatentDiffusion.request_fields | {"clip_skip"}
 
     def check_conditioning(self) -> None:
         """See `LatentDiffusion`."""
         if self.unet_config.addition_embed_type is not None:
             raise self.mismatch("the unet takes sizes and a pooled text too, as model=sdxl gives it")
 
+    def check(self, request: GenerationRequest) -> None:
+        """See `DiffusionPipeline`."""
+        super().check(request)
+        clip_prompts.check_clip_skip(request, self.configs["text_encoder"].num_hidden_layers)
+
     def encode_prompts(self, request: GenerationRequest, guided: bool) -> EncodedPrompts:
         """Encodes the prompts as `encoder_hidden_states` `[1, n * T, D]`, of `n` chunks."""
         texts = [request.prompt]
-        if guided and (request.negative_prompt or "") != request.prompt:
+        if guided and ((request.negative_prompt or "") != request.prompt or request.clip_skip):
             texts.append(request.negative_prompt or "")
         (tokenizer,), (encoder,) = self.tokenizers, self.encoders
         prompts = clip_prompts.same_length([clip_prompts.tokenize(tokenizer, text, request) for text in texts])
@@ -35,6 +41,7 @@ class StableDiffusion(LatentDiffusion):
             for name, prompt in zip(("prompt", "negative prompt"), prompts, strict=False)
             for line in clip_prompts.cut_warnings(name, prompt)
         ]
+        prompts = clip_prompts.skip_layers(prompts, request)
         encode = partial(clip_prompts.encode, select_state=last_state, device=self.memory.device(encoder))
         states: list[Conditioning] = [
             {"encoder_hidden_states": state} for state, _ in self.prompt_cache.encode(encoder, prompts, encode)

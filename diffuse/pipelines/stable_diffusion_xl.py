@@ -34,6 +34,7 @@ class StableDiffusionXL(LatentDiffusion):
         "vae": VAE,
     }
     request_fields = LatentDiffusion.request_fields | {
+        "clip_skip",
         "prompt_2",
         "negative_prompt_2",
         "original_width",
@@ -80,6 +81,13 @@ class StableDiffusionXL(LatentDiffusion):
             target_height=height,
         )
 
+    def check(self, request: GenerationRequest) -> None:
+        """See `DiffusionPipeline`."""
+        super().check(request)
+        # Even without skipping, the states are those of the last layer but one.
+        layers = min(self.configs[name].num_hidden_layers for name in self.encoders)
+        clip_prompts.check_clip_skip(request, layers - 1)
+
     def texts(self, request: GenerationRequest) -> Texts:
         """Returns the prompt for each text encoder."""
         return request.prompt, request.prompt if request.prompt_2 is None else request.prompt_2
@@ -117,7 +125,7 @@ class StableDiffusionXL(LatentDiffusion):
         use_zeros = negative is None and self.zeros_for_no_prompt
         if guided and not use_zeros:
             texts.append(negative or ("",) * len(self.encoders))
-        if texts[0] == texts[-1] and torch.equal(*time_ids):
+        if texts[0] == texts[-1] and torch.equal(*time_ids) and not request.clip_skip:
             texts = texts[:1]
         states, warnings = self._encode_texts(request, texts)
         if guided and use_zeros:
@@ -148,6 +156,7 @@ class StableDiffusionXL(LatentDiffusion):
                     warnings += clip_prompts.cut_warnings(kind, prompt)
                 elif each[place] != each[0]:
                     warnings += clip_prompts.cut_warnings(f"second {kind}", prompt)
+            own_prompts = clip_prompts.skip_layers(own_prompts, request)
             encode = partial(clip_prompts.encode, select_state=penultimate_state, device=self.memory.device(encoder))
             outputs = self.prompt_cache.encode(encoder, own_prompts, encode)
             for row, (state, _) in zip(hidden, outputs, strict=True):

@@ -28,6 +28,7 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
         "vae": VAE,
     }
     request_fields = LatentDiffusion.request_fields | {
+        "clip_skip",
         "original_width",
         "original_height",
         "crop_left",

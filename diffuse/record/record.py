@@ -26,12 +26,11 @@ import yaml
 from omegaconf import OmegaConf
 
 import diffuse
-from diffuse.schema import COMPONENTS, GenerationRequest
+from diffuse.schema import COMPONENTS, PROMPT_FIELDS, GenerationRequest
 
 _PACKAGE = Path(diffuse.__file__).resolve().parent
 _CODE = ("diffuse", "conf")  # what of a checkout decides how a picture comes out
 _GIT_SECONDS = 5
-_LITERAL = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 _HIDDEN = "***"
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # five times as fast, where PyYAML was built with libyaml
 
@@ -199,7 +198,7 @@ def redact(value: Any, key: str = "") -> Any:
         return {name: redact(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [redact(item, key) for item in value]
-    if not isinstance(value, str) or key in _LITERAL:
+    if not isinstance(value, str) or key in PROMPT_FIELDS:
         return value
     if _SECRET_KEY.search(key):
         return _HIDDEN

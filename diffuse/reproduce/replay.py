@@ -19,10 +19,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.folder import Checkpoint
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.checks import check_targets
+from diffuse.config.compose import compose_config, config_from_data
+from diffuse.config.groups import TINY, load_group
 from diffuse.config.inputs import Inputs
-from diffuse.config.request import Draft
+from diffuse.config.mistakes import explain_errors
+from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, MediaError
 from diffuse.media import files as media
 from diffuse.media import images as picture_input
@@ -50,7 +52,7 @@ class Replay:
 
     recorded: Recorded
     cfg: DictConfig
-    drafts: list[Draft]
+    drafts: list[RequestDraft]
     overrides: list[str]
     digests: Mapping[int, str]
     pixels: Mapping[int, np.ndarray]
@@ -69,7 +71,7 @@ def asked(target: str, overrides: Sequence[str] = ()) -> Replay:
         raise ConfigError("reproduce: make what again? Give a picture, a record.json, a job.json or the id of a run")
     path = Path(target).expanduser()
     if _RUN.fullmatch(target) and not path.exists():
-        return replay(_of_store(target, configuration.compose(overrides)), overrides)
+        return replay(_of_store(target, compose_config(overrides)), overrides)
     return replay(record_file.read(path), overrides)
 
 
@@ -109,7 +111,7 @@ def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
             may = ", ".join((*_GROUPS, *_PICTURES, "model.source"))
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {may}")
     shown = recorded.shown
-    own = configuration.compose(overrides)
+    own = compose_config(overrides)
     given = {override.partition("=")[0] for override in overrides}
     try:
         cfg = _configuration(recorded.record)
@@ -126,7 +128,7 @@ def replay(recorded: Recorded, overrides: Sequence[str] = ()) -> Replay:
     first = min(recorded.digests)
     before, after = _beside(cfg, recorded)
     cfg.seed, cfg.num_images = cfg.seed + first, len(recorded.digests)
-    drafts = validation.drafts(cfg)
+    drafts = draft_requests(cfg)
     notes += _other_pictures(drafts[0].inputs, recorded.record)
     said = [o for o in recorded.record["overrides"] if _kept(o, given)]
     return Replay(
@@ -160,9 +162,9 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
             "started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
             "in Python, with the same latents"
         )
-    cfg = configuration.from_data(values)
-    with configuration.explained():
-        validation.check_targets(cfg)
+    cfg = config_from_data(values)
+    with explain_errors():
+        check_targets(cfg)
     if cfg.prompt_file is not None:
         raise ConfigError(f"prompt_file={cfg.prompt_file}: a record holds the prompt; refused")
     return cfg
@@ -171,7 +173,7 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
 def _place(cfg: DictConfig, record: Mapping[str, Any], own: DictConfig, given: set[str]) -> list[str]:
     """Has `cfg` run where and how the record did: not what `auto` would choose here, but what it chose there."""
     recorded, notes = record["hardware"], []
-    with configuration.explained():
+    with explain_errors():
         if "hardware" in given:
             cfg.hardware.name, cfg.hardware.device = own.hardware.name, own.hardware.device
         elif recorded.get("device") in ("cpu", "cuda", "mps"):
@@ -201,11 +203,11 @@ def _place(cfg: DictConfig, record: Mapping[str, Any], own: DictConfig, given: s
 
 def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     """The memory profile that was chosen. How large a picture may be is this machine's own affair."""
-    known = configuration.load_group("memory_profile")
+    known = load_group("memory_profile")
     name = recorded.get("name")
     if name not in known:
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
-    values: DictConfig = configuration.from_data({"memory_profile": recorded}).memory_profile
+    values: DictConfig = config_from_data({"memory_profile": recorded}).memory_profile
     values.max_side = known[name].max_side
     return values
 
@@ -218,10 +220,10 @@ def _find(cfg: DictConfig, name: str, weights: Any, given: set[str]) -> None:
     recorded, source = weights if isinstance(weights, dict) else {}, str(node.source)
     if source.startswith(("//", "\\\\")):
         raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
-    if name == "model" and source != str(configuration.TINY) and not Path(source).expanduser().is_dir():
-        ships = recorded.get("sha256") == Checkpoint.open(configuration.TINY).digest()
+    if name == "model" and source != str(TINY) and not Path(source).expanduser().is_dir():
+        ships = recorded.get("sha256") == Checkpoint.open(TINY).digest()
         if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
-            node.source = str(configuration.TINY)
+            node.source = str(TINY)
             return
     revision = recorded.get("revision")
     if node.revision is None and isinstance(revision, str):

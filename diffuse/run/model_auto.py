@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from diffuse.checkpoints import locate
 from diffuse.checkpoints.hub.repository import Wanted
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
 
@@ -38,7 +38,7 @@ def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: as `config.compose.compose`.
         ConfigError, CheckpointError: as `resolve_model`.
     """
-    return configuration.compose(resolve_model(overrides))
+    return compose_config(resolve_model(overrides))
 
 
 def resolve_model(overrides: Sequence[str]) -> list[str]:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
-from diffuse.config.compose import load_group
+from diffuse.config.checks import check_target
+from diffuse.config.groups import load_group
 from diffuse.device import hardware, memory
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
@@ -86,11 +87,12 @@ def component_names(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
 
 
 def load_family(target: str) -> type[LatentDiffusion]:
-    """Imports the pipeline class that `model._target_` names. `config.request` has checked its module.
+    """Imports the pipeline class that `model._target_` names, from `diffuse.pipelines` and from nowhere else.
 
     Raises:
         ConfigError: there is no such pipeline.
     """
+    check_target("model", target)
     module, _, name = target.rpartition(".")
     try:
         family: Any = getattr(importlib.import_module(module), name, None)

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
 from diffuse.config import objective
-from diffuse.config import request as validation
+from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
-from diffuse.config.request import Draft
+from diffuse.config.request import RequestDraft
 from diffuse.device import memory
 from diffuse.media.images import PictureInput
 from diffuse.pipelines.refined import request_fields
@@ -57,7 +57,7 @@ class PreparedRun:
 
 
 def prepare(
-    cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened: OpenPipeline | None = None
+    cfg: DictConfig, draft: RequestDraft, latents: Tensor | None = None, opened: OpenPipeline | None = None
 ) -> PreparedRun:
     """Opens the pipeline and completes the request of `draft`, which is one of `cfg`'s.
 
@@ -69,7 +69,7 @@ def prepare(
         ConfigError, HardwareError, CheckpointError: something does not fit.
     """
     known = request_fields([load_family(model._target_) for model in models(cfg)])
-    validation.refuse_unknown(draft, known, " refiner=".join(model.name for model in models(cfg)))
+    check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
     opened = opened or open_pipeline(cfg)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
@@ -78,7 +78,7 @@ def prepare(
     memory.check_size(opened.profile, request.width, request.height)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
-    objective.check_size(draft.reference, request.width, request.height)
+    objective.check_reference_size(draft.reference, request.width, request.height)
     return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, draft.reference)
 
 

@@ -11,8 +11,7 @@ from omegaconf import DictConfig
 
 from diffuse import tracking
 from diffuse.config import objective
-from diffuse.config import request as validation
-from diffuse.config.request import Draft
+from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.errors import RunError
 from diffuse.media import files as media
@@ -24,6 +23,7 @@ from diffuse.run.start import StartedRun, start_run
 from diffuse.sampling.results import PipelineOutput, Step
 from diffuse.schema import TrackingConfig
 from diffuse.terminal import Progress, print_error, print_path
+from diffuse.tracking.tags import PIXELS_TAG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class BatchNeighbors:
     after: Sequence[int]
 
 
-def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
+def run(cfg: DictConfig, *, drafts: Sequence[RequestDraft] | None = None, overrides: Sequence[str] = ()) -> list[Path]:
     """Makes, saves and records what `cfg` asks for, and prints each saved path on standard output.
 
     A `prompt_file` makes one run of each prompt. All of them are checked before the first starts.
@@ -49,7 +49,7 @@ def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Se
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or a run failed, and is recorded as failed.
     """
-    drafts = validation.drafts(cfg) if drafts is None else drafts
+    drafts = draft_requests(cfg) if drafts is None else drafts
     generations = generate(cfg, drafts, overrides=overrides, save=True, callbacks=Callbacks(on_saved=print_path))
     if error := print_error():
         raise RunError(f"standard output cannot be written: {error.strerror}; the pictures are in {cfg.output.dir}")
@@ -58,7 +58,7 @@ def run(cfg: DictConfig, *, drafts: Sequence[Draft] | None = None, overrides: Se
 
 def generate(
     cfg: DictConfig,
-    drafts: Sequence[Draft],
+    drafts: Sequence[RequestDraft],
     *,
     overrides: Sequence[str] = (),
     latents: Tensor | None = None,
@@ -138,7 +138,7 @@ def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None
                 callback(step)
 
     hardware.apply(first.opened.hardware)
-    inputs = {} if first.inputs is None else first.inputs.fitted(first.request)
+    inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
     output = first.opened.pipeline(
         first.request,
@@ -166,7 +166,7 @@ def finish(
         output.memory,
         list(output.warnings),
         result_record(started.record, output),
-        quality=objective.quality(output.frames[:, 0], prepared.reference),
+        quality=objective.reference_quality(output.frames[:, 0], prepared.reference),
         fps=output.fps,
         sound=output.sound,
         sample_rate=output.sample_rate,
@@ -179,7 +179,7 @@ def finish(
         tracked.log_media(path, index)
     tracked.log_text("record.json", record.text(generation.record))
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
-    tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
+    tracked.set_tags({PIXELS_TAG: " ".join(digests)})
     tracked.log_steps(generation.step_seconds)
     tracked.log_metrics(generation.metrics)
     tracked.finish(None)

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 
 from diffuse import tracking
 from diffuse.checkpoints import sources
-from diffuse.config.request import Draft
+from diffuse.config.request import RequestDraft
 from diffuse.errors import Stop
 from diffuse.media import files as media
 from diffuse.record import record
 from diffuse.run.prepare import PreparedRun
+from diffuse.tracking.tags import GIT_COMMIT_TAG, JOB_TAG, SWEEP_TAG, VERSION_TAG, WEIGHTS_TAG
 
 _NOT_PARAMETERS = ("tracking", "report")  # they say who records the run, and what is made of many runs
 
@@ -78,7 +79,7 @@ def start_run(
 def start_similar_run(
     started: StartedRun,
     cfg: DictConfig,
-    draft: Draft,
+    draft: RequestDraft,
     tracker: tracking.Tracker,
     overrides: Sequence[str],
     tags: SweepJobTags,
@@ -106,7 +107,7 @@ def _track(
     tracked = tracker.start(
         media.file_stem(request.prompt, request.seed, prepared.cfg.output.name) if tags is None else tags.name,
         _parameters(run_record["config"]),
-        _tags(run_record) | ({} if tags is None else {"diffuse.sweep": tags.sweep, "diffuse.job": tags.key}),
+        _tags(run_record) | ({} if tags is None else {SWEEP_TAG: tags.sweep, JOB_TAG: tags.key}),
         {
             "config.yaml": record.yaml_text(run_record["config"]),
             "overrides.yaml": record.yaml_text(run_record["overrides"]),
@@ -127,8 +128,8 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tags(run_record: Mapping[str, Any]) -> dict[str, str]:
     tags = {
-        "diffuse.version": run_record["diffuse"],
-        "diffuse.weights": sources.tag(run_record["weights"]),
-        "mlflow.source.git.commit": (run_record["git"] or {}).get("commit"),
+        VERSION_TAG: run_record["diffuse"],
+        WEIGHTS_TAG: sources.tag(run_record["weights"]),
+        GIT_COMMIT_TAG: (run_record["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffuse.config import compose as configuration
+from diffuse.config.groups import TINY, group_options
 from diffuse.errors import ConfigError
 
 SIDE = 32  # pixels; what a request does not say otherwise
@@ -42,7 +42,7 @@ def cases() -> list[Case]:
         "tiny, two pictures": ("model=tiny", "num_images=2"),
         "tiny, image to image": ("model=tiny", picture, "strength=0.6"),
         "tiny, inpainting": ("model=tiny", picture, mask, "keep_unmasked=true"),
-        "tiny, model=auto": ("model=auto", f"model.source={configuration.TINY}"),
+        "tiny, model=auto": ("model=auto", f"model.source={TINY}"),
         "SD 2.x inpainting checkpoint": ("model=sd21", "model.source={sd_inpaint}", picture, mask),
         "SD 2.x distilled, LCM": ("model=sd21", "model.source={sd_distilled}", "scheduler=lcm", "guidance_scale=8"),
         "SDXL, text to image": ("model=sdxl", "model.source={sdxl}", "prompt_2=oil on canvas", "negative_prompt=grey"),
@@ -59,7 +59,7 @@ def cases() -> list[Case]:
     }
     samplers = {
         f"scheduler={name}": ("model=sd21", "model.source={sd}", f"scheduler={name}", *_SAMPLERS.get(name, ()))
-        for name in configuration.options("scheduler")
+        for name in group_options("scheduler")
     }
     return [Case(name, (*_COMMON, *own)) for name, own in (families | samplers).items()]
 

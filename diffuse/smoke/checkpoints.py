@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffuse.checkpoints.weights import architecture, skeleton
-from diffuse.config.compose import TINY
+from diffuse.config.groups import TINY
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from diffuse.config import request as validation
+from diffuse.config.request import draft_requests
 from diffuse.errors import DiffuseError, RunError, one_line
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
@@ -103,7 +103,7 @@ def make(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapping[
     composed.output.name = case.slug
     given = [override for override in overrides if override.partition("=")[0] not in ("experiment", "suite")]
     callbacks = Callbacks(on_saved=print_path, messages=False)
-    drafts = validation.drafts(composed)
+    drafts = draft_requests(composed)
     (generation,) = generate(composed, drafts, overrides=[*own, *given], save=True, callbacks=callbacks)
     return generation
 

@@ -1,4 +1,4 @@
-"""Ctrl-C during many steps: the first ends the work after the current step, the second ends the process at once."""
+"""Ctrl-C during a sweep: the first ends the work after the current step, the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -15,54 +15,57 @@ _STDERR = 2
 
 
 class Interruption:
-    """Whether Ctrl-C was pressed; `check` raises KeyboardInterrupt where the work can stop."""
+    """A request to stop, by Ctrl-C or by whoever sets `requested`; `check` raises where the work can stop."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.at_once: list[Callable[[], None]] = []  # what the second Ctrl-C does before the process ends
+        self.requested = False
+        self.on_exit: list[Callable[[], None]] = []  # called by the second Ctrl-C before the process ends
 
     def check(self, *_: object) -> None:
-        if self.asked:
+        """Raises KeyboardInterrupt if a stop is requested."""
+        if self.requested:
             raise KeyboardInterrupt
 
     @contextmanager
-    def watched(self, message: str, *first: Callable[[], None]) -> Iterator[None]:
-        """Ctrl-C in the block prints `message`, after what is done `first`, and waits for `check`.
+    def handle_ctrl_c(self, message: str, *callbacks: Callable[[], None]) -> Iterator[None]:
+        """Handles Ctrl-C in the block: the first calls `callbacks`, prints `message` and requests the stop.
 
-        Only a program's main thread hears of Ctrl-C; elsewhere nothing changes.
+        Only the main thread of a program gets signals; elsewhere nothing changes.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def pressed(number: int, frame: FrameType | None) -> None:
-            if self.asked:
-                for end in self.at_once:
+        def handler(number: int, frame: FrameType | None) -> None:
+            if self.requested:
+                for callback in self.on_exit:
                     with suppress(Exception):
-                        end()
-                os._exit(STATUS)  # whatever is half done is left behind as kill -9 would leave it
-            self.asked = True
-            for each in first:
-                each()
-            # Not through Python's stream, in the middle of whose work this may come.
+                        callback()
+                os._exit(STATUS)  # unfinished files stay behind, as after kill -9
+            self.requested = True
+            for callback in callbacks:
+                callback()
+            # Not through Python's stream, which the signal may have interrupted in the middle of a write.
             os.write(_STDERR, f"\n{message}\n".encode())
 
-        before = signal.signal(signal.SIGINT, pressed)
+        previous = signal.signal(signal.SIGINT, handler)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
-    """Processes that are started in the block never hear of Ctrl-C, which a terminal sends to all of them; this one
-    hears of it afterwards."""
+def ctrl_c_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C in the block: processes started there never get it, and this one gets it afterwards.
+
+    A terminal sends Ctrl-C to all processes of a command; workers are stopped by their sweep instead.
+    """
     if sys.platform == "win32":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -1,185 +1,64 @@
-"""A job of a sweep on disk: what makes it this one, its folder, and what `job.json` in there says of it. No torch.
-
-A job is known by its configuration, and so is its folder; whoever makes it, on whatever machine, finds what is there.
-"""
+"""A job of a sweep in memory: its overrides, its status, and the order in which jobs are made."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
-import re
-import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from diffuse.errors import MediaError
-from diffuse.media import files as media
-from diffuse.record import record
-from diffuse.schema import ImageFormat
+from diffuse.config.quoting import unquote_overrides
+from diffuse.config.request import RequestDraft
 
-FILE = "job.json"
-_VERSION = 1
-_NO_PART = ("objective", "report", "tracking", "prompt_file")  # a file's prompts stand under prompt
-_KEY_SHOWN = 8  # of its digits in the folder's name
-_VALUE_CHARACTERS = 24
-_NAME_CHARACTERS = 120
+LEVELS = 3  # of what jobs have in common: the models, the texts, the rest
+_NAME_CHARACTERS = 50  # of a run
 
 
-def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a configuration (see `configuration.resolved`) that decides what the job's files hold: not where they go,
-    nor who is told."""
-    values: dict[str, Any] = record.plain({name: part for name, part in resolved.items() if name not in _NO_PART})
-    values["output"].pop("dir")
-    values["model"].pop("download", None)  # whether to fetch what is not here
-    return values
+class JobStatus(StrEnum):
+    """How a job ended."""
+
+    MADE = "made"
+    EXISTING = "there"  # an earlier sweep has made it
+    FAILED = "failed"
+    LEFT = "left"  # not made, because the sweep was stopped
+    DUPLICATE = "double"  # the same as an earlier job of this sweep
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+@dataclass(eq=False)
+class Job:
+    """A job of a sweep, and how it ended."""
+
+    number: int  # in the order of the command line
+    overrides: Sequence[str]  # in Hydra's grammar
+    may_exist: bool = False  # a worker that died may have recorded it
+    key: str = ""
+    folder: Path = Path()
+    draft: RequestDraft | None = None
+    levels: tuple[str, ...] = ()  # digests of what it has in common with other jobs, the costliest to change first
+    status: JobStatus | None = None
+    error: Exception | None = None
+    paths: list[Path] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def label(self, axes: Sequence[str]) -> str:
+        """Returns the overrides that differ between the jobs of the sweep, for the user."""
+        typed = unquote_overrides(self.overrides)
+        return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
+
+    def run_name(self, axes: Sequence[str]) -> str:
+        """Returns the name of its run. It is short because MLflow's page makes columns as wide as names."""
+        label = " ".join(self.label(axes).replace("num_inference_steps=", "steps=").split())
+        return label if len(label) <= _NAME_CHARACTERS else f"{label[: _NAME_CHARACTERS - 3]}..."
 
 
-class Folders:
-    """Where the jobs of a sweep are: in folders named by what is their own, so that no two are in one."""
+def sort_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Sorts jobs so that the models change least often, then the texts; otherwise their order stays."""
+    ranks: list[dict[str, int]] = [{} for _ in range(LEVELS)]
+    for job in jobs:
+        for rank, level in zip(ranks, job.levels, strict=True):
+            rank.setdefault(level, len(rank))
 
-    def __init__(self, sweep: Path, axes: Sequence[str]) -> None:
-        self.sweep = sweep
-        self.axes = sorted(axes)
-        self._there: dict[str, Path] = {}
-        with suppress(OSError):
-            self._there = {path.name.rpartition("-")[2]: path for path in sweep.iterdir() if path.is_dir()}
+    def order(job: Job) -> tuple[int, ...]:
+        return tuple(rank[level] for rank, level in zip(ranks, job.levels, strict=True))
 
-    def of(self, overrides: Sequence[str], key: str) -> Path:
-        """The folder of the job `key`, which may have been made by a sweep over something else; or a new one's name."""
-        if (there := self._there.get(key[:_KEY_SHOWN])) is not None:
-            return there
-        values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
-        said = [f"{axis.rpartition('.')[2]}_{_plain(values.get(axis, ''))}" for axis in self.axes] or ["job"]
-        return self.sweep / f"{'-'.join(said)[:_NAME_CHARACTERS]}-{key[:_KEY_SHOWN]}"
-
-
-def _plain(value: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", value)[:_VALUE_CHARACTERS].strip("_.")
-
-
-def finished(folder: Path, key: str) -> tuple[dict[str, Any], list[Path]] | None:
-    """What `job.json` says of a job that is done, and its media, each of which has the pixels that it had."""
-    said = read_json(folder / FILE)
-    if said is None or said.get("key") != key or said.get("status") != "done":
-        return None
-    try:
-        media_there = [(folder / str(entry["file"]), entry["pixels_sha256"]) for entry in said["media"]]
-        for path, sha256 in media_there:
-            if path.parent != folder or media.file_sha256(path) != sha256:
-                return None
-    except (MediaError, KeyError, TypeError):
-        return None
-    return said, [path for path, _ in media_there]
-
-
-def digests(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a record's `weights` or `inputs`, the SHA-256 of everything that they name."""
-    return {
-        name: digests(part) if isinstance(part, dict) else part
-        for name, part in value.items()
-        if isinstance(part, dict) or name == "sha256"
-    }
-
-
-def run_id(folder: Path, key: str, sweep: str) -> str:
-    """The name of the job's run in the tracking store: another one for each time that the job has failed, and the same
-    one where it was merely interrupted."""
-    said = read_json(folder / FILE) or {}
-    last = str(said.get("run_id") or "").rpartition("-")[2]
-    failed = int(last) if said.get("status") == "failed" and said.get("key") == key and last.isdecimal() else 0
-    return f"{sweep[:12]}-{key}-{failed + 1}"
-
-
-def clear(folder: Path) -> None:
-    """Removes what an earlier attempt has left: files half written or damaged, and pictures that are as it saved them.
-
-    One that somebody has changed since stays; the new one then gets a number.
-    """
-    said = read_json(folder / FILE) or {}
-    listed = {str(entry.get("file")): entry for entry in said.get("media") or () if isinstance(entry, dict)}
-    with suppress(OSError):
-        for path in list(folder.iterdir()):
-            if path.name.startswith(media.TEMPORARY) or _is_own(path, listed):
-                path.unlink(missing_ok=True)
-
-
-def _is_own(path: Path, listed: Mapping[str, Mapping[str, Any]]) -> bool:
-    if path.suffix[1:] not in (kind.value for kind in ImageFormat):
-        return False
-    try:
-        sha256 = media.file_sha256(path)
-    except MediaError:
-        return path.name in listed
-    if path.name in listed:
-        return bool(sha256 == listed[path.name].get("pixels_sha256"))
-    try:
-        image = media.read_record(path).get("image") or {}
-    except MediaError:
-        return False
-    return path.suffix != ".png" or sha256 == image.get("pixels_sha256")
-
-
-def write(
-    folder: Path,
-    *,
-    key: str,
-    sweep: str,
-    overrides: Sequence[str],
-    record: Mapping[str, Any],
-    run_id: str | None,
-    media: Sequence[tuple[Path, str]] = (),
-    metrics: Mapping[str, float] | None = None,
-    error: str | None = None,
-) -> None:
-    """Says that the job is done, or failed with `error`. Written last: what it says is on disk already.
-
-    `media` are the files, each with the SHA-256 of its pixels. Raises OSError where it cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    said = {
-        "version": _VERSION,
-        "key": key,
-        "sweep": sweep,
-        "overrides": list(overrides),
-        "status": "done" if error is None else "failed",
-        "error": error,
-        "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
-        "run_id": run_id,
-        "metrics": dict(metrics or {}),
-        "worker": f"{platform.node()}/{os.getpid()}",
-        "record": record,
-    }
-    write_json(folder / FILE, said)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replaces a file as a whole: whatever happens, it is the old one or the new one."""
-    temporary = path.with_name(f"{media.TEMPORARY}{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    return sorted(jobs, key=order)

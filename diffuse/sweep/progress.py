@@ -1,4 +1,4 @@
-"""What a user sees of a sweep: a bar for all of it and one for what is being made; at the end, a line."""
+"""The progress of a sweep for the user: the saved paths, a bar for the sweep and one for the batch, a last line."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.sampling.results import Step
-from diffuse.sweep.jobs import DOUBLE, FAILED, LEFT, MADE, THERE, Job, Told
+from diffuse.sweep.callbacks import SweepCallbacks
+from diffuse.sweep.job import Job, JobStatus
 from diffuse.terminal import print_path, say
 
 _TITLE_CHARACTERS = 24
 
 
-class SweepProgress(Told):
-    """Prints the paths of each job on standard output, in the order in which the jobs were typed; on a terminal, shows
-    what is done, has failed and is left on standard error."""
+class SweepProgress(SweepCallbacks):
+    """Prints the paths of each job on standard output, in the order of the command line.
+
+    On a terminal, it shows on standard error how many jobs are done, failed and left.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.jobs: list[Job] = []
-        self.count: Counter[str] = Counter()  # by status
-        self.begin = time.monotonic()
-        self._printed = 0  # of the jobs, those whose paths are
+        self.count: Counter[JobStatus | None] = Counter()
+        self.started_at = time.monotonic()
+        self._printed = 0  # jobs whose paths are printed
         self._bar: Any = None
         self._sweep: Any = None
         self._batch: Any = None
 
-    def planned(self, jobs: Sequence[Job]) -> None:
-        """See `Told`."""
+    def on_jobs(self, jobs: Sequence[Job]) -> None:
+        """See `SweepCallbacks`."""
         self.jobs += jobs
         if self._bar is None and sys.stderr.isatty():
             self._show()
         self._update()
 
-    def begun(self, jobs: Sequence[Job], title: str) -> None:
-        """See `Told`."""
+    def on_batch(self, jobs: Sequence[Job], prompt: str) -> None:
+        """See `SweepCallbacks`."""
         if self._bar is not None:
-            title = " ".join(title.split())
+            title = " ".join(prompt.split())
             short = title if len(title) <= _TITLE_CHARACTERS else f"{title[: _TITLE_CHARACTERS - 1]}…"
-            together = f" x {len(jobs)}" if len(jobs) > 1 else ""
-            self._bar.reset(self._batch, description=f"{short}{together}", total=None, state="")
+            size = f" x {len(jobs)}" if len(jobs) > 1 else ""
+            self._bar.reset(self._batch, description=f"{short}{size}", total=None, state="")
 
-    def step(self, step: Step) -> None:
-        """See `Told`."""
+    def on_step(self, step: Step) -> None:
+        """See `SweepCallbacks`."""
         if self._bar is not None:
             self._bar.update(self._batch, completed=step.index + 1, total=step.total)
 
-    def ended(self, job: Job) -> None:
-        """See `Told`."""
+    def on_job_end(self, job: Job) -> None:
+        """See `SweepCallbacks`."""
         self.count[job.status] += 1
         while self._printed < len(self.jobs) and self.jobs[self._printed].status:
             for path in self.jobs[self._printed].paths:
@@ -60,54 +63,60 @@ class SweepProgress(Told):
         self._update()
 
     def stop(self) -> None:
-        """Takes the bars away."""
+        """Removes the bars."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def say(self, line: str) -> None:
-        """A line for the user, below all that was drawn."""
+        """Prints a line for the user, below the bars."""
         self.stop()
         say(line)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """`warnings`, and those of the jobs, each of them once."""
+        """Prints `warnings`, and those of the jobs, each once."""
         for warning in [*self.warnings, *warnings]:
             self.say(f"warning: {warning}")
         self.warnings.clear()
 
     @property
-    def changed(self) -> bool:
-        """Whether anything was made, or failed after it was begun."""
-        return self.count[MADE] > 0
+    def has_new_pictures(self) -> bool:
+        """True if this command has made pictures."""
+        return self.count[JobStatus.MADE] > 0
 
     @property
     def done(self) -> int:
-        """How many jobs have their pictures."""
-        return self.count[MADE] + self.count[THERE]
+        """The number of jobs that have their pictures."""
+        return self.count[JobStatus.MADE] + self.count[JobStatus.EXISTING]
 
     @property
     def metrics(self) -> dict[str, float]:
-        """How many jobs there are of each kind, and the seconds that they took."""
-        counts = {f"jobs/{status}": float(self.count[status]) for status in (MADE, THERE, FAILED)}
-        return {**counts, "time/sweep_s": time.monotonic() - self.begin}
+        """The number of jobs by status, and the seconds since the start."""
+        statuses = (JobStatus.MADE, JobStatus.EXISTING, JobStatus.FAILED)
+        counts = {f"jobs/{status}": float(self.count[status]) for status in statuses}
+        return {**counts, "time/sweep_s": time.monotonic() - self.started_at}
 
     @property
     def failed(self) -> list[Job]:
-        return [job for job in self.jobs if job.status == FAILED]
+        """The jobs that failed."""
+        return [job for job in self.jobs if job.status is JobStatus.FAILED]
 
     def summary(self, report: Path | None = None) -> str:
-        """What became of the jobs, in one line."""
+        """Returns how many jobs were made, existed, failed and are left, in one line."""
         count = self.count
-        total = len(self.jobs) - count[DOUBLE]
-        parts = [f"{count[MADE]} made", f"{count[THERE]} were there", f"{count[FAILED]} failed"]
-        if left := len(self.jobs) - count.total() + count[LEFT]:
+        total = len(self.jobs) - count[JobStatus.DUPLICATE]
+        parts = [
+            f"{count[JobStatus.MADE]} made",
+            f"{count[JobStatus.EXISTING]} were there",
+            f"{count[JobStatus.FAILED]} failed",
+        ]
+        if left := len(self.jobs) - count.total() + count[JobStatus.LEFT]:
             parts.append(f"{left} left to do")
-        if count[DOUBLE]:
-            parts.append(f"{count[DOUBLE]} given twice")
+        if count[JobStatus.DUPLICATE]:
+            parts.append(f"{count[JobStatus.DUPLICATE]} given twice")
         where = "" if report is None else f"; report {report}"
         jobs = "1 job" if total == 1 else f"{total} jobs"
-        return f"{jobs}: {', '.join(parts)}, in {time.monotonic() - self.begin:.1f} s{where}"
+        return f"{jobs}: {', '.join(parts)}, in {time.monotonic() - self.started_at:.1f} s{where}"
 
     def _show(self) -> None:
         from rich.console import Console
@@ -139,8 +148,9 @@ class SweepProgress(Told):
         if self._bar is None:
             return
         count = self.count
-        done = count[MADE] + count[THERE] + count[FAILED]
-        state = ", ".join(
-            f"{count[kind]} {said}" for kind, said in ((FAILED, "failed"), (THERE, "there")) if count[kind]
+        counts = ((count[JobStatus.FAILED], "failed"), (count[JobStatus.EXISTING], "there"))
+        state = ", ".join(f"{number} {text}" for number, text in counts if number)
+        completed = self.done + count[JobStatus.FAILED]
+        self._bar.update(
+            self._sweep, completed=completed, total=len(self.jobs) - count[JobStatus.DUPLICATE], state=state
         )
-        self._bar.update(self._sweep, completed=done, total=len(self.jobs) - count[DOUBLE], state=state)

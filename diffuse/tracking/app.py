@@ -1,4 +1,4 @@
-"""MLflow's pages as `diffuse ui` serves them: the pictures come first, and a browser has nothing to complain of.
+"""MLflow's pages as `diffuse ui` serves them: images come first, and a browser reports no errors.
 
 `mlflow server --app-name diffuse` finds this by the entry point of that name, in a process of its own.
 """
@@ -17,7 +17,7 @@ _SCRIPT = f"<script>localStorage.setItem('{_ASSISTANT}', 'true')</script>".encod
 
 
 def create() -> Any:
-    """MLflow's own application, with these two things changed."""
+    """Returns MLflow's own application, with these two changes."""
     from mlflow.server import app as pages
     from mlflow.server.fastapi_app import app
 

@@ -1,12 +1,14 @@
 """Runs on their way to a tracking store, kept on disk until the store has them.
 
 A process that records runs has a folder of its own in the journal, its spool, and a file in there for each run: a JSON
-object a line, which tells one thing that was logged. A line is written before anything else happens with it. So a
-`kill -9` leaves what was known until then, less a half-written line at the most, and the locks, which end with their
-processes, say who may go on: `writer.lock` is held as long as runs are added, `delivery.lock` by the one process that
-brings them to the store. Who delivers a run removes its file, and with the last one the folder.
+object a line, an event. A line is written before anything else happens with it. So a `kill -9` leaves what was known
+until then, less a half-written line at the most, and the locks, which end with their processes, say who may go on:
+`writer.lock` is held as long as runs are added, `delivery.lock` by the one process that brings them to the store. Who
+delivers a run removes its file, and with the last one the folder. `store.json` says which store the runs are for.
 
-A file on its own that is no run's: `store.json`, which says what store the runs are for.
+An event has its `time` in milliseconds, and any of: `begin` (`id`, `name`, `time`, `again`) with `params`, `tags`,
+`metrics` (name, value, step), `texts` by file name, `media` (`path`, `step`, `sha256`, `key`), `files` (paths by the
+name to put them below), `weights`, `end` (the status).
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ _STORE = "store.json"
 _WRITER = "writer.lock"
 _DELIVERY = "delivery.lock"
 _RUN = ".jsonl"
-_NEW = ".new-"  # begins the name of a spool that is being made
-_NEW_SECONDS = 60  # after which one is what a killed process left
-_LOOK_SECONDS = 0.2  # longer than another process takes to look
-_TRIES = 5
+_NEW = ".new-"  # begins the name of a spool that is being created
+_NEW_SECONDS = 60  # after this time such a folder is left from a killed process
+_LOCK_SECONDS = 0.2  # longer than another process holds a lock only to look
+_ATTEMPTS = 5
 
 
 class Entry:
@@ -46,8 +48,8 @@ class Entry:
     def append(self, event: Mapping[str, Any]) -> None:
         """Adds a line.
 
-        Raises OSError where it cannot be written, in full, for instance because the disk is full. Then the next call
-        tries again, and whoever reads the file sees nothing of it until then.
+        Raises OSError where it cannot be written in full, for instance because the disk is full. Then the next call
+        tries again, and readers see nothing of the line until then.
         """
         self._unwritten += json.dumps(event).encode() + b"\n"
         handle = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -72,11 +74,12 @@ class Spool:
     """The runs of this process that are on their way to one store."""
 
     def __init__(self, store: Store) -> None:
-        """Makes the folder. Raises OSError where that cannot be done."""
+        """Creates the folder. Raises OSError where that cannot be done."""
         name = f"{time.time_ns():x}-{secrets.token_hex(4)}"
-        self._made = [path for path in (store.journal, *store.journal.parents) if not path.exists()]  # innermost first
+        folders = store.journal, *store.journal.parents  # innermost first
+        self._new_folders = [path for path in folders if not path.exists()]
         unfinished = store.journal / f"{_NEW}{name}"
-        _make(unfinished)
+        _create(unfinished)
         self._lock = FileLock(unfinished / _WRITER, thread_local=False)
         self.folder = store.journal / name
         try:
@@ -90,15 +93,15 @@ class Spool:
         self._count = 0
 
     def entry(self) -> Entry:
-        """The file of a new run, which does not exist until something is appended."""
+        """Returns the file of a new run, which does not exist until something is appended."""
         self._count += 1
         return Entry(self.folder / f"{self._count:08}{_RUN}")
 
     def close(self) -> None:
-        """No run is added any more. The folder goes if nothing waits in it."""
-        if not runs(self.folder):
+        """Ends the writing. The folder is removed if nothing waits in it."""
+        if not run_files(self.folder):
             _remove(self.folder)
-            for path in (self.folder.parent, *self._made):
+            for path in (self.folder.parent, *self._new_folders):
                 with suppress(OSError):
                     path.rmdir()  # refuses one that is not empty
         self._lock.release()
@@ -112,8 +115,8 @@ class Claim:
         self._lock = lock
 
     def release(self, *, remove: bool) -> None:
-        """Gives it back. `remove` says that the spool, whose writer is gone, goes if nothing waits in it."""
-        if remove and not runs(self.spool):
+        """Gives the right back. `remove`: the writer is gone, so the spool is removed if nothing waits in it."""
+        if remove and not run_files(self.spool):
             _remove(self.spool)
             with suppress(OSError):
                 self.spool.parent.rmdir()
@@ -121,13 +124,14 @@ class Claim:
 
 
 def claim(spool: Path, wait: float = 0) -> Claim | None:
-    """The right to deliver what is in `spool`; None where another process has it, or the spool is gone.
+    """Returns the right to deliver `spool`; None where another process has it, or the spool is gone.
 
-    `wait` is how many seconds to wait for the other process.
+    Args:
+        wait: seconds to wait for the other process.
     """
     lock = FileLock(spool / _DELIVERY, thread_local=False)
     try:
-        if spool.is_dir():  # or the lock would make it
+        if spool.is_dir():  # or the lock would create it
             lock.acquire(timeout=wait)
             if (spool / _STORE).exists():
                 return Claim(spool, lock)
@@ -138,10 +142,10 @@ def claim(spool: Path, wait: float = 0) -> Claim | None:
 
 
 def is_written(spool: Path) -> bool:
-    """Whether the process that adds runs to `spool` is still at work."""
+    """Returns whether the process that adds runs to `spool` is still at work."""
     try:
         if spool.is_dir():
-            with FileLock(spool / _WRITER).acquire(timeout=_LOOK_SECONDS):
+            with FileLock(spool / _WRITER).acquire(timeout=_LOCK_SECONDS):
                 pass
     except (Timeout, OSError):
         return True
@@ -149,7 +153,7 @@ def is_written(spool: Path) -> bool:
 
 
 def spools(journal: Path) -> list[Path]:
-    """The spools of a journal, the oldest first."""
+    """Returns the spools of a journal, the oldest first. Removes those that a killed process left unfinished."""
     try:
         folders = sorted(path for path in journal.iterdir() if path.is_dir())
     except OSError:
@@ -161,16 +165,16 @@ def spools(journal: Path) -> list[Path]:
     return [path for path in folders if not path.name.startswith(_NEW)]
 
 
-def runs(spool: Path) -> list[Path]:
-    """The files of the runs in a spool, in the order in which they began."""
+def run_files(spool: Path) -> list[Path]:
+    """Returns the files of the runs in a spool, in the order in which they began."""
     try:
         return sorted(path for path in spool.iterdir() if path.suffix == _RUN)
     except OSError:
         return []
 
 
-def read(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The events that a run's file has from `offset` on, and where the next will begin. A torn line is not one yet."""
+def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Returns the events in a run's file from `offset` on, and the offset of the next. A torn line is not one yet."""
     with file.open("rb") as stream:
         stream.seek(offset)
         data = stream.read()
@@ -186,27 +190,27 @@ def _events(lines: bytes) -> Iterator[dict[str, Any]]:
 
 
 def destination(spool: Path, configured: Store | None = None) -> Store | None:
-    """The store that a spool's runs are for; None where that takes a name and password that only `configured` has.
+    """Returns the store of a spool's runs; None where it needs a password that `configured` does not have either.
 
-    Raises OSError, ValueError, KeyError or TypeError where the spool does not say.
+    Raises OSError, ValueError, KeyError or TypeError where the spool does not say which store it is.
     """
-    kept = json.loads((spool / _STORE).read_text(encoding="utf-8"))
-    if kept.pop("secret"):
-        if configured is None or configured.shown != kept["uri"]:
+    values = json.loads((spool / _STORE).read_text(encoding="utf-8"))
+    if values.pop("secret"):  # a password is not kept in the journal
+        if configured is None or configured.shown != values["uri"]:
             return None
-        kept["uri"] = configured.uri
-    return Store.of_json({**kept, "journal": str(spool.parent)})
+        values["uri"] = configured.uri
+    return Store.from_json({**values, "journal": str(spool.parent)})
 
 
 def _write_store(spool: Path, store: Store) -> None:
-    kept = store.as_json() | {"uri": store.shown, "secret": store.shown != store.uri}  # no passwords left lying about
-    del kept["journal"]
-    (spool / _STORE).write_text(json.dumps(kept), encoding="utf-8")
+    values = store.as_json() | {"uri": store.shown, "secret": store.shown != store.uri}
+    del values["journal"]
+    (spool / _STORE).write_text(json.dumps(values), encoding="utf-8")
 
 
-def _make(folder: Path) -> None:
-    """Another process that takes the last run out of the journal removes the journal."""
-    for left in reversed(range(_TRIES)):
+def _create(folder: Path) -> None:
+    """Creates a folder below the journal, which another process removes with the last run in it."""
+    for left in reversed(range(_ATTEMPTS)):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()

@@ -1,7 +1,7 @@
-"""The worker process of diffuse.tracking.worker, as the one that makes pictures sees it.
+"""The worker process of diffuse.tracking.worker, seen from the process that makes pictures.
 
-There is one of them for a process, whatever number of trackers it opens one after the other: MLflow takes longer to
-import than a small picture takes to make.
+A process has one of them for all trackers that it opens one after the other, because MLflow takes longer to import than
+a small picture takes to make.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from diffuse.tracking.store import Store
 
 STALL_SECONDS = 120  # `close` waits no longer than this for something to happen
-# The package comes from where this process found it, and nothing else does.
+# Only the package itself is imported from where this process found it.
 _START = """\
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -31,19 +31,20 @@ main()
 """
 
 
-class Worker:
+class WorkerProcess:
     """A worker process. No method but `close` waits, and none raises."""
 
     def __init__(self) -> None:
         self._owner = os.getpid()
-        self._woken = False
-        self._heard = time.monotonic()
+        self._is_woken = False
+        self._message_time = time.monotonic()
         self._run_ids: dict[str, str] = {}
         self._closed: dict[str, list[str]] = {}
         self._changed = threading.Condition()
         self._open: set[str] = set()
+        self._inodes: dict[Path, int] = {}  # of the SQLite files that it has open
         self._process: subprocess.Popen[str] | None = None
-        self._ended = "could not be started"
+        self._fault = "could not be started"
         with suppress(OSError):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START, str(Path(__file__).resolve().parents[2])],
@@ -57,82 +58,99 @@ class Worker:
             threading.Thread(target=self._listen, name="diffuse-tracking", daemon=True).start()
 
     def is_usable(self) -> bool:
-        """Whether it lives, and is this process's own and not that of the one which forked it."""
+        """Returns whether it lives, and belongs to this process and not to the one that this was forked from."""
         return self._owner == os.getpid() and self._process is not None and self._process.poll() is None
+
+    def has_old_file(self, store: Store) -> bool:
+        """Returns whether the file of an SQLite store was replaced since: MLflow has the old one open for good."""
+        inode = self._inodes.get(store.file) if store.file else None
+        return inode is not None and inode != _inode(store)
 
     @property
     def pid(self) -> int | None:
         """Its process id; None where it could not be started."""
         return self._process.pid if self._process else None
 
-    def prepare(self, store: Store) -> None:
-        """Has it import what a store of that kind needs."""
-        self._send({"prepare": not store.is_server})
+    def open_store(self, store: Store) -> None:
+        """Has it open a store that will be used soon."""
+        self._note(store)
+        self._send({"store": store.as_json()})
 
-    def open(self, spool: Path, store: Store) -> None:
-        """Has it deliver what comes into `spool`, to `store`."""
+    def open_spool(self, spool: Path, store: Store) -> None:
+        """Has it deliver to `store` what comes into `spool`."""
         self._open.add(str(spool))
         self._send({"open": str(spool), "store": store.as_json()})
 
     def wake(self) -> None:
-        """There is something to deliver. Said once until it is heard, so that it never fills the pipe."""
-        if not self._woken:
-            self._woken = True
+        """Has it look for something to deliver. Sent once until it answers, so that the pipe is never full."""
+        if not self._is_woken:
+            self._is_woken = True
             self._send({"wake": True})
 
     def run_id(self, name: str) -> str | None:
-        """The id that the store gave the run of that name in the journal, once it is there."""
+        """Returns MLflow's id of the run of that name in the journal, once it is in the store."""
         return self._run_ids.get(name)
 
-    def close(self, spool: Path) -> list[str]:
-        """Waits until all of `spool` is delivered, or cannot be, and gives a line for each thing that went wrong."""
+    def close(self, spool: Path, store: Store) -> list[str]:
+        """Waits until all of `spool` is delivered, or cannot be, and returns a line for each thing that went wrong."""
         name = str(spool)
-        self._heard = time.monotonic()
+        self._message_time = time.monotonic()
         self._send({"close": name})
         with self._changed:
             while name not in self._closed:
                 if not self.is_usable():
-                    return [f"the process that delivers to MLflow {self._ended}"]
-                if time.monotonic() - self._heard > STALL_SECONDS:
+                    return [f"the process that delivers to MLflow {self._fault}"]
+                if time.monotonic() - self._message_time > STALL_SECONDS:
                     return [f"the store did nothing for {STALL_SECONDS} s"]
                 self._changed.wait(timeout=0.5)
             self._open.discard(name)
+            self._note(store)
             return self._closed.pop(name)
 
     def leave(self) -> None:
-        """Ends it where it has nothing to do; otherwise it ends when it is done."""
+        """Ends it if it has nothing to do; otherwise it ends when it is done."""
         if self._process is not None and self._owner == os.getpid() and not self._open:
             self._process.kill()
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._process is not None and self._process.stdin is not None:
-            with suppress(OSError, ValueError):  # it is gone, as `close` will say
+            with suppress(OSError, ValueError):  # it is gone, which `close` reports
                 self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
+
+    def _note(self, store: Store) -> None:
+        if store.file and (inode := _inode(store)) is not None:
+            self._inodes[store.file] = inode
 
     def _listen(self) -> None:
         assert self._process is not None and self._process.stdout is not None
         for line in self._process.stdout:
             message = json.loads(line)
             with self._changed:
-                self._heard, self._woken = time.monotonic(), False
+                self._message_time, self._is_woken = time.monotonic(), False
                 if "run" in message:
                     self._run_ids[message["run"]] = message["run_id"]
                 elif "closed" in message:
                     self._closed[message["closed"]] = message["warnings"]
                     self._changed.notify_all()
         with self._changed:
-            self._ended = "ended by itself"
+            self._fault = "ended by itself"
             self._changed.notify_all()
 
 
-_worker: Worker | None = None
+def _inode(store: Store) -> int | None:
+    with suppress(OSError):
+        return store.file.stat().st_ino if store.file else None
+    return None
 
 
-def worker() -> Worker:
-    """This process's worker, which is started where there is none yet."""
+_worker: WorkerProcess | None = None
+
+
+def worker(store: Store) -> WorkerProcess:
+    """Returns this process's worker for `store`, which is started where there is none yet."""
     global _worker
-    if _worker is None or not _worker.is_usable():
-        _worker = Worker()
+    if _worker is None or not _worker.is_usable() or _worker.has_old_file(store):
+        _worker = WorkerProcess()
         atexit.register(_worker.leave)
     return _worker

@@ -19,20 +19,20 @@ DEFAULT_JOURNAL = f"outputs/{_JOURNAL}"
 
 @dataclass(frozen=True)
 class Store:
-    """Where MLflow keeps runs. `file` is the database of an SQLite store, and None where it is another's."""
+    """The address of a place where MLflow keeps runs."""
 
     uri: str
     experiment: str
     artifacts: str | None  # where a new experiment keeps its files; None leaves it to the server
     journal: Path  # where runs wait until they are there
-    file: Path | None = None
+    file: Path | None = None  # of an SQLite store
 
     @classmethod
-    def of(cls, cfg: TrackingConfig) -> Store:
-        """The store of `cfg`, its relative paths made absolute.
+    def from_config(cls, cfg: TrackingConfig) -> Store:
+        """Returns the store of `cfg`, with absolute paths.
 
-        A null artifact location and a null journal lie beside the database, or the journal where that of the default
-        store would.
+        By default artifacts and journal lie beside an SQLite database; otherwise the server says where artifacts go,
+        and the journal lies where that of the default store would.
 
         Raises ConfigError for a `tracking.uri` that can hold no runs.
         """
@@ -50,22 +50,22 @@ class Store:
         return cls(uri, cfg.experiment, _absolute(cfg.artifact_location), _path(cfg.journal or DEFAULT_JOURNAL))
 
     def as_json(self) -> dict[str, str | None]:
-        """The address as plain values, password included; `of_json` makes it a store again."""
+        """Returns the address as plain values, password included, for `from_json`."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
 
     @classmethod
-    def of_json(cls, values: dict[str, Any]) -> Store:
-        """What `as_json` gave. Raises TypeError for anything else."""
+    def from_json(cls, values: dict[str, Any]) -> Store:
+        """Returns the store of these values. Raises TypeError where they are not those of `as_json`."""
         paths = {name: Path(values[name]) for name in ("journal", "file") if values.get(name) is not None}
         return cls(**{**values, **paths})
 
     @property
     def is_server(self) -> bool:
-        """Whether an MLflow server answers there, rather than a database."""
+        """True if the address is an MLflow server's, and not a database."""
         return self.uri.startswith(("http://", "https://"))
 
     @property
-    def sync(self) -> str:
+    def sync_command(self) -> str:
         """The command that delivers what waits in the journal."""
         default = self.journal == _path(DEFAULT_JOURNAL)
         return "diffuse sync" if default else f"diffuse sync tracking.journal={self.journal}"

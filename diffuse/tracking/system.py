@@ -1,45 +1,82 @@
-"""What the machine does while a run goes on, by MLflow's own monitors: what its page shows as system metrics."""
+"""The load of the machine while a run goes on, under the names that MLflow's page shows as system metrics."""
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from typing import Any
 
-INTERVAL_SECONDS = 10.0  # MLflow's own
+INTERVAL_SECONDS = 10.0  # as MLflow samples
 
 
-class System:
-    """Samples processor, memory, disk, network and GPUs. The first sample is due after one interval."""
+class SystemMetrics:
+    """Samples processor, memory, disk, network and NVIDIA GPUs. The first sample is due after one interval."""
 
     def __init__(self) -> None:
-        self._monitors: list[Any] = []
         self._next = 0.0
+        self._network: tuple[float, float] | None = None  # megabytes since the machine started, at the first call
+        self._gpus: list[Any] = []
 
     def sample(self) -> dict[str, float]:
-        """The metrics by name if a sample is due, otherwise nothing."""
+        """Returns the metrics by name if a sample is due, otherwise none."""
         now = time.monotonic()
         if now < self._next:
             return {}
-        first = not self._monitors
-        if first:
-            self._monitors = _monitors()
         self._next = now + INTERVAL_SECONDS
-        found: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            found |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
-            monitor.clear_metrics()
-        return {} if first else found  # rates are counted from here on
+        import psutil
+
+        if self._network is None:
+            psutil.cpu_percent()  # the next call gives the load since this one
+            self._network = _network_megabytes()
+            self._gpus = _gpus()
+            return {}
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
+        received, sent = (now - before for now, before in zip(_network_megabytes(), self._network, strict=True))
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / 1e6,
+            "system_memory_usage_percentage": memory.used / memory.total * 100,
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / 1e6,
+            "disk_available_megabytes": disk.free / 1e6,
+            "network_receive_megabytes": received,
+            "network_transmit_megabytes": sent,
+        }
+        for number, gpu in enumerate(self._gpus):
+            values |= {f"gpu_{number}_{name}": value for name, value in _gpu_values(gpu).items()}
+        return {f"system/{name}": round(float(value), 3) for name, value in values.items()}
 
 
-def _monitors() -> list[Any]:
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+def _network_megabytes() -> tuple[float, float]:
+    import psutil
 
-    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    counters = psutil.net_io_counters()
+    return (counters.bytes_recv / 1e6, counters.bytes_sent / 1e6) if counters else (0.0, 0.0)
+
+
+def _gpus() -> list[Any]:
     with suppress(Exception):  # there is no driver, or no GPU; NVML has an error for each reason
-        monitors.append(GPUMonitor())
-    return monitors
+        import pynvml
+
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    return []
+
+
+def _gpu_values(gpu: Any) -> dict[str, float]:
+    """Returns what the GPU tells; not every GPU tells everything."""
+    import pynvml
+
+    values: dict[str, float] = {}
+    with suppress(pynvml.NVMLError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        values["memory_usage_percentage"] = memory.used / memory.total * 100
+        values["memory_usage_megabytes"] = memory.used / 1e6
+    with suppress(pynvml.NVMLError):
+        values["utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
+    with suppress(pynvml.NVMLError):
+        milliwatts = pynvml.nvmlDeviceGetPowerUsage(gpu)
+        values["power_usage_watts"] = milliwatts / 1000
+        values["power_usage_percentage"] = milliwatts / pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) * 100
+    return values

@@ -1,4 +1,4 @@
-"""What a run logs as MLflow takes it: names, texts and numbers within its limits."""
+"""Names, texts and numbers of a run within the limits of MLflow."""
 
 from __future__ import annotations
 
@@ -13,54 +13,57 @@ _TAG_CHARACTERS = 5000
 _KEY_CHARACTERS = 250
 _DIGEST_CHARACTERS = 36
 BATCH_PARAMETERS = 100
-BATCH_METRICS = 500
+BATCH_METRICS = 800  # with 100 parameters and 100 tags, the 1000 entries of one call
 _BATCH_BYTES = 300_000
 
 Metric = tuple[str, float, int, int]  # name, value, time in milliseconds, step
 
 
-def tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags as MLflow takes them."""
-    return {_key(key): text(str(value))[:_TAG_CHARACTERS] for key, value in tags.items()}
+def tag_values(tags: Mapping[str, str]) -> dict[str, str]:
+    """Returns tags as MLflow takes them."""
+    return {_key(key): utf8(str(value))[:_TAG_CHARACTERS] for key, value in tags.items()}
 
 
-def params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow takes them."""
+def param_values(params: Mapping[str, Any]) -> dict[str, str]:
+    """Returns parameters as MLflow takes them: texts as they are, other values as JSON has them."""
     return {_key(key): _value(value)[:_PARAMETER_CHARACTERS] for key, value in params.items()}
 
 
-def metrics(metrics: Iterable[Metric]) -> list[Metric]:
-    """Metrics as MLflow takes them."""
+def metric_values(metrics: Iterable[Metric]) -> list[Metric]:
+    """Returns metrics as MLflow takes them."""
     return [(_key(key), value, time, step) for key, value, time, step in metrics]
 
 
-def dataset(weights: Mapping[str, Any]) -> Any:
-    """Weights as MLflow records a dataset: their source with the whole digest, and a shortened one."""
+def dataset_input(weights: Mapping[str, Any]) -> Any:
+    """Returns weights as MLflow records a dataset: their source with the whole digest, and a shortened one."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = str(weights["source"])
-    local = "/" in source and Path(source).is_absolute()
-    read = Dataset(
-        name=text(Path(source).name if local else source)[:_KEY_CHARACTERS],
+    is_local = "/" in source and Path(source).is_absolute()
+    dataset = Dataset(
+        name=utf8(Path(source).name if is_local else source)[:_KEY_CHARACTERS],
         digest=str(weights["sha256"])[:_DIGEST_CHARACTERS],
-        source_type="local" if local else "hf",
-        source=text(json.dumps(dict(weights))),
+        source_type="local" if is_local else "hf",
+        source=utf8(json.dumps(dict(weights))),
     )
-    return DatasetInput(read, [InputTag("mlflow.data.context", "weights")])
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "weights")])
 
 
-def text(text: str) -> str:
-    r"""Bytes of a path that are not UTF-8, which Python has as lone surrogates and no store takes, become `\udc..`."""
+def utf8(text: str) -> str:
+    r"""Returns a text that every store takes.
+
+    Python holds bytes of a path that are not UTF-8 as lone surrogates; they become `\udc..`.
+    """
     return text.encode(errors="backslashreplace").decode()
 
 
-def batches(items: Iterable[tuple[Any, ...]], most: int) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """`items` in batches that MLflow takes: of at most `most`, and within the size of one request."""
+def batches(items: Iterable[tuple[Any, ...]], limit: int) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Yields `items` in batches of at most `limit`, each within the size of one request."""
     batch: list[tuple[Any, ...]] = []
     size = 0
     for item in items:
         length = len(json.dumps(item))
-        if batch and (len(batch) == most or size + length > _BATCH_BYTES):
+        if batch and (len(batch) == limit or size + length > _BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(item)
@@ -74,5 +77,4 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Text as it is; other values as JSON has them: null, true, 0.5, [1, 2]."""
-    return text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+    return utf8(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))

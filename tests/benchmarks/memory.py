@@ -23,7 +23,7 @@ SHIPPED = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 def measure(folder: Path, profile_name: str, side: int | None, steps: int, device: str) -> dict[str, object]:
     """Make one picture in this process. Sizes are in GiB."""
     from diffuse.checkpoints.weights import Checkpoint
-    from diffuse.config import compose as configuration
+    from diffuse.config.groups import load_group
     from diffuse.device import hardware
     from diffuse.device.allocator import reset_rss_peak, rss_peak
     from diffuse.device.memory import Memory
@@ -32,7 +32,7 @@ def measure(folder: Path, profile_name: str, side: int | None, steps: int, devic
 
     hw = hardware.detect(HardwareConfig(name=device, device=Device[device]))
     hardware.apply(hw)
-    memory = Memory(configuration.load_group("memory_profile")[profile_name], hw)
+    memory = Memory(load_group("memory_profile")[profile_name], hw)
     pipeline = StableDiffusion(Checkpoint.open(folder), memory)
     width, height = (side, side) if side else pipeline.default_size()
     request = GenerationRequest("a cactus on a pink background", "", 1, 1, width, height, steps, 3.0)
@@ -61,12 +61,12 @@ def main() -> None:
     if args.profile:
         print(json.dumps(measure(args.folder, args.profile, args.side, args.steps, args.device)))
         return
-    from diffuse.config import compose as configuration
+    from diffuse.config.groups import load_group
 
     weights = sum(path.stat().st_size for path in args.folder.rglob("*.safetensors")) / (1 << 30)
     print(f"{args.folder.name}: {weights:.3f} GiB of weights, {args.steps} steps")
     print(f"{'profile':12} {'process GiB':>11} {'device GiB':>10} {'seconds':>8}  pixels        on")
-    for name in configuration.load_group("memory_profile"):
+    for name in load_group("memory_profile"):
         if name == "auto":
             continue
         command = [sys.executable, __file__, *sys.argv[1:], "--profile", name]

@@ -22,7 +22,7 @@ from peers import TINY
 from torch import Tensor
 
 from diffuse.checkpoints.weights import Checkpoint
-from diffuse.config import compose as configuration
+from diffuse.config.groups import load_group
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.pipelines.stable_diffusion import StableDiffusion
@@ -34,7 +34,7 @@ PROMPT, SEED, SCALE = "a rocket on a blue background", 1, 3.0
 def ours(options: argparse.Namespace, profile: str, dtype: str) -> harness.Call:
     hw = hardware.detect(HardwareConfig("", Device[options.device], Dtype[dtype], threads=options.threads))
     hardware.apply(hw)
-    memory = Memory(configuration.load_group("memory_profile")[profile], hw)
+    memory = Memory(load_group("memory_profile")[profile], hw)
     pipeline = StableDiffusion(Checkpoint.open(options.source), memory)
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     request = GenerationRequest(PROMPT, "", SEED, 1, options.side, options.side, options.steps, SCALE)

@@ -130,12 +130,13 @@ def empty_store(file: Path) -> None:
 def forgetting(options: argparse.Namespace) -> None:
     """The sweep as it would be if it cost nothing to save a picture."""
     from diffuse.cli import main as cli
-    from diffuse.sweep import jobs
+    from diffuse.sweep.job import Job, JobStatus
+    from diffuse.sweep.runner import JobRunner
 
-    def forget(self: jobs.Jobs, each: jobs.Job, *rest: Any) -> None:
-        self.end(each, jobs.MADE)
+    def forget(self: JobRunner, job: Job, *rest: Any) -> None:
+        self.end_job(job, JobStatus.MADE)
 
-    setattr(jobs.Jobs, "_save", forget)  # noqa: B010
+    setattr(JobRunner, "_save", forget)  # noqa: B010
     cli.main([*command(options, *AXES, "tracking=none")[3:]])
 
 
@@ -143,8 +144,8 @@ def computing(options: argparse.Namespace) -> None:
     """The sweep's pictures by the pipeline alone, in its batches: nothing is saved or recorded."""
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command does
 
-    from diffuse.config import compose as configuration
-    from diffuse.config import request as validation
+    from diffuse.config.compose import compose_config
+    from diffuse.config.request import draft_requests
     from diffuse.run.prepare import prepare
     from diffuse.run.run import compute
 
@@ -152,8 +153,8 @@ def computing(options: argparse.Namespace) -> None:
     for steps in STEPS:
         for seed in SEEDS:
             overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
-            cfg = configuration.compose(overrides)
-            prepared.append(prepare(cfg, validation.drafts(cfg)[0]))
+            cfg = compose_config(overrides)
+            prepared.append(prepare(cfg, draft_requests(cfg)[0]))
     request = prepared[0].request
     size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
     compute(prepared[:1])  # reads the weights

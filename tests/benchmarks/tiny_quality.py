@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_config
+from diffuse.config.request import draft_requests
 from diffuse.run import run
 from diffuse.tiny import data
 
@@ -57,8 +57,8 @@ def main() -> None:
     for seed, (i, j) in enumerate(pairs[: args.count]):
         article = "an" if names[i][0] in "aeiou" else "a"
         prompt = f"prompt={article} {names[i]} on a {colours[j]} background"
-        cfg = configuration.compose([*overrides, f"seed={seed}", prompt])
-        picture = run.generate(cfg, validation.drafts(cfg))[0].frames[0, 0].astype(np.float32)
+        cfg = compose_config([*overrides, f"seed={seed}", prompt])
+        picture = run.generate(cfg, draft_requests(cfg))[0].frames[0, 0].astype(np.float32)
         pictures.append(picture)
         right += int(np.square(palette - background(picture)).sum(axis=1).argmin()) == j
         ranks.append(rank(picture, glyphs, i))

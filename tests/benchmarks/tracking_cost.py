@@ -19,17 +19,18 @@ import psutil
 from PIL import Image
 
 from diffuse import tracking
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.record import record
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import mlflow_store, process
+from diffuse.tracking.store import Store
 
 STEPS = 20
 
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 48
-    params = record.flat(record.resolve(configuration.compose(["seed=1", "prompt=a red apple"])))
+    params = record.flat(record.resolve(compose_config(["seed=1", "prompt=a red apple"])))
     texts = {"record.json": "x" * 9000, "config.yaml": "x" * 3000, "overrides.yaml": "- seed=1\n"}
     metrics = {f"time/{name}_s": 0.1 for name in ("load", "encode", "denoise", "decode", "total")} | {
         "memory/peak_gib": 0.0,
@@ -55,7 +56,7 @@ def main() -> None:
         first = tracking.open_tracker(cfg)
         one(first)
         assert first.close() == []
-        worker = psutil.Process(process.worker().pid)
+        worker = psutil.Process(process.worker(Store.from_config(cfg)).pid)
         print(f"start, import of MLflow and a fresh store: {_cpu(worker):.2f} s in the worker")
 
         before, own = _cpu(worker), time.process_time()
@@ -73,7 +74,7 @@ def main() -> None:
         )
         print(f"close() waited {waited:.2f} s for runs that took no time")
 
-        client = mlflow_store.client(cfg.uri or "")
+        client = mlflow_store.open_client(cfg.uri or "")
         experiment = client.get_experiment_by_name(cfg.experiment).experiment_id
         _naive(client, experiment, params, tags, texts, metrics, picture)  # what is done once is done
         own = time.process_time()

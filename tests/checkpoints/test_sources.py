@@ -19,7 +19,7 @@ from hub_server import MAIN, HubServer, Repository
 from PIL import Image
 
 from diffuse.checkpoints import sources
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.media import files as media
 from diffuse.run import open as opening
 
@@ -132,16 +132,16 @@ def test_several_with_tokenizers_and_what_the_record_says(
 
 def test_what_comes_from_elsewhere_makes_another_pipeline(base: Path, other: Path, tmp_path: Path) -> None:
     words = ["model=sdxl", f"model.source={base}", "hardware=cpu", "prompt=x"]
-    own = opening.open_pipeline(configuration.compose(words)).pipeline
-    mixed = opening.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
-    again = opening.open_pipeline(configuration.compose([*words, f"model.vae.source={other}"]))
+    own = opening.open_pipeline(compose_config(words)).pipeline
+    mixed = opening.open_pipeline(compose_config([*words, f"model.vae.source={other}"]))
+    again = opening.open_pipeline(compose_config([*words, f"model.vae.source={other}"]))
     assert own is not mixed.pipeline is again.pipeline
-    same_but_other = opening.open_pipeline(configuration.compose([*words, f"model.vae.source={base}"])).pipeline
+    same_but_other = opening.open_pipeline(compose_config([*words, f"model.vae.source={base}"])).pipeline
     assert same_but_other is not mixed.pipeline
     # Its own configuration is the one that counts: this one need not be in float32.
     half = [*words, "hardware.dtype=bfloat16", "memory_profile=full_gpu"]
     for more, dtype in (([], "float32"), ([f"model.vae.source={other}"], "bfloat16")):
-        opened = opening.open_pipeline(configuration.compose([*half, *more]))
+        opened = opening.open_pipeline(compose_config([*half, *more]))
         assert opened.pipeline.memory.dtypes["vae"] == dtype
 
 

@@ -30,7 +30,7 @@ from PIL import Image
 
 import diffuse as package
 from diffuse.cli import main as cli
-from diffuse.config import compose as configuration
+from diffuse.config.groups import known_keys
 from diffuse.media import files as media
 
 TINY = Path(package.__file__).parent / "tiny" / "checkpoint"
@@ -85,7 +85,7 @@ def test_help(tmp_path: Path) -> None:
         assert diffuse(*arguments, cwd=tmp_path) == done
     fields = ("prompt", "negative_prompt", "prompt_file", "seed", "num_images", "width", "height")
     for field in (*fields, "num_inference_steps", "guidance_scale", "output.dir", "output.format", "output.quality"):
-        assert field in done.out and field in configuration.known_keys()
+        assert field in done.out and field in known_keys()
     for status in ("0 done", "2 the request is wrong", "1 the run failed"):
         assert status in " ".join(done.out.split())
 

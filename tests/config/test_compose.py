@@ -18,12 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_config
+from diffuse.config.groups import PACKAGE, conf_dir, load_group
+from diffuse.config.quoting import quote_overrides, unquote_overrides
+from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
 from diffuse.media import files as media
-
-PACKAGE = Path(configuration.__file__).parents[1]
 
 # What a command line can hold: no NUL; and pieces that mean something to Hydra, to OmegaConf or to YAML.
 PIECES = [*",'\"\\[]{}()=$!;:#@~+%&|* \n\r\t\x1b\x85\u2028é🚀a1"]
@@ -61,28 +61,28 @@ EXAMPLES = [
 def test_texts_are_taken_to_the_letter(texts: list[str]) -> None:
     keys = ("prompt", "negative_prompt", "prompt_file", "output.name")
     overrides = [f"{key}={text}" for key, text in zip(keys, texts, strict=True)]
-    cfg = configuration.compose(overrides)
+    cfg = compose_config(overrides)
     assert [cfg.prompt, cfg.negative_prompt, cfg.prompt_file, cfg.output.name] == texts
     container: Any = OmegaConf.to_container(cfg, resolve=True)
     assert container["prompt"] == texts[0]
-    assert configuration.typed(configuration.quote(overrides)) == overrides
+    assert unquote_overrides(quote_overrides(overrides)) == overrides
 
 
 @settings(max_examples=120, deadline=None)
 @given(TEXT)
 def test_hydra_reads_the_quoted_text_as_one_value(text: str) -> None:
-    (quoted,) = configuration.quote([f"prompt={text}"])
+    (quoted,) = quote_overrides([f"prompt={text}"])
     parsed = OverridesParser.create().parse_override(quoted)
     assert parsed.key_or_group == "prompt" and not parsed.is_sweep_override()
-    assert configuration.typed([quoted]) == [f"prompt={text}"]
+    assert unquote_overrides([quoted]) == [f"prompt={text}"]
 
 
 @settings(max_examples=40, deadline=None)
 @given(TEXT)
 def test_in_a_sweep_only_an_explicit_one_is_no_text(text: str) -> None:
-    (quoted,) = configuration.quote([f"prompt={text}"], sweep=True)
+    (quoted,) = quote_overrides([f"prompt={text}"], sweep=True)
     if not re.match(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(", text):
-        assert configuration.typed([quoted]) == [f"prompt={text}"]
+        assert unquote_overrides([quoted]) == [f"prompt={text}"]
         assert not OverridesParser.create().parse_override(quoted).is_sweep_override()
 
 
@@ -133,12 +133,12 @@ def test_what_only_looks_like_a_sweep(prompt: str, tmp_path: Path) -> None:
 
 
 def test_paths_are_quoted_and_keep_interpolations() -> None:
-    cfg = configuration.compose(["seed=5", "output.dir=a, (b)/${seed}", "model.source=/x y/[z]", "tracking.uri=null"])
+    cfg = compose_config(["seed=5", "output.dir=a, (b)/${seed}", "model.source=/x y/[z]", "tracking.uri=null"])
     assert (cfg.output.dir, cfg.model.source, cfg.tracking.uri) == ("a, (b)/5", "/x y/[z]", None)
 
 
 def test_numbers_stay_numbers_and_texts_texts() -> None:
-    cfg = configuration.compose(["seed=7", "guidance_scale=2", "prompt=7", "output.name=1e5", "width=null"])
+    cfg = compose_config(["seed=7", "guidance_scale=2", "prompt=7", "output.name=1e5", "width=null"])
     assert (cfg.seed, cfg.guidance_scale, cfg.prompt, cfg.output.name, cfg.width) == (7, 2.0, "7", "1e5", None)
 
 
@@ -155,10 +155,10 @@ def test_numbers_stay_numbers_and_texts_texts() -> None:
 def test_a_file_of_prompts_has_one_a_line(content: str, prompts: list[str], tmp_path: Path) -> None:
     path = tmp_path / "prompts, (a) = [b].txt"
     path.write_text(content, encoding="utf-8", newline="")
-    drafts = validation.drafts(configuration.compose([f"prompt_file={path}"]))
+    drafts = draft_requests(compose_config([f"prompt_file={path}"]))
     assert [draft.prompt for draft in drafts] == prompts
     assert len({draft.seed for draft in drafts}) == len(drafts)  # drawn for each
-    same = validation.drafts(configuration.compose([f"prompt_file={path}", "seed=3"]))
+    same = draft_requests(compose_config([f"prompt_file={path}", "seed=3"]))
     assert {draft.seed for draft in same} == {3}
 
 
@@ -174,7 +174,7 @@ def test_files_without_prompts_are_refused(content: bytes, tmp_path: Path) -> No
 def refused(*overrides: str) -> str:
     """The one line that says why."""
     with pytest.raises(ConfigError) as caught:
-        validation.drafts(configuration.compose(overrides))
+        draft_requests(compose_config(overrides))
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -281,27 +281,28 @@ KEYS = ["seed", "width", "guidance_scale", "model", "output.format", "scheduler"
 @given(key=st.sampled_from(KEYS), value=TEXT)
 def test_nothing_but_a_one_line_error_comes_of_any_override(key: str, value: str) -> None:
     try:
-        validation.drafts(configuration.compose([f"{key}={value}"]))
+        draft_requests(compose_config([f"{key}={value}"]))
     except ConfigError as error:
         assert str(error) and len(str(error).splitlines()) == 1
 
 
 def test_the_commit_of_a_preset_is_that_of_its_own_source() -> None:
-    pinned = configuration.compose(["model=sd21"]).model.revision
+    pinned = compose_config(["model=sd21"]).model.revision
     assert re.fullmatch("[0-9a-f]{40}", pinned)
-    assert configuration.load_group("model")["sd21"].revision == pinned
-    assert configuration.compose(["model=sd21", "model.source=owner/name"]).model.revision is None
-    given_ = configuration.compose(["model=sd21", "model.source=owner/name", f"model.revision={pinned}"])
+    assert load_group("model")["sd21"].revision == pinned
+    assert compose_config(["model=sd21", "model.source=owner/name"]).model.revision is None
+    given_ = compose_config(["model=sd21", "model.source=owner/name", f"model.revision={pinned}"])
     assert given_.model.revision == pinned
-    assert configuration.compose(["model=sd21", "model.revision=main"]).model.revision == "main"
+    assert compose_config(["model=sd21", "model.revision=main"]).model.revision == "main"
 
 
 @pytest.mark.parametrize("packaged", [True, False])
 def test_the_configuration_is_found_in_a_checkout_and_in_a_wheel(packaged: bool, tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "diffuse", ignore=shutil.ignore_patterns("checkpoint", "__pycache__", "conf"))
     conf = tmp_path / ("diffuse/conf" if packaged else "conf")
-    shutil.copytree(configuration.conf_dir(), conf)
-    code = "from diffuse.config import compose as c; print(c.conf_dir()); print(c.compose().model.name)"
+    shutil.copytree(conf_dir(), conf)
+    code = "from diffuse.config.compose import compose_config; from diffuse.config.groups import conf_dir"
+    code += "; print(conf_dir()); print(compose_config().model.name)"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd="/", env=env, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [str(conf), "tiny"], done.stderr

@@ -13,17 +13,18 @@ import yaml
 from command import diffuse
 from omegaconf import OmegaConf
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_config
+from diffuse.config.groups import conf_dir, group_options, load_group
+from diffuse.config.request import draft_requests
 from diffuse.run import open as opening
 from diffuse.schema import Config, GenerationRequest
 
-CONF = configuration.conf_dir()
+CONF = conf_dir()
 HYDRAS = CONF / "hydra"  # launchers and sweepers, see test_launchers.py and test_optuna.py
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path != HYDRAS)
-EVERY = [(group, option) for group in GROUPS for option in configuration.options(group)]
+EVERY = [(group, option) for group in GROUPS for option in group_options(group)]
 OPTIONS = [pair for pair in EVERY if pair != ("model", "auto")]  # see run/test_model_auto.py
-MODELS = sorted(configuration.load_group("model"))
+MODELS = sorted(load_group("model"))
 
 
 def content(group: str, option: str) -> dict[str, Any]:
@@ -40,15 +41,15 @@ def test_there_are_groups() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_makes_a_request(group: str, option: str) -> None:
-    cfg = configuration.compose([f"{group}={option}"])
+    cfg = compose_config([f"{group}={option}"])
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if group != "experiment":
         assert resolved[group]["name"] == option  # and nothing else is called so
     if resolved["suite"] is not None:  # which makes requests of its own, see test_smoke.py
         return
     if resolved["prompt"] is None and "prompt" not in resolved["model"]["request_defaults"]:
-        cfg = configuration.compose([f"{group}={option}", "prompt=a cat"])
-    (draft,) = validation.drafts(cfg)
+        cfg = compose_config([f"{group}={option}", "prompt=a cat"])
+    (draft,) = draft_requests(cfg)
     assert draft.prompt and draft.seed >= 0
 
 
@@ -56,7 +57,7 @@ def test_every_option_composes_and_makes_a_request(group: str, option: str) -> N
 @pytest.mark.parametrize("scheduler", ["ddim", "euler"])
 def test_a_scheduler_that_is_chosen_is_the_one_that_runs(model: str, scheduler: str) -> None:
     """A model may choose its own; the command line still wins."""
-    cfg = configuration.compose([f"model={model}", f"scheduler={scheduler}"])
+    cfg = compose_config([f"model={model}", f"scheduler={scheduler}"])
     assert (cfg.model.name, cfg.scheduler.name) == (model, scheduler)
 
 
@@ -65,7 +66,7 @@ def test_every_key_of_an_option_is_a_field(group: str, option: str) -> None:
     if group == "scheduler":
         assert {"_target_", "name"} <= set(content(group, option))
         return
-    loaded = configuration.load_group(group)[option]
+    loaded = load_group(group)[option]
     assert is_dataclass(loaded)
     assert set(content(group, option)) - {"defaults"} <= {field.name for field in fields(loaded)}
 
@@ -80,10 +81,10 @@ def test_no_field_is_left_out_of_the_main_file() -> None:
 
 @pytest.mark.parametrize("option", MODELS)
 def test_models(option: str) -> None:
-    model = configuration.load_group("model")[option]
+    model = load_group("model")[option]
     family = opening.load_family(model._target_)
     assert {"unet", "vae"} & set(family.components) or "transformer" in family.components
-    assert set(model.min_vram_gib) <= set(configuration.options("memory_profile")) - {"auto"}
+    assert set(model.min_vram_gib) <= set(group_options("memory_profile")) - {"auto"}
     assert model.min_vram_gib["cpu_only"] == 0
     needs = [model.min_vram_gib[name] for name in ("full_gpu", "balanced", "unet_gpu") if name in model.min_vram_gib]
     assert needs == sorted(needs, reverse=True) and all(need > 0 for need in needs)
@@ -92,17 +93,17 @@ def test_models(option: str) -> None:
         assert re.fullmatch("[0-9a-f]{40}", str(model.revision)), "a preset's source is pinned to a commit"
 
 
-@pytest.mark.parametrize("option", configuration.options("scheduler"))
+@pytest.mark.parametrize("option", group_options("scheduler"))
 def test_schedulers(option: str) -> None:
     module, _, name = content("scheduler", option)["_target_"].rpartition(".")
     assert module == f"diffuse.schedulers.{option}"  # whoever changes the one file knows the other
     assert isinstance(getattr(importlib.import_module(module), name), type)
 
 
-@pytest.mark.parametrize("option", configuration.options("memory_profile"))
+@pytest.mark.parametrize("option", group_options("memory_profile"))
 def test_memory_profiles_name_components_that_exist(option: str) -> None:
     components = {"*"}
-    for model in configuration.load_group("model").values():
+    for model in load_group("model").values():
         components |= set(opening.load_family(model._target_).components)
     assert set(content("memory_profile", option).get("on_device", [])) <= components
 
@@ -118,4 +119,4 @@ def test_help_lists_every_option(tmp_path: Path) -> None:
     said = re.sub(r"\|( .*)?\n +", "|", diffuse("--help", cwd=tmp_path).out)  # long lines go on below
     for group in GROUPS:
         line = next(line for line in said.splitlines() if line.strip().startswith(f"{group}="))
-        assert line.split()[0] == f"{group}=" + "|".join(configuration.options(group))
+        assert line.split()[0] == f"{group}=" + "|".join(group_options(group))

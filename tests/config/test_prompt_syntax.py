@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from picture_parity import refused
 
-from diffuse.config.prompt_syntax import Part, parse
+from diffuse.config.prompt_syntax import Part, parse_prompt
 from diffuse.errors import ConfigError
 
 EXAMPLES: dict[str, list[tuple[str, float]]] = {
@@ -43,7 +43,7 @@ EXAMPLES: dict[str, list[tuple[str, float]]] = {
 
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_examples(text: str) -> None:
-    parts = parse(text)
+    parts = parse_prompt(text)
     assert [part.text for part in parts] == [piece for piece, _ in EXAMPLES[text]]
     assert [part.weight for part in parts] == pytest.approx([weight for _, weight in EXAMPLES[text]])
 
@@ -72,7 +72,7 @@ REFUSED = {
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: ascii(text[:20]))
 def test_mistakes_are_one_line(text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse(text, "negative_prompt")
+        parse_prompt(text, "negative_prompt")
     assert REFUSED[text] in str(error.value)
     assert str(error.value).startswith("negative_prompt: ")
     assert str(error.value).isprintable()
@@ -88,7 +88,7 @@ texts = st.text(max_size=12) | st.text(alphabet="ab ,:\\()[]1.", max_size=12)
 @given(texts)
 @example("\\" * 5 + "(")
 def test_escaped_text_comes_back(text: str) -> None:
-    assert parse(escaped(text)) == ([Part(text, 1.0)] if text else [])
+    assert parse_prompt(escaped(text)) == ([Part(text, 1.0)] if text else [])
 
 
 weights = st.floats(-4, 4).map(lambda weight: round(weight, 3))
@@ -123,7 +123,7 @@ def weighed(tree: Any, weight: float = 1.0) -> list[tuple[str, float]]:
 @given(st.lists(trees, max_size=4))
 def test_brackets_within_brackets_multiply(trees: list[Any]) -> None:
     expected = [pair for tree in trees for pair in weighed(tree)]
-    parts = parse("".join(map(written, trees)))
+    parts = parse_prompt("".join(map(written, trees)))
     assert "".join(part.text for part in parts) == "".join(c for c, _ in expected)
     found = [part.weight for part in parts for _ in part.text]
     assert found == pytest.approx([weight for _, weight in expected])
@@ -134,7 +134,7 @@ def test_brackets_within_brackets_multiply(trees: list[Any]) -> None:
 @given(st.text(max_size=40) | st.text(alphabet="a1.:()[]\\- e", max_size=40))
 def test_any_text_is_read_or_refused_in_a_line(text: str) -> None:
     try:
-        parts = parse(text)
+        parts = parse_prompt(text)
     except ConfigError as error:
         assert str(error).isprintable() and len(str(error)) < 250
     else:
@@ -144,9 +144,9 @@ def test_any_text_is_read_or_refused_in_a_line(text: str) -> None:
 
 
 def test_long_texts_take_little_time() -> None:
-    assert len(parse("(a:1.1) b " * 5_000)) == 10_000
-    assert parse("[" * 2000 + "a" + "]" * 2000)[0].weight == pytest.approx(1.1**-2000)
-    assert parse(":" * 100_000) == [Part(":" * 100_000, 1.0)]
+    assert len(parse_prompt("(a:1.1) b " * 5_000)) == 10_000
+    assert parse_prompt("[" * 2000 + "a" + "]" * 2000)[0].weight == pytest.approx(1.1**-2000)
+    assert parse_prompt(":" * 100_000) == [Part(":" * 100_000, 1.0)]
 
 
 # By the command

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_config
+from diffuse.config.request import draft_requests
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
@@ -105,15 +105,15 @@ def test_a_picture_is_the_same_within_two_levels(tmp_path: Path) -> None:
     for compile in ("none", "regional"):
         words = ("model=sd21", f"model.source={folder}", "hardware=cpu", "hardware.threads=1", "tracking=none")
         words += ("prompt=a cat", "seed=1", "num_inference_steps=2", "width=16", "height=16")
-        cfg = configuration.compose([*words, f"hardware.compile={compile}"])
-        made[compile] = run.generate(cfg, validation.drafts(cfg))[0]
+        cfg = compose_config([*words, f"hardware.compile={compile}"])
+        made[compile] = run.generate(cfg, draft_requests(cfg))[0]
         assert made[compile].record["hardware"]["compile"] == compile
         assert made[compile].record["config"]["hardware"]["compile"] == compile
     assert 0 < compiled() < 8
     plain, other = (one.frames.astype(int) for one in made.values())
     assert plain.std() > 5 and np.abs(plain - other).max() <= 2
     before = compiled()
-    run.generate(cfg, validation.drafts(cfg))
+    run.generate(cfg, draft_requests(cfg))
     assert compiled() == before
 
 
@@ -123,7 +123,7 @@ def test_compiling_is_part_of_what_a_pipeline_is_kept_by() -> None:
 
 def test_an_unknown_way_to_compile_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"none.*regional"):
-        configuration.compose(["hardware.compile=fast"])
+        compose_config(["hardware.compile=fast"])
 
 
 def compiling_with(compiler: Path, folder: Path) -> command.Done:
@@ -152,7 +152,7 @@ def test_what_the_compiler_cannot_do_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_card_compiled_blocks_agree_with_plain_ones() -> None:
-    hw = hardware.detect(configuration.compose(["hardware=cuda", "hardware.compile=regional"]).hardware)
+    hw = hardware.detect(compose_config(["hardware=cuda", "hardware.compile=regional"]).hardware)
     hardware.apply(hw)
     memory = Memory(replace(PROFILE, half=False), hw)
     memory.add("unet", blocks)

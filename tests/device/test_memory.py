@@ -17,13 +17,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from diffuse.config import compose as configuration
+from diffuse.config.groups import conf_dir, load_group
 from diffuse.device import memory as memory_profile
 from diffuse.device.allocator import Allocator
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
 from diffuse.errors import ConfigError, RunError
-from diffuse.schema import Cleanup, Determinism, Dtype, Guidance, MemoryProfileConfig
+from diffuse.schema import Cleanup, Determinism, Dtype, GuidanceMode, MemoryProfileConfig
 
 ALL = ["*"]
 FULL = MemoryProfileConfig(name="full_gpu", on_device=ALL, batch_size=4)
@@ -33,11 +33,11 @@ UNET = MemoryProfileConfig(
     on_device=["unet"],
     cleanup=Cleanup.phases,
     cleanup_every=10,
-    guidance=Guidance.sequential,
+    guidance=GuidanceMode.sequential,
     tiled_decode=True,
     max_side=1024,
 )
-CPU = MemoryProfileConfig(name="cpu_only", half=False, guidance=Guidance.sequential, max_side=768)
+CPU = MemoryProfileConfig(name="cpu_only", half=False, guidance=GuidanceMode.sequential, max_side=768)
 PROFILES = {"auto": MemoryProfileConfig(name="auto"), **{p.name: p for p in (FULL, BALANCED, UNET, CPU)}}
 NEEDS = {"full_gpu": 16.0, "balanced": 10.0, "unet_gpu": 6.0, "cpu_only": 0.0}
 
@@ -239,7 +239,7 @@ def test_strict_runs_are_unbatched() -> None:
     ("side", "together"), [(1536, 4), (1024, 9), (768, 16), (64, 16), (4096, 1)], ids=lambda value: str(value)
 )
 def test_smaller_pictures_are_made_more_at_once(side: int, together: int) -> None:
-    full = configuration.load_group("memory_profile")["full_gpu"]
+    full = load_group("memory_profile")["full_gpu"]
     assert full.together(side, side) == together
     assert replace(full, batch_size=3).together(side, side) == 3, "what is given is obeyed"
 
@@ -470,12 +470,12 @@ def test_the_lighter_profile() -> None:
 
 def test_the_profiles_that_ship() -> None:
     """Their names and thresholds are a contract; the components they name exist in Stable Diffusion."""
-    shipped: dict[str, MemoryProfileConfig] = configuration.load_group("memory_profile")
+    shipped: dict[str, MemoryProfileConfig] = load_group("memory_profile")
     table = {
-        "full_gpu": (["*"], True, Guidance.batched, Cleanup.none, 0, 1536),
-        "balanced": (["unet", "vae"], True, Guidance.batched, Cleanup.phases, 0, 1024),
-        "unet_gpu": (["unet"], True, Guidance.sequential, Cleanup.phases, 10, 1024),
-        "cpu_only": ([], False, Guidance.sequential, Cleanup.none, 0, 768),
+        "full_gpu": (["*"], True, GuidanceMode.batched, Cleanup.none, 0, 1536),
+        "balanced": (["unet", "vae"], True, GuidanceMode.batched, Cleanup.phases, 0, 1024),
+        "unet_gpu": (["unet"], True, GuidanceMode.sequential, Cleanup.phases, 10, 1024),
+        "cpu_only": ([], False, GuidanceMode.sequential, Cleanup.none, 0, 768),
     }
     for name, (on_device, half, guidance, cleanup, every, side) in table.items():
         p = shipped[name]
@@ -483,7 +483,7 @@ def test_the_profiles_that_ship() -> None:
         assert (p.cleanup, p.cleanup_every, p.max_side) == (cleanup, every, side)
         memory_of(p, Hardware("cpu"))[0].check()
     assert {*shipped} == {"auto", *table}
-    needs = OmegaConf.load(configuration.conf_dir() / "model" / "sd21.yaml").min_vram_gib
+    needs = OmegaConf.load(conf_dir() / "model" / "sd21.yaml").min_vram_gib
     assert (needs.full_gpu, needs.unet_gpu, needs.cpu_only) == (4, 3, 0)
     for free, expected in ((4.0, "full_gpu"), (3.2, "unet_gpu"), (2.0, "cpu_only")):
         assert memory_profile.fitting(shipped, needs, Hardware("cuda", vram_free_gib=free)).name == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffuse.config.compose import load_group
+from diffuse.config.groups import load_group
 from diffuse.pipelines.components import Role, with_role
 from diffuse.run.open import load_family
 from diffuse.schema import COMPONENTS

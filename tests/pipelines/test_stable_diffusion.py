@@ -11,7 +11,7 @@ import torch
 
 import diffuse
 from diffuse.checkpoints.weights import Checkpoint
-from diffuse.config import compose as configuration
+from diffuse.config.groups import load_group
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.errors import ConfigError, RunError
@@ -78,7 +78,7 @@ def test_alone_and_in_a_batch(deterministic: Determinism, tolerance: int) -> Non
 
 
 def test_every_profile_gives_the_same_picture() -> None:
-    profiles = configuration.load_group("memory_profile")
+    profiles = load_group("memory_profile")
     for deterministic, tolerance in ((Determinism.strict, 0), (Determinism.relaxed, 2)):
         pictures = [make(pipeline(profiles[name], deterministic=deterministic)).frames[:, 0] for name in PROFILES]
         for picture in pictures[1:]:

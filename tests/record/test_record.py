@@ -28,8 +28,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import diffuse
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_config
+from diffuse.config.groups import conf_dir
+from diffuse.config.request import draft_requests
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 from diffuse.record import record
@@ -88,7 +89,7 @@ def test_the_request_and_the_overrides(made: dict[str, Any]) -> None:
 
 
 def test_the_configuration_is_whole_and_resolved(made: dict[str, Any]) -> None:
-    composed = OmegaConf.to_container(configuration.compose(SMOKE))
+    composed = OmegaConf.to_container(compose_config(SMOKE))
     assert isinstance(composed, dict)
     for group in ("model", "refiner"):  # a component that is the checkpoint's own is not said
         assert {source for name in COMPONENTS for source in composed[group].pop(name).values()} == {None}
@@ -167,8 +168,8 @@ def test_a_drawn_seed_is_recorded_everywhere(tmp_path: Path) -> None:
 
 def test_the_configuration_in_a_picture_makes_its_pixels_again(pictures: list[Path], tmp_path: Path) -> None:
     recorded = media.read_record(pictures[0])
-    cfg = OmegaConf.merge(configuration.compose(), OmegaConf.create(recorded["config"]))
-    (generation,) = run.generate(cfg, validation.drafts(cfg))
+    cfg = OmegaConf.merge(compose_config(), OmegaConf.create(recorded["config"]))
+    (generation,) = run.generate(cfg, draft_requests(cfg))
     for image, path in zip(generation.frames[:, 0], pictures, strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
 
@@ -251,7 +252,7 @@ def checkout(tmp_path: Path) -> tuple[Path, Callable[..., Any]]:
     """A checkout of the package in a repository of its own, and `git` in it."""
     root = tmp_path / "checkout"
     shutil.copytree(PACKAGE, root / "diffuse", ignore=shutil.ignore_patterns("checkpoint", "__pycache__", "conf"))
-    shutil.copytree(configuration.conf_dir(), root / "conf")
+    shutil.copytree(conf_dir(), root / "conf")
 
     def git(*arguments: str) -> str:
         named = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]

@@ -18,7 +18,7 @@ from command import Done, diffuse
 from PIL import Image, PngImagePlugin
 
 import diffuse as package
-from diffuse.config import compose as configuration
+from diffuse.config.compose import config_from_data
 from diffuse.media import files as media
 from diffuse.media.images import read_picture
 from diffuse.media.pixels import pixels_sha256, psnr
@@ -565,7 +565,7 @@ def test_what_cannot_be_asked(arguments: tuple[str, ...], said: str, picture: Pa
 
 def test_text_of_a_record_is_text_to_the_configuration() -> None:
     texts = ["${oc.env:HOME}", "\\${x}", "a\\\\${b}", "$", "{}", "${"]
-    cfg = configuration.from_data({"prompt": "x", "model": {"request_defaults": {"list": texts}}})
+    cfg = config_from_data({"prompt": "x", "model": {"request_defaults": {"list": texts}}})
     assert list(cfg.model.request_defaults.list) == texts
     for text in [*texts, "???"]:
-        assert configuration.from_data({"prompt": text}).prompt == text
+        assert config_from_data({"prompt": text}).prompt == text

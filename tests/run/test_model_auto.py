@@ -16,7 +16,8 @@ from hub_server import HubServer, Repository
 from picture_parity import PROMPT, STEPS, assert_same
 
 import diffuse as package
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
+from diffuse.config.groups import group_options, load_group
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.media import files as media
 from diffuse.run import model_auto
@@ -70,15 +71,15 @@ def index(folder: Path, **entries: Any) -> Path:
 def test_families(entries: dict[str, Any], option: str, tmp_path: Path) -> None:
     folder = index(tmp_path / "c", **entries)
     auto = model_auto.compose_model(["model=auto", f"model.source={folder}", "prompt=x"])
-    named = configuration.compose([f"model={option}", f"model.source={folder}", "prompt=x"])
+    named = compose_config([f"model={option}", f"model.source={folder}", "prompt=x"])
     assert (auto.model, auto.scheduler) == (named.model, named.scheduler)
     assert auto.model._target_ and auto.model.revision is None
 
 
 def test_it_stands_for_options_that_exist() -> None:
     named = {*model_auto._FAMILIES.values(), *model_auto._REFINERS.values()}
-    assert named <= set(configuration.load_group("model"))
-    assert "auto" in configuration.options("model") and "auto" not in configuration.load_group("model")
+    assert named <= set(load_group("model"))
+    assert "auto" in group_options("model") and "auto" not in load_group("model")
 
 
 def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from junitparser import Failure, JUnitXml
 from PIL import Image
 
 import diffuse as package
-from diffuse.config import compose as configuration
-from diffuse.config import request as validation
+from diffuse.config.compose import compose_config
+from diffuse.config.groups import TINY, group_options, load_group
+from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
@@ -76,11 +77,11 @@ def test_the_junit_file_says_the_same(smoked: tuple[Done, Path]) -> None:
 
 def test_every_family_scheduler_and_way_of_starting_is_there() -> None:
     said = [" ".join(case.overrides) for case in cases.cases()]
-    targets = {model._target_ for model in configuration.load_group("model").values()}
+    targets = {model._target_ for model in load_group("model").values()}
     models = {re.search(r"model=(\w+)", line)[1] for line in said}  # type: ignore[index]
-    presets = configuration.load_group("model")
+    presets = load_group("model")
     assert {presets[model]._target_ for model in models if model != "auto"} == targets
-    for name in configuration.options("scheduler"):
+    for name in group_options("scheduler"):
         assert any(f"scheduler={name}" in line for line in said)
     for words in ("refiner=sdxl", "input_image=", "mask_image=", "num_images=2", "model=auto", "{sd_inpaint}"):
         assert any(words in line for line in said), words
@@ -163,7 +164,7 @@ def on_tiny(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndar
 
     def decode(self: LatentDiffusion, latents: torch.Tensor) -> np.ndarray:
         frames = original(self, latents)
-        is_shipped = str(self.checkpoint.source) == str(configuration.TINY)
+        is_shipped = str(self.checkpoint.source) == str(TINY)
         return change(frames[:, 0])[:, None] if is_shipped else frames
 
     return decode
@@ -228,7 +229,7 @@ def test_a_case_without_a_recorded_picture(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.fixture
 def made(inputs: dict[str, str], tmp_path: Path) -> Generation:
-    cfg = configuration.compose(["experiment=smoke", f"output.dir={tmp_path / 'out'}"])
+    cfg = compose_config(["experiment=smoke", f"output.dir={tmp_path / 'out'}"])
     return suite.make(TEXT_TO_IMAGE, cfg, (), inputs)
 
 
@@ -303,7 +304,7 @@ def test_the_distilled_denoiser_is_told_the_scale(inputs: dict[str, str]) -> Non
     own = [override.format_map(inputs) for override in case.overrides]
     pictures = []
     for scale in ("guidance_scale=8", "guidance_scale=2"):
-        cfg = configuration.compose([*own, scale, "hardware=cpu", "hardware.threads=1"])
-        (made,) = run.generate(cfg, validation.drafts(cfg))
+        cfg = compose_config([*own, scale, "hardware=cpu", "hardware.threads=1"])
+        (made,) = run.generate(cfg, draft_requests(cfg))
         pictures.append(made.frames[:, 0])
     assert not np.array_equal(*pictures)

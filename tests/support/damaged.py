@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffuse.config.compose import TINY
+from diffuse.config.groups import TINY
 
 
 def damaged(folder: Path) -> Path:

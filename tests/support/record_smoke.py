@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from diffuse.config import compose as configuration
+from diffuse.config.compose import compose_config
 from diffuse.smoke import cases, reference, suite
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         for path in reference.FOLDER.glob("*.png"):
             path.unlink()
     with tempfile.TemporaryDirectory() as folder:
-        cfg = configuration.compose(["experiment=smoke", f"output.dir={folder}/out"])
+        cfg = compose_config(["experiment=smoke", f"output.dir={folder}/out"])
         inputs = suite.write_inputs(Path(folder))
         for case in cases.cases():
             made = suite.make(case, cfg, (), inputs)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffuse.config import objective
-from diffuse.config.compose import PACKAGE
+from diffuse.config.groups import PACKAGE
 from diffuse.media.images import PictureInput
 
 REFERENCE = PACKAGE / "tiny" / "cactus_100_steps.png"
@@ -99,6 +99,6 @@ def test_a_run_by_itself_records_how_near_it_is(tmp_path: Path) -> None:
 def test_psnr() -> None:
     grey = np.full((1, 8, 8, 3), 100, np.uint8)
     reference = PictureInput(grey[0] + 10, "")
-    assert objective.quality(grey, reference) == {"quality/psnr": pytest.approx(10 * np.log10(255**2 / 100))}
-    assert objective.quality(grey, PictureInput(grey[0], "")) == {"quality/psnr": 100.0}
-    assert objective.quality(grey, None) == {}
+    assert objective.reference_quality(grey, reference) == {"quality/psnr": pytest.approx(10 * np.log10(255**2 / 100))}
+    assert objective.reference_quality(grey, PictureInput(grey[0], "")) == {"quality/psnr": 100.0}
+    assert objective.reference_quality(grey, None) == {}

@@ -169,13 +169,13 @@ def assert_sync_reports_what_is_left(cfg: TrackingConfig) -> None:
 
 def test_the_same_weights_from_many_at_the_same_moment(server: MlflowServer, tmp_path: Path) -> None:
     """Whoever comes second finds them recorded, though they were not when it looked."""
-    store = Store.of(settings(server, tmp_path))
+    store = Store.from_config(settings(server, tmp_path))
     connection = mlflow_store.Connection(store)
     experiment = connection.experiment(store)
     stored = [connection.create(experiment, f"run {number}", 1, {}) for number in range(8)]
     together = threading.Barrier(len(stored))
 
-    def log(run: mlflow_store.Stored) -> None:
+    def log(run: mlflow_store.StoredRun) -> None:
         for digest in range(3):
             together.wait(60)
             connection.log_weights(run, {"source": "w", "sha256": f"{digest}" * 64})

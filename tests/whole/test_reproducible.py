@@ -14,7 +14,7 @@ import pytest
 from command import diffuse, finished, start
 from PIL import Image
 
-from diffuse.config import compose as configuration
+from diffuse.config.groups import group_options
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 
@@ -22,7 +22,7 @@ REQUEST = ("prompt=a cactus on a pink background", "num_inference_steps=2", "har
 STRICT = "hardware.deterministic=strict"
 RELAXED = "hardware.deterministic=relaxed"
 LEVELS = {STRICT: 0, RELAXED: 2}  # how far apart pixels may be, of 255
-PROFILES = [name for name in configuration.options("memory_profile") if name != "auto"]
+PROFILES = [name for name in group_options("memory_profile") if name != "auto"]
 
 Make = Callable[..., list[np.ndarray]]
 

@@ -172,8 +172,12 @@ class CLIPTextModel(nn.Module):
             Linear(config.hidden_size, config.projection_dim, bias=False) if config.projected else None
         )
 
-    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
-        """Token ids `[B, T]` (int64) -> see `CLIPTextOutput`. The pooled state is the end token's."""
+    def forward(self, input_ids: Tensor, skipped_layers: int = 0) -> CLIPTextOutput:
+        """Token ids `[B, T]` (int64) -> see `CLIPTextOutput`. The pooled state is the end token's.
+
+        Without the last `skipped_layers` layers the states are as of a shorter encoder, with the same final norm; the
+        pooled state is always that of all layers.
+        """
         last, states = self.text_model(input_ids)
         if self.config.eos_token_id == 2:
             # Published with a wrong end token: there it is the largest id of the vocabulary.
@@ -181,6 +185,9 @@ class CLIPTextModel(nn.Module):
         else:
             end = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)
         pooled = last[torch.arange(last.shape[0], device=last.device), end]  # [B, D]
+        if skipped_layers:
+            states = states[:-skipped_layers]
+            last = self.text_model.final_layer_norm(states[-1])
         return CLIPTextOutput(last, states, pooled if self.text_projection is None else self.text_projection(pooled))
 
 

@@ -1,96 +1,107 @@
-"""Launchers that know nothing of `Jobs`: Hydra's own, and whatever else is installed. They are given the jobs that are
-missing, each of them makes its job by `task`, and what that says of it is what the sweep goes by."""
+"""Launchers that know nothing of this package: Hydra's own, and whatever else is installed.
+
+They get the jobs that are missing, and run each by `run_job`, Hydra's task function, whose result ends the job here.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from diffuse import sweep
 from diffuse.errors import RunError
-from diffuse.sweep import start
-from diffuse.sweep.jobs import FAILED, LEFT, Job, Jobs
-from diffuse.sweep.launcher import SweepLauncher, making, working
-from diffuse.sweep.launchers.work import Done, Ended, ended, sendable
+from diffuse.sweep.claim import current_claim, watch_claim
+from diffuse.sweep.folder import SWEEP_FILE, read_sweep
+from diffuse.sweep.job import Job, JobStatus
+from diffuse.sweep.launcher import SweepLauncher, current_runner
+from diffuse.sweep.launchers.worker import JobResult, TaskResult, job_result, picklable_error
+from diffuse.sweep.runner import JobRunner
 
-KINDS: dict[str, type[Launcher]] = {}  # by the name that the configuration has for each
 
+class ForeignLauncher(SweepLauncher):
+    """Stands in for a launcher, which it calls for the missing jobs alone."""
 
-class Foreign(SweepLauncher):
-    """Stands before such a launcher."""
-
-    calls_back = True
+    classes: ClassVar[dict[str, type[Launcher]]] = {}  # by the name that a configuration has for each
+    calls_job_callbacks = True
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's. The inner one composes for itself, with Hydra's own part."""
-        self.inner = KINDS[config.hydra.launcher._target_](**self.settings)
-        own = HydraContext(hydra_context.config_loader, hydra_context.callbacks)
-        self.inner.setup(hydra_context=own, task_function=task_function, config=config)
+        """Sets the launcher up for Hydra. The inner one composes jobs itself, with Hydra's own part."""
+        target = config.hydra.launcher._target_
+        self.is_basic = target.endswith(".BasicLauncher")
+        self.inner = self.classes[target](**self.settings)
+        inner_context = HydraContext(hydra_context.config_loader, hydra_context.callbacks)
+        self.inner.setup(hydra_context=inner_context, task_function=task_function, config=config)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Hydra's: what each job returned, in their order."""
-        making().elsewhere = self._make
-        return super().launch(job_overrides, initial_job_idx)
-
-    def _make(self, jobs: Jobs, missing: Sequence[Job]) -> None:
-        # Hydra's own makes one after the other in any case, and so what is done is known meanwhile.
-        size = 1 if isinstance(self.inner, BasicLauncher) else len(missing)
-        for place in range(0, len(missing), size):
-            jobs.interruption.check()
-            some = missing[place : place + size]
-            if jobs.full:
-                for job in some:
-                    jobs.end(job, LEFT)
+    def dispatch(self, runner: JobRunner, missing: Sequence[Job]) -> None:
+        """See `SweepLauncher`."""
+        # Hydra's own makes one job after the other in any case; given one at a time, each result is known at once.
+        size = 1 if self.is_basic else len(missing)
+        for start in range(0, len(missing), size):
+            runner.interruption.check()
+            jobs = missing[start : start + size]
+            if runner.disk_error:
+                for job in jobs:
+                    runner.end_job(job, JobStatus.LEFT)
                 continue
-            returned = self.inner.launch([job.lines for job in some], some[0].number)
-            for job, came in zip(some, returned, strict=True):
-                _end(jobs, job, came._return_value)
+            returned = self.inner.launch([job.overrides for job in jobs], jobs[0].number)
+            for job, job_return in zip(jobs, returned, strict=True):
+                _end_job(runner, job, _task_result(job_return))
 
 
-def _end(jobs: Jobs, job: Job, came: Any) -> None:
-    if not isinstance(came, Done):  # the launcher's own failure
-        error = came if isinstance(came, Exception) else RunError(f"its process said {came!r}, and not what it made")
-        came = Done([Ended(FAILED, error, [], {})], [])
-    for warning in came.warnings:
-        jobs.told.warnings.setdefault(warning)
-    (one,) = came.jobs
-    job.paths, job.metrics = one.paths, one.metrics
-    jobs.end(job, one.status, one.error)
+def _task_result(job_return: JobReturn) -> TaskResult:
+    """Returns what `run_job` returned, or the launcher's own failure as the job's."""
+    try:
+        with redirect_stderr(io.StringIO()):  # where Hydra names the job, before it raises the error
+            value = job_return.return_value
+    except Exception as error:
+        return TaskResult([JobResult(JobStatus.FAILED, error)], [])
+    if isinstance(value, TaskResult):
+        return value
+    failure = value if isinstance(value, Exception) else RunError(f"its process returned {value!r}, and no result")
+    return TaskResult([JobResult(JobStatus.FAILED, failure)], [])
 
 
-def task(cfg: DictConfig) -> Done:
-    """One job, in whatever process: Hydra's task function. If it fails, that is what it returns."""
-    here = working()
+def _end_job(runner: JobRunner, job: Job, result: TaskResult) -> None:
+    for warning in result.warnings:
+        runner.callbacks.warnings.setdefault(warning)
+    (ended,) = result.jobs
+    job.paths, job.metrics = ended.paths, ended.metrics
+    runner.end_job(job, ended.status, ended.error)
+
+
+def run_job(cfg: DictConfig) -> TaskResult:
+    """Runs one job in whatever process: Hydra's task function. Returns the result also where the job fails."""
+    outer = current_runner()  # of this process, where the launcher starts no others
     try:
         hydra = HydraConfig.get()
         folder = Path(hydra.sweep.dir)
-        of = sweep.read(folder)
-        if of is None:
-            raise RunError(f"{folder / sweep.FILE} cannot be read: every process needs the folder of the sweep")
-        jobs = Jobs(of, cfg.tracking, lambda lines: cfg, None if here is None else here.interruption)
-        away = start.followed(folder, start.current(folder), jobs.interruption) if here is None else nullcontext()
+        sweep = read_sweep(folder)
+        if sweep is None:
+            raise RunError(f"{folder / SWEEP_FILE} cannot be read: every process needs the folder of the sweep")
+        interruption = None if outer is None else outer.interruption
+        runner = JobRunner(sweep, cfg.tracking, lambda overrides: cfg, interruption)
+        watch = watch_claim(folder, current_claim(folder), runner.interruption) if outer is None else nullcontext()
         try:
-            with away:
-                made = jobs.make([list(hydra.overrides.task)], hydra.job.num)
+            with watch:
+                jobs = runner.run_overrides([list(hydra.overrides.task)], hydra.job.num)
         finally:
-            warnings = jobs.close()
+            warnings = runner.close()
     except KeyboardInterrupt:
-        if here is not None:
+        if outer is not None:
             raise
-        return Done([Ended(LEFT, None, [], {})], [])
+        return TaskResult([JobResult(JobStatus.LEFT)], [])
     except Exception as error:
-        return Done([Ended(FAILED, sendable(error), [], {})], [])
-    return Done([ended(each) for each in made], [*jobs.told.warnings, *warnings])
+        return TaskResult([JobResult(JobStatus.FAILED, picklable_error(error))], [])
+    return TaskResult([job_result(job) for job in jobs], [*runner.callbacks.warnings, *warnings])

@@ -1,4 +1,4 @@
-"""Workers that are processes on this machine, started by joblib's loky: one for each card, or for each core."""
+"""Workers that are processes on this machine, started by joblib's loky: one for each GPU, or for each core."""
 
 from __future__ import annotations
 
@@ -7,84 +7,78 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from typing import Any
 
 from diffuse.device import hardware
 from diffuse.schema import Device
-from diffuse.sweep.launchers.require import require
-from diffuse.sweep.launchers.spread import Pool, Spread
-from diffuse.sweep.launchers.work import Done, Task, Told, leave, work
-
-_LOOK_S = 0.5  # how often to see whether Ctrl-C was pressed
-_LEAVE_S = 60  # for a worker to record what it has made
+from diffuse.sweep.launchers.pool import CLOSE_S, POLL_S, Pool, PoolLauncher, WorkerDied
+from diffuse.sweep.launchers.worker import SweepContext, Task, TaskResult, leave_sweep, run_task
 
 
-class JoblibLauncher(Spread):
-    """`hydra/launcher=joblib`: `n_jobs` workers, or where it is null one a card, or one a core where there is none."""
+class JoblibLauncher(PoolLauncher):
+    """`hydra/launcher=joblib`: `n_jobs` workers; where it is null one for each GPU, or for each core without a GPU."""
 
-    def require(self) -> None:
-        """See `Spread`."""
-        require("joblib", extra="joblib", wanted="hydra/launcher=joblib")
+    option = package = extra = "joblib"
 
     @property
-    def cards(self) -> list[str]:
-        """By UUID: numbers of CUDA's are not NVML's."""
-        accelerated = self.config.hardware.device in (Device.auto, Device.cuda)
-        return [card.uuid for card in hardware.visible_gpus()] if accelerated else []
+    def gpus(self) -> list[str]:
+        """The UUIDs of the GPUs; CUDA and NVML number them differently."""
+        uses_gpu = self.config.hardware.device in (Device.auto, Device.cuda)
+        return [gpu.uuid for gpu in hardware.visible_gpus()] if uses_gpu else []
 
     @property
     def workers(self) -> int:
-        """How many there are to be."""
-        return self.settings["n_jobs"] or len(self.cards) or _cores()
+        """The number of workers."""
+        return self.settings["n_jobs"] or len(self.gpus) or _cores()
 
     @property
     def threads(self) -> int:
-        """See `Spread`."""
+        """See `PoolLauncher`."""
         return max(1, _cores() // self.workers)
 
-    def open_pool(self, told: Told) -> Pool:
-        """See `Spread`."""
-        return Processes(told, [shared_out(self.cards, worker) for worker in range(self.workers)])
-
-
-def shared_out(cards: Sequence[str], worker: int) -> dict[str, str]:
-    """The environment of a worker, which shows it one of the cards."""
-    return {"CUDA_VISIBLE_DEVICES": cards[worker % len(cards)]} if cards else {}
-
-
-def _stay() -> None:
-    """Has a process of loky's live as long as the one that started it, and end with it, however that ends.
-
-    By itself it ends, with all that it has loaded, when it has grown since its first task, as one does whose next model
-    is larger; and waits for ever, with its card, for one that was killed.
-    """
-    from joblib.externals.loky import process_executor
-
-    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    threading.Thread(target=_end_with, args=(os.getppid(),), name="diffuse-parent", daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_S)
-    os._exit(1)
+    def open_pool(self, context: SweepContext) -> Pool:
+        """See `PoolLauncher`."""
+        gpus = self.gpus
+        environments = [
+            {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if gpus else {} for worker in range(self.workers)
+        ]
+        return ProcessPool(context, environments)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Processes(Pool):
-    """Each worker has an executor of its own: loky ends all processes of an executor when one of them dies."""
+def _initialize() -> None:
+    """Makes a process of loky's live exactly as long as its parent.
 
-    def __init__(self, told: Told, environments: Sequence[Mapping[str, str]]) -> None:
-        self.told = told
+    By default it ends, with its models, when it has grown by 300 MB since its first task, as it does with the next
+    larger model. And it would wait for ever, with its GPU, for a parent that was killed.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # private: see docs/private-interfaces.md
+    threading.Thread(target=_exit_with, args=(os.getppid(),), name="diffuse-parent", daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os._exit(1)
+
+
+class ProcessPool(Pool):
+    """One executor for each worker: loky ends all processes of an executor when one of them dies."""
+
+    def __init__(self, context: SweepContext, environments: Sequence[Mapping[str, str]]) -> None:
+        super().__init__()
+        self.context = context
         self.environments = environments
         self.executors: list[Any] = [None] * len(environments)
-        self.running: dict[Future[Done], tuple[int, Task]] = {}
+        self.workers: dict[Future[TaskResult], int] = {}  # of running tasks
 
     @property
     def size(self) -> int:
@@ -92,58 +86,55 @@ class Processes(Pool):
         return len(self.environments)
 
     @property
-    def busy(self) -> bool:
-        """See `Pool`."""
-        return bool(self.running)
+    def free(self) -> list[int]:
+        """The workers without a task."""
+        return [worker for worker in range(self.size) if worker not in self.workers.values()]
 
-    def give(self, tasks: deque[Task]) -> None:
+    def submit(self, tasks: deque[Task]) -> None:
         """See `Pool`."""
-        busy = {worker for worker, _ in self.running.values()}
-        for worker in range(self.size):
-            if not tasks or worker in busy:
-                continue
+        for worker in self.free[: len(tasks)]:
             task = tasks.popleft()
-            self.running[self._begin(worker, task)] = worker, task
+            future = self._start(worker, task)
+            self.running[future], self.workers[future] = task, worker
 
-    def wait(self) -> list[tuple[Task, Done | str]]:
+    def poll(self) -> Iterable[Future[TaskResult]]:
         """See `Pool`."""
-        ended: list[tuple[Task, Done | str]] = []
-        for future in wait(self.running, _LOOK_S, FIRST_COMPLETED).done:
-            worker, task = self.running.pop(future)
-            error = future.exception()
-            if error is None:
-                ended.append((task, future.result()))
-            else:
-                self._end(worker)
-                ended.append((task, type(error).__name__))
-        return ended
+        return wait(self.running, POLL_S, FIRST_COMPLETED).done
+
+    def result(self, handle: Future[TaskResult]) -> TaskResult:
+        """See `Pool`."""
+        worker = self.workers.pop(handle)
+        if (error := handle.exception()) is None:
+            return handle.result()
+        self._end(worker)
+        raise WorkerDied(type(error).__name__)
 
     def close(self) -> list[str]:
         """See `Pool`."""
         warnings: list[str] = []
-        busy = {worker for worker, _ in self.running.values()}
         leaving: list[Future[list[str]]] = []
-        for worker in range(self.size):
-            if self.executors[worker] is not None and worker not in busy:
+        for worker in self.free:
+            if self.executors[worker] is not None:
                 with suppress(BrokenExecutor):
-                    leaving.append(self.executors[worker].submit(leave, self.told))
-        for left in wait(leaving, _LEAVE_S).done:
-            warnings += left.result() if left.exception() is None else [f"a worker: {left.exception()}"]
+                    leaving.append(self.executors[worker].submit(leave_sweep, self.context))
+        for future in wait(leaving, CLOSE_S).done:
+            error = future.exception()
+            warnings += future.result() if error is None else [f"a worker: {error}"]
         for worker in range(self.size):
             self._end(worker)
         return warnings
 
-    def _begin(self, worker: int, task: Task) -> Future[Done]:
-        """Gives a task to a worker, or to one in its place if it has died since its last."""
+    def _start(self, worker: int, task: Task) -> Future[TaskResult]:
+        """Gives a task to a worker, or to a new one if it has died since its last task."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         if self.executors[worker] is not None:
             with suppress(BrokenExecutor):
-                return self.executors[worker].submit(work, self.told, task)
+                return self.executors[worker].submit(run_task, self.context, task)
             self._end(worker)
         environment = self.environments[worker]
-        self.executors[worker] = ProcessPoolExecutor(max_workers=1, env=environment, initializer=_stay)
-        return self.executors[worker].submit(work, self.told, task)
+        self.executors[worker] = ProcessPoolExecutor(max_workers=1, env=environment, initializer=_initialize)
+        return self.executors[worker].submit(run_task, self.context, task)
 
     def _end(self, worker: int) -> None:
         if self.executors[worker] is not None:

@@ -4,70 +4,26 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
-import shutil
-import signal
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 import yaml
-from command import SMOKE, Done, diffuse, start
+from command import SMOKE, diffuse
 from damaged import damaged
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from omegaconf import OmegaConf
 from PIL import Image
-from tracking_servers import end, unused_port
+from tracked_runs import PROMPT, artifacts, client, make, runs, settings
+from tracking_servers import unused_port
 
 import diffuse as package
 from diffuse import tracking
-from diffuse.config import compose as configuration
-from diffuse.errors import ConfigError
-from diffuse.schema import COMPONENTS, TrackingConfig
-
-PROMPT = "a cactus, “pink” background: (x:1.2) = {100%} 🌵"
-
-
-@pytest.fixture
-def store(empty: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(empty, tmp_path / "mlflow.db"))
-
-
-def settings(file: Path | str, **options: Any) -> TrackingConfig:
-    uri = file if isinstance(file, str) else f"sqlite:///{file}"
-    return TrackingConfig(name="mlflow", uri=uri, **options)
-
-
-def make(store: Path | str, folder: Path, *arguments: Any) -> Done:
-    """A run of one step that succeeds and is tracked in `store`."""
-    uri = store if isinstance(store, str) else f"sqlite:///{store}"
-    done = diffuse(*SMOKE, f"tracking.uri={uri}", f"output.dir={folder / 'out'}", *arguments, cwd=folder)
-    assert done.status == 0, done.err
-    return done
-
-
-def client(store: Path | str) -> MlflowClient:
-    return MlflowClient(tracking_uri=store if isinstance(store, str) else f"sqlite:///{store}")
-
-
-def runs(store: Path | str, experiment: str = "diffuse") -> list[Run]:
-    """The runs of an experiment, the oldest first."""
-    found = client(store).get_experiment_by_name(experiment)
-    assert found is not None
-    return list(reversed(client(store).search_runs([found.experiment_id])))
-
-
-def artifacts(store: Path | str, run: Run, folder: Path) -> Path:
-    """A folder with all of a run's artifacts, fetched by MLflow."""
-    folder.mkdir(parents=True, exist_ok=True)
-    uri = store if isinstance(store, str) else f"sqlite:///{store}"
-    return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(folder), tracking_uri=uri))
+from diffuse.config.compose import compose_config
+from diffuse.schema import COMPONENTS
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,16 +33,6 @@ def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         for key, value in pairs
         for k, v in (dotted(value, f"{key}.") if isinstance(value, dict) else {key: value}).items()
     }
-
-
-@pytest.fixture(scope="module")
-def recorded(empty: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Path], Path]:
-    """A run of two pictures in three steps: its store, its folder, the pictures and the fetched artifacts."""
-    folder = tmp_path_factory.mktemp("recorded")
-    store = Path(shutil.copy(empty, folder / "mlflow.db"))
-    done = make(store, folder, f"prompt={PROMPT}", "seed=7", "num_images=2", "num_inference_steps=3")
-    (run,) = runs(store)
-    return store, folder, [folder / path for path in done.paths], artifacts(store, run, folder / "fetched")
 
 
 def test_parameters_are_the_resolved_configuration_by_dotted_name(recorded: Any) -> None:
@@ -103,7 +49,7 @@ def test_parameters_are_the_resolved_configuration_by_dotted_name(recorded: Any)
     told = ("tracking.", "report.")  # who is told of a run is nothing of the run
     config = {key: value for key, value in config.items() if value is not None and not key.startswith(told)}
     assert set(params) == set(config)
-    composed = dotted(configuration.OmegaConf.to_container(configuration.compose()))
+    composed = dotted(OmegaConf.to_container(compose_config()))
     elsewhere = {key for key in composed if key.split(".")[1:2] and key.split(".")[1] in COMPONENTS}  # nothing is
     plain = {key for key, value in composed.items() if value is not None and not isinstance(value, list)}
     assert {key for key in plain if not key.startswith(told)} - elsewhere <= set(params)
@@ -354,53 +300,3 @@ def test_no_tracking_leaves_no_store(tmp_path: Path) -> None:
     done = diffuse(*SMOKE, "tracking=none", "output.dir=out", cwd=tmp_path)
     assert done.status == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_ui_serves_the_store_on_loopback_and_prints_the_link(recorded: Any, tmp_path: Path) -> None:
-    store, *_ = recorded
-    page = start("ui", f"tracking.uri=sqlite:///{store}", cwd=tmp_path, start_new_session=True)
-    try:
-        assert page.stdout is not None
-        link = page.stdout.readline().strip()
-        number = r"(http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs"
-        found = re.fullmatch(number + r"\?workflowType=machine_learning&compareRunsMode=CHART(&.*)?", link)
-        assert found, link
-        with urllib.request.urlopen(f"{found[1]}/", timeout=30) as answer:
-            assert b"<title>MLflow</title>" in answer.read()
-        over_http = runs(found[1])
-        assert [run.data.params["prompt"] for run in over_http] == [PROMPT]
-        assert over_http[0].info.experiment_id == found[2]
-        (image,) = client(found[1]).list_artifacts(over_http[0].info.run_id, "media")[:1]
-        query = f"path={image.path}&run_uuid={over_http[0].info.run_id}"
-        with urllib.request.urlopen(f"{found[1]}/get-artifact?{query}", timeout=30) as answer:
-            assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
-        page.send_signal(signal.SIGINT)
-        out, err = page.communicate(timeout=60)
-        assert (page.returncode, out) == (0, ""), err
-        assert "Traceback" not in err
-        with pytest.raises(OSError):
-            urllib.request.urlopen(found[1], timeout=5)
-    finally:
-        end(page)
-
-
-def test_ui_without_a_store(tmp_path: Path) -> None:
-    for override, said in (
-        ("tracking.uri=sqlite:///none.db", "nothing is recorded"),
-        ("tracking=none", "keeps no runs"),
-    ):
-        done = diffuse("ui", override, cwd=tmp_path)
-        assert (done.status, done.out) == (2, "")
-        assert said in done.err and len(done.err.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ui_of_a_server_only_gives_its_link(capsys: pytest.CaptureFixture[str]) -> None:
-    tracking.ui(settings(f"http://name:secret@127.0.0.1:{unused_port()}/"))
-    printed = capsys.readouterr().out
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#/experiments\n", printed)
-
-
-def test_a_taken_port_is_said(recorded: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot be used"):
-        tracking.ui(settings(recorded[0]), port=taken.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The Optuna sweeper of Hydra, which says at the end what it has found."""
+"""Hydra's Optuna sweeper, which reports the best settings at the end."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.config import objective
 from diffuse.errors import ConfigError
 from diffuse.media.images import Reader
-from diffuse.sweep.launchers.require import require
+from diffuse.sweep.launcher import require_package
 from diffuse.terminal import say
 
 _RESULTS = "optimization_results.yaml"
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`. The study is in memory: jobs that are done keep what they returned."""
+    """`hydra/sweeper=optuna`. The study is in memory: existing jobs keep the values that they returned."""
 
     def __init__(self, sampler: Mapping[str, Any], **settings: Any) -> None:
         self.sampler = sampler
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        require("hydra_plugins.hydra_optuna_sweeper", extra="optuna", wanted="hydra/sweeper=optuna")
+        """Sets the sweeper up for Hydra. Raises ConfigError for a missing package or a wrong objective."""
+        require_package("hydra_plugins.hydra_optuna_sweeper", extra="optuna", user="hydra/sweeper=optuna")
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 
-        objective.read(config.objective, Reader())  # a mistake in there is told once, and not by every job
+        objective.read_reference(config.objective, Reader())  # so that a mistake is reported once, and not by every job
 
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner
 
         optuna.logging.set_verbosity(logging.WARNING)
-        # What it would say of jobs that fail is told already.
+        # Jobs that fail are reported already.
         logging.getLogger(Inner.__module__.rpartition(".")[0]).setLevel(logging.ERROR)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of a sampler's options
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # some options of samplers
             sampler = instantiate(self.sampler)
         self.inner = Inner(
             sampler, storage=None, study_name=None, search_space=None, custom_search_space=None, **self.settings
@@ -53,16 +54,16 @@ class OptunaSweeper(Sweeper):
         self.folder = Path(config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Hydra's. Leaves the best values in the sweep's folder, and says them."""
+        """Runs the sweep for Hydra. Prints the best settings, which are also in the sweep's folder."""
         try:
             self.inner.sweep(arguments)
         except ValueError as error:
             if "No trials are completed" not in str(error):
                 raise
-            return  # all jobs failed, and are told by whoever made them
-        found = OmegaConf.load(self.folder / _RESULTS)
-        settings = " ".join(f"{name}={_short(value)}" for name, value in found.best_params.items())
-        say(f"best {self.metric}: {found.best_value:.4g} with {settings}")
+            return  # all jobs failed, which is reported where they ran
+        results = OmegaConf.load(self.folder / _RESULTS)
+        settings = " ".join(f"{name}={_short(value)}" for name, value in results.best_params.items())
+        say(f"best {self.metric}: {results.best_value:.4g} with {settings}")
 
 
 def _short(value: Any) -> str:

@@ -18,18 +18,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
+from diffuse.schema import TrackingConfig
 from diffuse.tracking import app
+from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
 from diffuse.tracking.store import Store
+from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
 
-IMAGE_KEY = "image"  # under which a run logs its pictures
-SHEET_KEY = "sheet"  # and a sweep its contact sheets
-LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # the tag that has the page look for pictures
-SWEEP_KIND = {"diffuse.kind": "sweep"}  # the tag of the run that sums a sweep up
 HOST = "127.0.0.1"
 _START_SECONDS = 120  # MLflow's imports, on a busy machine
 _STOP_SECONDS = 10
@@ -38,33 +37,36 @@ _ANSWER_SECONDS = 10
 _VIEW = "workflowType=machine_learning&compareRunsMode=CHART"
 # The charts as they would be shared by hand: the pictures of all runs side by side, before any metric.
 _SHARED = "pictures"
-_RUNS_SHOWN = 10  # whose pictures MLflow's chart has, and no more; a larger sweep's are on its contact sheet
+_RUNS_SHOWN = 10  # MLflow's chart has the pictures of no more; those of a larger sweep are on its contact sheet
 
 
 def _charts(keys: Sequence[str]) -> dict[str, Any]:
-    """The state of the page that has a chart for each of `keys`, under which pictures are logged."""
+    """Returns the state of the page with a chart for each of `keys`, under which pictures are logged."""
     chart = {"type": "IMAGE", "metricSectionId": "pictures", "step": 0, "showRunParams": False}
     section = {"uuid": "pictures", "name": "Pictures", "columns": 1, "cardHeight": 700, "display": True}
-    mine = {"isGenerated": False, "deleted": False}
+    by_hand = {"isGenerated": False, "deleted": False}
     return {
         "isAccordionReordered": True,  # not by the alphabet
         "runsHiddenMode": "SHOW_ALL",  # not the newest ten, of which one is the sweep itself
-        "compareRunCharts": [{**chart, **mine, "uuid": f"pictures-{key}", "imageKeys": [key]} for key in keys],
-        "compareRunSections": [{**section, "isReordered": False, "isGenerated": False, "deleted": False}],
+        "compareRunCharts": [{**chart, **by_hand, "uuid": f"pictures-{key}", "imageKeys": [key]} for key in keys],
+        "compareRunSections": [{**section, **by_hand, "isReordered": False}],
     }
 
 
-def serve(store: Store, port: int | None = None, ready: Callable[[str], None] = print) -> None:
-    """Show a store's pages: `ready` is given the link to its pictures, by default to print it; Ctrl-C ends it.
+def serve(cfg: TrackingConfig, port: int | None = None) -> None:
+    """Serves the pages of a store, and prints the link to its pictures. Ctrl-C ends it.
 
-    A store that is a server has its pages already: then only the link is given. `port` is a free one when None.
+    A store that is a server has its pages already: then it only prints the link. `port` is a free one by default.
 
     Raises:
-        ConfigError: nothing has been recorded in the store yet, or the port is taken.
+        ConfigError: nothing is tracked, nothing has been recorded in the store yet, or the port is taken.
         RunError: MLflow's server does not start, or ended by itself.
     """
+    if cfg.name == "none":
+        raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
+    store = Store.from_config(cfg)
     if store.is_server:
-        ready(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment))
+        print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment), flush=True)
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.shown}: nothing is recorded there yet; make a picture first")
@@ -74,7 +76,7 @@ def serve(store: Store, port: int | None = None, ready: Callable[[str], None] = 
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
-            ready(_link(page, store.experiment))
+            print(_link(page, store.experiment), flush=True)
             server.wait()
             raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
         except KeyboardInterrupt:
@@ -128,7 +130,7 @@ def _wait(server: subprocess.Popen[bytes], page: str, output: IO[bytes]) -> None
 
 
 def _link(page: str, experiment: str) -> str:
-    """The address of the experiment's pictures; of all experiments, where there is none of that name."""
+    """Returns the address of the experiment's pictures; of all experiments, where there is none of that name."""
     query = urllib.parse.urlencode({"experiment_name": experiment})
     try:
         with _get(f"{page}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
@@ -146,7 +148,7 @@ def _link(page: str, experiment: str) -> str:
 
 
 def _is_large_sweep(page: str, number: str) -> bool:
-    """Whether the newest run is of a sweep with a contact sheet, which has more pictures than the chart shows."""
+    """Returns whether the newest run is that of a sweep with a contact sheet and more pictures than the chart has."""
     newest = {"experiment_ids": [number], "max_results": 1, "order_by": ["attributes.start_time DESC"]}
     with _get(f"{page}/api/2.0/mlflow/runs/search", newest) as answer:
         runs = json.load(answer).get("runs", [])
@@ -167,11 +169,11 @@ def _get(address: str, posted: dict[str, Any] | None = None) -> Any:
 def _last_line(output: IO[bytes]) -> str:
     output.seek(0)
     lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "without a message"
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and every process that it started."""
+    """Ends the server and every process that it started."""
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         with suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
@@ -184,7 +186,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the page as Ctrl-C does, and leave no server behind."""
+    """Lets SIGTERM and a closed terminal end the page as Ctrl-C does, so that they leave no server behind."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

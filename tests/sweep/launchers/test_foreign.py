@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 
-from diffuse.config.compose import PACKAGE
+from diffuse.config.groups import PACKAGE
 from diffuse.schema import TrackingConfig
 from diffuse.tracking.query import StoreReader
 

@@ -1,0 +1,129 @@
+"""The commands beside `generate`: each reads its arguments and calls the room that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+from diffuse.cli.output import print_line
+from diffuse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_YES = ("--yes", "-y")
+
+
+def run_command(command: str, arguments: list[str]) -> None:
+    """Runs `diffuse COMMAND ARGUMENTS`."""
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "compare": _compare,
+        "reproduce": _reproduce,
+        "download": _download,
+        "doctor": _doctor,
+        "ui": _ui,
+        "sync": _sync,
+    }
+    commands[command](arguments)
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+
+
+def _take_yes(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Returns whether `--yes` was given, and the other arguments."""
+    rest = [argument for argument in arguments if argument not in _YES]
+    return len(rest) < len(arguments), rest
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    _check_options(overrides)
+
+    from diffuse.run import model_auto
+
+    return model_auto.compose_model(overrides)
+
+
+def _download(arguments: list[str]) -> None:
+    yes, overrides = _take_yes(arguments)
+    cfg = _compose(overrides)
+
+    from diffuse.config.checks import check_targets
+
+    check_targets(cfg)
+
+    from diffuse.checkpoints import locate as hub
+    from diffuse.checkpoints import sources
+    from diffuse.run import open as opening
+    from diffuse.schema import Download
+
+    consent = Download.yes if yes else cfg.model.download
+    for checkpoint in hub.download(sources.wanted(cfg, opening.component_names(cfg)), consent):
+        print_line(checkpoint.folder)
+
+
+def _compare(arguments: list[str]) -> None:
+    from diffuse import compare
+    from diffuse.compare import arguments as compared
+
+    said = compared.read(arguments)
+    tracking = cache(lambda: _compose(said.overrides).tracking)
+    if said.overrides:
+        tracking()  # so that mistakes in them are found before anything is made
+    files = compare.compare(said.names, said.out, tracking, said.wanted)
+    for path in files:
+        print_line(path)
+
+
+def _reproduce(arguments: list[str]) -> None:
+    yes, rest = _take_yes(arguments)
+    target, *overrides = rest or [""]
+    _check_options([target, *overrides])
+
+    from diffuse.reproduce import replay
+
+    asked = replay.asked(target, [*overrides, *(["model.download=yes"] if yes else [])])  # before torch is imported
+
+    from diffuse.reproduce import reproduce
+
+    reproduce.reproduce(asked)
+
+
+def _doctor(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from omegaconf import OmegaConf
+    from rich.console import Console
+
+    from diffuse.cli import doctor
+    from diffuse.config.groups import load_group
+    from diffuse.schema import HardwareConfig
+
+    report = doctor.report(
+        load_group("model"),
+        load_group("memory_profile"),
+        tracking_uri=cfg.tracking.uri,
+        config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
+    )
+    Console().print(report)
+
+
+def _ui(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from diffuse.tracking import ui
+
+    ui.serve(cfg.tracking)
+
+
+def _sync(arguments: list[str]) -> None:
+    cfg = _compose(arguments)
+
+    from diffuse.terminal import say
+    from diffuse.tracking import sync
+
+    sync.sync(cfg.tracking, say)

@@ -1,0 +1,110 @@
+"""`diffuse generate`, which is also `diffuse` alone: makes pictures, a suite of checks, or a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffuse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_CFG_VALUES = ("job", "hydra", "all")
+_FLAGS = ("-m", "--multirun", "--yes", "-y", "--resolve", "--hydra-help")
+_FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {"--cfg": _CFG_VALUES, "-c": _CFG_VALUES, "--package": (), "-p": ()}
+
+
+def run_generate(arguments: list[str]) -> None:
+    """Runs `diffuse generate`: Hydra composes the configuration and runs the job, or launches the jobs of a sweep."""
+    junit, arguments = _take_junit(arguments)
+    flags, typed = _split(arguments)
+
+    from diffuse.cli.hydra_main import run_hydra
+    from diffuse.config.quoting import quote_overrides
+    from diffuse.run import model_auto
+    from diffuse.sweep.plan import is_sweep
+
+    multirun = bool({"-m", "--multirun"} & {*flags})
+    if not flags and is_sweep(typed):
+        multirun, flags = True, ["-m"]
+    yes = bool({"-y", "--yes"} & {*flags})
+    flags = [flag for flag in flags if flag not in ("-y", "--yes")]
+    typed = model_auto.resolve_model(typed)
+    overrides = quote_overrides(typed, sweep=multirun)
+    if multirun:
+        from diffuse.cli.sweep import run_sweep
+
+        run_sweep(flags, overrides, typed, yes)
+    else:
+        run_hydra(flags, overrides, typed, partial(_run_job, junit=junit))
+
+
+def _run_job(cfg: DictConfig, junit: Path | None) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from diffuse.config.quoting import unquote_overrides
+    from diffuse.config.request import draft_requests
+
+    if junit is not None and cfg.suite is None:
+        raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
+    overrides = unquote_overrides(HydraConfig.get().overrides.task)
+    if cfg.suite is not None:
+        return _run_suite(cfg, overrides, junit)
+    drafts = draft_requests(cfg)  # before torch is imported
+
+    from diffuse import tracking
+
+    tracking.start_worker(cfg.tracking)
+
+    from diffuse.run import run
+
+    run.run(cfg, drafts=drafts, overrides=overrides)
+
+
+def _run_suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
+    from diffuse.smoke import cases
+
+    cases.check(overrides, junit)  # before torch is imported
+
+    from diffuse.smoke import suite
+
+    suite.run(cfg, overrides, junit)
+
+
+def _take_junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Returns the file that `--junit` names, and the other arguments."""
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--junit":
+            rest = arguments[index + 1 :]
+            value = value if equals else rest.pop(0) if rest else ""
+            if not value:
+                raise ConfigError("--junit: write it to which file? --junit FILE")
+            return Path(value), arguments[:index] + rest
+    return None, arguments
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the options, most of which are Hydra's, and the overrides: everything without a dash before."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        if name not in (*_FLAGS, *_FLAGS_WITH_VALUE):
+            raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
+        if name in _FLAGS_WITH_VALUE:
+            value = value if equals else next(rest, "")
+            choices = _FLAGS_WITH_VALUE[name]
+            if not value or (choices and value not in choices):
+                raise ConfigError(f"{name} {value}: should be one of {', '.join(choices) or 'the groups'}")
+            flags += [name, value]
+        else:
+            flags.append(argument)
+    return flags, overrides

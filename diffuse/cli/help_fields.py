@@ -1,0 +1,29 @@
+"""The request fields in `diffuse --help`. Written by tests/support/field_texts.py from diffuse/schema.py."""
+
+FIELDS = """\
+  prompt                          what the picture shows; taken literally
+  negative_prompt                 what the picture does not show
+  prompt_2, negative_prompt_2     for SDXL's second text encoder; null is the first one's
+  long_prompt=cut|chunk           whether a prompt beyond the encoder's 77 tokens is cut, or read in chunks of 75
+  prompt_syntax=plain|weighted    weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts
+  clip_skip                       last layers of the text encoders to leave out, for the prompt and not the negative one
+  seed                            image i uses seed + i; drawn where not given
+  num_images                      how many images a run makes
+  width, height                   of the picture, in pixels
+  num_inference_steps             more are slower and finer
+  timesteps                       those to visit, such as [999,749,499,249], instead of the scheduler's own choice
+  guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
+  guidance_rescale                0-1: back towards the contrast of a picture without guidance
+  original_width, original_height
+                                  SDXL: pixels of the picture to imagine, before scaling
+  crop_left, crop_top             SDXL: pixels that were cropped off that picture
+  target_width, target_height     SDXL: pixels of that picture after scaling
+  aesthetic_score                 0-10: how pleasing SDXL's refiner is to imagine the picture
+  negative_aesthetic_score        0-10: how pleasing the picture is that guidance leads away from
+  denoising_end                   0-1: the share of the denoising after which a refiner takes over
+  input_image                     a picture to start from; width and height are its own unless given
+  mask_image                      of the same size: white is painted anew, black is kept
+  strength                        above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask
+  resize=stretch|crop|pad         how a picture of another size is made to fit; stretch where not given
+  keep_unmasked                   true returns pixels outside the mask unchanged
+"""

@@ -1,0 +1,31 @@
+"""Lines on the standard streams: results on standard output, messages and errors on standard error."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from diffuse.errors import DiffuseError, RunError
+
+
+def print_line(text: object) -> None:
+    """Prints a line on standard output. Raises RunError where it cannot be written, unless its reader has gone."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def report_line(message: str) -> None:
+    """Prints a message as one line on standard error."""
+    print(f"diffuse: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def report_error(error: Exception) -> None:
+    """Prints one line for an error that the user can correct, and a traceback for one that only a developer can."""
+    if isinstance(error, DiffuseError):
+        report_line(str(error))
+    else:
+        traceback.print_exception(error)

@@ -1,0 +1,92 @@
+"""`diffuse -m`: makes the missing jobs of a sweep. A job that fails does not stop the others, and is reported last."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from diffuse import tracking
+from diffuse.cli.hydra_main import run_hydra
+from diffuse.cli.output import report_error, report_line
+from diffuse.config.mistakes import explain_errors
+from diffuse.errors import ConfigError, DiffuseError, RunError
+from diffuse.sweep.claim import release_folder
+from diffuse.sweep.folder import Sweep, open_sweep_folder
+from diffuse.sweep.interrupt import Interruption
+from diffuse.sweep.launcher import launching
+from diffuse.sweep.launchers.foreign import run_job
+from diffuse.sweep.launchers.plugins import register_plugins
+from diffuse.sweep.plan import plan_sweep
+from diffuse.sweep.progress import SweepProgress
+from diffuse.sweep.runner import JobRunner
+from diffuse.terminal import print_error
+
+_MAX_REPORTED = 50  # failures
+_STOPPING = "stopping after this step; Ctrl-C again stops at once"
+
+
+def run_sweep(flags: list[str], overrides: list[str], typed: list[str], yes: bool) -> None:
+    """Runs `diffuse -m`.
+
+    Args:
+        flags: Hydra's own options.
+        overrides: in Hydra's grammar.
+        typed: the same as the user typed them.
+        yes: agrees to any number of jobs.
+
+    Raises:
+        DiffuseError: jobs failed, which are reported in a line each.
+    """
+    register_plugins()
+    with explain_errors(typed):
+        sweep, base, hydra_overrides = plan_sweep(overrides, typed, yes=yes)
+    if not sweep.may_exist:  # otherwise there may be nothing to do
+        tracking.start_worker(base.tracking)
+    progress, interruption = SweepProgress(), Interruption()
+    runner = JobRunner(sweep, base.tracking, interruption=interruption, callbacks=progress)
+    release = partial(release_folder, sweep.folder)
+    report: list[Path] = []
+    with open_sweep_folder(sweep), interruption.handle_ctrl_c(_STOPPING, progress.stop, release):
+        try:
+            with launching(runner):
+                run_hydra(flags, hydra_overrides, typed, run_job)
+            if progress.has_new_pictures or (progress.done and not (sweep.folder / "report").is_dir()):
+                report = _make_report(sweep, progress, base.report.sheets) if base.report.make else []
+                runner.log_summary(progress.metrics, report)
+        finally:
+            progress.warn(runner.close())
+            if interruption.requested:
+                progress.say(f"{progress.summary()}; the same command goes on from here")
+    _end_sweep(sweep, progress, report[0] if report else None)
+
+
+def _make_report(sweep: Sweep, progress: SweepProgress, sheets: bool) -> list[Path]:
+    """Returns the files of the report, the page first; none where it failed, which costs the sweep nothing."""
+    from diffuse import compare
+
+    try:
+        return compare.report(sweep.folder, wanted=compare.Wanted(sheets=sheets))
+    except Exception as error:
+        progress.warn([f"there is no report: {type(error).__name__}: {error}"])
+        return []
+
+
+def _end_sweep(sweep: Sweep, progress: SweepProgress, report: Path | None) -> None:
+    """Prints the summary and the failures. Raises an error where there are failures."""
+    errors = [job.error for job in progress.failed if job.error is not None]
+    all_wrong = all(isinstance(e, DiffuseError) and e.exit_status == ConfigError.exit_status for e in errors)
+    if progress.jobs and not (all_wrong and len(errors) == len(progress.jobs)):
+        progress.say(progress.summary(report))
+    for job in progress.failed[:_MAX_REPORTED]:
+        if isinstance(job.error, DiffuseError):
+            report_line(f"{job.label(sweep.axes)}: {job.error}")
+        elif job.error is not None:
+            report_error(job.error)
+    if len(errors) > _MAX_REPORTED:
+        report_line(f"and {len(errors) - _MAX_REPORTED} more")
+    if errors:
+        jobs = "1 job" if len(errors) == 1 else f"{len(errors)} jobs"
+        message = f"{jobs} of the sweep failed, as said above"
+        raise ConfigError(message) if all_wrong else RunError(message)
+    if unprinted := print_error():
+        raise RunError(f"standard output cannot be written: {unprinted.strerror}; the pictures are in {sweep.folder}")

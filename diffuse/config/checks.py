@@ -1,0 +1,217 @@
+"""Checks a request's values: their types, ranges and combinations, and the classes that the configuration names.
+
+No torch, no files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from dataclasses import MISSING
+from enum import Enum
+from typing import Any
+
+from omegaconf import DictConfig
+
+from diffuse.config import prompt_syntax
+from diffuse.config.compose import ConfigValues
+from diffuse.config.groups import group_options
+from diffuse.config.inputs import check_input_fields
+from diffuse.config.mistakes import suggestion
+from diffuse.errors import ConfigError
+from diffuse.schedulers import options as sampler_options
+from diffuse.schema import COMPONENTS, PROMPT_FIELDS, REQUEST_FIELDS, SEED_LIMIT, PromptSyntax, RequestField
+
+# The room in which the class of each group must be: no other class is ever imported or called.
+TARGET_ROOMS = {"model": "diffuse.pipelines", "refiner": "diffuse.pipelines", "scheduler": "diffuse.schedulers"}
+
+
+def bounds(field: RequestField) -> str:
+    """Returns the allowed range in words, such as `from 0 to 1`; empty where all values are allowed."""
+    if field.above is not None:
+        return (
+            f"between {field.above} and {field.below}"
+            if field.most is None
+            else f"above {field.above}, up to {field.most}"
+        )
+    if field.least is None:
+        return ""
+    return f"of {field.least} or more" if field.most is None else f"from {field.least} to {field.most}"
+
+
+# The seed's range depends on num_images.
+_NUMBERS = [each for each in REQUEST_FIELDS.values() if bounds(each) and each.name != "seed"]
+_OPTIONAL = {name: each.default for name, each in REQUEST_FIELDS.items() if each.default is not MISSING}
+_PROFILE_COUNTS = (("batch_size", 1), ("batch_pixels", 1), ("cleanup_every", 0), ("max_side", 1))
+
+
+def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
+    """Checks the filled fields of a request, and what goes with them in the configuration.
+
+    Raises:
+        ConfigError: a value is missing, out of range, or does not go with another.
+    """
+    check_targets(config)
+    sampler_options.check({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
+    for field in _NUMBERS:
+        check_number(field, fields[field.name])
+    _check_seed(fields["seed"], fields["num_images"])
+    _check_size(fields, config)
+    _check_timesteps(fields["timesteps"], config.num_inference_steps)
+    if fields["denoising_end"] is not None and config.refiner._target_ is None:
+        raise ConfigError(f"denoising_end={fields['denoising_end']}: is when a refiner takes over; add refiner=sdxl")
+    _check_prompts(fields, config)
+    check_input_fields(fields, config)
+    for name, least in _PROFILE_COUNTS:
+        value = config.memory_profile[name]
+        if value is not None and value < least:
+            raise ConfigError(f"memory_profile.{name}={value}: should be a whole number of {least} or more")
+    if not 1 <= config.output.quality <= 100:
+        raise ConfigError(f"output.quality={config.output.quality}: should be from 1 to 100")
+    if not str(config.output.dir):
+        raise ConfigError("output.dir is empty: give a folder")
+
+
+def check_number(field: RequestField, value: Any) -> None:
+    """Checks that a value is a number of the field's type and range, or None where the request may hold that.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value is None:
+        if field.optional or field.name in ("width", "height"):  # a size may be the checkpoint's own
+            return
+        raise ConfigError(f"{field.name} is not set, and the model has no default: add {field.name}=...")
+    is_number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and _within(field, value)):
+        kind = "whole number" if field.type is int else "number"
+        raise ConfigError(f"{field.name}={value}: should be a {kind} {bounds(field)}")
+
+
+def _within(field: RequestField, value: float) -> bool:
+    return (
+        (field.least is None or value >= field.least)
+        and (field.most is None or value <= field.most)
+        and (field.above is None or value > field.above)
+        and (field.below is None or value < field.below)
+    )
+
+
+def check_known_fields(fields: Mapping[str, Any], known: Set[str], model: str) -> None:
+    """Checks that every field that is set is one that the model's family knows, see `GenerationRequest`.
+
+    Args:
+        fields: the filled fields of the request.
+        known: names of fields with a default, from the pipeline's `request_fields`.
+        model: the option's name, for the message.
+
+    Raises:
+        ConfigError: the family does not know a field.
+    """
+    for name, default in _OPTIONAL.items():
+        value = fields[name]
+        if name not in known and value != default:
+            shown = value.name if isinstance(value, Enum) else value
+            others = ", ".join(sorted(known))
+            raise ConfigError(f"{name}={shown}: model={model} knows no {name}; beside the common it has {others}")
+
+
+def check_targets(config: DictConfig | ConfigValues) -> None:
+    """Checks that model, refiner and scheduler are classes of this package, wherever the configuration came from.
+
+    Raises:
+        ConfigError: one is not, and the message names it; or there is no `model.source`.
+    """
+    for group in TARGET_ROOMS:
+        node = config[group]
+        if not isinstance(node, DictConfig | ConfigValues):
+            raise ConfigError(f"{group}={node}: there is no such {group}; there are {', '.join(group_options(group))}")
+        if group != "refiner" or node._target_ is not None:
+            check_target(group, node.get("_target_", ""))
+    profiles = group_options("memory_profile")
+    for name in map(str, config.model.min_vram_gib):
+        if name not in profiles:
+            raise ConfigError(f"model.min_vram_gib.{name}: there is no such memory profile{suggestion(name, profiles)}")
+    for group in ("model", "refiner"):
+        _check_sources(config[group], group)
+
+
+def check_target(group: str, target: object) -> None:
+    """Checks that `GROUP._target_` names something in the one room of this package that the group's classes are in.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    room = TARGET_ROOMS[group]
+    name = str(target)
+    if not name.startswith(f"{room}.") or not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{group}._target_={name}: should be a class in {room}, as conf/{group} has")
+
+
+def _check_sources(model: DictConfig | ConfigValues, group: str) -> None:
+    """Raises ConfigError for a model without a source, and for settings of a source that is not set."""
+    parts = {f"{group}.{name}": model[name] for name in COMPONENTS}
+    if model._target_ is None:
+        for name, part in {group: model, **parts}.items():
+            if part.source is not None:
+                raise ConfigError(f"{name}.source={part.source}: there is no {group}; choose one, such as {group}=sdxl")
+    elif not model.source:
+        raise ConfigError(
+            f"{group}.source is not set: a folder in the diffusers layout, or a hub repository OWNER/NAME"
+        )
+    for name, part in parts.items():
+        for field in ("revision", "variant"):
+            if part[field] is not None and part.source is None:
+                raise ConfigError(f"{name}.{field}={part[field]}: is that of {name}.source, which is not set")
+
+
+def _check_seed(seed: Any, num_images: int) -> None:
+    if seed is not None and not 0 <= seed <= SEED_LIMIT - num_images:
+        last = f" for {num_images} images" if num_images > 1 else ""
+        raise ConfigError(f"seed={seed}: should be from 0 to {SEED_LIMIT - num_images}{last}")
+
+
+def _check_size(fields: Mapping[str, Any], config: ConfigValues) -> None:
+    multiple = config.model.size_multiple
+    if multiple < 1:
+        raise ConfigError(f"model.size_multiple={multiple}: should be 1 or more")
+    for name in ("width", "height"):
+        value = fields[name]
+        if value is not None and value % multiple:
+            near = max(multiple, round(value / multiple) * multiple)
+            raise ConfigError(
+                f"{name}={value}: should be a multiple of {multiple} for model={config.model.name}; try {near}"
+            )
+
+
+def _check_timesteps(timesteps: tuple[int, ...] | None, steps: int | None) -> None:
+    if timesteps is None:
+        return
+    if not timesteps:
+        raise ConfigError("timesteps=[]: should be those to visit, such as [999,749,499,249]")
+    if steps not in (None, len(timesteps)):
+        raise ConfigError(f"num_inference_steps={steps}: timesteps says {len(timesteps)} of them; leave one out")
+
+
+def _check_prompts(fields: Mapping[str, Any], config: ConfigValues) -> None:
+    if config.prompt is not None and config.prompt_file is not None:
+        raise ConfigError("prompt and prompt_file are both set: leave one of them out")
+    if fields["prompt"] is None and config.prompt_file is None:
+        raise ConfigError('prompt is not set: add prompt="what the picture shows"')
+    for name in PROMPT_FIELDS:
+        if fields[name] is not None:
+            check_prompt(name, fields[name], fields["prompt_syntax"])
+
+
+def check_prompt(name: str, text: str, syntax: PromptSyntax) -> None:
+    """Checks that a prompt, the field `name`, is UTF-8 text and can be read by its syntax.
+
+    Raises:
+        ConfigError: it is not, or a bracket or a weight in it is wrong.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # how Python hands over bytes of the command line that are not UTF-8
+        raise ConfigError(f"{name}: holds bytes that are not UTF-8 text; give it in UTF-8") from None
+    if syntax is PromptSyntax.weighted:
+        prompt_syntax.parse_prompt(text, name)

@@ -1,0 +1,123 @@
+"""Reads the folder `conf/`: its groups, their options, and the names of all fields. No torch.
+
+Importing this module registers with Hydra and OmegaConf everything that composing `conf/` needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.schema import (
+    Config,
+    HardwareConfig,
+    MemoryProfileConfig,
+    ModelConfig,
+    RefinerConfig,
+    TrackingConfig,
+)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_NAME = "config"
+TINY = PACKAGE / "tiny" / "checkpoint"  # the checkpoint that ships with the package
+
+_CLASSES: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "refiner": RefinerConfig,
+    "memory_profile": MemoryProfileConfig,
+    "hardware": HardwareConfig,
+    "tracking": TrackingConfig,
+}
+GROUPS = (*_CLASSES, "scheduler", "experiment")
+
+ConfigStore.instance().store(name="schema", node=Config)
+# The shipped checkpoint is found beside the code, wherever that is installed.
+OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
+# A preset's commit is that of its own source; another source has it only where model.revision says so.
+OmegaConf.register_new_resolver(
+    "diffuse_pin", lambda source, preset, commit: commit if source == preset else None, replace=True
+)
+
+
+def conf_dir() -> Path:
+    """Returns the folder of YAML files: inside the installed package, or beside it in a checkout."""
+    packaged = PACKAGE / "conf"
+    return packaged if (packaged / f"{CONFIG_NAME}.yaml").is_file() else PACKAGE.parent / "conf"
+
+
+def _drop_nodes_of_plugins() -> None:
+    """Removes the launchers and sweepers that installed plugins of Hydra have stored and `conf/hydra` has too.
+
+    Hydra would validate those files against the plugins' classes, which have fewer fields. `ConfigStore` has no public
+    method to remove a node: `ConfigStore.repo`, as in Hydra 1.3.
+    """
+    Plugins.instance()  # loads the plugins
+    stored = ConfigStore.instance().repo["hydra"]
+    for group in ("launcher", "sweeper"):
+        for file in (conf_dir() / "hydra" / group).iterdir():
+            stored[group].pop(file.name, None)
+
+
+_drop_nodes_of_plugins()
+
+
+def group_options(group: str) -> list[str]:
+    """Returns the names of a group's options, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def load_group(group: str) -> dict[str, Any]:
+    """Returns each option of a group as the group's dataclass, such as MemoryProfileConfig for `memory_profile`.
+
+    `model=auto` is left out, which stands for the others.
+    """
+    loaded = {}
+    for name in group_options(group):
+        raw = cast(DictConfig, OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+        raw.pop("defaults", None)
+        merged = OmegaConf.merge(OmegaConf.structured(_CLASSES[group]), raw)
+        if not OmegaConf.is_missing(merged, "_target_"):
+            loaded[name] = OmegaConf.to_object(merged)
+    return loaded
+
+
+def load_yaml(name: str) -> DictConfig:
+    """Returns `conf/NAME.yaml` as it is written, not composed."""
+    return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))
+
+
+def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+    """Composes `conf/` with overrides in Hydra's own grammar; with Hydra's settings under `hydra`, if `hydra`.
+
+    Works inside a running job of Hydra too. Raises what Hydra and OmegaConf raise.
+    """
+    outer = GlobalHydra.instance()
+    inner = copy.copy(outer)
+    inner.clear()
+    GlobalHydra.set_instance(inner)
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
+    finally:
+        GlobalHydra.set_instance(outer)
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
+    """Returns the dotted name of every field of the default configuration, and of the groups themselves."""
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for name in node if isinstance(node, dict) else ():
+            yield prefix + name
+            yield from walk(node[name], f"{prefix}{name}.")
+
+    return ("experiment", *walk(OmegaConf.to_container(compose_quoted([])), ""))

@@ -1,0 +1,127 @@
+r"""Quotes overrides for Hydra's grammar, and takes the quotes off again.
+
+In that grammar prompts and paths would need quotes and escapes; here a prompt is taken literally. OmegaConf, too, reads
+more than text in a text: `${...}` is looked up, unless it is written `\${...}`, and `???` stands for a missing value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from diffuse.config.groups import known_keys
+from diffuse.config.mistakes import unknown_field
+from diffuse.errors import ConfigError
+from diffuse.schema import COMPONENTS, FILE_FIELDS, PROMPT_FIELDS
+
+_MARKS = "???"
+OmegaConf.register_new_resolver("diffuse_marks", lambda: _MARKS, replace=True)
+_MARKS_RESOLVED = "${diffuse_marks:}"
+
+_TEXTS = frozenset({*PROMPT_FIELDS, "prompt_file", "output.name"})
+_PATHS = frozenset(
+    {
+        *FILE_FIELDS,
+        "output.dir",
+        *(f"{group}.source" for group in ("model", "refiner")),
+        *(f"{group}.{component}.source" for group in ("model", "refiner") for component in COMPONENTS),
+        "tracking.uri",
+        "tracking.artifact_location",
+        "tracking.journal",
+        "objective.reference",
+    }
+)
+# All jobs of a sweep share these, so a comma in them is no sweep.
+_SHARED_PATHS = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")
+_OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib", "refiner.request_defaults")  # keys may be added here
+
+_SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
+_OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
+
+
+def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """Returns overrides as Hydra's grammar takes them.
+
+    A prompt, a file of prompts and a name are taken literally, whatever they hold; in a `sweep`, unless they are an
+    explicit one such as `choice(a, b)`. A path is quoted too, but `null` and `${...}` keep their meaning in it, and in
+    a sweep a comma does, unless all jobs share the path.
+
+    Raises:
+        ConfigError: an override adds (`+`) or removes (`~`) a field.
+    """
+    quoted = []
+    for override in overrides:
+        match = _OVERRIDE.fullmatch(override)
+        assert match is not None
+        sign, key, value = match["sign"], match["key"].strip(), match["value"]
+        if sign and not key.startswith(_OPEN):
+            raise _refuse_sign(sign, key, value)
+        if value is None or sign:
+            quoted.append(override)
+        elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
+            quoted.append(f"{key}={quote_text(value[1:])}")
+        elif _is_bare_path(key, value, sweep):
+            quoted.append(f"{key}={quote_value(value[1:])}")
+        else:
+            quoted.append(override)
+    return quoted
+
+
+def quote_text(text: str) -> str:
+    """Returns a text in Hydra's quotes that OmegaConf takes for this very text."""
+    return quote_value(escape_text(text))
+
+
+def quote_value(text: str) -> str:
+    """Returns a text in Hydra's quotes; `${...}` keeps its meaning."""
+    # There a backslash counts twice before a quote and at the end, and once elsewhere.
+    return '"' + re.sub(r'(\\*)("|$(?!\n))', lambda match: match[1] * 2 + (r"\"" if match[2] else ""), text) + '"'
+
+
+def escape_text(text: str) -> str:
+    r"""Returns a value that OmegaConf takes for this very text: `\${` stands for `${`, before which backslashes count
+    twice."""
+    if text == _MARKS:
+        return _MARKS_RESOLVED
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+
+
+def unquote_overrides(overrides: Sequence[str]) -> list[str]:
+    """Returns Hydra's overrides as a command line takes them: the inverse of `quote_overrides`."""
+    return [_unquote(override) for override in overrides]
+
+
+@lru_cache(1000)  # the jobs of a sweep have most in common
+def _unquote(override: str) -> str:
+    if override.partition("=")[0] not in _TEXTS | _PATHS:
+        return override
+    parsed = OverridesParser.create().parse_override(override)
+    value = parsed.value()
+    if not isinstance(value, str):
+        return override
+    if parsed.key_or_group in _TEXTS:
+        value = _unescape(value)
+    return f"{parsed.key_or_group}={value}"
+
+
+def _unescape(value: str) -> str:
+    return _MARKS if value == _MARKS_RESOLVED else re.sub(r"(\\*)\\\$\{", lambda match: match[1][::2] + "${", value)
+
+
+def _is_bare_path(key: str, value: str, sweep: bool) -> bool:
+    """Checks that an override `key` + `value`, which begins with `=`, is a path that is still to be quoted."""
+    if key not in _PATHS or (sweep and key not in _SHARED_PATHS):
+        return False
+    return value != "=null" and value[1:2] not in ("'", '"')
+
+
+def _refuse_sign(sign: str, key: str, value: str | None) -> ConfigError:
+    if key not in known_keys():
+        return unknown_field(key, f"{sign}{key}{value or ''}")
+    if sign == "~":
+        return ConfigError(f"~{key}: a field cannot be removed; {key}=null leaves it to the model")
+    return ConfigError(f"{sign}{key}{value or ''}: the field exists; write {key}{value or '=VALUE'}")

@@ -1,0 +1,197 @@
+"""A job's folder on disk: its name, its `job.json`, and the identity by which any command finds it again. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from diffuse.errors import MediaError
+from diffuse.media import files as media
+from diffuse.record import record
+from diffuse.schema import LATER_FIELDS, ImageFormat
+
+JOB_FILE = "job.json"
+_VERSION = 1
+_NOT_IDENTITY = ("objective", "report", "tracking", "prompt_file")  # the prompts of a file stand under prompt
+_KEY_CHARACTERS = 8  # of the key, in the folder's name
+_VALUE_CHARACTERS = 24
+_NAME_CHARACTERS = 120
+
+
+def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a configuration that decides what a job's files hold.
+
+    Where the files go and where runs are recorded is left out.
+
+    Args:
+        resolved: the configuration as `resolve_config` returns it.
+    """
+    later = [name for name, default in LATER_FIELDS.items() if resolved[name] == default]  # earlier sweeps lack them
+    parts = {name: part for name, part in resolved.items() if name not in (*_NOT_IDENTITY, *later)}
+    values: dict[str, Any] = record.plain(parts)
+    values["output"].pop("dir")
+    values["model"].pop("download", None)
+    return values
+
+
+def json_digest(value: Any) -> str:
+    """Returns the SHA-256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class JobFolders:
+    """The folders of a sweep's jobs. Their names hold the values of the axes and the start of the job's key."""
+
+    def __init__(self, sweep: Path, axes: Sequence[str]) -> None:
+        self.sweep = sweep
+        self.axes = sorted(axes)
+        self._existing: dict[str, Path] = {}
+        with suppress(OSError):
+            self._existing = {path.name.rpartition("-")[2]: path for path in sweep.iterdir() if path.is_dir()}
+
+    def path(self, overrides: Sequence[str], key: str) -> Path:
+        """Returns the folder of the job `key`: the existing one, which a sweep over other axes may have named, or a
+        new name."""
+        if (existing := self._existing.get(key[:_KEY_CHARACTERS])) is not None:
+            return existing
+        values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
+        parts = [f"{axis.rpartition('.')[2]}_{_file_name(values.get(axis, ''))}" for axis in self.axes] or ["job"]
+        return self.sweep / f"{'-'.join(parts)[:_NAME_CHARACTERS]}-{key[:_KEY_CHARACTERS]}"
+
+
+def _file_name(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", value)[:_VALUE_CHARACTERS].strip("_.")
+
+
+def read_finished_job(folder: Path, key: str) -> tuple[dict[str, Any], list[Path]] | None:
+    """Returns the `job.json` and the media of a finished job; None where a file is missing or its pixels changed."""
+    content = read_json(folder / JOB_FILE)
+    if content is None or content.get("key") != key or content.get("status") != "done":
+        return None
+    try:
+        files = [(folder / str(entry["file"]), entry["pixels_sha256"]) for entry in content["media"]]
+        for path, sha256 in files:
+            if path.parent != folder or media.file_sha256(path) != sha256:
+                return None
+    except (MediaError, KeyError, TypeError):
+        return None
+    return content, [path for path, _ in files]
+
+
+def sha256_values(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the SHA-256 entries of a record's `weights` or `inputs`, nested as they are there."""
+    return {
+        name: sha256_values(part) if isinstance(part, dict) else part
+        for name, part in value.items()
+        if isinstance(part, dict) or name == "sha256"
+    }
+
+
+def next_run_id(folder: Path, key: str, sweep: str) -> str:
+    """Returns the id of the job's run in the tracking store.
+
+    It changes each time the job has failed, and stays where the job was only interrupted.
+    """
+    content = read_json(folder / JOB_FILE) or {}
+    last = str(content.get("run_id") or "").rpartition("-")[2]
+    is_failed = content.get("status") == "failed" and content.get("key") == key and last.isdecimal()
+    return f"{sweep[:12]}-{key}-{(int(last) if is_failed else 0) + 1}"
+
+
+def clear_job_folder(folder: Path) -> None:
+    """Removes what an earlier attempt left: unfinished or damaged files, and pictures that are as it saved them.
+
+    A picture that somebody has changed since stays; the new one then gets a number.
+    """
+    content = read_json(folder / JOB_FILE) or {}
+    entries = {str(entry.get("file")): entry for entry in content.get("media") or () if isinstance(entry, dict)}
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.name.startswith(media.TEMPORARY) or _is_unchanged(path, entries):
+                path.unlink(missing_ok=True)
+
+
+def _is_unchanged(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    if path.suffix[1:] not in (kind.value for kind in ImageFormat):
+        return False
+    try:
+        sha256 = media.file_sha256(path)
+    except MediaError:
+        return path.name in entries
+    if path.name in entries:
+        return bool(sha256 == entries[path.name].get("pixels_sha256"))
+    try:
+        image = media.read_record(path).get("image") or {}
+    except MediaError:
+        return False
+    return path.suffix != ".png" or sha256 == image.get("pixels_sha256")
+
+
+def write_job(
+    folder: Path,
+    *,
+    key: str,
+    sweep: str,
+    overrides: Sequence[str],
+    record: Mapping[str, Any],
+    run_id: str | None,
+    media: Sequence[tuple[Path, str]] = (),
+    metrics: Mapping[str, float] | None = None,
+    error: str | None = None,
+) -> None:
+    """Writes `job.json`: the job is done, or failed with `error`. It is written last, when the media are on disk.
+
+    Args:
+        sweep: the identity of the sweep.
+        media: the files, each with the SHA-256 of its pixels.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "version": _VERSION,
+        "key": key,
+        "sweep": sweep,
+        "overrides": list(overrides),
+        "status": "done" if error is None else "failed",
+        "error": error,
+        "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
+        "run_id": run_id,
+        "metrics": dict(metrics or {}),
+        "worker": f"{platform.node()}/{os.getpid()}",
+        "record": record,
+    }
+    replace_json(folder / JOB_FILE, content)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file; None where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replaces a file as a whole: whatever happens, it is the old one or the new one."""
+    temporary = path.with_name(f"{media.TEMPORARY}{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

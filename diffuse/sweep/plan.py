@@ -1,0 +1,177 @@
+"""Which sweep a command asks for: its axes, its number of jobs, its folder, its seed and its identity. No torch.
+
+A sweep is identified by its configuration: the same overrides, in any order, continue it in its folder.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.config.compose import compose_with_hydra, resolve_config
+from diffuse.config.groups import conf_dir, group_options, load_yaml
+from diffuse.config.quoting import quote_text, quote_value
+from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
+from diffuse.errors import ConfigError
+from diffuse.record.record import redact
+from diffuse.sweep.folder import Sweep, read_sweep
+from diffuse.sweep.job_folder import job_identity, json_digest
+from diffuse.terminal import confirm
+
+SWEEPS = Path("outputs", "sweeps")  # the parent of folders without an output.dir
+MAX_JOBS_UNASKED = 10_000
+_SAME_FOR_ALL = ("output.dir", "report", "tracking", "hydra")  # cannot differ between the jobs of a sweep
+
+
+@dataclass(frozen=True)
+class _Axis:
+    key: str
+    values: Any  # sorted texts; in Hydra's grammar where there are too many, or only the sweeper can expand them
+    count: int | None
+
+
+def is_sweep(overrides: Sequence[str]) -> bool:
+    """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their experiment."""
+    mode = None
+    for name, _, value in (override.partition("=") for override in overrides):
+        if name == "hydra.mode":
+            return value == "MULTIRUN"
+        file = conf_dir() / "experiment" / f"{value}.yaml"
+        if name == "experiment" and file.is_file():
+            mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
+    return mode == "MULTIRUN"
+
+
+def plan_sweep(
+    overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False
+) -> tuple[Sweep, DictConfig, list[str]]:
+    """Returns the sweep, the configuration that its jobs share, and the overrides for Hydra.
+
+    A file of prompts becomes an axis of its prompts.
+
+    Args:
+        overrides: in Hydra's grammar.
+        typed: the same as the user typed them.
+        yes: agrees to any number of jobs.
+
+    Raises:
+        ConfigError: the sweep has no job, varies a value that its jobs share, or has too many jobs for a user who
+            does not agree.
+    """
+    parse = OverridesParser.create().parse_overrides
+    base = compose_with_hydra(_fixed(parse(list(overrides))))
+    if base.suite is not None:
+        raise ConfigError(
+            f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
+        )
+    hydra_overrides = _with_prompts(overrides, base)
+    if hydra_overrides != list(overrides):
+        base = compose_with_hydra(_fixed(parse(hydra_overrides)))
+        if base.prompt_file is not None:  # from an experiment
+            hydra_overrides.append("prompt_file=null")
+    sweep_overrides = [o for o in parse([*_sweeper_params(base), *hydra_overrides]) if o.is_sweep_override()]
+    axis_overrides = {o.key_or_group: o for o in sweep_overrides}  # the command line wins over the sweeper's own
+    is_basic = str(base.hydra.sweeper._target_).endswith(".BasicSweeper")
+    axes = [_axis(override, is_basic) for override in axis_overrides.values()]
+    jobs = math.prod(axis.count or 0 for axis in axes) if is_basic else None
+    if jobs is not None and jobs > MAX_JOBS_UNASKED and not yes:
+        _ask(jobs)
+
+    sweeper = None if is_basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
+    values = sorted(([axis.key, axis.values] for axis in axes), key=str)
+    config = job_identity(resolve_config(base))
+    identity = json_digest({"config": config, "sweep": values, "sweeper": sweeper})
+    folder = _folder(base, identity)
+    earlier = read_sweep(folder)
+    is_resumed = earlier is not None and earlier.identity == identity
+    seed = None
+    if base.seed is None and "seed" not in axis_overrides:
+        seed = earlier.seed if earlier is not None and is_resumed else None
+        seed = secrets.randbelow(DRAWN_SEEDS) if seed is None else seed
+        hydra_overrides.append(f"seed={seed}")
+    experiment = next((text.partition("=")[2] for text in typed if text.startswith("experiment=")), "")
+    sweep = Sweep(
+        identity,
+        experiment or " x ".join(axis_overrides) or "one job",
+        folder,
+        redact(list(typed), "overrides"),
+        [axis.key for axis in axes],
+        seed,
+        jobs,
+        is_resumed,
+    )
+    return sweep, base, [*hydra_overrides, f"hydra.sweep.dir={quote_value(str(folder))}"]
+
+
+def _fixed(parsed: Sequence[Override]) -> list[str]:
+    return [override.input_line or "" for override in parsed if not override.is_sweep_override()]
+
+
+def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
+    """Replaces a file of prompts by an axis of its prompts."""
+    if base.prompt_file is None:
+        return list(overrides)
+    if base.prompt is not None or any(override.startswith("prompt=") for override in overrides):
+        raise ConfigError("prompt and prompt_file are both set: leave one of them out")
+    prompts = ",".join(quote_text(prompt) for prompt in read_prompt_file(base.prompt_file))
+    rest = [override for override in overrides if not override.startswith("prompt_file=")]
+    return [*rest, f"prompt={prompts}"]
+
+
+def _sweeper_params(base: DictConfig) -> list[str]:
+    """Returns the sweeper's own overrides, which experiments that are sweeps set."""
+    params = OmegaConf.select(base, "hydra.sweeper.params") or {}
+    return [f"{key}={value}" for key, value in params.items()]
+
+
+def _axis(override: Override, is_basic: bool) -> _Axis:
+    key = override.key_or_group
+    if any(key == shared or key.startswith(f"{shared}.") for shared in _SAME_FOR_ALL):
+        raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; give one value")
+    value: Any = override.value()
+    if not is_basic:
+        return _Axis(key, override.get_value_string(), None)
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: has no steps to go in, such as range(1,2,0.1) has")
+    if isinstance(value, RangeSweep):
+        count = _range_length(override, value)
+    elif isinstance(value, Glob):
+        names = value.filter(group_options(key))
+        return _Axis(key, names, len(names))
+    else:
+        count = len(list(override.sweep_iterator()))
+    if not count:
+        raise ConfigError(f"{override.input_line}: is empty, and so would be the sweep; give it a value")
+    is_short = count <= MAX_JOBS_UNASKED
+    return _Axis(key, sorted(override.sweep_string_iterator()) if is_short else override.get_value_string(), count)
+
+
+def _range_length(override: Override, values: RangeSweep) -> int:
+    """Returns the length of a range without going through it."""
+    start, stop, step = (Decimal(str(number)) for number in (values.start, values.stop, values.step))
+    if not step:
+        raise ConfigError(f"{override.input_line}: never ends; its step should not be 0")
+    return max(math.ceil((stop - start) / step), 0)
+
+
+def _folder(base: DictConfig, identity: str) -> Path:
+    """Returns the folder that the user chose, or one named by the sweep's identity."""
+    output = OmegaConf.to_container(base.output, resolve=False)
+    default = OmegaConf.to_container(load_yaml("config").output, resolve=False)
+    assert isinstance(output, dict) and isinstance(default, dict)
+    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else Path(str(base.output.dir))
+
+
+def _ask(jobs: int) -> None:
+    no_terminal = f"the sweep has {jobs:,} jobs, and there is no terminal to ask on; add --yes to agree"
+    if not confirm(f"The sweep has {jobs:,} jobs. Go on?", no_terminal):
+        raise ConfigError("nothing was made")

@@ -1,0 +1,47 @@
+"""Threads that save the results of one batch while the next one is computed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from diffuse.schema import MOST_TOGETHER
+
+_MAX_WAITING = 2 * MOST_TOGETHER  # results in memory that are not saved yet
+_THREADS = 3  # each waits for the disk three times a job
+
+
+class Saver:
+    """A small pool of threads for work that mostly waits for the disk."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"diffuse-saving-{number}", daemon=True)
+            for number in range(_THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[[], None]) -> None:
+        """Queues a function. Blocks while too many results wait, since pictures take memory."""
+        self._queue.put(function)
+
+    def wait(self) -> None:
+        """Blocks until all functions have returned."""
+        self._queue.join()
+
+    def close(self) -> None:
+        """Ends the threads: one that still ran at Python's exit could abort the process."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (function := self._queue.get()) is not None:
+            try:
+                function()
+            finally:
+                self._queue.task_done()

@@ -1,0 +1,23 @@
+"""Names of the tags that runs have in MLflow. Stores that users have hold these names, so none of them may change."""
+
+from __future__ import annotations
+
+RUN_TAG = "diffuse.run"  # the run's id in the journal, by which the store is asked for it
+SWEEP_TAG = "diffuse.sweep"  # the identity of the sweep that the run belongs to
+JOB_TAG = "diffuse.job"  # and of its job there
+KIND_TAG = "diffuse.kind"  # only runs that are no job's have it
+ERROR_TAG = "diffuse.error"
+VERSION_TAG = "diffuse.version"
+WEIGHTS_TAG = "diffuse.weights"
+PIXELS_TAG = "diffuse.pixels_sha256"
+GIT_COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its page shows
+
+SWEEP_KIND = {KIND_TAG: "sweep"}  # of the run that sums up a sweep
+LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # has MLflow's page look for images
+
+_SWEEP_CHARACTERS = 12
+
+
+def summary_id(sweep: str) -> str:
+    """Returns the `diffuse.run` of the run that sums up the sweep of that identity."""
+    return f"{sweep[:_SWEEP_CHARACTERS]}-summary"

@@ -1,0 +1,88 @@
+"""What a job leaves on disk, what it is known by, and what is done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from command import jobs_in
+from damaged import damaged, mend
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sweeps import QUICK, pixels, swept
+
+from diffuse.config.groups import PACKAGE
+from diffuse.media import files as media
+
+TINY = PACKAGE / "tiny" / "checkpoint"
+
+
+def test_only_what_is_missing_is_made_again(tmp_path: Path, made: list[Any]) -> None:
+    """Missing is what is not there, not what was made, or not what it was made from."""
+    shutil.copytree(TINY, tmp_path / "model")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "in.png")
+    command = ("seed=range(0,4)", "num_inference_steps=2", "model.source=model", "input_image=in.png")
+    first = swept(*command, cwd=tmp_path)
+    before = pixels(first, tmp_path)
+    gone, cut, painted, kept = (tmp_path / path for path in first.paths)
+    shutil.rmtree(gone.parent)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(painted)
+    (kept.parent / ".diffuse-0.tmp").write_text("left by an attempt that was killed")
+    stamp = kept.stat().st_mtime_ns
+    made.clear()
+
+    again = swept(*reversed(command), cwd=tmp_path)
+    assert sorted(each["seed"] for batch in made for each in batch) == [0, 1, 2]
+    assert kept.stat().st_mtime_ns == stamp and "3 made, 1 were there" in again.err
+    for ours, theirs in zip(pixels(again, tmp_path), before, strict=True):
+        assert np.abs(ours.astype(int) - theirs).max() <= 2
+    # What somebody painted over is theirs; the picture gets a number.
+    assert not np.asarray(Image.open(painted)).any() and again.paths[2].name == f"{painted.stem}_1.png"
+
+    made.clear()
+    assert "0 made, 4 were there" in swept(*command, cwd=tmp_path).err and not made
+
+    Image.fromarray(np.full((64, 64, 3), 91, np.uint8)).save(tmp_path / "in.png")
+    assert "4 made, 0 were there" in swept(*command, cwd=tmp_path).err
+    (file,) = (tmp_path / "model" / "vae").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["decoder.conv_out.bias"] += 0.1
+    file.unlink()
+    save_file(tensors, file)
+    assert "4 made, 0 were there" in swept(*command, cwd=tmp_path).err
+
+
+def test_another_sweep_in_the_same_folder_uses_what_is_there(tmp_path: Path) -> None:
+    swept("seed=1,2", "num_inference_steps=1", cwd=tmp_path)
+    assert "2 made, 2 were there" in swept("seed=1,2", "num_inference_steps=1,2", cwd=tmp_path).err
+    assert "2 made, 0 were there" in swept("seed=1,2", "num_inference_steps=1", "output.format=jpg", cwd=tmp_path).err
+    assert "0 made, 2 were there" in swept("seed=1,2", "num_inference_steps=1", "output.format=jpg", cwd=tmp_path).err
+
+
+def test_failed_jobs_are_recorded_and_tried_again(tmp_path: Path) -> None:
+    model = damaged(tmp_path / "model")
+    command = ("seed=1", f"model.source=model,{TINY}", "num_inference_steps=1")
+    done = swept(*command, cwd=tmp_path, status=1)
+    assert len(done.paths) == 1 and "1 made, 0 were there, 1 failed" in done.err
+    assert "diffuse: model.source=model: the vae gave NaN" in done.err
+    failed = next(each for each in jobs_in(tmp_path / "out") if each["status"] == "failed")
+    assert "NaN" in failed["error"] and failed["media"] == [] and failed["record"]["request"]["seed"] == 1
+    mend(model)
+    assert "1 made, 1 were there, 0 failed" in swept(*command, cwd=tmp_path).err
+    assert {each["status"] for each in jobs_in(tmp_path / "out")} == {"done"}
+
+
+def test_what_job_json_says(tmp_path: Path) -> None:
+    done = swept("seed=5", "num_inference_steps=1", "output.format=webp", cwd=tmp_path)
+    (said,) = jobs_in(tmp_path / "out")
+    whole = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert (whole["version"], whole["axes"], whole["jobs"], whole["seed"]) == (1, [], 1, None)
+    assert {*QUICK, "seed=5"} <= {*whole["overrides"]}
+    assert (said["sweep"], said["status"], said["error"]) == (whole["identity"], "done", None)
+    assert done.paths[0].parent.name.endswith(said["key"][:8])
+    assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": media.file_sha256(tmp_path / done.paths[0])}]
+    assert said["record"]["request"]["seed"] == 5 and "seed=5" in said["overrides"]

@@ -1,0 +1,37 @@
+"""The threads that save: all is done when they have been waited for, and none is left."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from diffuse.sweep.saver import Saver
+
+
+def test_everything_is_done_after_waiting_and_no_thread_is_left() -> None:
+    saver, done = Saver(), []
+    for number in range(50):
+        saver.submit(lambda number=number: (time.sleep(0.001), done.append(number)))  # type: ignore[misc]
+    saver.wait()
+    assert sorted(done) == list(range(50))
+    saver.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffuse-saving-")]
+
+
+def test_no_more_wait_than_there_is_memory_for() -> None:
+    saver, gate, queued = Saver(), threading.Event(), []
+
+    def fill() -> None:
+        for number in range(1000):
+            saver.submit(gate.wait)  # type: ignore[arg-type]
+            queued.append(number)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    time.sleep(0.3)
+    blocked = len(queued)
+    gate.set()
+    thread.join()
+    saver.wait()
+    saver.close()
+    assert blocked < 500 and len(queued) == 1000
