@@ -126,8 +126,8 @@ def test_what_the_lines_give(ran: dict[str, Any]) -> None:
     assert ran["states"].shape[:2] == ran["ids"].shape and ran["noise"].shape[2:] == (8, 8)
 
 
-def test_the_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (PAGE.parents[2] / "README.md").read_text(), re.DOTALL)
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGE.with_name("python.md")).read_text(), re.DOTALL)
     quick: dict[str, Any] = {"num_inference_steps": 2, "tracking": "none", "overrides": ["output.dir=out"]}
     for name in ("txt2img", "img2img", "inpaint"):
         monkeypatch.setattr(diffuse, name, partial(getattr(diffuse, name), **quick))
