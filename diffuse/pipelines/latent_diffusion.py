@@ -153,7 +153,7 @@ class LatentPipeline:
         scheduler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
         total = len(scheduler.timesteps)
         seeds = request.seeds if seeds is None else seeds
-        batches = split(len(seeds), self.memory.together(request.width, request.height))
+        batches = split(len(seeds), self.memory.batch_size(request.width, request.height))
 
         # 1. The prompts become the denoiser's conditioning, and a picture the distribution of its latents.
         with clock.phase("encode_s"):
@@ -207,7 +207,7 @@ class LatentPipeline:
             self._on_device({**encoded.positive, **told}),
             None if encoded.negative is None else self._on_device(encoded.negative),
             request.guidance_scale,
-            self.memory.batched_guidance,
+            self.memory.batch_guidance,
             request.guidance_rescale,
         )
         return guidance, encoded.cut
@@ -300,7 +300,7 @@ class LatentPipeline:
         def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
             return weights.load(lambda: model(config), part, name, device=device, dtype=dtype, rename=rename)
 
-        self.memory.add(name, load, float32=float32)
+        self.memory.add(name, load, float32=float32, tileable=name == "vae")
 
     def check_text(self, tokenizer: CLIPTokenizer, config: clip.CLIPTextConfig) -> None:
         """Refuses a tokenizer whose texts are longer than its encoder takes, or hold words that it does not know."""

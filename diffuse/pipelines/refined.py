@@ -34,7 +34,7 @@ def request_fields(families: Sequence[type[LatentPipeline]]) -> frozenset[str]:
 def staged(families: Sequence[type[LatentPipeline]], checkpoints: Sequence[Checkpoint], memory: Memory) -> Any:
     """The pipeline of one model, or of a model and its refiner."""
     base = families[0](checkpoints[0], memory)
-    return base if len(families) == 1 else Refined(base, families[1](checkpoints[1], memory.beside("refiner")))
+    return base if len(families) == 1 else Refined(base, families[1](checkpoints[1], memory.with_prefix("refiner")))
 
 
 class Relay(NamedTuple):
@@ -132,7 +132,7 @@ class Refined:
         relay.first.set_timesteps(request.num_inference_steps, request.timesteps)
         relay.second.set_timesteps(request.num_inference_steps, request.timesteps, skip=relay.step)
         seeds = request.seeds if seeds is None else seeds
-        batches = split(len(seeds), self.memory.together(request.width, request.height))
+        batches = split(len(seeds), self.memory.batch_size(request.width, request.height))
         generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
         steps = Steps((relay.calls + len(relay.second.timesteps)) * len(batches), on_step)
 

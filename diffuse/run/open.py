@@ -15,8 +15,9 @@ from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
 from diffuse.config.compose import load_group
 from diffuse.device import hardware
-from diffuse.device import memory as memory_profile
 from diffuse.device.hardware import Hardware
+from diffuse.device.memory import Memory
+from diffuse.device.profile import choose_profile, lighter_profile
 from diffuse.errors import ConfigError
 from diffuse.pipelines.refined import staged
 from diffuse.schema import HardwareConfig, MemoryProfileConfig
@@ -47,7 +48,7 @@ def open_pipeline(cfg: DictConfig) -> Opened:
     hardware.apply(hw)
     profiles = load_group("memory_profile")
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    profile = memory_profile.choose(cfg.memory_profile, profiles, thresholds, hw)
+    profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
 
     models = stages(cfg)
     families = [family(model._target_) for model in models]
@@ -56,8 +57,8 @@ def open_pipeline(cfg: DictConfig) -> Opened:
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     pipeline = _kept(key)
     if pipeline is None:
-        instead = memory_profile.lighter(profile, profiles, thresholds)
-        memory = memory_profile.Memory(profile, hw, cfg.model.half_dtype, instead)
+        instead = lighter_profile(profile, profiles, thresholds)
+        memory = Memory(profile, hw, cfg.model.half_dtype, instead)
         pipeline = _keep(key, staged(families, checkpoints, memory))
     pipeline.memory.check()
     return Opened(pipeline, hw, profile, checkpoints)

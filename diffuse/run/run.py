@@ -20,7 +20,7 @@ from diffuse.config import request as validation
 from diffuse.config.inputs import Inputs
 from diffuse.config.request import Draft
 from diffuse.device import hardware
-from diffuse.device import memory as memory_profile
+from diffuse.device.profile import check_max_side
 from diffuse.errors import RunError, Stop
 from diffuse.media import files as media
 from diffuse.media.images import PictureInput
@@ -200,7 +200,7 @@ def _run(
 def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], place: Place | None = None) -> Begun:
     """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
     request = job.request
-    together = job.opened.pipeline.memory.together(request.width, request.height)
+    together = job.opened.pipeline.memory.batch_size(request.width, request.height)
     about = record.of_run(
         job.cfg,
         overrides,
@@ -345,7 +345,7 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     pipeline.latent_shape(request, latents)
-    memory_profile.check_size(opened.profile, request.width, request.height)
+    check_max_side(opened.profile, request.width, request.height)
     scheduler = pipeline.plan(request, OmegaConf.to_container(cfg.scheduler, resolve=True))
     objective.check_size(draft.reference, request.width, request.height)
     return Prepared(cfg, request, opened, scheduler, draft.inputs, latents, draft.reference)

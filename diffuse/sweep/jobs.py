@@ -257,7 +257,7 @@ class Jobs:
             cfg, draft = self._configured(each)
             pipeline = self._open(each, cfg).pipeline
             request = draft.request(pipeline.default_size())
-            fit = pipeline.memory.together(request.width, request.height) // request.num_images
+            fit = pipeline.memory.batch_size(request.width, request.height) // request.num_images
             return max(min(fit, self._most.get(each.levels[0], fit)), 1)
         except Exception:
             return 1  # what is wrong with it comes up again when it is begun

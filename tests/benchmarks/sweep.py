@@ -154,7 +154,7 @@ def computing(options: argparse.Namespace) -> None:
             cfg = configuration.compose(overrides)
             prepared.append(run.prepare(cfg, validation.drafts(cfg)[0]))
     request = prepared[0].request
-    size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
+    size = prepared[0].opened.pipeline.memory.batch_size(request.width, request.height)
     run.make(prepared[:1])  # reads the weights
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(prepared), size):

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from diffuse import sweep
 from diffuse.config.compose import TINY
-from diffuse.device import hardware
+from diffuse.device import gpus
 from diffuse.run import open as opening
 from diffuse.sweep.launchers import ray as launchers_ray
 from diffuse.sweep.launchers.joblib import JoblibLauncher, Processes
@@ -221,8 +221,8 @@ def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path
 
 
 def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = [hardware.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
-    monkeypatch.setattr(hardware, "visible_gpus", lambda: cards)
+    cards = [gpus.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: cards)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     quick = ("tracking=none", "report.make=false", "output.dir=out", "num_inference_steps=1")
     jobs = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=1", "seed=1,2", "width=64,4096")

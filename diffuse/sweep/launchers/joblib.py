@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from typing import Any
 
-from diffuse.device import hardware
+from diffuse.device import gpus
 from diffuse.schema import Device
 from diffuse.sweep.launchers.require import require
 from diffuse.sweep.launchers.spread import Pool, Spread
@@ -33,7 +33,7 @@ class JoblibLauncher(Spread):
     def cards(self) -> list[str]:
         """By UUID: numbers of CUDA's are not NVML's."""
         accelerated = self.config.hardware.device in (Device.auto, Device.cuda)
-        return [card.uuid for card in hardware.visible_gpus()] if accelerated else []
+        return [card.uuid for card in gpus.visible_gpus()] if accelerated else []
 
     @property
     def workers(self) -> int:
