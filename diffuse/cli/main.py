@@ -155,10 +155,10 @@ def _sweep(flags: list[str], quoted: list[str], typed: list[str], yes: bool) -> 
 
 def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> list[Path]:
     """The files that compare the pictures of a sweep, the page first; what goes wrong with them costs it nothing."""
-    from diffuse import compare
+    from diffuse.compare.report import ReportOptions, compare_folder
 
     try:
-        return compare.report(of.folder, wanted=compare.Wanted(sheets=sheets))
+        return compare_folder(of.folder, options=ReportOptions(sheets=sheets))
     except Exception as error:
         told.warn([f"there is no report: {type(error).__name__}: {error}"])
         return []
@@ -284,14 +284,14 @@ def _download(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    from diffuse import compare
-    from diffuse.compare import arguments as compared
+    from diffuse.compare.arguments import parse_compare_arguments
+    from diffuse.compare.report import compare_names
 
-    said = compared.read(arguments)
+    said = parse_compare_arguments(arguments)
     tracking = cache(lambda: _compose(said.overrides).tracking)
     if said.overrides:
         tracking()  # which says what is wrong with them before anything is made
-    files = compare.compare(said.names, said.out, tracking, said.wanted)
+    files = compare_names(said.names, said.out, tracking, said.options)
     for path in files:
         _print(path)
 

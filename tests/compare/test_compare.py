@@ -19,25 +19,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffuse import compare
 from diffuse.compare import metrics, sheet
-from diffuse.compare.axes import Layout, axes_of, layout
-from diffuse.compare.cells import Cell, cell_of, of_file, of_folder
-from diffuse.compare.command import command, obstacle
+from diffuse.compare.axes import Layout, find_axes, place_axes
+from diffuse.compare.cells import Cell, build_cell, cells_in_file, cells_in_folder
+from diffuse.compare.command import cell_command, command_obstacle
+from diffuse.compare.report import ReportOptions, compare_folder
 from diffuse.errors import ConfigError, DiffuseError
 from diffuse.media import files as media
 
 
 def cells(folder: Path) -> list[Cell]:
-    return of_folder(folder).cells
+    return cells_in_folder(folder).cells
 
 
 def keys(found: list[Cell]) -> list[str]:
-    return [axis.key for axis in axes_of(found)]
+    return [axis.key for axis in find_axes(found)]
 
 
 def plan(found: list[Cell], **wanted: str) -> Layout:
-    return layout(found, axes_of(found), wanted)
+    return place_axes(found, find_axes(found), wanted)
 
 
 def places(chosen: Layout) -> tuple[str | None, str | None, list[str]]:
@@ -75,11 +75,12 @@ def test_the_seed_is_the_pictures_own_and_the_time_its_share(tmp_path: Path) -> 
     about = record(40, 8, seconds=3.0)
     about["config"]["num_images"] = about["request"]["num_images"] = 3
     about["image"]["seed"] = 42
-    cell = cell_of(tmp_path / "x.png", about)
+    cell = build_cell(tmp_path / "x.png", about)
     assert (cell.config["seed"], cell.seconds) == (42, 1.0)
-    assert command(cell).endswith("seed=42 num_inference_steps=8 scheduler=ddim num_images=1")  # 3 were nobody's words
+    # The three images are in no override, so the command must ask for one.
+    assert cell_command(cell).endswith("seed=42 num_inference_steps=8 scheduler=ddim num_images=1")
     about["overrides"].append("num_images=3")
-    assert "num_images" not in command(cell_of(tmp_path / "x.png", about))
+    assert "num_images" not in cell_command(build_cell(tmp_path / "x.png", about))
 
 
 def test_jobs_are_read_from_job_json_and_failures_told(tmp_path: Path) -> None:
@@ -93,12 +94,12 @@ def test_jobs_are_read_from_job_json_and_failures_told(tmp_path: Path) -> None:
     (tmp_path / "4" / "job.json").write_text('["of another shape"]')
     (tmp_path / "sweep.json").write_text('{"name": "seeds by steps"}')
 
-    found = of_folder(tmp_path)
+    found = cells_in_folder(tmp_path)
     assert found.title == "seeds by steps"
     (cell,) = found.cells
     assert (cell.path, cell.config["seed"], cell.run_id) == (path, 2, "abc")
     assert [failure.error for failure in found.failures if failure.overrides] == ["RunError: the disk is full"]
-    assert of_file(path).cells[0].run_id == "abc"
+    assert cells_in_file(path).cells[0].run_id == "abc"
 
 
 def test_a_job_names_no_file_outside_its_folder(tmp_path: Path) -> None:
@@ -111,8 +112,8 @@ def test_strangers_and_reports_are_left_out(tmp_path: Path) -> None:
     sweep(tmp_path, 2, (4, 8))
     Image.new("RGB", (8, 8)).save(tmp_path / "foreign.png")
     (tmp_path / "text.png").write_text("no picture")
-    compare.report(tmp_path)
-    found = of_folder(tmp_path)
+    compare_folder(tmp_path)
+    found = cells_in_folder(tmp_path)
     assert (len(found.cells), found.foreign) == (4, 2)  # and not the sheets
 
 
@@ -134,7 +135,7 @@ def test_a_field_that_nobody_typed_and_that_follows_is_no_axis(tmp_path: Path) -
         about = record(1, 4, guidance_scale=guidance)
         about["config"]["model"]["name"] = model
         about["overrides"] = [f"model={model}"]
-        found.append(cell_of(tmp_path / f"{model}.png", about))
+        found.append(build_cell(tmp_path / f"{model}.png", about))
     assert keys(found) == ["model"]
 
 
@@ -142,7 +143,7 @@ def test_values_are_in_order(tmp_path: Path) -> None:
     for steps in (100, 9, 20):
         save(tmp_path, 1, steps, **{"scheduler.eta": None if steps == 9 else steps / 1000})
     found = cells(tmp_path)
-    assert [axis.values for axis in axes_of(found)] == [(9, 20, 100), (None, 0.02, 0.1)]
+    assert [axis.values for axis in find_axes(found)] == [(9, 20, 100), (None, 0.02, 0.1)]
     assert plan(found).axes[0].title(9) == "Steps: 9"
 
 
@@ -195,7 +196,7 @@ def table(report: Path) -> list[dict[str, str]]:
 
 def test_the_table_measures_against_the_most_steps(tmp_path: Path) -> None:
     sweep(tmp_path / "s", 2, (4, 8, 16))
-    report = compare.report(tmp_path / "s")[0].parent
+    report = compare_folder(tmp_path / "s")[0].parent
     rows = table(report)
     assert [(row["num_inference_steps"], row["seed"]) for row in rows[:2]] == [("4", "0"), ("4", "1")]
     for row in rows:
@@ -206,7 +207,7 @@ def test_the_table_measures_against_the_most_steps(tmp_path: Path) -> None:
         if steps == 16:
             assert (row["psnr_db"], row["ssim"], row["flip"]) == ("", "", "")
         else:
-            expected = metrics.difference(pixels(seed, steps), pixels(seed, 16))
+            expected = metrics.measure_difference(pixels(seed, steps), pixels(seed, 16))
             assert expected is not None and expected.ssim is not None
             assert float(row["psnr_db"]) == pytest.approx(expected.psnr, rel=1e-5)
             assert float(row["ssim"]) == pytest.approx(expected.ssim, rel=1e-5)
@@ -218,7 +219,7 @@ def test_references_can_be_chosen(tmp_path: Path) -> None:
     sweep(tmp_path / "s" / "b", 2, (4, 8), scheduler="euler")
 
     def references(*wanted: str) -> set[tuple[str, str]]:
-        found = compare.report(tmp_path / "s", tmp_path / "out", compare.Wanted(reference=wanted, sheets=False))
+        found = compare_folder(tmp_path / "s", tmp_path / "out", ReportOptions(reference=wanted, sheets=False))
         return {
             (row["file"].partition("/s/")[2], row["reference"].partition("/s/")[2]) for row in table(found[0].parent)
         }
@@ -231,7 +232,7 @@ def test_references_can_be_chosen(tmp_path: Path) -> None:
 
 def test_sheets_have_the_pictures_in_their_places(tmp_path: Path) -> None:
     sweep(tmp_path, 3, (4, 8))
-    (path,) = (path for path in compare.report(tmp_path) if path.name == "sheet.png")
+    (path,) = (path for path in compare_folder(tmp_path) if path.name == "sheet.png")
     drawn = np.asarray(Image.open(path).convert("RGB"))
     height, width = 24 * 4, 32 * 4  # small pictures are drawn larger
     found = []
@@ -253,11 +254,11 @@ def test_sheets_have_the_pictures_in_their_places(tmp_path: Path) -> None:
 def test_sheets_are_one_a_value_and_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep(tmp_path / "a", 4, (4, 8, 16))
     sweep(tmp_path / "b", 4, (4, 8, 16), scheduler="euler")
-    names = [path.name for path in compare.report(tmp_path) if path.name.startswith("sheet")]
+    names = [path.name for path in compare_folder(tmp_path) if path.name.startswith("sheet")]
     assert names == ["sheet_Sampler_ddim.png", "sheet_Sampler_euler.png"]
 
     monkeypatch.setattr(sheet, "MOST_SIDE", 520)
-    paths = [path for path in compare.report(tmp_path) if path.name.startswith("sheet")]
+    paths = [path for path in compare_folder(tmp_path) if path.name.startswith("sheet")]
     assert len(paths) == 4 and "sheet_Sampler_euler_page1.png" in [path.name for path in paths]
     assert max(max(Image.open(path).size) for path in paths) <= 520
     assert not (tmp_path / "report" / "sheet_Sampler_ddim.png").exists()  # of the earlier report
@@ -277,7 +278,7 @@ def test_no_side_of_a_sheet_is_beyond_what_viewers_open(tmp_path: Path) -> None:
 def test_what_was_made_twice_gets_a_sheet_of_its_own(tmp_path: Path) -> None:
     sweep(tmp_path / "a", 2, (4, 8))
     sweep(tmp_path / "b", 2, (4, 8))
-    names = [path.name for path in compare.report(tmp_path) if path.name.startswith("sheet")]
+    names = [path.name for path in compare_folder(tmp_path) if path.name.startswith("sheet")]
     assert names == ["sheet.png", "sheet_again_2.png"]
 
 
@@ -285,7 +286,7 @@ def test_runs_that_nothing_tells_apart_are_told_apart_by_their_files(tmp_path: P
     save(tmp_path / "a", 1, 4)
     save(tmp_path / "b", 1, 4)
     assert keys(cells(tmp_path)) == ["file"]
-    assert compare.report(tmp_path)
+    assert compare_folder(tmp_path)
 
 
 def test_one_picture_is_compared_too(tmp_path: Path) -> None:
@@ -338,12 +339,14 @@ def test_a_report_of_what_diffuse_really_made(tmp_path: Path) -> None:
 
 
 def test_the_command_is_what_a_shell_gives_back(tmp_path: Path) -> None:
-    cell = cell_of(tmp_path / "x.png", record(5, 4, **{"scheduler.eta": 0.5}))
-    words = shlex.split(command(cell))
+    cell = build_cell(tmp_path / "x.png", record(5, 4, **{"scheduler.eta": 0.5}))
+    words = shlex.split(cell_command(cell))
     assert words[0] == "diffuse"
     assert f"prompt={PROMPT}" in words and "scheduler.eta=0.5" in words
     assert not [word for word in words if word.startswith(("output", "tracking"))]
-    echoed = subprocess.run(["sh", "-c", command(cell).replace("diffuse", "printf '%s\\n'", 1)], capture_output=True)
+    echoed = subprocess.run(
+        ["sh", "-c", cell_command(cell).replace("diffuse", "printf '%s\\n'", 1)], capture_output=True
+    )
     assert f"prompt={PROMPT}".encode() in echoed.stdout.split(b"\n")
 
 
@@ -351,7 +354,7 @@ def test_the_command_makes_the_same_picture(tmp_path: Path) -> None:
     odd = 'a cactus, "quoted" it\'s $HOME `x` (1+1)=2\nnext line'
     made = smoke(f"prompt={odd}", "seed=3", "num_images=2", "output.dir=a", cwd=tmp_path)
     second = cells(tmp_path / "a")[1]
-    words = shlex.split(command(second))[1:]
+    words = shlex.split(cell_command(second))[1:]
     again = smoke(*words, "hardware.deterministic=strict", "output.dir=b", cwd=tmp_path)
     assert len(made.paths) == 2 and len(again.paths) == 1
     pictures = [np.asarray(Image.open(tmp_path / path), np.int16) for path in (made.paths[1], again.paths[0])]
@@ -360,15 +363,19 @@ def test_the_command_makes_the_same_picture(tmp_path: Path) -> None:
 
 def test_a_command_that_does_not_make_the_same_picture_says_so(tmp_path: Path) -> None:
     about = record(1, 4)
-    assert obstacle(cell_of(tmp_path / "x.png", about)) == ""
+    assert command_obstacle(build_cell(tmp_path / "x.png", about)) == ""
     about["inputs"] = {"latents": {"sha256": "0"}}
-    assert "noise" in obstacle(cell_of(tmp_path / "x.png", about))
+    assert "noise" in command_obstacle(build_cell(tmp_path / "x.png", about))
 
 
 def test_a_prompt_of_a_file_and_a_drawn_seed_are_written_out(tmp_path: Path) -> None:
     about = record(5, 4)
     about["overrides"] = ["prompt_file=prompts.txt", "num_images=4"]
-    assert shlex.split(command(cell_of(tmp_path / "x.png", about))) == ["diffuse", f"prompt={PROMPT}", "seed=5"]
+    assert shlex.split(cell_command(build_cell(tmp_path / "x.png", about))) == [
+        "diffuse",
+        f"prompt={PROMPT}",
+        "seed=5",
+    ]
 
 
 # What is refused
@@ -411,7 +418,7 @@ def test_whatever_a_strangers_record_holds_nothing_breaks(records: list[dict[str
             whole = {"overrides": [], "status": "done", "media": [{"file": "x.png"}], "run_id": None}
             job(path.parent, path, record(0, 4), **whole, record={**about, "images": [about.get("image")]})
         try:
-            files = compare.report(folder)
+            files = compare_folder(folder)
         except DiffuseError as error:
             assert error.exit_status == 2 and "\n" not in str(error)
         else:
@@ -422,7 +429,7 @@ def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
     path = save(tmp_path, 1, 4)
     job(tmp_path, path, record(1, 4))
     path.unlink()
-    assert [failure.error for failure in of_folder(tmp_path).failures] == ["seed1_steps4.png is gone"]
+    assert [failure.error for failure in cells_in_folder(tmp_path).failures] == ["seed1_steps4.png is gone"]
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -456,7 +463,7 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
     for number in (1, 2):
         about = {"prompt": f"p{number}", "width": 32 * number, "height": 24 * number, "guidance_scale": float(number)}
         path = save(tmp_path / str(number), number, number, scheduler=f"s{number}", **about)
-        whole = of_file(path).cells[0].record
+        whole = cells_in_file(path).cells[0].record
         job(tmp_path / str(number), path, {**whole, "config": {**whole["config"], "model": {"name": f"m{number}"}}})
     assert "nothing in common" in refused(tmp_path / "1", tmp_path / "2", "--out", "out", cwd=tmp_path)
 

@@ -18,7 +18,8 @@ from damaged import damaged, mend
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffuse import compare, sweep
+from diffuse import sweep
+from diffuse.compare import report
 from diffuse.config import compose as configuration
 from diffuse.config.compose import PACKAGE
 from diffuse.errors import ConfigError, RunError
@@ -361,11 +362,11 @@ def test_ready_made_sweeps(name: str, jobs: int, tmp_path: Path, monkeypatch: py
 def test_the_report_costs_a_sweep_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("-m", *QUICK, "report.make=true", "seed=1,2", "num_inference_steps=1")
 
-    def broken(folder: Path, wanted: Any = None) -> list[Path]:
+    def broken(folder: Path, options: Any = None) -> list[Path]:
         raise OSError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(compare, "report", broken)
+        patched.setattr(report, "compare_folder", broken)
         done = diffuse(*command, cwd=tmp_path)
     assert done.status == 0 and len(done.paths) == 2 and "warning: there is no report: OSError: no room" in done.err
     done = diffuse(*command, cwd=tmp_path)  # all is there but the report
