@@ -25,7 +25,7 @@ from diffuse.media.pixels import pixels_sha256
 from diffuse.pipelines.latent_diffusion import LatentPipeline
 from diffuse.run import run
 from diffuse.run.generation import Generation
-from diffuse.smoke import cases, checkpoints, reference, suite
+from diffuse.smoke import cases, checkpoints, families, reference, suite
 
 TEXT_TO_IMAGE = next(case for case in cases.cases() if case.name == "tiny, text to image")
 
@@ -84,24 +84,26 @@ def test_every_family_scheduler_and_way_of_starting_is_there() -> None:
         assert any(f"scheduler={name}" in line for line in said)
     for words in ("refiner=sdxl", "input_image=", "mask_image=", "num_images=2", "model=auto", "{sd_inpaint}"):
         assert any(words in line for line in said), words
-    for kind in checkpoints.KINDS:
+    for kind in families.CHECKPOINTS:
         assert any(f"{{{kind}}}" in line for line in said), kind
 
 
 def test_every_case_has_its_pictures() -> None:
     for case in cases.cases():
         count = 2 if "num_images=2" in case.overrides else 1
-        assert all(path.is_file() for path in reference.files(case.slug, count)), case.name
-    known = {path.name for case in cases.cases() for count in (1, 2) for path in reference.files(case.slug, count)}
+        assert all(path.is_file() for path in reference.reference_files(case.slug, count)), case.name
+    known = {
+        path.name for case in cases.cases() for count in (1, 2) for path in reference.reference_files(case.slug, count)
+    }
     assert {path.name for path in reference.FOLDER.glob("*.png")} <= known
-    for digests in reference.recorded().values():
+    for digests in reference.read_digests().values():
         assert set(digests) == {case.slug for case in cases.cases()}
     assert sum(path.stat().st_size for path in reference.FOLDER.iterdir()) < 150_000
 
 
 def test_the_checkpoints_are_the_same_each_time(inputs: dict[str, str], tmp_path: Path) -> None:
-    for kind in checkpoints.KINDS:
-        again = checkpoints.write(tmp_path / kind, kind)
+    for kind, checkpoint in families.CHECKPOINTS.items():
+        again = checkpoints.write_checkpoint(tmp_path / kind, checkpoint)
         for path in sorted(Path(inputs[kind]).rglob("*.*")):
             assert (again / path.relative_to(inputs[kind])).read_bytes() == path.read_bytes()
 
@@ -187,10 +189,10 @@ def test_one_level_is_too_much_where_the_platform_is_known(monkeypatch: pytest.M
     """And nothing elsewhere."""
     key: list[str] = []
     monkeypatch.setattr(suite, "cases", lambda: [TEXT_TO_IMAGE])
-    monkeypatch.setattr(reference, "key", lambda about: key[0])
+    monkeypatch.setattr(reference, "platform_key", lambda about: key[0])
     monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(one_level))
-    (digests, *_) = reference.recorded().values()
-    monkeypatch.setattr(reference, "recorded", lambda: {"here": digests})
+    (digests, *_) = reference.read_digests().values()
+    monkeypatch.setattr(reference, "read_digests", lambda: {"here": digests})
     key[:] = ["elsewhere"]
     assert diffuse("experiment=smoke", "output.dir=out", cwd=tmp_path).status == 0
     key[:] = ["here"]
@@ -217,10 +219,10 @@ def test_a_run_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_a_case_without_a_recorded_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files = reference.files
+    files = reference.reference_files
     missing = [tmp_path / "no.png"]
     monkeypatch.setattr(
-        reference, "files", lambda slug, count: missing if slug == TEXT_TO_IMAGE.slug else files(slug, count)
+        reference, "reference_files", lambda slug, count: missing if slug == TEXT_TO_IMAGE.slug else files(slug, count)
     )
     one_off(monkeypatch, tmp_path, "no picture is recorded for it")
 
@@ -228,7 +230,7 @@ def test_a_case_without_a_recorded_picture(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.fixture
 def made(inputs: dict[str, str], tmp_path: Path) -> Generation:
     cfg = configuration.compose(["experiment=smoke", f"output.dir={tmp_path / 'out'}"])
-    return suite.make(TEXT_TO_IMAGE, cfg, (), inputs)
+    return suite.run_case(TEXT_TO_IMAGE, cfg, (), inputs)
 
 
 def test_what_is_made_has_no_faults(made: Generation) -> None:
