@@ -30,7 +30,6 @@ from diffuse.smoke.junit import JUnitTest, write_junit
 from diffuse.smoke.reference import compare_with_reference
 from diffuse.terminal import saved, say, unheard
 
-_PNG = f".{ImageFormat.png.value}"  # the files that hold their pixels without loss
 _FLAT = 2.0  # levels; a picture whose standard deviation is below shows nothing
 
 
