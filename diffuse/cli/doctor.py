@@ -122,7 +122,7 @@ def _torch() -> list[tuple[str, str]]:
 
 
 def _detect(config: HardwareConfig, nvml: Any | None) -> tuple[Hardware | None, str]:
-    before, hardware.log.disabled = hardware.log.disabled, True  # the report says it all itself
+    before, hardware.log.disabled = hardware.log.disabled, True  # the report has its own line for each
     try:
         return hardware.detect(config, nvml), ""
     except (DiffuseError, *_BROKEN) as error:
@@ -201,15 +201,15 @@ def _hub_cache() -> str:
         return f"[red]huggingface_hub cannot be imported[/]: {escape(_line(error))}"
     offline = ", [yellow]offline (HF_HUB_OFFLINE)[/]" if constants.HF_HUB_OFFLINE else ""
     folder = Path(constants.HF_HUB_CACHE)
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    state = "" if there == folder else ", not there yet"
-    return f"{escape(str(folder))}{state}, {_gib(shutil.disk_usage(there).free)} free on its disk{offline}"
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    state = "" if existing == folder else ", not there yet"
+    return f"{escape(str(folder))}{state}, {_gib(shutil.disk_usage(existing).free)} free on its disk{offline}"
 
 
 def _tracking(uri: str | None) -> str:
-    """The store and whether it can be reached; it is opened for reading only."""
+    """Returns the store and whether it can be reached; it is opened for reading only."""
     if not uri:
         return "none"
     shown = escape(re.sub(r"//[^/@]*@", "//***@", uri))  # a password does not belong on a screen
@@ -238,11 +238,13 @@ def _server(uri: str) -> str:
 def _database(uri: str) -> str:
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
-        there = path.absolute().parent
-        while not there.exists():
-            there = there.parent
-        writable = os.access(there, os.W_OK)
-        return "not there yet, the first run makes it" if writable else f"[red]{escape(str(there))} is not writable[/]"
+        existing = path.absolute().parent
+        while not existing.exists():
+            existing = existing.parent
+        writable = os.access(existing, os.W_OK)
+        return (
+            "not there yet, the first run makes it" if writable else f"[red]{escape(str(existing))} is not writable[/]"
+        )
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
             (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
@@ -257,6 +259,6 @@ def _gib(count: int) -> str:
 
 
 def _line(error: object) -> str:
-    """The first line of what went wrong."""
+    """Returns the first line of an error."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

@@ -25,7 +25,7 @@ def cell_command(cell: Cell) -> str:
     settings.pop("num_images", None)
     settings["seed"] = format_value(cell.config.get("seed"))
     if config.get("num_images", 1) != 1 and not any(o.startswith("num_images=") for o in cell.overrides):
-        settings["num_images"] = "1"  # several are what an experiment or a model asks for
+        settings["num_images"] = "1"  # an experiment or a model asks for several
     return " ".join(["diffuse", *(f"{name}={shlex.quote(value)}" for name, value in settings.items())])
 
 

@@ -50,7 +50,7 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float | None:
         return None
     a, b = image.astype(np.int32), reference.astype(np.int32)
     count = _WINDOW**2
-    # Sums of whole numbers are exact; only what follows is rounded.
+    # Sums of whole numbers are exact; only the steps after them are rounded.
     sum_a, sum_b = _sums(a), _sums(b)
     squares, products = _sums(a * a + b * b), _sums(a * b)
     mean_a, mean_b = sum_a / count, sum_b / count

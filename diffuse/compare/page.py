@@ -56,7 +56,7 @@ def write_page(content: PageContent, path: Path) -> None:
         "/* script */": "\n".join((_PACKAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
         "/* data */": _json(_data(content, media, path.parent)),
     }
-    for place, text in parts.items():  # the data come last: whatever prompts hold, nothing in them is replaced
+    for place, text in parts.items():  # the data come last, so that nothing in a prompt is replaced
         before, marker, after = head.partition(place)
         assert marker, f"page.html has no {place}"
         head = f"{before}{text}{after}"

@@ -1,6 +1,6 @@
 """Plots as PNG files, for MLflow and for other documents: quality and time against steps.
 
-The page draws its own, which follow what is chosen there. Matplotlib is imported without its window system.
+The page draws its own plots, which follow the choices there. Matplotlib is imported without its window system.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _draw(panels: dict[str, dict[int, dict[float, list[float]]]], along: Axis, s
 
     names = [_short(format_value(value)) for value in series.values] if series else []
     with rc_context({"font.family": fonts.font_families("".join(names))}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of what a font cannot do
+        warnings.simplefilter("ignore", UserWarning)  # about features that a font lacks
         figure = _figure(panels, along, series, names)
         figure.savefig(path, metadata={"Software": SOFTWARE})
 

@@ -15,7 +15,7 @@ from diffuse.compare.axes import FILE, Axis, Layout
 from diffuse.compare.cells import Cell
 from diffuse.compare.pixels import frame_strip, read_frames
 
-MOST_SIDE = 12_000  # pixels of a page: what viewers, and a browser's canvas, open
+MOST_SIDE = 12_000  # pixels of a page that viewers, and a browser's canvas, can open
 MOST_PIXELS = 50_000_000
 SOFTWARE = "diffuse compare"  # in the metadata of every PNG file of a report
 

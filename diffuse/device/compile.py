@@ -45,7 +45,7 @@ def compile_blocks(module: nn.Module, *, deterministic: bool) -> None:
 
     A block's weights are arguments of the code, which therefore serves all blocks of a class and a shape, and goes on
     serving after a module has left the device and come back. Nothing around the blocks is compiled, so that hooks, and
-    whatever else is not arithmetic, stay as they are. Shapes are constants in the code: a new one is compiled anew.
+    whatever else is not arithmetic, stay as they are. Shapes are constants in the code: a new one is compiled again.
 
     Args:
         deterministic: choose no kernel by measuring its time, so that every run computes the same bits.

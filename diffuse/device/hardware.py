@@ -53,7 +53,7 @@ class Hardware:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The part of it that a pipeline depends on which is kept for the next job. Free memory is not in it."""
+        """The settings that a pipeline kept for the next job depends on; free memory changes and is not one of them."""
         return self.device, self.dtype.value, self.deterministic.value, self.compile.value
 
     def half(self, dtype: Dtype) -> Dtype:

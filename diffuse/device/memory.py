@@ -43,7 +43,7 @@ class Memory:
 
     Args:
         profile: the memory profile.
-        hw: what there is to compute on.
+        hw: the hardware to compute on.
         half_dtype: the model's half precision.
         fallback: the name of the profile to recommend when memory runs out, see `lighter_profile`.
     """
@@ -59,6 +59,7 @@ class Memory:
         self.hw = hw
         self.half_dtype = half_dtype
         self.fallback = fallback
+        # With and without the prompt in one batch, or one after the other; strict runs never batch.
         self.batch_guidance = profile.guidance is Guidance.batched and not hw.strict
         self.tiled_decode = profile.tiled_decode
         self._load_seconds = [0.0]  # a list, because memories with a prefix share it
@@ -72,8 +73,8 @@ class Memory:
     def with_prefix(self, prefix: str) -> Memory:
         """Returns this memory for a second model, whose components are kept in it under `prefix`.
 
-        Both models share the profile, what is resident and the clock. A profile that names a component means the
-        first model's; `*` means those of both.
+        Both models share the profile, the components and the clock. A component that the profile names is on the
+        device for both models.
         """
         other = copy(self)
         other._prefix = f"{self._prefix}{prefix}."

@@ -40,7 +40,7 @@ class _DeviceHook(ModelHook):  # type: ignore[misc]  # accelerate carries no typ
 
 @dataclass
 class ManagedModule:
-    """A module that is loaded on first use, and what the profile and the family say of it.
+    """A module that is loaded on first use, with its place and its dtype.
 
     Attributes:
         on_device: the profile keeps it on the device, which it leaves when another phase begins.

@@ -45,7 +45,7 @@ def cases() -> list[Case]:
 
 
 def check_overrides(overrides: Sequence[str], junit: Path | None) -> None:
-    """Refuses what a smoke run has no use for. `overrides` are those it was composed with.
+    """Refuses overrides that a smoke run has no use for.
 
     Raises:
         ConfigError: an override belongs to a request, and the cases make those; or the JUnit file has no folder.

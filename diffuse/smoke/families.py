@@ -60,7 +60,7 @@ class SmokeFamily:
 
 
 def _xl_unet(sizes: int) -> dict[str, Any]:
-    """Returns the U-Net of SDXL, which is told the pooled text and `sizes` numbers."""
+    """Returns the U-Net of SDXL, which takes the pooled text and `sizes` numbers."""
     return {
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],

@@ -42,14 +42,16 @@ def compare_with_reference(slug: str, generation: Generation) -> tuple[str, str]
     if known == digests:
         return "as recorded on this platform, to the bit", ""
     decibels = psnr(generation.pixels, expected)
-    apart = f"up to {levels(generation.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    difference = (
+        f"up to {levels(generation.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    )
     if known is not None:
-        return "", f"{apart}; on this platform it should be the same to the bit"
+        return "", f"{difference}; on this platform it should be the same to the bit"
     half = any(dtype != "float32" for dtype in generation.record["hardware"]["dtypes"].values())
     needed = _NEAR["half" if half else "float32"]
     if decibels < needed:
-        return "", f"{apart}, which should be {needed:g} or more"
-    return apart if decibels < math.inf else "as recorded, to the bit", ""
+        return "", f"{difference}, which should be {needed:g} or more"
+    return difference if decibels < math.inf else "as recorded, to the bit", ""
 
 
 def reference_files(slug: str, count: int) -> list[Path]:

@@ -10,7 +10,7 @@ with suitable weights:
   is known beforehand, which its own weight multiplies back;
 - `silu(y) - silu(-y) = y` takes the coordinates through the last nonlinearity unchanged.
 
-The decoder, which has to guess what the coordinates leave out, is trained.
+The decoder, which has to guess the details that the coordinates leave out, is trained.
 """
 
 from __future__ import annotations

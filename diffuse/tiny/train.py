@@ -160,7 +160,7 @@ def train_unet(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
         text = text_encoder(tokenizer(captions).ids).last_hidden_state
         x = latents[chosen]
         # One from each of `batch` equal spans: less noise in the gradient than independent draws. Late timesteps come
-        # more often: under much noise it is decided what the picture shows.
+        # more often: the content of the image is decided under much noise.
         t = (((torch.arange(batch) + torch.rand(batch)) / batch) ** 0.6 * len(alphas)).long()
         noise = torch.randn_like(x)
         a = alphas[t].sqrt()[:, None, None, None]
