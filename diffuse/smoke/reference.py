@@ -31,19 +31,20 @@ _NEAR = {"float32": 50.0, "half": 20.0}
 
 def compare_with_reference(slug: str, generation: Generation) -> tuple[str, str]:
     """Returns how a case's pictures agree with the recorded ones, or what is wrong; the other of the two is empty."""
-    paths = reference_files(slug, len(generation.pixels))
+    images = generation.frames[:, 0]  # the cases make images, which have one frame
+    paths = reference_files(slug, len(images))
     if not all(path.is_file() for path in paths):
         return "", f"no picture is recorded for it in {FOLDER}; tests/support/record_smoke.py records it"
     expected = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    if expected.shape != generation.pixels.shape:
-        return "", f"the recorded pictures are {list(expected.shape)} and these {list(generation.pixels.shape)}"
+    if expected.shape != images.shape:
+        return "", f"the recorded pictures are {list(expected.shape)} and these {list(images.shape)}"
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
     known = read_digests().get(platform_key(generation.record), {}).get(slug)
     if known == digests:
         return "as recorded on this platform, to the bit", ""
-    decibels = psnr(generation.pixels, expected)
+    decibels = psnr(images, expected)
     difference = (
-        f"up to {levels(generation.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+        f"up to {levels(images, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
     )
     if known is not None:
         return "", f"{difference}; on this platform it should be the same to the bit"

@@ -20,15 +20,16 @@ from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 from diffuse.record import record
 from diffuse.run import model_auto
-from diffuse.run import run as runs
+from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
+from diffuse.run.run import generate
 from diffuse.schema import Config, GenerationRequest, ImageFormat
 from diffuse.smoke.cases import SETTINGS, SIDE, Case, cases
 from diffuse.smoke.checkpoints import write_checkpoint
 from diffuse.smoke.families import CHECKPOINTS
 from diffuse.smoke.junit import JUnitTest, write_junit
 from diffuse.smoke.reference import compare_with_reference
-from diffuse.terminal import saved, say, unheard
+from diffuse.terminal import print_error, print_path, say
 
 _FLAT = 2.0  # levels; a picture whose standard deviation is below shows nothing
 
@@ -61,7 +62,7 @@ def run_suite(cfg: DictConfig, overrides: Sequence[str], junit_file: Path | None
     _table(outcomes)
     if junit_file is not None:
         write_junit(junit_file, [JUnitTest(o.case.name, o.seconds, o.faults, o.agreement) for o in outcomes])
-    if error := unheard():
+    if error := print_error():
         raise RunError(f"standard output cannot be written: {error.strerror}; the pictures are in {cfg.output.dir}")
     failed = sum(bool(outcome.faults) for outcome in outcomes)
     if failed:
@@ -100,30 +101,33 @@ def _outcome(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapp
 def run_case(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapping[str, str]) -> Generation:
     """Runs a case as the command runs a request."""
     case_overrides = [override.format_map(inputs) for override in case.overrides]
-    composed = model_auto.compose(case_overrides)
+    composed = model_auto.compose_model(case_overrides)
     for name in SETTINGS:
         composed[name] = cfg[name]
     composed.output.name = case.slug
     settings = [override for override in overrides if override.partition("=")[0] not in ("experiment", "suite")]
-    told = runs.Told(on_saved=saved, messages=False)
+    callbacks = Callbacks(on_saved=print_path, messages=False)
     drafts = validation.drafts(composed)
-    (generation,) = runs.generate(composed, drafts, overrides=[*case_overrides, *settings], save=True, told=told)
+    (generation,) = generate(
+        composed, drafts, overrides=[*case_overrides, *settings], save=True, callbacks=callbacks
+    )
     return generation
 
 
 def picture_faults(generation: Generation, case: Case) -> list[str]:
     """Returns what is wrong with the pictures of a run and with their files; empty where nothing is."""
     request, faults = generation.record["request"], []
+    images = generation.frames[:, 0]
     shape = request["num_images"], request["height"], request["width"], 3
-    if generation.pixels.shape != shape:
-        faults.append(f"the pictures are {list(generation.pixels.shape)} and should be {list(shape)}")
-    if not bool(torch.isfinite(generation.latents).all()):
+    if images.shape != shape:
+        faults.append(f"the pictures are {list(images.shape)} and should be {list(shape)}")
+    if not bool(torch.isfinite(generation.latents["image"]).all()):
         faults.append("its latents are not finite")
-    if generation.pixels.std() < _FLAT:
+    if images.std() < _FLAT:
         faults.append("the pictures show nothing")
-    if len(generation.paths) != len(generation.pixels):
-        faults.append(f"{len(generation.paths)} of {len(generation.pixels)} files were written")
-    for path, pixels, expected in zip(generation.paths, generation.pixels, generation.records, strict=False):
+    if len(generation.paths) != len(images):
+        faults.append(f"{len(generation.paths)} of {len(images)} files were written")
+    for path, pixels, expected in zip(generation.paths, images, generation.records, strict=False):
         with Image.open(path) as image:
             saved_pixels = np.asarray(image.convert("RGB"))
         if saved_pixels.shape != pixels.shape:
@@ -149,7 +153,7 @@ def record_faults(generation: Generation) -> list[str]:
         part, _, name = dotted.partition(".")
         if not content.get(part, {}).get(name):
             missing.append(dotted)
-    if len(content.get("images", [])) != len(generation.pixels):
+    if len(content.get("images", [])) != len(generation.frames):
         missing.append("images")
     return [f"the record has no {', '.join(missing)}"] if missing else []
 

@@ -32,12 +32,12 @@ def main() -> None:
             assert not faults, (case.name, faults)
             key = reference.platform_key(generation.record)
             digests.setdefault(key, {})[case.slug] = [image["pixels_sha256"] for image in generation.record["images"]]
-            paths = reference.reference_files(case.slug, len(generation.pixels))
+            paths = reference.reference_files(case.slug, len(generation.frames))
             if all(path.is_file() for path in paths):
                 print(f"{case.name}: {reference.compare_with_reference(case.slug, generation)}")
             else:
-                for path, pixels in zip(paths, generation.pixels, strict=True):
-                    Image.fromarray(pixels).save(path, optimize=True)
+                for path, frames in zip(paths, generation.frames, strict=True):
+                    Image.fromarray(frames[0]).save(path, optimize=True)
                 print(f"{case.name}: recorded")
     content = json.dumps(digests, indent=1, sort_keys=True)
     (reference.FOLDER / reference.DIGESTS).write_text(content + "\n", encoding="utf-8")
