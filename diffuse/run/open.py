@@ -15,9 +15,9 @@ from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
 from diffuse.config.compose import load_group
 from diffuse.device import hardware
+from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
 from diffuse.device.profile import choose_profile, lighter_profile
-from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.pipeline import DiffusionPipeline

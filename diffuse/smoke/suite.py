@@ -108,9 +108,7 @@ def run_case(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapp
     settings = [override for override in overrides if override.partition("=")[0] not in ("experiment", "suite")]
     callbacks = Callbacks(on_saved=print_path, messages=False)
     drafts = validation.drafts(composed)
-    (generation,) = generate(
-        composed, drafts, overrides=[*case_overrides, *settings], save=True, callbacks=callbacks
-    )
+    (generation,) = generate(composed, drafts, overrides=[*case_overrides, *settings], save=True, callbacks=callbacks)
     return generation
 
 
