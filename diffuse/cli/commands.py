@@ -67,14 +67,14 @@ def _download(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    from diffuse import compare
-    from diffuse.compare import arguments as compared
+    from diffuse.compare.arguments import parse_compare_arguments
+    from diffuse.compare.report import compare_names
 
-    said = compared.read(arguments)
+    said = parse_compare_arguments(arguments)
     tracking = cache(lambda: _compose(said.overrides).tracking)
     if said.overrides:
         tracking()  # so that mistakes in them are found before anything is made
-    files = compare.compare(said.names, said.out, tracking, said.wanted)
+    files = compare_names(said.names, said.out, tracking, said.options)
     for path in files:
         print_line(path)
 

@@ -1,4 +1,4 @@
-"""`diffuse doctor`: what this machine has, what is installed, and which memory profile each model would get.
+"""`diffuse doctor`: the hardware, the libraries, and the memory profile that each model would get.
 
 It reports what it can: a library that is missing or broken is a line of the report, never an exception.
 """
@@ -25,8 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 import diffuse
-from diffuse.device import hardware
-from diffuse.device.hardware import GIB, Hardware
+from diffuse.device import gpus, hardware, host
+from diffuse.device.gpus import GIB
+from diffuse.device.hardware import Hardware
+from diffuse.device.profile import EVERY, auto_profile
 from diffuse.errors import DiffuseError
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig
 
@@ -56,18 +58,22 @@ def report(
     nvml: Any | None = None,
     config: HardwareConfig | None = None,
 ) -> RenderableType:
-    """The report, for a rich console; it fits 80 columns.
+    """Returns the report for a rich console; it fits 80 columns. Neither the store nor any cache is created.
 
-    `models` and `profiles` are those of `conf/`, by name; `tracking_uri` is the store's, None where nothing is tracked;
-    `config` is the hardware to plan for, by default what is found. Neither the store nor any cache is created.
+    Args:
+        models: those of `conf/model`, by name.
+        profiles: those of `conf/memory_profile`, by name.
+        tracking_uri: the tracking store's; None where nothing is tracked.
+        nvml: see `diffuse.device.gpus`.
+        config: the hardware to plan for; None detects it.
     """
-    found, complaint = _detect(config or HardwareConfig(name="auto"), nvml)
+    hw, error = _detect(config or HardwareConfig(name="auto"), nvml)
     return Group(
         *_section("System", _system()),
         *_section("PyTorch", _torch()),
-        *_section("Cards", _cards(nvml, found, complaint)),
+        *_section("Cards", _cards(nvml, hw, error)),
         *_section("Libraries", _libraries()),
-        *_section("Memory profile of each model", _models(models, profiles, found, complaint)),
+        *_section("Memory profile of each model", _models(models, profiles, hw, error)),
         *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking_uri))]),
     )
 
@@ -82,21 +88,19 @@ def _section(title: str, rows: Iterable[tuple[str, str]]) -> list[RenderableType
 
 
 def _system() -> list[tuple[str, str]]:
-    cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    bfloat16 = {True: ", bfloat16 unit", False: ", no bfloat16 unit", None: ""}[hardware.cpu_has_bfloat16()]
-    memory = [_gib(_ram())] if _ram() else []
-    available = _meminfo("MemAvailable")
+    cores, usable = host.cpu_cores()
+    bfloat16 = {True: ", bfloat16 unit", False: ", no bfloat16 unit", None: ""}[host.cpu_has_bfloat16()]
+    total, available, limit = host.total_ram(), host.available_ram(), host.container_ram_limit()
+    memory = [_gib(total)] if total else []
     if available:
         memory.append(f"{_gib(available)} available")
-    limit = _container_limit()
     if limit:
         memory.append(f"the container may use {_gib(limit)}")
     return [
         ("diffuse", diffuse.__version__),
         ("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
         ("system", escape(platform.platform(terse=True))),
-        ("processor", escape(hardware.cpu_name()) + bfloat16),
+        ("processor", escape(host.cpu_name()) + bfloat16),
         ("cores", f"{cores}" + (f", {usable} of them usable" if usable != cores else "")),
         ("memory", ", ".join(memory) or "unknown"),
     ]
@@ -118,7 +122,7 @@ def _torch() -> list[tuple[str, str]]:
 
 
 def _detect(config: HardwareConfig, nvml: Any | None) -> tuple[Hardware | None, str]:
-    before, hardware.log.disabled = hardware.log.disabled, True  # the report says it all itself
+    before, hardware.log.disabled = hardware.log.disabled, True  # the report has its own line for each
     try:
         return hardware.detect(config, nvml), ""
     except (DiffuseError, *_BROKEN) as error:
@@ -127,9 +131,9 @@ def _detect(config: HardwareConfig, nvml: Any | None) -> tuple[Hardware | None, 
         hardware.log.disabled = before
 
 
-def _cards(nvml: Any | None, found: Hardware | None, complaint: str) -> list[tuple[str, str]]:
-    cards = hardware.all_gpus(nvml)
-    visible = [card.uuid for card in hardware.visible_gpus(nvml)]
+def _cards(nvml: Any | None, hw: Hardware | None, error: str) -> list[tuple[str, str]]:
+    cards = gpus.all_gpus(nvml)
+    visible = [card.uuid for card in gpus.visible_gpus(nvml)]
     rows = []
     for card in cards:
         memory = "memory unknown"
@@ -145,15 +149,15 @@ def _cards(nvml: Any | None, found: Hardware | None, complaint: str) -> list[tup
         rows.append((f"NVIDIA {card.index}", escape(", ".join(fact for fact in facts if fact)) + hidden))
     if not cards:
         rows.append(("NVIDIA", "no card, or no driver"))
-    if found is None:
-        rows.append(("would use", f"[red]nothing[/]: {escape(complaint)}"))
+    if hw is None:
+        rows.append(("would use", f"[red]nothing[/]: {escape(error)}"))
         return rows
     plan = ""
-    if found.vram_free_gib is not None:
-        plan = f", {'planned for' if found.planned else 'free'} {found.vram_free_gib:.1f} GiB"
-    rows.append(("would use", f"[green]{found.device}[/]: {escape(found.name)}{plan}"))
-    if cards and found.device != "cuda":
-        rows.append(("", f"[yellow]{escape(hardware.why_no_cuda(nvml=nvml))}[/]"))
+    if hw.vram_free_gib is not None:
+        plan = f", {'planned for' if hw.planned else 'free'} {hw.vram_free_gib:.1f} GiB"
+    rows.append(("would use", f"[green]{hw.device}[/]: {escape(hw.name)}{plan}"))
+    if cards and hw.device != "cuda":
+        rows.append(("", f"[yellow]{escape(gpus.explain_missing_cuda(nvml=nvml))}[/]"))
     return rows
 
 
@@ -170,26 +174,22 @@ def _libraries() -> list[tuple[str, str]]:
 def _models(
     models: Mapping[str, ModelConfig],
     profiles: Mapping[str, MemoryProfileConfig],
-    found: Hardware | None,
-    complaint: str,
+    hw: Hardware | None,
+    error: str,
 ) -> list[tuple[str, str]]:
-    if found is None:
-        return [(name, f"[red]cannot run[/]: {escape(complaint)}") for name in models]
-    try:
-        from diffuse.device import memory as memory_profile
-    except _BROKEN as error:
-        return [(name, f"[red]cannot run[/]: {escape(_line(error))}") for name in models]
+    if hw is None:
+        return [(name, f"[red]cannot run[/]: {escape(error)}") for name in models]
     rows = []
     for name, model in models.items():
         try:
-            chosen = memory_profile.fitting(profiles, model.min_vram_gib, found)
-        except DiffuseError as error:
-            rows.append((name, f"[red]none[/]: {escape(str(error))}"))
+            chosen = auto_profile(profiles, model.min_vram_gib, hw)
+        except DiffuseError as misfit:
+            rows.append((name, f"[red]none[/]: {escape(str(misfit))}"))
             continue
-        where = ", ".join(chosen.on_device).replace(memory_profile.EVERY, "everything") or "nothing"
+        where = ", ".join(chosen.on_device).replace(EVERY, "everything") or "nothing"
         needs = model.min_vram_gib.get(chosen.name, 0)
         limit = "" if chosen.max_side is None else f", up to {chosen.max_side} a side"
-        on = "" if found.device == "cpu" and not found.planned else f" (from {needs:g} GiB; {where} on the card{limit})"
+        on = "" if hw.device == "cpu" and not hw.planned else f" (from {needs:g} GiB; {where} on the card{limit})"
         rows.append((name, f"[green]{chosen.name}[/]{on}"))
     return rows
 
@@ -201,15 +201,15 @@ def _hub_cache() -> str:
         return f"[red]huggingface_hub cannot be imported[/]: {escape(_line(error))}"
     offline = ", [yellow]offline (HF_HUB_OFFLINE)[/]" if constants.HF_HUB_OFFLINE else ""
     folder = Path(constants.HF_HUB_CACHE)
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    state = "" if there == folder else ", not there yet"
-    return f"{escape(str(folder))}{state}, {_gib(shutil.disk_usage(there).free)} free on its disk{offline}"
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    state = "" if existing == folder else ", not there yet"
+    return f"{escape(str(folder))}{state}, {_gib(shutil.disk_usage(existing).free)} free on its disk{offline}"
 
 
 def _tracking(uri: str | None) -> str:
-    """The store and whether it can be reached; it is opened for reading only."""
+    """Returns the store and whether it can be reached; it is opened for reading only."""
     if not uri:
         return "none"
     shown = escape(re.sub(r"//[^/@]*@", "//***@", uri))  # a password does not belong on a screen
@@ -238,11 +238,13 @@ def _server(uri: str) -> str:
 def _database(uri: str) -> str:
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
-        there = path.absolute().parent
-        while not there.exists():
-            there = there.parent
-        writable = os.access(there, os.W_OK)
-        return "not there yet, the first run makes it" if writable else f"[red]{escape(str(there))} is not writable[/]"
+        existing = path.absolute().parent
+        while not existing.exists():
+            existing = existing.parent
+        writable = os.access(existing, os.W_OK)
+        return (
+            "not there yet, the first run makes it" if writable else f"[red]{escape(str(existing))} is not writable[/]"
+        )
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
             (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
@@ -252,36 +254,11 @@ def _database(uri: str) -> str:
     return f"[green]there[/], {runs} run{'' if runs == 1 else 's'}{locked}"
 
 
-def _ram() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows
-        return 0
-
-
-def _meminfo(field: str) -> int:
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) << 10 if found else 0
-
-
-def _container_limit() -> int:
-    """Bytes that a container's memory is limited to; 0 where it is not, or the system does not tell."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return 0
-    return int(text) if text.isdigit() and int(text) < _ram() else 0
-
-
 def _gib(count: int) -> str:
     return f"{count / GIB:.1f} GiB"
 
 
 def _line(error: object) -> str:
-    """The first line of what went wrong."""
+    """Returns the first line of an error."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

@@ -65,13 +65,13 @@ def _run_job(cfg: DictConfig, junit: Path | None) -> None:
 
 
 def _run_suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
-    from diffuse.smoke import cases
+    from diffuse.smoke.cases import check_overrides
 
-    cases.check(overrides, junit)  # before torch is imported
+    check_overrides(overrides, junit)  # before torch is imported
 
-    from diffuse.smoke import suite
+    from diffuse.smoke.suite import run_suite
 
-    suite.run(cfg, overrides, junit)
+    run_suite(cfg, overrides, junit)
 
 
 def _take_junit(arguments: list[str]) -> tuple[Path | None, list[str]]:

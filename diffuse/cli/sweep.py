@@ -62,10 +62,10 @@ def run_sweep(flags: list[str], overrides: list[str], typed: list[str], yes: boo
 
 def _make_report(sweep: Sweep, progress: SweepProgress, sheets: bool) -> list[Path]:
     """Returns the files of the report, the page first; none where it failed, which costs the sweep nothing."""
-    from diffuse import compare
+    from diffuse.compare.report import ReportOptions, compare_folder
 
     try:
-        return compare.report(sweep.folder, wanted=compare.Wanted(sheets=sheets))
+        return compare_folder(sweep.folder, options=ReportOptions(sheets=sheets))
     except Exception as error:
         progress.warn([f"there is no report: {type(error).__name__}: {error}"])
         return []

@@ -1,4 +1,4 @@
-"""What stands after `diffuse compare`."""
+"""The arguments of `diffuse compare`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-from diffuse.compare import Wanted
+from diffuse.compare.report import ReportOptions
 from diffuse.errors import ConfigError
 
 _VALUED = ("--out", "--x", "--y", "--z", "--reference")
@@ -16,17 +16,21 @@ _OPTIONS = (*_VALUED, "--no-sheets")
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """The command line, read."""
+class CompareArguments:
+    """The command line as values."""
 
-    names: list[str]  # of what is to be compared
-    overrides: list[str]  # of the tracking store
+    names: list[str]  # runs, sweeps, experiments, folders and files
+    overrides: list[str]  # those of `tracking`
     out: Path
-    wanted: Wanted
+    options: ReportOptions
 
 
-def read(arguments: Sequence[str]) -> Arguments:
-    """Raises ConfigError for an option that does not exist, one without its value, and where nothing is named."""
+def parse_compare_arguments(arguments: Sequence[str]) -> CompareArguments:
+    """Parses the words after `diffuse compare`.
+
+    Raises:
+        ConfigError: an option does not exist or has no value, or nothing is named.
+    """
     names, overrides, values = [], [], []
     rest = iter(arguments)
     for argument in rest:
@@ -49,17 +53,17 @@ def read(arguments: Sequence[str]) -> Arguments:
         raise ConfigError(
             "diffuse compare RUN...: names nothing; give run ids, a sweep, an experiment, folders or files"
         )
-    given = dict(values)
-    axes = {place: given.get(f"--{place}") for place in "xyz"}
+    options = dict(values)
+    axes = {place: options.get(f"--{place}") for place in "xyz"}
     reference = [value for option, value in values if option == "--reference"]
-    wanted = Wanted(axes, reference, sheets="--no-sheets" not in given)
-    return Arguments(names, overrides, _out(given.get("--out"), names), wanted)
+    report = ReportOptions(axes, reference, sheets="--no-sheets" not in options)
+    return CompareArguments(names, overrides, _output_folder(options.get("--out"), names), report)
 
 
-def _out(given: str | None, names: Sequence[str]) -> Path:
-    """Where it goes: into the one folder that is compared, otherwise into one of its own."""
-    if given:
-        return Path(given).expanduser()
+def _output_folder(out: str | None, names: Sequence[str]) -> Path:
+    """Returns the folder of the report: below the one folder that is compared, otherwise one of its own."""
+    if out:
+        return Path(out).expanduser()
     if len(names) == 1 and Path(names[0]).is_dir():
         return Path(names[0], "report")
     return Path("outputs", "compare", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))

@@ -1,4 +1,4 @@
-"""What varies among cells, and which of it lies on the columns, the rows and the sheets."""
+"""The fields that vary among cells, and which of them lie on the columns, the rows and the sheets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from diffuse.compare.cells import GROUPS, Cell, keys_of
+from diffuse.compare.cells import GROUPS, Cell, override_keys
 from diffuse.errors import ConfigError
 from diffuse.schema import PROMPT_FIELDS
 
 STEPS = "num_inference_steps"
 _LARGEST = 1e300
-FILE = "file"  # the axis of cells that nothing but their files tells apart
+FILE = "file"  # the axis of cells that differ in nothing but their files
 
 _LABELS = {
     "num_inference_steps": "Steps",
@@ -50,18 +50,19 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """What it is called on a sheet: as picture viewers do, otherwise its dotted name."""
+        """Its name on a sheet: the one that image viewers use, otherwise the dotted name."""
         return _LABELS.get(self.key, self.key)
 
     def title(self, value: Any) -> str:
-        """`Steps: 20`."""
-        return f"{self.label}: {shown(value)}"
+        """Returns the heading of a value, such as `Steps: 20`."""
+        return f"{self.label}: {format_value(value)}"
 
     def index(self, cell: Cell) -> int:
-        """The place of the cell's value among `values`."""
+        """Returns the index of the cell's value in `values`."""
         return self._places[_same(value_of(cell, self.key))]
 
     def value(self, cell: Cell) -> Any:
+        """Returns the cell's value of this field."""
         return value_of(cell, self.key)
 
     @cached_property
@@ -71,7 +72,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns, rows and sheets. `free` are those of the other axes that X, Y and Z leave open."""
+    """The axes on the columns (`x`), the rows (`y`) and the sheets, out of all `axes`."""
 
     axes: tuple[Axis, ...]
     x: Axis | None
@@ -80,12 +81,12 @@ class Layout:
 
 
 def value_of(cell: Cell, key: str) -> Any:
-    """The cell's value of a field; of FILE, the name of its file."""
+    """Returns the cell's value of a field; for FILE, the name of its file."""
     return str(cell.path) if key == FILE else cell.config.get(key)
 
 
-def shown(value: Any) -> str:
-    """A value as one would type it; null is `none`."""
+def format_value(value: Any) -> str:
+    """Returns a value as one types it on the command line; null is `none`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -95,18 +96,21 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def axes_of(cells: Sequence[Cell]) -> list[Axis]:
-    """What varies, apart from consequences: options that another sampler or model has, and fields that nobody typed and
-    that follow from those that were. Where nothing does, the files are told apart by their names.
+def find_axes(cells: Sequence[Cell]) -> list[Axis]:
+    """Returns an axis for each field that varies.
 
-    Raises ConfigError for cells that have nothing in common.
+    Consequences are left out: options that only another sampler or model has, and fields that nobody set and that
+    follow from those that were set. Where nothing varies, the file is the axis.
+
+    Raises:
+        ConfigError: the cells have nothing in common.
     """
     _check_common(cells)
     keys = list(dict.fromkeys(key for cell in cells for key in cell.config))
     varying = [key for key in keys if len({_same(cell.config.get(key)) for cell in cells}) > 1]
     varying = [key for key in varying if not _is_option_of_another(key, cells, varying)]
-    typed = set().union(*(keys_of(cell.overrides) for cell in cells))
-    kept = [key for key in varying if key in typed or key == "seed"]
+    overridden = set().union(*(override_keys(cell.overrides) for cell in cells))
+    kept = [key for key in varying if key in overridden or key == "seed"]
     for key in sorted((key for key in varying if key not in kept), key=_rank):
         if not _follows(key, kept, cells):
             kept.append(key)
@@ -115,13 +119,19 @@ def axes_of(cells: Sequence[Cell]) -> list[Axis]:
     return [_axis(key, cells) for key in sorted(kept, key=_rank)]
 
 
-def layout(cells: Sequence[Cell], axes: Sequence[Axis], wanted: Mapping[str, str | None]) -> Layout:
-    """Puts the axes in their places: those of `wanted` (by `x`, `y`, `z`) where they are named, then the one with the
-    most values on X and the next on Y, except that texts read better in rows; the others make sheets.
+def place_axes(cells: Sequence[Cell], axes: Sequence[Axis], choice: Mapping[str, str | None]) -> Layout:
+    """Returns where each axis lies.
 
-    Raises ConfigError for a name that is no axis, or is given twice.
+    Those that are not chosen follow by their number of values: the most on X, the next on Y, except that texts read
+    better in rows. The others make sheets.
+
+    Args:
+        choice: names of axes by `x`, `y` and `z`; None leaves one open.
+
+    Raises:
+        ConfigError: a name is no axis, or is given twice.
     """
-    named = {place: _named(axes, place, name) for place, name in wanted.items() if name}
+    named = {place: _named(axes, place, name) for place, name in choice.items() if name}
     taken = [axis.key for axis in named.values()]
     if twice := [key for key in taken if taken.count(key) > 1]:
         places = " ".join(f"--{place} {axis.key}" for place, axis in named.items() if axis.key == twice[0])
@@ -163,21 +173,21 @@ def _named(axes: Sequence[Axis], place: str, name: str) -> Axis:
 
 
 def _axis(key: str, cells: Sequence[Cell]) -> Axis:
-    found = {_same(value): value for value in (value_of(cell, key) for cell in cells)}
-    return Axis(key, tuple(sorted(found.values(), key=_order)))
+    values = {_same(value): value for value in (value_of(cell, key) for cell in cells)}
+    return Axis(key, tuple(sorted(values.values(), key=_order)))
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Null first, then numbers by size, then texts."""
+    """Returns a sort key: null first, then numbers by size, then texts."""
     if value is None:
         return 0, 0.0, ""
     if is_number(value):
         return 1, float(value), ""
-    return 2, 0.0, shown(value)
+    return 2, 0.0, format_value(value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value can stand on a scale."""
+    """Returns true for a value that has a place on a scale."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
@@ -186,19 +196,19 @@ def _rank(key: str) -> tuple[int, str]:
 
 
 def _is_option_of_another(key: str, cells: Sequence[Cell], varying: Sequence[str]) -> bool:
-    """Whether `scheduler.eta` differs only because samplers do, which have other options."""
+    """Returns true where, for example, `scheduler.eta` differs only because samplers do, which have other options."""
     group, _, option = key.partition(".")
     return bool(option) and group in GROUPS and group in varying and _follows(key, [group], cells)
 
 
 def _follows(key: str, others: Sequence[str], cells: Sequence[Cell]) -> bool:
-    """Whether the values of `others` leave no choice for that of `key`."""
+    """Returns true where the values of `others` leave no choice for that of `key`."""
     if not others:
         return False
     seen: dict[tuple[str, ...], str] = {}
     for cell in cells:
-        given = tuple(_same(value_of(cell, other)) for other in others)
-        if seen.setdefault(given, _same(value_of(cell, key))) != _same(value_of(cell, key)):
+        values = tuple(_same(value_of(cell, other)) for other in others)
+        if seen.setdefault(values, _same(value_of(cell, key))) != _same(value_of(cell, key)):
             return False
     return True
 
@@ -219,7 +229,7 @@ def _check_common(cells: Sequence[Cell]) -> None:
 
 
 def _same(value: Any) -> str:
-    """A text that is equal for equal values: 7 and 7.0 are, "7" is another."""
+    """Returns a text that is equal for equal values: 7 and 7.0 are equal, "7" is another."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""What is compared: pictures and videos with the configuration that made them, from files, folders and jobs of a sweep.
+"""Cells of a comparison: images and videos with the configuration that made them, from files, folders and sweep jobs.
 
-What a file says of itself is data from a stranger: it is checked for its shape here, and nothing in it is ever run.
+A record in a file is data from a stranger: its shape is checked here, and nothing in it is ever run.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ PAGE = "report.html"
 _FOREVER = 1e12  # seconds
 
 GROUPS = ("scheduler", "model", "refiner", "memory_profile", "hardware")
-# What cannot make one picture different from another, or is told better elsewhere.
+# Fields that cannot make one image different from another, or that the report shows elsewhere.
 _LEFT_OUT = ("output", "tracking", "report", "prompt_file", "num_images")
 _PARTS = ("_target_", "name", "request_defaults", "min_vram_gib", "download")
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One picture or video, and how it came about."""
+    """One image or video, and how it was made."""
 
     path: Path
     record: Mapping[str, Any]
     config: Mapping[str, Any]
-    """By dotted key, with nothing left open: the seed is this picture's own, and `scheduler` is the sampler's name."""
+    """Values by dotted key; the seed is this image's own, and `scheduler` is the sampler's name."""
     overrides: Sequence[str]
     seconds: float | None = None
-    """That this picture took, without loading the weights; of a batch, its share."""
+    """Seconds for this result without loading the weights; its share of a batch."""
     run_id: str | None = None
 
     @property
@@ -56,24 +56,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Failure:
-    """A job of a sweep that made nothing."""
+    """A job of a sweep that has no result."""
 
     overrides: Sequence[str]
     error: str
 
 
 @dataclass
-class Found:
-    """What there is to compare."""
+class CellSet:
+    """Everything there is to compare: cells, and the jobs that failed."""
 
     cells: list[Cell] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     foreign: int = 0  # media without a record
     title: str = ""
-    sweeps: set[str] = field(default_factory=set)  # the identities of those that it is of; "" is that of no sweep
+    sweeps: set[str] = field(default_factory=set)  # identities of the sweeps that the cells are from; "" for no sweep
 
-    def add(self, other: Found) -> None:
-        """Takes in what was found elsewhere, a file that is there already once."""
+    def add(self, other: CellSet) -> None:
+        """Adds the cells and failures of another set; a file that is there already counts once."""
         known = {cell.path.resolve() for cell in self.cells}
         self.cells += [cell for cell in other.cells if cell.path.resolve() not in known]
         self.failures += other.failures
@@ -82,100 +82,104 @@ class Found:
         self.sweeps |= other.sweeps
 
 
-def cell_of(path: Path, record: Mapping[str, Any], run_id: str | None = None, seconds: float | None = None) -> Cell:
-    """The cell of a file whose record is known. Raises MediaError for a record that says too little."""
+def build_cell(path: Path, record: Mapping[str, Any], run_id: str | None = None, seconds: float | None = None) -> Cell:
+    """Builds the cell of a file from its record.
+
+    Raises:
+        MediaError: the record does not say how the file was made.
+    """
     config, request, image = (_mapping(record.get(name)) for name in ("config", "request", "image"))
     if not config or not request:
         raise MediaError(f"{path}: its record does not say how it was made; give one that diffuse made")
-    known = flat(config) | {key: value for key, value in request.items() if key in config}
-    count = known.get("num_images")
-    known["seed"] = image.get("seed", known.get("seed"))
+    values = flat(config) | {key: value for key, value in request.items() if key in config}
+    count = values.get("num_images")
+    values["seed"] = image.get("seed", values.get("seed"))
     for group in GROUPS:
-        known[group] = known.get(f"{group}.name")
-    kept = {key: value for key, value in known.items() if not _is_left_out(key)}
-    overrides = record.get("overrides")
+        values[group] = values.get(f"{group}.name")
+    values = {key: value for key, value in values.items() if not _is_left_out(key)}
+    overrides = [str(override) for override in _sequence(record.get("overrides"))]
     if seconds is None:
         seconds = _seconds(_mapping(record.get("timings")))
     if seconds is not None and isinstance(count, int) and count > 1:
         seconds /= count
-    typed = [str(override) for override in overrides] if isinstance(overrides, list) else []
-    return Cell(path, record, kept, typed, seconds, run_id)
+    return Cell(path, record, values, overrides, seconds, run_id)
 
 
-def of_file(path: Path) -> Found:
-    """A picture or a video; where it stands beside its job's `job.json`, what that says of it.
+def cells_in_file(path: Path) -> CellSet:
+    """Returns the cell of one file; a `job.json` beside it says more of it than the record inside.
 
-    Raises MediaError where it holds no record.
+    Raises:
+        MediaError: there is no record of it.
     """
     job = path.with_name(JOB)
     if job.is_file():
-        found = of_job(job)
-        beside = [cell for cell in found.cells if cell.path.name == path.name]
-        if beside:
-            return Found(beside, title=path.name, sweeps=found.sweeps)
-    return Found([cell_of(path, media.read_record(path))], title=path.name, sweeps={""})
+        of_job = cells_in_job(job)
+        cells = [cell for cell in of_job.cells if cell.path.name == path.name]
+        if cells:
+            return CellSet(cells, title=path.name, sweeps=of_job.sweeps)
+    return CellSet([build_cell(path, media.read_record(path))], title=path.name, sweeps={""})
 
 
-def of_folder(folder: Path) -> Found:
-    """All media with a record below `folder`, and the jobs that failed. Those without a record are counted."""
+def cells_in_folder(folder: Path) -> CellSet:
+    """Returns all media with a record below `folder`, and the jobs that failed. Media without a record are counted."""
     title, identity = _sweep(folder)
-    found = Found(title=title)
+    result = CellSet(title=title)
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(place)
-        jobs = of_job(here / JOB) if JOB in names else Found()
+        jobs = cells_in_job(here / JOB) if JOB in names else CellSet()
         known = {cell.path.name for cell in jobs.cells}
-        found.cells += jobs.cells
-        found.failures += jobs.failures
-        found.sweeps |= jobs.sweeps
+        result.cells += jobs.cells
+        result.failures += jobs.failures
+        result.sweeps |= jobs.sweeps
         for name in sorted(names):
             path = here / name
             if path.suffix.lower() not in SUFFIXES or name in known or name.startswith("."):
                 continue
             try:
-                found.cells.append(cell_of(path, media.read_record(path)))
-                found.sweeps.add("")
+                result.cells.append(build_cell(path, media.read_record(path)))
+                result.sweeps.add("")
             except MediaError:
-                found.foreign += PAGE not in names  # beside a report lie its own sheets
-    if identity:  # the folder is its own, whichever sweep made what it found in there
-        found.sweeps = {identity}
-    return found
+                result.foreign += PAGE not in names  # a folder with a report holds its sheets too
+    if identity:  # the folder belongs to this sweep, even where it kept files of an earlier one
+        result.sweeps = {identity}
+    return result
 
 
-def of_job(file: Path) -> Found:
-    """What a `job.json` tells of: its media, or why there are none. One that cannot be read tells of nothing."""
+def cells_in_job(file: Path) -> CellSet:
+    """Returns the media of a `job.json`, or why there are none; nothing for a file that cannot be read."""
     try:
         job = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return Found()
+        return CellSet()
     job = _mapping(job)
     overrides = [str(override) for override in _sequence(job.get("overrides"))]
     if job.get("status") != "done":
-        return Found(failures=[Failure(overrides, str(job.get("error") or "it did not end"))])
+        return CellSet(failures=[Failure(overrides, str(job.get("error") or "it did not end"))])
     record = _mapping(job.get("record"))
     images = _sequence(record.get("images"))
     shared = {key: value for key, value in record.items() if key != "images"}
     run_id = str(job["run_id"]) if job.get("run_id") else None
-    found = Found(sweeps={str(job.get("sweep") or "")})
+    result = CellSet(sweeps={str(job.get("sweep") or "")})
     for index, entry in enumerate(_sequence(job.get("media"))):
         name = str(_mapping(entry).get("file"))
         path = file.with_name(Path(name).name)
         if Path(name).suffix.lower() not in SUFFIXES:
             continue
         if not path.is_file():
-            found.failures.append(Failure(overrides, f"{path.name} is gone"))
+            result.failures.append(Failure(overrides, f"{path.name} is gone"))
             continue
         image = _mapping(images[index]) if index < len(images) else {}
         image = {"pixels_sha256": _mapping(entry).get("pixels_sha256"), **image}
         try:
-            found.cells.append(cell_of(path, {**shared, "image": image}, run_id))
+            result.cells.append(build_cell(path, {**shared, "image": image}, run_id))
         except MediaError:
-            found.foreign += 1
-    return found
+            result.foreign += 1
+    return result
 
 
 def _sweep(folder: Path) -> tuple[str, str]:
-    """What a sweep calls itself and its identity; of another folder its name, and nothing."""
+    """Returns the name and the identity of a sweep; for another folder its name, and an empty identity."""
     try:
         sweep = _mapping(json.loads((folder / SWEEP).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
@@ -184,7 +188,7 @@ def _sweep(folder: Path) -> tuple[str, str]:
 
 
 def _seconds(timings: Mapping[str, Any]) -> float | None:
-    """What the pictures took, without loading the weights; None where the record does not say."""
+    """Returns the seconds of a run without loading the weights; None where the record does not say."""
     total, load = (timings.get(name, 0.0) for name in ("total_s", "load_s"))
     if not all(isinstance(value, float | int) and 0 <= value < _FOREVER for value in (total, load)):
         return None
@@ -204,6 +208,6 @@ def _sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else []
 
 
-def keys_of(overrides: Iterable[str]) -> set[str]:
-    """The fields and groups that a command line names."""
+def override_keys(overrides: Iterable[str]) -> set[str]:
+    """Returns the fields and groups that overrides name."""
     return {override.partition("=")[0].lstrip("+~").strip() for override in overrides}

@@ -1,18 +1,18 @@
-"""The command that makes one cell again, as a shell takes it."""
+"""The command that makes one cell again, quoted for a shell."""
 
 from __future__ import annotations
 
 import shlex
 
-from diffuse.compare.axes import shown
+from diffuse.compare.axes import format_value
 from diffuse.compare.cells import Cell
 
-_WHERE = ("output.dir", "output.name")  # where a file went, and where a run was told of, is not how it was made
+_WHERE = ("output.dir", "output.name")  # where a file was saved, and where its run was tracked, is not how it was made
 _TRACKING = "tracking"
 
 
-def command(cell: Cell) -> str:
-    """`diffuse` with what was typed, for this picture alone: its own seed, and its own prompt of a file of prompts."""
+def cell_command(cell: Cell) -> str:
+    """Returns `diffuse` with the overrides of this cell alone: its own seed, and its own prompt of a prompt file."""
     settings: dict[str, str] = {}
     for override in cell.overrides:
         name, _, value = override.partition("=")
@@ -23,14 +23,14 @@ def command(cell: Cell) -> str:
         settings["prompt"] = str(cell.config.get("prompt"))
     config = cell.record.get("config") or {}
     settings.pop("num_images", None)
-    settings["seed"] = shown(cell.config.get("seed"))
+    settings["seed"] = format_value(cell.config.get("seed"))
     if config.get("num_images", 1) != 1 and not any(o.startswith("num_images=") for o in cell.overrides):
-        settings["num_images"] = "1"  # several are what an experiment or a model asks for
+        settings["num_images"] = "1"  # an experiment or a model asks for several
     return " ".join(["diffuse", *(f"{name}={shlex.quote(value)}" for name, value in settings.items())])
 
 
-def obstacle(cell: Cell) -> str:
-    """Why the command does not make the same picture; empty where it does."""
+def command_obstacle(cell: Cell) -> str:
+    """Returns why the command does not make the same image; empty where it does."""
     inputs = cell.record.get("inputs")
     if isinstance(inputs, dict) and inputs.get("latents"):
         return "its initial noise was given in Python and is not in the record"

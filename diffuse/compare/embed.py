@@ -1,4 +1,4 @@
-"""Pictures and videos as they go into the page: whole where their share of its size allows, otherwise smaller.
+"""Copies of images and videos for the page: whole where their share of its size allows, otherwise smaller.
 
 A page carries at most BUDGET bytes of media, however many cells there are, so that it can be moved and logged alone.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.compare.cells import Cell
-from diffuse.compare.pixels import first, read
+from diffuse.compare.pixels import frame_strip, read_frames
 from diffuse.errors import MediaError
 from diffuse.media.video import Video
 
@@ -34,8 +34,8 @@ _MIMES = {
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A file's content as the page carries it."""
+class MediaCopy:
+    """The content of a file, or of a smaller copy, as the page carries it."""
 
     data: bytes
     mime: str
@@ -45,63 +45,63 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Inlined:
-    """What the page has of a cell: nothing, where not even the smallest copy fits its share."""
+class CellMedia:
+    """The copies of a cell in the page; none where not even the smallest fits its share."""
 
     width: int  # pixels of the file itself
     height: int
-    still: Embedded | None  # the picture, or a video's frame strip
-    moving: Embedded | None = None
+    still: MediaCopy | None  # the image, or a video's frame strip
+    moving: MediaCopy | None = None
 
 
-def inline(cell: Cell, share: int) -> Inlined:
-    """The copies of a cell that together take at most `share` bytes."""
-    pixels = read(cell)
-    height, width = first(pixels).shape[:2]
+def embed_cell(cell: Cell, share: int) -> CellMedia:
+    """Returns the copies of a cell that together take at most `share` bytes."""
+    frames = read_frames(cell)
+    height, width = frames.shape[1:3]
     if not cell.is_video:
-        return Inlined(width, height, _whole(cell, pixels, share) or _smaller(pixels, share))
-    strip = Image.fromarray(np.concatenate(list(pixels), axis=1))
-    strip.thumbnail((_FRAME * len(pixels), _FRAME), Image.Resampling.LANCZOS)
+        return CellMedia(width, height, _whole(cell, frames[0], share) or _smaller(frames[0], share))
+    strip = Image.fromarray(frame_strip(frames))
+    strip.thumbnail((_FRAME * len(frames), _FRAME), Image.Resampling.LANCZOS)
     still = _smaller(np.asarray(strip), share // 3)
-    return Inlined(width, height, still, _video(cell, width, height, share - share // 3))
+    return CellMedia(width, height, still, _video(cell, width, height, share - share // 3))
 
 
-def _whole(cell: Cell, pixels: np.ndarray, share: int) -> Embedded | None:
-    """The file itself where it is small already, or a lossless copy."""
+def _whole(cell: Cell, pixels: np.ndarray, share: int) -> MediaCopy | None:
+    """Returns the file itself where it is small already, or a lossless copy; None where neither fits."""
     height, width = pixels.shape[:2]
     mime = _MIMES.get(cell.path.suffix.lower())
     if mime and cell.path.stat().st_size <= share:
-        return Embedded(cell.path.read_bytes(), mime, width, height, True)
+        return MediaCopy(cell.path.read_bytes(), mime, width, height, True)
     if not mime and width * height * _LOSSLESS <= share:
         data = _webp(Image.fromarray(pixels), lossless=True, method=2)
         if len(data) <= share:
-            return Embedded(data, "image/webp", width, height, True)
+            return MediaCopy(data, "image/webp", width, height, True)
     return None
 
 
-def _smaller(pixels: np.ndarray, share: int) -> Embedded | None:
-    """The largest lossy copy within `share`."""
+def _smaller(pixels: np.ndarray, share: int) -> MediaCopy | None:
+    """Returns the largest lossy copy of `[H, W, 3]` within `share` bytes."""
     height, width = pixels.shape[:2]
     for side in (max(width, height), *(side for side in _SIDES if side < max(width, height))):
         factor = side / max(width, height)
         size = max(1, round(width * factor)), max(1, round(height * factor))
         if size[0] * size[1] * 0.05 > share:
             continue  # hopeless, and the largest are the slowest to try
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
         if factor < 1:
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
+            image = image.resize(size, Image.Resampling.LANCZOS)
         quality = _QUALITY if size[0] * size[1] * _LOSSY > 4096 else 80
-        data = _webp(picture, quality=quality, method=3)
+        data = _webp(image, quality=quality, method=3)
         if len(data) <= share:
-            return Embedded(data, "image/webp", *size, False)
+            return MediaCopy(data, "image/webp", *size, False)
     return None
 
 
-def _video(cell: Cell, width: int, height: int, share: int) -> Embedded | None:
-    """The file itself where it is small and no GIF, which cannot be paused, otherwise a preview."""
+def _video(cell: Cell, width: int, height: int, share: int) -> MediaCopy | None:
+    """Returns the file itself where it is small and no GIF, which cannot be paused, otherwise a preview."""
     mime = _MIMES.get(cell.path.suffix.lower())
     if mime and cell.path.stat().st_size <= share:
-        return Embedded(cell.path.read_bytes(), mime, width, height, True)
+        return MediaCopy(cell.path.read_bytes(), mime, width, height, True)
     for side in _PREVIEWS:
         try:
             data = Video.open(cell.path).preview(min(side, max(width, height)))
@@ -109,11 +109,11 @@ def _video(cell: Cell, width: int, height: int, share: int) -> Embedded | None:
             return None
         if len(data) <= share:
             factor = min(1.0, side / max(width, height))
-            return Embedded(data, "video/webm", round(width * factor), round(height * factor), False)
+            return MediaCopy(data, "video/webm", round(width * factor), round(height * factor), False)
     return None
 
 
-def _webp(picture: Image.Image, **options: int) -> bytes:
+def _webp(image: Image.Image, **options: int) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "WEBP", **options)
+    image.save(out, "WEBP", **options)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""What a user names on the command line, found: files, folders, runs, sweeps and experiments, mixed."""
+"""Lookup of names from the command line: files, folders, runs, sweeps and experiments, mixed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffuse.compare import cells
-from diffuse.compare.cells import Cell, Failure, Found
+from diffuse.compare.cells import (
+    JOB,
+    SUFFIXES,
+    Cell,
+    CellSet,
+    Failure,
+    build_cell,
+    cells_in_file,
+    cells_in_folder,
+    cells_in_job,
+)
 from diffuse.errors import ConfigError, DiffuseError, MediaError
 from diffuse.media import files as media
 from diffuse.tracking.tags import ERROR_TAG, SWEEP_TAG
@@ -23,44 +32,47 @@ _DIGITS = re.compile(r"[0-9a-f]{4,64}")
 _SHOWN = 12  # of a sweep's identity, in its folder's name
 
 
-def find(names: Sequence[str], tracking: Callable[[], TrackingConfig], fetched: Path) -> Found:
-    """The cells of everything that is named. `tracking` says which store to ask for what is neither file nor folder,
-    and media that are only there come to `fetched`.
+def find_cells(names: Sequence[str], tracking: Callable[[], TrackingConfig], download_dir: Path) -> CellSet:
+    """Returns the cells of everything that is named.
+
+    Args:
+        tracking: gives the store to ask about a name that is neither file nor folder.
+        download_dir: where media go that only the store has.
 
     Raises:
-        ConfigError: there is nothing of a name.
+        ConfigError: a name stands for nothing.
         MediaError: a file holds no record.
     """
-    found = Found()
+    result = CellSet()
     reader: StoreReader | None = None
     for name in names:
-        here = _on_disk(name)
-        if here is None:
+        cells = _find_on_disk(name)
+        if cells is None:
             if reader is None:
-                reader = _reader(name, tracking())
-            here = _in_store(name, reader, fetched)
-        found.add(here)
-    return found
+                reader = _open_store(name, tracking())
+            cells = _find_in_store(name, reader, download_dir)
+        result.add(cells)
+    return result
 
 
-def _on_disk(name: str) -> Found | None:
-    """None where the name is that of a run, a sweep or an experiment."""
+def _find_on_disk(name: str) -> CellSet | None:
+    """Returns the cells of a file, a folder or a sweep; None for a name that only a store can know."""
     path = Path(name)
     if path.is_dir():
-        return cells.of_folder(path)
-    if path.name == cells.JOB and path.is_file():
-        return cells.of_job(path)
+        return cells_in_folder(path)
+    if path.name == JOB and path.is_file():
+        return cells_in_job(path)
     if path.is_file():
-        return cells.of_file(path)
-    if path.suffix.lower() in cells.SUFFIXES or os.sep in name:
+        return cells_in_file(path)
+    if path.suffix.lower() in SUFFIXES or os.sep in name:
         raise ConfigError(f"{name}: there is no such file or folder; check the path")
     sweep = _SWEEPS / name[:_SHOWN]
     if _DIGITS.fullmatch(name) and len(name) >= _SHOWN and sweep.is_dir():
-        return cells.of_folder(sweep)
+        return cells_in_folder(sweep)
     return None
 
 
-def _reader(name: str, tracking: TrackingConfig) -> StoreReader:
+def _open_store(name: str, tracking: TrackingConfig) -> StoreReader:
     from diffuse.tracking.query import StoreReader
 
     try:
@@ -69,49 +81,48 @@ def _reader(name: str, tracking: TrackingConfig) -> StoreReader:
         raise ConfigError(f"{name}: is no file or folder here, and {error}") from error
 
 
-def _in_store(name: str, reader: StoreReader, fetched: Path) -> Found:
-    """The runs of that id, sweep or experiment."""
-    askers: list[Callable[[str], Sequence[FoundRun]]] = [lambda name: [reader.run(name)], reader.sweep]
-    for ask in [*(askers if _DIGITS.fullmatch(name) else [askers[0]]), reader.experiment]:
+def _find_in_store(name: str, reader: StoreReader, download_dir: Path) -> CellSet:
+    """Returns the cells of the runs of that id, sweep or experiment."""
+    queries: list[Callable[[str], Sequence[FoundRun]]] = [lambda name: [reader.run(name)], reader.sweep]
+    for query in [*(queries if _DIGITS.fullmatch(name) else [queries[0]]), reader.experiment]:
         try:
-            runs = ask(name)
+            runs = query(name)
         except ConfigError:  # there is none of that kind
             continue
-        return _of_runs(name, runs, reader, fetched)
+        return _read_runs(name, runs, reader, download_dir)
     raise ConfigError(
         f"{name}: is no file or folder, and no run, sweep or experiment; diffuse ui shows those there are"
     )
 
 
-def _of_runs(name: str, runs: Sequence[FoundRun], reader: StoreReader, fetched: Path) -> Found:
-    found = Found(title=runs[0].name if len(runs) == 1 else name)
+def _read_runs(name: str, runs: Sequence[FoundRun], reader: StoreReader, download_dir: Path) -> CellSet:
+    result = CellSet(title=runs[0].name if len(runs) == 1 else name)
     for run in runs:
-        place = fetched / run.run_id
         try:
-            found.add(_of_run(run, reader, place))
+            result.add(_read_run(run, reader, download_dir / run.run_id))
         except DiffuseError as error:
-            found.failures.append(Failure([], f"{run.name} ({run.run_id}): {error}"))
-    if not found.cells:
-        said = found.failures[0].error if found.failures else "it has made none"
-        raise MediaError(f"{name}: no run of it has a picture or video; {said}")
-    return found
+            result.failures.append(Failure([], f"{run.name} ({run.run_id}): {error}"))
+    if not result.cells:
+        reason = result.failures[0].error if result.failures else "it has made none"
+        raise MediaError(f"{name}: no run of it has a picture or video; {reason}")
+    return result
 
 
-def _of_run(run: FoundRun, reader: StoreReader, place: Path) -> Found:
-    record = reader.record(run, place)
+def _read_run(run: FoundRun, reader: StoreReader, folder: Path) -> CellSet:
+    record = reader.record(run, folder)
     if run.status == "FAILED":
         overrides = [str(override) for override in record.get("overrides") or ()]
-        return Found(failures=[Failure(overrides, run.tags.get(ERROR_TAG, "it failed"))])
+        return CellSet(failures=[Failure(overrides, run.tags.get(ERROR_TAG, "it failed"))])
     seconds = run.metrics.get("time/total_s")
     if seconds is not None:
         seconds -= run.metrics.get("time/load_s", 0.0)
-    files = [path for path in reader.media(run, place) if path.suffix.lower() in cells.SUFFIXES]
-    made = [_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
-    return Found(made, sweeps={run.tags.get(SWEEP_TAG, "")})
+    files = [path for path in reader.media(run, folder) if path.suffix.lower() in SUFFIXES]
+    cells = [_read_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
+    return CellSet(cells, sweeps={run.tags.get(SWEEP_TAG, "")})
 
 
-def _cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, seconds: float | None) -> Cell:
-    """By the record in the file; where it holds none, and is the only one, by the run's."""
+def _read_cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, seconds: float | None) -> Cell:
+    """Builds a cell from the record in its file; where that holds none, and is the run's only file, from the run's."""
     try:
         own = media.read_record(path)
     except MediaError:
@@ -119,4 +130,4 @@ def _cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, secon
         if not alone or not images:
             raise
         own = {**record, "image": images[0]}
-    return cells.cell_of(path, own, run_id, seconds)
+    return build_cell(path, own, run_id, seconds)

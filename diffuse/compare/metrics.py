@@ -1,4 +1,4 @@
-"""How far two pictures are apart, uint8 RGB `[H, W, 3]`: PSNR, SSIM and FLIP. Videos `[F, H, W, 3]`, frame by frame."""
+"""Metrics of the difference between two images, uint8 RGB `[H, W, 3]`, or two videos `[F, H, W, 3]`, by frame."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Difference:
     flip: float
 
 
-def difference(picture: np.ndarray, reference: np.ndarray) -> Difference | None:
-    """How far `picture` is from `reference`; None where their sizes differ."""
-    if picture.shape[-3:] != reference.shape[-3:]:
+def measure_difference(frames: np.ndarray, reference: np.ndarray) -> Difference | None:
+    """Measures how far `[F, H, W, 3]` or `[H, W, 3]` is from its reference; None where their sizes differ."""
+    if frames.shape[-3:] != reference.shape[-3:]:
         return None
-    frames, references = (pixels.reshape(-1, *pixels.shape[-3:]) for pixels in (picture, reference))
+    frames, references = (pixels.reshape(-1, *pixels.shape[-3:]) for pixels in (frames, reference))
     count = min(len(frames), len(references))  # two videos may be cut to a different length by a frame
     pairs = list(zip(frames[:count], references[:count], strict=True))
     similar = [ssim(*pair) for pair in pairs]
@@ -38,17 +38,19 @@ def difference(picture: np.ndarray, reference: np.ndarray) -> Difference | None:
     )
 
 
-def ssim(picture: np.ndarray, reference: np.ndarray) -> float | None:
-    """Structural similarity, the mean over channels (Wang et al. 2004, doi:10.1109/TIP.2003.819861).
+def ssim(image: np.ndarray, reference: np.ndarray) -> float | None:
+    """Returns the structural similarity of `[H, W, 3]`, the mean over channels.
+
+    By Wang et al. 2004, doi:10.1109/TIP.2003.819861.
 
     Over a uniform window of 7 x 7 pixels with unbiased variances, as scikit-image's `structural_similarity` has it
     unless told otherwise. None where a side is shorter than the window.
     """
-    if min(picture.shape[:2]) < _WINDOW:
+    if min(image.shape[:2]) < _WINDOW:
         return None
-    a, b = picture.astype(np.int32), reference.astype(np.int32)
+    a, b = image.astype(np.int32), reference.astype(np.int32)
     count = _WINDOW**2
-    # Sums of whole numbers are exact; only what follows is rounded.
+    # Sums of whole numbers are exact; only the steps after them are rounded.
     sum_a, sum_b = _sums(a), _sums(b)
     squares, products = _sums(a * a + b * b), _sums(a * b)
     mean_a, mean_b = sum_a / count, sum_b / count
@@ -60,7 +62,7 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float | None:
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
-    """Sums over the windows that lie wholly inside: `[H, W, 3]` -> `[H - 6, W - 6, 3]`."""
+    """Returns the sums over the windows that lie wholly inside: `[H, W, 3]` -> `[H - 6, W - 6, 3]`."""
     for axis in (0, 1):
         length = values.shape[axis] - _WINDOW + 1
         windows = [values[(slice(None),) * axis + (slice(start, start + length),)] for start in range(_WINDOW)]
@@ -71,10 +73,12 @@ def _sums(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def flip(picture: np.ndarray, reference: np.ndarray) -> float:
-    """What an eye sees of the difference when it flips between the two: 0 for none, up to 1 (Andersson et al. 2020,
-    doi:10.1145/3406183), at 67 pixels a degree: 70 cm from a 24-inch 4K screen."""
+def flip(image: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the difference that an eye sees when it flips between two images `[H, W, 3]`: 0 for none, up to 1.
+
+    By Andersson et al. 2020, doi:10.1145/3406183, at 67 pixels a degree: 70 cm from a 24-inch 4K screen.
+    """
     import flip_evaluator
 
-    ours, theirs = (pixels.astype(np.float32) / np.float32(255) for pixels in (picture, reference))
+    ours, theirs = (pixels.astype(np.float32) / np.float32(255) for pixels in (image, reference))
     return float(flip_evaluator.evaluate(theirs, ours, "LDR", applyMagma=False)[1])

@@ -1,4 +1,4 @@
-"""The pixels of a cell."""
+"""The frames of a cell, whether it is an image or a video."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from diffuse.compare.cells import Cell
 from diffuse.errors import MediaError
 from diffuse.media.video import Video
 
-FRAMES = 8  # of a video: what its strip shows, and what is compared
+FRAMES = 8  # of a video, spread over its length: for the strip and for the metrics
 
 
-def read(cell: Cell) -> np.ndarray:
-    """uint8 RGB `[H, W, 3]` of a picture, `[F, H, W, 3]` of a video.
+def read_frames(cell: Cell) -> np.ndarray:
+    """Reads the frames `[F, H, W, 3]`, uint8 RGB: one of an image, at most FRAMES of a video.
 
-    Raises MediaError for a file that has gone or is damaged.
+    Raises:
+        MediaError: the file has gone or is damaged.
     """
     if cell.is_video:
         return Video.open(cell.path).frames(FRAMES)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(cell.path, formats=("PNG", "JPEG", "WEBP")) as picture:
-                return np.asarray(picture.convert("RGB"))
+            with Image.open(cell.path, formats=("PNG", "JPEG", "WEBP")) as image:
+                return np.asarray(image.convert("RGB"))[None]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(f"{cell.path} cannot be read: {reason}; leave it out, or make it again") from error
 
 
-def first(pixels: np.ndarray) -> np.ndarray:
-    """The picture itself, or a video's first frame."""
-    return pixels if pixels.ndim == 3 else pixels[0]
+def frame_strip(frames: np.ndarray) -> np.ndarray:
+    """Lays frames `[F, H, W, 3]` side by side: `[H, F * W, 3]`."""
+    return np.concatenate(list(frames), axis=1)

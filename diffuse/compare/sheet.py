@@ -8,19 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
 from diffuse.compare import fonts
 from diffuse.compare.axes import FILE, Axis, Layout
 from diffuse.compare.cells import Cell
-from diffuse.compare.pixels import read
+from diffuse.compare.pixels import frame_strip, read_frames
 
-MOST_SIDE = 12_000  # pixels of a page: what viewers, and a browser's canvas, open
+MOST_SIDE = 12_000  # pixels of a page that viewers, and a browser's canvas, can open
 MOST_PIXELS = 50_000_000
-SOFTWARE = "diffuse compare"  # what the PNG files of a report say of themselves
+SOFTWARE = "diffuse compare"  # in the metadata of every PNG file of a report
 
-_SIDE = 512  # a larger picture is drawn smaller
+_SIDE = 512  # pixels; a larger image is drawn smaller
 _STRIP_SIDE = 1024  # and so is a strip of frames
 _SMALL = 128  # a smaller one is drawn larger, by a whole factor
 _GAP = 6
@@ -38,7 +37,7 @@ _NAME_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Sheet:
-    """One value of the axes that make sheets: which cell lies where, by column and row, and what heads it."""
+    """One contact sheet: its heading, and the cells by column and row."""
 
     heading: str
     columns: Sequence[str]  # their heads
@@ -48,26 +47,26 @@ class Sheet:
 
     @property
     def size(self) -> tuple[int, int]:
-        """How many columns and rows there are."""
+        """The number of columns and of rows."""
         across, down = (max(place[axis] for place in self.cells) + 1 for axis in (0, 1))
         return max(across, len(self.columns)), max(down, len(self.rows))
 
 
 @dataclass(frozen=True)
-class Page:
+class SheetPage:
     """The part of a sheet that fits on one page."""
 
     columns: range
     rows: range
 
 
-def write(cells: Sequence[Cell], plan: Layout, folder: Path) -> list[Path]:
-    """Draws the sheets as PNG files into `folder` and returns where."""
+def draw_sheets(cells: Sequence[Cell], layout: Layout, folder: Path) -> list[Path]:
+    """Draws the sheets as PNG files into `folder` and returns their paths."""
     paths: list[Path] = []
-    sheets = sheets_of(cells, plan)
+    sheets = arrange_sheets(cells, layout)
     texts = [text for sheet in sheets for text in (*sheet.columns, *sheet.rows, *sheet.captions.values())]
-    fonts.look_for("".join(texts))
-    fonts.look_for("".join(sheet.heading for sheet in sheets), bold=True)
+    fonts.find_fonts("".join(texts))
+    fonts.find_fonts("".join(sheet.heading for sheet in sheets), bold=True)
     for sheet in sheets:
         size = _cell_size(list(sheet.cells.values()))
         pages = _pages(sheet, size)
@@ -76,38 +75,38 @@ def write(cells: Sequence[Cell], plan: Layout, folder: Path) -> list[Path]:
             heading = f"{sheet.heading}   page {number} of {len(pages)}" if len(pages) > 1 else sheet.heading
             name = f"{stem}_page{number:0{len(str(len(pages)))}d}" if len(pages) > 1 else stem
             path = _free(folder, name, paths)
-            about = PngImagePlugin.PngInfo()
-            about.add_text("Software", SOFTWARE)
-            _draw(sheet, page, size, heading.strip()).save(path, compress_level=4, pnginfo=about)
+            metadata = PngImagePlugin.PngInfo()
+            metadata.add_text("Software", SOFTWARE)
+            _draw(sheet, page, size, heading.strip()).save(path, compress_level=4, pnginfo=metadata)
             paths.append(path)
     return paths
 
 
-def is_of_report(path: Path) -> bool:
-    """Whether a PNG is a sheet or a plot."""
+def is_report_image(path: Path) -> bool:
+    """Returns true for a PNG file that is a sheet or a plot of a report."""
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            return picture.info.get("Software") == SOFTWARE
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get("Software") == SOFTWARE
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 
-def sheets_of(cells: Sequence[Cell], plan: Layout) -> list[Sheet]:
-    """The sheets in order. Cells that would lie on one another, made twice, go to a sheet of their own."""
+def arrange_sheets(cells: Sequence[Cell], layout: Layout) -> list[Sheet]:
+    """Returns the sheets in order. Cells that would lie on one another, made twice, go to a sheet of their own."""
     piles: dict[tuple[tuple[int, ...], int], dict[tuple[int, int], Cell]] = {}
-    for cell in sorted(cells, key=lambda cell: [axis.index(cell) for axis in plan.sheets]):
-        values = tuple(axis.index(cell) for axis in plan.sheets)
-        place = (plan.x.index(cell) if plan.x else 0, plan.y.index(cell) if plan.y else 0)
+    for cell in sorted(cells, key=lambda cell: [axis.index(cell) for axis in layout.sheets]):
+        values = tuple(axis.index(cell) for axis in layout.sheets)
+        place = (layout.x.index(cell) if layout.x else 0, layout.y.index(cell) if layout.y else 0)
         again = 0
         while place in piles.setdefault((values, again), {}):
             again += 1
         piles[values, again][place] = cell
-    found = []
+    sheets = []
     for (values, again), placed in piles.items():
-        heads = [axis.title(axis.values[value]) for axis, value in zip(plan.sheets, values, strict=True)]
+        heads = [axis.title(axis.values[value]) for axis, value in zip(layout.sheets, values, strict=True)]
         heading = "   ".join([*heads, f"again {again + 1}"] if again else heads)
-        found.append(Sheet(heading, _titles(plan.x), _titles(plan.y), placed))
-    return [sheet if sheet.rows else _run_on(sheet) for sheet in found]
+        sheets.append(Sheet(heading, _titles(layout.x), _titles(layout.y), placed))
+    return [sheet if sheet.rows else _run_on(sheet) for sheet in sheets]
 
 
 def _titles(axis: Axis | None) -> list[str]:
@@ -117,7 +116,7 @@ def _titles(axis: Axis | None) -> list[str]:
 
 
 def _run_on(sheet: Sheet) -> Sheet:
-    """One axis alone, whose pictures would make a line of any length, in several lines."""
+    """Breaks the cells of a single axis, which could make a line of any length, into several lines."""
     if not sheet.columns:
         return sheet
     across = max(1, round(math.sqrt(len(sheet.columns) * 1.6)))
@@ -128,33 +127,32 @@ def _run_on(sheet: Sheet) -> Sheet:
 
 
 def _cell_size(cells: Sequence[Cell]) -> tuple[int, int]:
-    """Width and height, in pixels, that every one of `cells` fits in as it is drawn."""
-    sizes = [_thumbnail(cell).size for cell in cells if cell.is_video] or [_picture_size(cell) for cell in cells]
+    """Returns the width and height, in pixels, that every one of `cells` fits in as it is drawn."""
+    sizes = [_thumbnail(cell).size for cell in cells if cell.is_video] or [_image_size(cell) for cell in cells]
     return max(width for width, _ in sizes), max(height for _, height in sizes)
 
 
-def _picture_size(cell: Cell) -> tuple[int, int]:
-    with Image.open(cell.path) as picture:
-        return _drawn(*picture.size, _SIDE)
+def _image_size(cell: Cell) -> tuple[int, int]:
+    with Image.open(cell.path) as image:
+        return _drawn_size(*image.size, _SIDE)
 
 
-def _drawn(width: int, height: int, most: int) -> tuple[int, int]:
+def _drawn_size(width: int, height: int, most: int) -> tuple[int, int]:
     longest = max(width, height)
     factor: float = max(1, _SMALL // longest) if longest <= most else most / longest
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def _thumbnail(cell: Cell) -> Image.Image:
-    """The picture, or the frames of a video side by side, as drawn on a sheet."""
-    pixels = read(cell)
-    most = _SIDE if pixels.ndim == 3 else _STRIP_SIDE
-    picture = Image.fromarray(pixels if pixels.ndim == 3 else np.concatenate(list(pixels), axis=1))
-    size = _drawn(*picture.size, most)
-    larger = size[0] >= picture.width
-    return picture.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
+    """Returns the frames side by side, as drawn on a sheet; an image is one frame."""
+    frames = read_frames(cell)
+    strip = Image.fromarray(frame_strip(frames))
+    size = _drawn_size(*strip.size, _SIDE if len(frames) == 1 else _STRIP_SIDE)
+    larger = size[0] >= strip.width
+    return strip.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
 
 
-def _pages(sheet: Sheet, size: tuple[int, int]) -> list[Page]:
+def _pages(sheet: Sheet, size: tuple[int, int]) -> list[SheetPage]:
     """Splits a sheet where it is larger than a page."""
     across, down = sheet.size
     width, height = size[0] + _GAP, size[1] + _GAP + (_CAPTION if sheet.captions else 0)
@@ -166,18 +164,18 @@ def _pages(sheet: Sheet, size: tuple[int, int]) -> list[Page]:
         else:
             rows -= 1
     return [
-        Page(range(left, min(left + columns, across)), range(top, min(top + rows, down)))
+        SheetPage(range(left, min(left + columns, across)), range(top, min(top + rows, down)))
         for top in range(0, down, rows)
         for left in range(0, across, columns)
     ]
 
 
-def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Image.Image:
-    """One page."""
+def _draw(sheet: Sheet, page: SheetPage, size: tuple[int, int], heading: str) -> Image.Image:
+    """Draws one page."""
     width, height = size
     columns = page.columns if sheet.columns else ()
-    heads = {column: fonts.wrapped(sheet.columns[column], width, _TEXT, _LINES) for column in columns}
-    captions = {place: fonts.wrapped(text, width, _TEXT, _LINES) for place, text in sheet.captions.items()}
+    heads = {column: fonts.wrap_text(sheet.columns[column], width, _TEXT, _LINES) for column in columns}
+    captions = {place: fonts.wrap_text(text, width, _TEXT, _LINES) for place, text in sheet.captions.items()}
     above = max((len(lines) for lines in [*heads.values(), *captions.values()]), default=0) * _LINE
     left = _MARGIN + (_ROW_HEAD if sheet.rows else 0)
     top = _MARGIN + (_LINE + 10 if heading else 0) + above + (_GAP if above else 0)
@@ -186,8 +184,8 @@ def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Imag
     canvas = Image.new("RGB", (max(right, 240), top + len(page.rows) * step - _GAP + _MARGIN), _PAPER)
     ink = ImageDraw.Draw(canvas)
     if heading:
-        (line,) = fonts.wrapped(heading, canvas.width - 2 * _MARGIN, _HEADING, 1, bold=True)
-        fonts.write(ink, (_MARGIN, _MARGIN), line, _INK, _HEADING, bold=True)
+        (line,) = fonts.wrap_text(heading, canvas.width - 2 * _MARGIN, _HEADING, 1, bold=True)
+        fonts.draw_text(ink, (_MARGIN, _MARGIN), line, _INK, _HEADING, bold=True)
     for across, column in enumerate(page.columns):
         x = left + across * (width + _GAP)
         _write(ink, (x, top - _GAP), heads.get(column, ()))
@@ -200,20 +198,20 @@ def _draw(sheet: Sheet, page: Page, size: tuple[int, int], heading: str) -> Imag
                 ink.rectangle((x, y, x + width - 1, y + height - 1), _EMPTY)
     for down, row in enumerate(page.rows):
         if sheet.rows:
-            lines = fonts.wrapped(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
+            lines = fonts.wrap_text(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
             _write(ink, (_MARGIN, top + down * step + len(lines) * _LINE), lines)
     return canvas
 
 
 def _write(ink: ImageDraw.ImageDraw, bottom: tuple[int, int], lines: Sequence[str]) -> None:
-    """Lines of text, the last of which ends at `bottom`."""
+    """Writes lines of text, the last of which ends at `bottom`."""
     x, y = bottom[0], bottom[1] - len(lines) * _LINE
     for number, line in enumerate(lines):
-        fonts.write(ink, (x, y + number * _LINE), line, _INK, _TEXT)
+        fonts.draw_text(ink, (x, y + number * _LINE), line, _INK, _TEXT)
 
 
 def _free(folder: Path, stem: str, taken: Sequence[Path]) -> Path:
-    """Two headings may shorten to one name."""
+    """Returns a path that is not taken: two headings may shorten to one name."""
     path, number = folder / f"{stem}.png", 1
     while path in taken:
         path, number = folder / f"{stem}_{number}.png", number + 1

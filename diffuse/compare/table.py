@@ -1,4 +1,4 @@
-"""The table: one line a cell, with how it was made, how long that took and how far it is from its reference."""
+"""The table of a report: one line a cell, with how it was made, how long that took and its quality."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse.compare.axes import FILE, STEPS, Axis, shown
-from diffuse.compare.quality import Measured
+from diffuse.compare.axes import FILE, STEPS, Axis, format_value
+from diffuse.compare.quality import CellQuality
 
 _ALWAYS = ("seed", STEPS, "scheduler")
 
 
-def csv_text(rows: Sequence[Measured], axes: Sequence[Axis], folder: Path) -> str:
-    """The table as CSV; files are named as they are found from `folder`."""
+def format_csv(rows: Sequence[CellQuality], axes: Sequence[Axis], folder: Path) -> str:
+    """Returns the table as CSV; files are named by their paths from `folder`."""
     keys = list(dict.fromkeys((*_ALWAYS, *(axis.key for axis in axes if axis.key != FILE))))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["file", "run_id", *keys, "seconds", "psnr_db", "ssim", "flip", "reference", "pixels_sha256"])
     for row in rows:
-        cell, apart = row.cell, row.difference
-        values = [shown(cell.config.get(key)) if cell.config.get(key) is not None else "" for key in keys]
-        far = [_number(apart.psnr), _number(apart.ssim), _number(apart.flip)] if apart else ["", "", ""]
-        reference = "" if row.reference is None else relative(row.reference.path, folder)
-        file = relative(cell.path, folder)
-        writer.writerow([file, cell.run_id or "", *values, _number(cell.seconds), *far, reference, cell.digest])
+        cell, difference = row.cell, row.difference
+        values = [format_value(cell.config.get(key)) if cell.config.get(key) is not None else "" for key in keys]
+        metrics = (difference.psnr, difference.ssim, difference.flip) if difference else (None, None, None)
+        reference = "" if row.reference is None else relative_path(row.reference.path, folder)
+        file = relative_path(cell.path, folder)
+        writer.writerow(
+            [file, cell.run_id or "", *values, _number(cell.seconds), *map(_number, metrics), reference, cell.digest]
+        )
     return out.getvalue()
 
 
-def relative(path: Path, folder: Path) -> str:
-    """`path` as it is found from `folder`, with slashes."""
+def relative_path(path: Path, folder: Path) -> str:
+    """Returns `path` as it is found from `folder`, with slashes."""
     try:
         return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
     except ValueError:  # another drive of Windows

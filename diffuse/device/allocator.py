@@ -1,4 +1,4 @@
-"""How much memory the device's allocator and this process hold, and the most they held."""
+"""Memory of the device and of this process: how much is held now, and the most that was."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class Allocator:
-    """What a device's allocator holds, in bytes. This one is the CPU's, which keeps no cache of its own."""
+    """The memory of a device as its allocator counts it, in bytes. This one is the CPU's, which keeps no cache."""
 
     def reset_peak(self) -> None:
-        """Count the peak from now."""
+        """Starts the count of the peak again from what is held now."""
 
     def sample(self) -> None:
-        """Look at what is allocated, where the allocator keeps no peak itself."""
+        """Updates the peak, where the allocator keeps none itself."""
 
     def synchronize(self) -> None:
-        """Wait for what the device was told to do."""
+        """Waits until the device has finished its queued work."""
 
     def empty(self) -> None:
-        """Give cached memory back to the device."""
+        """Gives cached memory back to the device."""
 
     def peak(self) -> int:
-        """The most that tensors held at a time."""
+        """Returns the most bytes that tensors have held at once."""
         return 0
 
     def releasable(self) -> int:
-        """What `empty` would give back."""
+        """Returns the bytes that `empty` would give back."""
         return 0
 
 
@@ -62,7 +62,7 @@ class _CudaAllocator(Allocator):
 
 
 class _MpsAllocator(Allocator):
-    """Metal keeps no peak, so it is the largest of the samples taken after steps and phases."""
+    """The memory of Metal, which keeps no peak: it is the largest of the samples taken after steps and phases."""
 
     def __init__(self) -> None:
         self._peak = 0
@@ -87,14 +87,14 @@ class _MpsAllocator(Allocator):
 
 
 def allocator_of(device: torch.device) -> Allocator:
-    """The allocator of a torch device."""
+    """Returns the allocator of a torch device."""
     kinds: dict[str, Callable[[], Allocator]] = {"cuda": _CudaAllocator, "mps": _MpsAllocator}
     return kinds.get(device.type, Allocator)()
 
 
 @cache  # once in a process
-def keep_freed() -> None:
-    """Has the C library keep what tensors free, for the next ones: up to 128 MiB at a time.
+def keep_freed_memory() -> None:
+    """Tells the C library to keep memory that tensors free for the next ones, up to 128 MiB at a time.
 
     glibc gives large blocks back to Linux as soon as they are free, and Linux zeroes each page of the next ones anew,
     which is some 4% of a small U-Net's time. Its thresholds adapt, but late. What the user has set in the environment
@@ -109,13 +109,13 @@ def keep_freed() -> None:
 
 
 def reset_rss_peak() -> None:
-    """Let Linux count this process's peak memory from now; elsewhere it counts from the process's start."""
+    """Starts the count of this process's peak memory again on Linux; elsewhere it counts from the process's start."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def rss_peak() -> int:
-    """Bytes of the process's largest resident set, mapped files included."""
+    """Returns the bytes of the process's largest resident set, mapped files included."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

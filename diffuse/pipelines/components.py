@@ -82,4 +82,4 @@ def declare(
         return weights.load(build, part, name, device=device, dtype=dtype, rename=component.rename)
 
     weights.check(build, part, name, rename=component.rename)
-    memory.add(name, load, float32=float32)
+    memory.add(name, load, float32=float32, tileable=component.role is Role.image_codec)

@@ -193,7 +193,7 @@ class LatentDiffusion(DiffusionPipeline):
             self._on_device({**prompts.positive, **scale}),
             None if prompts.negative is None else self._on_device(prompts.negative),
             request.guidance_scale,
-            self.memory.batched_guidance,
+            self.memory.batch_guidance,
             request.guidance_rescale,
         )
         return guidance, prompts.warnings

@@ -123,7 +123,7 @@ class DiffusionPipeline(ABC):
         clock = PhaseClock(self.memory)
         self.latent_shape(request, latents)
         seeds = request.seeds if seeds is None else seeds
-        batches = split_batches(len(seeds), self.memory.together(request.width, request.height))
+        batches = split_batches(len(seeds), self.memory.batch_size(request.width, request.height))
         generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
 
         # 1. The prompts become the denoisers' conditioning, and an image the distribution of its latents.

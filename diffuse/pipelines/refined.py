@@ -39,7 +39,7 @@ def build_pipeline(
     base = families[0](checkpoints[0], memory)
     if len(families) == 1:
         return base
-    return RefinedPipeline(base, families[1](checkpoints[1], memory.beside("refiner")))
+    return RefinedPipeline(base, families[1](checkpoints[1], memory.with_prefix("refiner")))
 
 
 class Relay(NamedTuple):

@@ -15,8 +15,10 @@ from diffuse.checkpoints import sources
 from diffuse.checkpoints.folder import Checkpoint
 from diffuse.config.checks import check_target
 from diffuse.config.groups import load_group
-from diffuse.device import hardware, memory
+from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
+from diffuse.device.memory import Memory
+from diffuse.device.profile import choose_profile, lighter_profile
 from diffuse.errors import ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.pipeline import DiffusionPipeline
@@ -49,7 +51,7 @@ def open_pipeline(cfg: DictConfig) -> OpenPipeline:
     hardware.apply(hw)
     profiles = load_group("memory_profile")
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    profile = memory.choose(cfg.memory_profile, profiles, thresholds, hw)
+    profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
 
     targets = [model._target_ for model in models(cfg)]
     families = [load_family(target) for target in targets]
@@ -59,8 +61,8 @@ def open_pipeline(cfg: DictConfig) -> OpenPipeline:
     if key in _pipelines:
         _pipelines.move_to_end(key)
     else:
-        lighter = memory.lighter(profile, profiles, thresholds)
-        components = memory.Memory(profile, hw, cfg.model.half_dtype, lighter)
+        lighter = lighter_profile(profile, profiles, thresholds)
+        components = Memory(profile, hw, cfg.model.half_dtype, lighter)
         _keep(key, build_pipeline(families, checkpoints, components))
     pipeline = _pipelines[key]
     pipeline.memory.check()

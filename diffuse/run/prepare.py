@@ -15,7 +15,7 @@ from diffuse.config import objective
 from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
 from diffuse.config.request import RequestDraft
-from diffuse.device import memory
+from diffuse.device.profile import check_max_side
 from diffuse.media.images import PictureInput
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, component_names, load_family, models, open_pipeline
@@ -75,7 +75,7 @@ def prepare(
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     pipeline.latent_shape(request, latents)
-    memory.check_size(opened.profile, request.width, request.height)
+    check_max_side(opened.profile, request.width, request.height)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
     objective.check_reference_size(draft.reference, request.width, request.height)

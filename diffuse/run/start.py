@@ -60,7 +60,7 @@ def start_run(
 ) -> StartedRun:
     """Records what is going to be made. `tags` are those of a sweep's job."""
     request, memory = prepared.request, prepared.opened.pipeline.memory
-    batch_size = memory.together(request.width, request.height)
+    batch_size = memory.batch_size(request.width, request.height)
     run_record = record.of_run(
         prepared.cfg,
         overrides,

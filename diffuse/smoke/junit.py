@@ -19,17 +19,17 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 @dataclass(frozen=True)
-class Test:
-    """A test and how it went: it failed where there are `faults`."""
+class JUnitTest:
+    """A test and its result: it failed where there are `faults`."""
 
     name: str
     seconds: float
     faults: Sequence[str]
-    said: str
+    output: str
 
 
-def write(path: Path, tests: Sequence[Test]) -> None:
-    """Writes the file whole, in place of one that is there.
+def write_junit(path: Path, tests: Sequence[JUnitTest]) -> None:
+    """Writes the file whole; one that is there is replaced.
 
     Raises:
         RunError: it cannot be written.
@@ -44,7 +44,7 @@ def write(path: Path, tests: Sequence[Test]) -> None:
         raise RunError(f"--junit {path}: cannot be written: {error.strerror or error}") from error
 
 
-def _element(tests: Sequence[Test]) -> ElementTree.Element:
+def _element(tests: Sequence[JUnitTest]) -> ElementTree.Element:
     counts = {
         "name": SUITE,
         "tests": str(len(tests)),
@@ -56,13 +56,13 @@ def _element(tests: Sequence[Test]) -> ElementTree.Element:
     stamp = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
     suite = ElementTree.SubElement(suites, "testsuite", {**counts, "skipped": "0", "timestamp": stamp})
     for test in tests:
-        about = {"classname": SUITE, "name": _text(test.name), "time": f"{test.seconds:.3f}"}
-        case = ElementTree.SubElement(suite, "testcase", about)
+        attributes = {"classname": SUITE, "name": _text(test.name), "time": f"{test.seconds:.3f}"}
+        case = ElementTree.SubElement(suite, "testcase", attributes)
         if test.faults:
             failure = ElementTree.SubElement(case, "failure", {"message": _text("; ".join(test.faults)), "type": "off"})
             failure.text = _text("\n".join(test.faults))
-        elif test.said:
-            ElementTree.SubElement(case, "system-out").text = _text(test.said)
+        elif test.output:
+            ElementTree.SubElement(case, "system-out").text = _text(test.output)
     return suites
 
 

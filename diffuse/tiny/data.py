@@ -1,6 +1,6 @@
-"""The pictures and captions that the tiny checkpoint learns: an emoji on a coloured background.
+"""Images and captions that the tiny checkpoint learns: an emoji on a coloured background.
 
-Objects are single glyphs of the Noto Color Emoji font (SIL Open Font License), named as Unicode names them. A picture
+Objects are single glyphs of the Noto Color Emoji font (SIL Open Font License), named as Unicode names them. An image
 is the glyph at the same place and size every time, on a background of one colour in a random shade.
 """
 
@@ -49,20 +49,20 @@ _COLOUR_ONLY = ("{colour} background", "{colour}")
 
 
 def objects() -> list[str]:
-    """The names of all objects, in the order of `objects.txt`."""
+    """Returns the names of all objects, in the order of `objects.txt`."""
     lines = (HERE / "objects.txt").read_text(encoding="utf-8").splitlines()
     return [name.strip() for line in lines if not line.startswith("#") for name in line.split(",") if name.strip()]
 
 
 def character(name: str) -> str:
-    """The one character of that Unicode name."""
+    """Returns the one character of that Unicode name."""
     return unicodedata.lookup(name.upper())
 
 
 def glyphs(names: list[str], font: Path = FONT) -> np.ndarray:
-    """Every object as the font draws it, centred and scaled to the picture: uint8 RGBA `[N, SIDE, SIDE, 4]`."""
+    """Draws every object with the font, centred and scaled to the image: uint8 RGBA `[N, SIDE, SIDE, 4]`."""
     face = ImageFont.truetype(str(font), FONT_SIZE)
-    pictures = []
+    images = []
     for name in names:
         canvas = Image.new("RGBA", (160, 160))
         ImageDraw.Draw(canvas).text((12, 12), character(name), font=face, embedded_color=True)
@@ -70,32 +70,32 @@ def glyphs(names: list[str], font: Path = FONT) -> np.ndarray:
         scale = OBJECT_SIDE / max(glyph.size)
         width, height = (max(1, round(side * scale)) for side in glyph.size)
         glyph = glyph.resize((width, height), Image.Resampling.LANCZOS)
-        picture = Image.new("RGBA", (SIDE, SIDE))
-        picture.paste(glyph, ((SIDE - width) // 2, (SIDE - height) // 2))
-        pictures.append(np.asarray(picture))
-    return np.stack(pictures)
+        image = Image.new("RGBA", (SIDE, SIDE))
+        image.paste(glyph, ((SIDE - width) // 2, (SIDE - height) // 2))
+        images.append(np.asarray(image))
+    return np.stack(images)
 
 
-def compose(glyph: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Glyphs `[..., H, W, 4]` uint8 over plain colours `[..., 3]` -> float32 `[..., H, W, 3]` in 0..255."""
+def draw_on_colour(glyph: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Draws glyphs `[..., H, W, 4]` uint8 on plain colours `[..., 3]`: float32 `[..., H, W, 3]` in 0..255."""
     alpha = glyph[..., 3:].astype(np.float32) / 255
     return glyph[..., :3] * alpha + colour[..., None, None, :].astype(np.float32) * (1 - alpha)
 
 
 def shade(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Colours `[..., 3]` made lighter or darker, each by its own amount."""
+    """Makes colours `[..., 3]` lighter or darker, each by its own amount."""
     amount = rng.uniform(-18, 18, size=(*colour.shape[:-1], 1))
     return np.clip(colour + amount, 0, 255)
 
 
 def held_out(object_count: int) -> set[tuple[int, int]]:
-    """The (object, colour) pairs, one in ten, that training never sees: one colour for each object."""
+    """Returns the (object, colour) pairs that training never sees, one in ten: one colour for each object."""
     rng = random.Random(20261123)
     return {(i, rng.randrange(len(COLOURS))) for i in range(object_count)}
 
 
 def caption(name: str, colour: str, rng: random.Random) -> str:
-    """A caption for a picture: words in some order, sometimes without one of the two, sometimes without any."""
+    """Returns a caption: words in some order, sometimes without the object or the colour, sometimes empty."""
     roll = rng.random()
     if roll < 0.1:
         return ""

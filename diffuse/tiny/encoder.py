@@ -1,6 +1,6 @@
-"""Writes the tiny autoencoder's encoder down instead of training it: a patch's principal components.
+"""Computes the weights of the tiny autoencoder's encoder instead of training it: a patch's principal components.
 
-Every 4 x 4 patch of pixels has 48 numbers. Over the pictures of this data set, a few directions among them hold nearly
+Every 4 x 4 patch of pixels has 48 numbers. Over the images of this data set, a few directions among them hold nearly
 everything; the latents are the coordinates along those. A network of the published architecture computes exactly that
 with suitable weights:
 
@@ -10,7 +10,7 @@ with suitable weights:
   is known beforehand, which its own weight multiplies back;
 - `silu(y) - silu(-y) = y` takes the coordinates through the last nonlinearity unchanged.
 
-The decoder, which has to guess what the coordinates leave out, is trained.
+The decoder, which has to guess the details that the coordinates leave out, is trained.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PATCH = 4
 
 
 @torch.no_grad()
-def write_encoder(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Sets the weights of `vae.encoder` and `vae.quant_conv` from `pictures` `[N, 3, H, W]` in -1..1."""
+def set_encoder_weights(vae: AutoencoderKL, images: Tensor) -> None:
+    """Sets the weights of `vae.encoder` and `vae.quant_conv` from `images` `[N, 3, H, W]` in -1..1."""
     config = vae.config
     encoder: Any = vae.encoder
     latents, groups = config.latent_channels, config.norm_num_groups
-    directions, mean = _principal_components(pictures, latents)
+    directions, mean = _principal_components(images, latents)
 
     for parameter in encoder.parameters():
         parameter.zero_()
@@ -70,13 +70,13 @@ def write_encoder(vae: AutoencoderKL, pictures: Tensor) -> None:
         nn.init.zeros_(cast(Tensor, vae.quant_conv.bias))
 
 
-def _principal_components(pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Directions `[count, 3 * 4 * 4]` of the patches, and the mean along each `[count]`.
+def _principal_components(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns directions `[count, 3 * 4 * 4]` of the patches, and the mean along each `[count]`.
 
     A coordinate's deviation is the fourth root of its variance: whitened half way, so that details count with the
     denoiser, and the colours of surfaces more.
     """
-    patches = pictures.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # [N, 3, H / 4, W / 4, 4, 4]
+    patches = images.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # [N, 3, H / 4, W / 4, 4, 4]
     flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * PATCH * PATCH).double()
     variances, vectors = torch.linalg.eigh(torch.cov(flat.T))
     variances, vectors = variances.flip(0)[:count], vectors.flip(1)[:, :count]

@@ -102,14 +102,14 @@ WEIGHTS = {
 }
 
 
-def read(config: type[Any], published: dict[str, Any]) -> Any:
-    """The dataclass `config` from the published configuration's keys."""
+def build_config(config: type[Any], published: dict[str, Any]) -> Any:
+    """Builds the dataclass `config` from the keys of a published configuration."""
     names = {field.name for field in dataclasses.fields(config)}
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in published.items() if k in names})
 
 
 def alphas_cumprod() -> Tensor:
-    """The noise schedule `[1000]` that `SCHEDULER` describes: share of signal left at each timestep, 0 at the last."""
+    """Returns the noise schedule `[1000]` of `SCHEDULER`: the share of signal left at each timestep, 0 at the last."""
     betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000) ** 2
     root = (1 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
@@ -117,40 +117,42 @@ def alphas_cumprod() -> Tensor:
 
 
 def byte_alphabet() -> list[str]:
-    """One printable character for each byte; `!` comes first, as in CLIP's vocabulary."""
+    """Returns one printable character for each byte; `!` comes first, as in CLIP's vocabulary."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def write_tokenizer(folder: Path, merges: list[tuple[str, str]]) -> None:
-    """`vocab.json`, `merges.txt` and their settings, in the layout of published CLIP tokenizers."""
+    """Writes `vocab.json`, `merges.txt` and their settings, in the layout of published CLIP tokenizers."""
     letters = byte_alphabet()
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     marks = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": "!"}
     settings = {**marks, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
     settings |= {"model_max_length": TEXT_LENGTH, "tokenizer_class": "CLIPTokenizer"}
-    write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    _write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
     (folder / "merges.txt").write_text(
         "\n".join(["#version: 0.2", *(" ".join(m) for m in merges), ""]), encoding="utf-8"
     )
-    write_json(folder / "special_tokens_map.json", marks)
-    write_json(folder / "tokenizer_config.json", settings)
+    _write_json(folder / "special_tokens_map.json", marks)
+    _write_json(folder / "tokenizer_config.json", settings)
 
 
-def write(folder: Path, tokenizer: Path, vae: nn.Module, modules: nn.ModuleDict, scaling_factor: float) -> None:
-    """The whole checkpoint, weights in half precision."""
-    write_json(folder / "model_index.json", MODEL_INDEX)
-    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    write_json(folder / "vae" / "config.json", {**VAE, "scaling_factor": scaling_factor})
-    write_json(folder / "unet" / "config.json", UNET)
-    write_json(folder / "text_encoder" / "config.json", TEXT_ENCODER)
+def write_tiny_checkpoint(
+    folder: Path, tokenizer: Path, vae: nn.Module, modules: nn.ModuleDict, scaling_factor: float
+) -> None:
+    """Writes the whole checkpoint, weights in half precision."""
+    _write_json(folder / "model_index.json", MODEL_INDEX)
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    _write_json(folder / "vae" / "config.json", {**VAE, "scaling_factor": scaling_factor})
+    _write_json(folder / "unet" / "config.json", UNET)
+    _write_json(folder / "text_encoder" / "config.json", TEXT_ENCODER)
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     for name, module in {"vae": vae, "unet": modules["unet"], "text_encoder": modules["text_encoder"]}.items():
         weights = {key: value.half().contiguous() for key, value in module.state_dict().items()}
         save_file(weights, folder / WEIGHTS[name], metadata={"format": "pt"})
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented, as published files are."""
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes indented JSON, as published files have it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Trains the tiny checkpoint, stage by stage, each from where it was left:
+"""Trains the tiny checkpoint, stage by stage; each goes on from where it stopped:
 
     python -m diffuse.tiny.train tokenizer --work FOLDER
     python -m diffuse.tiny.train encoder   --work FOLDER
@@ -10,8 +10,8 @@
 
 The denoiser learns velocities (Salimans and Ho, "Progressive Distillation", 2022) on a schedule whose last step is
 pure noise (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024), together with its text
-encoder. What is kept is a running average of the weights. Time, not steps, sets the learning rate's decay, so that a
-stage of any length ends well.
+encoder. The checkpoint holds a running average of the weights. Time, not steps, sets the learning rate's decay, so that
+a stage of any length ends well.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffuse.tiny import data, layout
-from diffuse.tiny.encoder import write_encoder
+from diffuse.tiny.encoder import set_encoder_weights
 
 SHADES = 4  # latents kept of each (object, colour) pair
 SAVE_EVERY = 60  # seconds
@@ -56,16 +56,17 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Moves the average towards the weights of `module`."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for mean, now in zip(self.module.parameters(), module.parameters(), strict=True):
             mean.lerp_(now.detach(), 1 - keep)
 
 
-def fit(
+def train(
     stage: str,
     modules: nn.Module,
-    loss_of: Callable[[], Tensor],
+    compute_loss: Callable[[], Tensor],
     work: Path,
     *,
     minutes: float,
@@ -73,7 +74,7 @@ def fit(
     average: float = 0.999,
     bfloat16: bool = False,
 ) -> nn.Module:
-    """Minimises `loss_of()` for that long, resuming from and saving to `work/stage.pt`; gives the averaged modules."""
+    """Minimises `compute_loss()` for `minutes`, from and to `work/stage.pt`; returns the averaged modules."""
     optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     mean = Average(modules, average)
     file = work / f"{stage}.pt"
@@ -93,7 +94,7 @@ def fit(
             group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         # The fused attention's way back is slow in bfloat16, the plain one's is not.
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = loss_of()
+            loss = compute_loss()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -114,36 +115,36 @@ def fit(
 
 
 def make_encoder(work: Path) -> None:
-    """An autoencoder whose encoder is done and whose decoder knows nothing yet."""
+    """Writes an autoencoder whose encoder is finished and whose decoder is untrained."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE))
-    write_encoder(vae, next(_pictures(512)))
+    vae = AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE))
+    set_encoder_weights(vae, next(_images(512)))
     torch.save({"mean": vae.state_dict()}, work / "vae.pt")
     print(f"encoder: scaling factor {_scaling_factor(vae)}")
 
 
 def train_decoder(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
-    """Decoder on latents as a denoiser would leave them: slightly off."""
-    vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    """Trains the decoder on latents with a little noise, as a denoiser leaves some."""
+    vae = _averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
-    pictures = _pictures(batch=4)
+    images = _images(batch=4)
     deviation = 1 / _scaling_factor(vae)
 
-    def loss_of() -> Tensor:
-        x = next(pictures)
+    def compute_loss() -> Tensor:
+        x = next(images)
         with torch.no_grad():
             z = vae.encode(x).mean
         z = z + torch.randn_like(z) * deviation * 0.2 * torch.rand(len(z), 1, 1, 1)
         return _difference(half["decoder"](half["post_quant_conv"](z)).float(), x)
 
-    fit("decoder", half, loss_of, work, minutes=minutes, rate=rate, bfloat16=bfloat16)
+    train("decoder", half, compute_loss, work, minutes=minutes, rate=rate, bfloat16=bfloat16)
     _report_vae(_trained_vae(work))
 
 
 def train_unet(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
-    """Denoiser and text encoder together, on the latents of all pairs that are not held out."""
-    unet = UNet2DConditionModel(layout.read(UNet2DConditionConfig, layout.UNET))
-    text_encoder = CLIPTextModel(layout.read(CLIPTextConfig, layout.TEXT_ENCODER))
+    """Trains denoiser and text encoder together, on the latents of all pairs that are not held out."""
+    unet = UNet2DConditionModel(layout.build_config(UNet2DConditionConfig, layout.UNET))
+    text_encoder = CLIPTextModel(layout.build_config(CLIPTextConfig, layout.TEXT_ENCODER))
     for embedding in (m for m in text_encoder.modules() if isinstance(m, nn.Embedding)):
         nn.init.normal_(embedding.weight, std=0.02)
     tokenizer = CLIPTokenizer.from_folder(work / "tokenizer")
@@ -153,13 +154,13 @@ def train_unet(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
     modules = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     rng, batch = random.Random(time.time_ns()), 32
 
-    def loss_of() -> Tensor:
+    def compute_loss() -> Tensor:
         chosen = torch.randint(len(latents), (batch,))
         captions = [data.caption(names[i], colours[j], rng) for i, j in pairs[chosen].tolist()]
         text = text_encoder(tokenizer(captions).ids).last_hidden_state
         x = latents[chosen]
         # One from each of `batch` equal spans: less noise in the gradient than independent draws. Late timesteps come
-        # more often: under much noise it is decided what the picture shows.
+        # more often: the content of the image is decided under much noise.
         t = (((torch.arange(batch) + torch.rand(batch)) / batch) ** 0.6 * len(alphas)).long()
         noise = torch.randn_like(x)
         a = alphas[t].sqrt()[:, None, None, None]
@@ -167,11 +168,11 @@ def train_unet(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
         velocity = unet(a * x + s * noise, t, text)
         return F.mse_loss(velocity.float(), a * noise - s * x)
 
-    fit("unet", modules, loss_of, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
+    train("unet", modules, compute_loss, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
 
 
 def train_tokenizer(work: Path) -> None:
-    """Byte-pair merges under which every word of every caption is one token."""
+    """Trains byte-pair merges under which every word of every caption is one token."""
     rng = random.Random(0)
     captions = [data.caption(name, colour, rng) for name in data.objects() for colour in data.COLOURS]
     layout.write_tokenizer(work / "tokenizer", [])
@@ -191,7 +192,7 @@ def train_tokenizer(work: Path) -> None:
 
 
 def resume(folder: Path, work: Path) -> None:
-    """A work folder from the checkpoint in `folder`: its weights, and nothing known of the optimizer or the time."""
+    """Writes a work folder from the checkpoint in `folder`: its weights, without optimizer state or training time."""
     shutil.copytree(folder / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
     vae = load_file(folder / layout.WEIGHTS["vae"])
     decoder = {k: v.float() for k, v in vae.items() if k.startswith(("decoder.", "post_quant_conv."))}
@@ -209,17 +210,17 @@ def export(work: Path, folder: Path) -> None:
     """Writes the averaged weights in half precision, with their configuration, in the diffusers layout."""
     modules = nn.ModuleDict(
         {
-            "unet": UNet2DConditionModel(layout.read(UNet2DConditionConfig, layout.UNET)),
-            "text_encoder": CLIPTextModel(layout.read(CLIPTextConfig, layout.TEXT_ENCODER)),
+            "unet": UNet2DConditionModel(layout.build_config(UNet2DConditionConfig, layout.UNET)),
+            "text_encoder": CLIPTextModel(layout.build_config(CLIPTextConfig, layout.TEXT_ENCODER)),
         }
     )
     _averaged(modules, work / "unet.pt")
     vae = _trained_vae(work)
-    layout.write(folder, work / "tokenizer", vae, modules, _scaling_factor(vae))
+    layout.write_tiny_checkpoint(folder, work / "tokenizer", vae, modules, _scaling_factor(vae))
 
 
-def _pictures(batch: int) -> Iterator[Tensor]:
-    """Random pictures `[batch, 3, SIDE, SIDE]` in -1..1."""
+def _images(batch: int) -> Iterator[Tensor]:
+    """Yields random images `[B, 3, SIDE, SIDE]` in -1..1."""
     glyphs = torch.from_numpy(data.glyphs(data.objects())).permute(0, 3, 1, 2).float()  # [N, 4, H, W], 0..255
     palette = torch.tensor(list(data.COLOURS.values())).float()
     while True:
@@ -229,31 +230,31 @@ def _pictures(batch: int) -> Iterator[Tensor]:
         colour = palette[torch.randint(len(palette), (batch,))] + (torch.rand(batch, 1) * 36 - 18)
         colour[: batch // 4] = torch.rand(batch // 4, 3) * 255
         alpha = glyph[:, 3:] / 255
-        picture = glyph[:, :3] * alpha + colour.clamp(0, 255)[:, :, None, None] * (1 - alpha)
-        yield (picture / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        image = glyph[:, :3] * alpha + colour.clamp(0, 255)[:, :, None, None] * (1 - alpha)
+        yield (image / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _difference(picture: Tensor, target: Tensor) -> Tensor:
-    """Absolute difference of pixels and of their differences to the right and below, which keeps edges sharp."""
-    error = picture - target
+def _difference(image: Tensor, target: Tensor) -> Tensor:
+    """Returns the difference of pixels, and of their differences to the right and below, which keeps edges sharp."""
+    error = image - target
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return error.abs().mean() + error.square().mean() + 0.25 * edges
 
 
 def _latents(work: Path) -> tuple[Tensor, Tensor]:
-    """Scaled latents `[N, C, h, w]` of all training pairs in several shades, and the pairs `[N, 2]`."""
+    """Returns scaled latents `[N, C, h, w]` of all training pairs in several shades, and the pairs `[N, 2]`."""
     file = work / "latents.pt"
     if file.exists():
         state = torch.load(file, weights_only=True)
         return state["latents"], state["pairs"]
-    vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    vae = _averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     names, hidden = data.objects(), data.held_out(len(data.objects()))
     glyphs, palette = data.glyphs(names), np.array(list(data.COLOURS.values()), np.float32)
     pairs = [(i, j) for i in range(len(names)) for j in range(len(palette)) if (i, j) not in hidden] * SHADES
     rng, parts = np.random.default_rng(0), []
     for start in range(0, len(pairs), 128):
         part = np.array(pairs[start : start + 128])
-        pixels = data.compose(glyphs[part[:, 0]], data.shade(palette[part[:, 1]], rng))
+        pixels = data.draw_on_colour(glyphs[part[:, 0]], data.shade(palette[part[:, 1]], rng))
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
         with torch.no_grad():
             parts.append(vae.encode(x).mean.contiguous())
@@ -264,21 +265,21 @@ def _latents(work: Path) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _scaling_factor(vae: AutoencoderKL) -> float:
-    """One over the standard deviation of latents, to three digits: what the denoiser's latents are multiplied by."""
+    """Returns one over the standard deviation of latents, to three digits; the denoiser's latents are scaled by it."""
     torch.manual_seed(0)
     random.seed(0)
-    return float(f"{1 / float(vae.encode(next(_pictures(256))).mean.std()):.3g}")
+    return float(f"{1 / float(vae.encode(next(_images(256))).mean.std()):.3g}")
 
 
 @torch.no_grad()
 def _report_vae(vae: AutoencoderKL) -> None:
-    x = next(_pictures(128))
+    x = next(_images(128))
     error = (vae.decode(vae.encode(x).mode()).clamp(-1, 1) - x).square().mean(dim=(1, 2, 3)) / 4
     print(f"vae: {float((-10 * error.log10()).mean()):.2f} dB, scaling factor {_scaling_factor(vae)}", flush=True)
 
 
 def _trained_vae(work: Path) -> AutoencoderKL:
-    vae = _averaged(AutoencoderKL(layout.read(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    vae = _averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     if (work / "decoder.pt").exists():
         half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
         _averaged(half, work / "decoder.pt")
@@ -312,8 +313,8 @@ def main() -> None:
     elif args.stage == "export":
         export(args.work, args.out)
     else:
-        train = {"unet": train_unet, "decoder": train_decoder}[args.stage]
-        train(args.work, args.minutes, args.rate, args.bfloat16)
+        stage = {"unet": train_unet, "decoder": train_decoder}[args.stage]
+        stage(args.work, args.minutes, args.rate, args.bfloat16)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def measure(folder: Path, profile_name: str, side: int | None, steps: int, devic
     from diffuse.config.groups import load_group
     from diffuse.device import hardware
     from diffuse.device.allocator import reset_rss_peak, rss_peak
+    from diffuse.device.gpus import GIB
     from diffuse.device.memory import Memory
     from diffuse.pipelines.stable_diffusion import StableDiffusion
     from diffuse.schema import Device, GenerationRequest, HardwareConfig
@@ -38,7 +39,7 @@ def measure(folder: Path, profile_name: str, side: int | None, steps: int, devic
     request = GenerationRequest("a cactus on a pink background", "", 1, 1, width, height, steps, 3.0)
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     reset_rss_peak()
-    before = rss_peak() / hardware.GIB
+    before = rss_peak() / GIB
     generation = pipeline(request, scheduler)
     return {
         "device": hw.name,

@@ -156,7 +156,7 @@ def computing(options: argparse.Namespace) -> None:
             cfg = compose_config(overrides)
             prepared.append(prepare(cfg, draft_requests(cfg)[0]))
     request = prepared[0].request
-    size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
+    size = prepared[0].opened.pipeline.memory.batch_size(request.width, request.height)
     compute(prepared[:1])  # reads the weights
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(prepared), size):

@@ -33,7 +33,7 @@ def background(picture: np.ndarray) -> np.ndarray:
 def rank(picture: np.ndarray, glyphs: np.ndarray, wanted: int) -> int:
     """The place, from 0, of object `wanted` among all objects ordered by distance to the picture."""
     colour = np.broadcast_to(background(picture), (len(glyphs), 3))
-    distances = np.square(data.compose(glyphs, colour) - picture).mean(axis=(1, 2, 3))
+    distances = np.square(data.draw_on_colour(glyphs, colour) - picture).mean(axis=(1, 2, 3))
     return int((distances < distances[wanted]).sum())
 
 

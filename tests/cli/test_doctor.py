@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 
 from diffuse.cli import doctor
-from diffuse.device.hardware import GIB
+from diffuse.device import host
+from diffuse.device.gpus import GIB
 from diffuse.schema import Cleanup, HardwareConfig, MemoryProfileConfig, ModelConfig
 
 PROFILES = {
@@ -91,7 +92,7 @@ def test_a_machine_without_a_card() -> None:
     assert line_of(text, "Python").startswith(f"Python {sys.version.split()[0]}")
     assert line_of(text, "torch").startswith(f"torch {torch.__version__}")
     assert line_of(text, "tracking") == "tracking none"
-    assert f"{doctor._ram() / GIB:.1f} GiB" in line_of(text, "memory")
+    assert f"{host.total_ram() / GIB:.1f} GiB" in line_of(text, "memory")
 
 
 def test_a_machine_with_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ BLOCK_SIDE = 8  # pixels of what it draws, at least
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed, and nothing was looked for."""
-    monkeypatch.setattr(fonts, "_found", {})
+    monkeypatch.setattr(fonts, "_font_files", {})
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
 
 
@@ -66,21 +66,21 @@ def test_letters_that_no_font_has_can_be_read(bare: None, tmp_path: Path) -> Non
     typed = pictures(tmp_path / "typed", r"\u6f22 é \x07 ✓\U0001f680")
     assert odd.keys() == typed.keys() == {"quality_by_steps.png", "seconds_by_steps.png", "sheet.png"}
     assert all(np.array_equal(odd[name], typed[name]) for name in odd)
-    assert fonts.readable("a é ✓ Ж\u200d") == "a é ✓ Ж\u200d"
-    assert fonts.readable("\udc80") == r"\udc80"  # of a path that is not UTF-8
+    assert fonts.drawable_text("a é ✓ Ж\u200d") == "a é ✓ Ж\u200d"
+    assert fonts.drawable_text("\udc80") == r"\udc80"  # of a path that is not UTF-8
 
 
 def drawn_width(line: str) -> int:
     drawn = Image.new("L", (400, 40))
-    fonts.write(ImageDraw.Draw(drawn), (0, 0), line, "white", 15)
+    fonts.draw_text(ImageDraw.Draw(drawn), (0, 0), line, "white", 15)
     return int(np.flatnonzero(np.asarray(drawn).max(axis=0))[-1])
 
 
 def test_lines_are_cut_as_they_are_drawn(bare: None) -> None:
-    lines = fonts.wrapped(f"{BLOCK * 20} and more", 150, 15, 2)
+    lines = fonts.wrap_text(f"{BLOCK * 20} and more", 150, 15, 2)
     assert len(lines) == 2 and lines[0].startswith(r"\u6f22\u6f22") and lines[1].endswith("…")
     for line in lines:
-        assert abs(drawn_width(line) - fonts.length(line, 15)) < 3 and fonts.length(line, 15) <= 150
+        assert abs(drawn_width(line) - fonts.text_width(line, 15)) < 3 and fonts.text_width(line, 15) <= 150
 
 
 def test_an_installed_font_is_used(installed: Path, tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_an_installed_font_is_used(installed: Path, tmp_path: Path) -> None:
 def test_a_font_is_asked_for_what_it_draws(bare: None, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [str(path) for path in (installed / "fonts").iterdir()]
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
-    assert fonts.readable(f"{BLOCK}{EMPTY}{NOWHERE}") == rf"{BLOCK}\u3042\U0001f680"
-    assert fonts.readable(BLOCK, bold=True) == BLOCK
-    assert fonts.families(f"a{BLOCK}") == ["DejaVu Sans", "Blocks"]
-    assert fonts.length(f"a{BLOCK}a", 15) == pytest.approx(2 * fonts.length("a", 15) + 15, abs=1)
-    assert abs(drawn_width(f"a{BLOCK}a{BLOCK}a") - fonts.length(f"a{BLOCK}a{BLOCK}a", 15)) < 3
+    assert fonts.drawable_text(f"{BLOCK}{EMPTY}{NOWHERE}") == rf"{BLOCK}\u3042\U0001f680"
+    assert fonts.drawable_text(BLOCK, bold=True) == BLOCK
+    assert fonts.font_families(f"a{BLOCK}") == ["DejaVu Sans", "Blocks"]
+    assert fonts.text_width(f"a{BLOCK}a", 15) == pytest.approx(2 * fonts.text_width("a", 15) + 15, abs=1)
+    assert abs(drawn_width(f"a{BLOCK}a{BLOCK}a") - fonts.text_width(f"a{BLOCK}a{BLOCK}a", 15)) < 3

@@ -36,7 +36,7 @@ def test_psnr_and_ssim_are_scikit_images(height: int, width: int, noise: int, fl
 
 def test_a_picture_and_itself() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-    same = metrics.difference(picture, picture)
+    same = metrics.measure_difference(picture, picture)
     assert same == metrics.Difference(math.inf, 1.0, 0.0)
 
 
@@ -52,8 +52,8 @@ def test_flip_grows_with_what_is_seen() -> None:
 
 def test_sizes() -> None:
     picture = np.zeros((16, 16, 3), np.uint8)
-    assert metrics.difference(picture, np.zeros((16, 17, 3), np.uint8)) is None
-    narrow = metrics.difference(picture[:6], picture[:6])
+    assert metrics.measure_difference(picture, np.zeros((16, 17, 3), np.uint8)) is None
+    narrow = metrics.measure_difference(picture[:6], picture[:6])
     assert narrow is not None and narrow.ssim is None and narrow.psnr == math.inf
 
 
@@ -61,9 +61,11 @@ def test_videos_are_compared_frame_by_frame() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     changed = frames.copy()
     changed[1] = 255 - changed[1]
-    whole, one = metrics.difference(changed, frames), metrics.difference(changed[1], frames[1])
+    whole, one = metrics.measure_difference(changed, frames), metrics.measure_difference(changed[1], frames[1])
     assert whole is not None and one is not None and whole.ssim is not None and one.ssim is not None
     assert whole.ssim == pytest.approx((3 + one.ssim) / 4)
     assert whole.flip == pytest.approx(one.flip / 4)
     assert whole.psnr == pytest.approx(one.psnr + 10 * math.log10(4))
-    assert metrics.difference(changed[:3], frames) == metrics.difference(changed[:3], frames[:3])  # one frame fewer
+    assert metrics.measure_difference(changed[:3], frames) == metrics.measure_difference(
+        changed[:3], frames[:3]
+    )  # one frame fewer

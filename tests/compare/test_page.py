@@ -19,8 +19,8 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 from videos import grey_video
 
-from diffuse import compare
 from diffuse.compare import embed
+from diffuse.compare.report import ReportOptions, compare_folder
 
 pytestmark = needs_chromium
 
@@ -64,7 +64,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep(folder / "ddim", 3, (4, 8, 16))
     sweep(folder / "euler", 3, (4, 8, 16), scheduler="euler")
     job(folder / "failed", None, record(9, 4))
-    made = compare.report(folder, wanted=compare.Wanted(sheets=False))[0]
+    made = compare_folder(folder, options=ReportOptions(sheets=False))[0]
     return Path(shutil.move(made, tmp_path_factory.mktemp("elsewhere") / "report.html"))
 
 
@@ -236,7 +236,7 @@ def test_two_thousand_pictures_load_as_they_are_scrolled_to(chromium: webdriver.
             folder.mkdir(parents=True)
             (folder / "x.png").hardlink_to(one)
             job(folder, folder / "x.png", record(seed, steps))
-    made = compare.report(tmp_path / "jobs", wanted=compare.Wanted({"x": "steps"}, sheets=False))[0]
+    made = compare_folder(tmp_path / "jobs", options=ReportOptions({"x": "steps"}, sheets=False))[0]
     page = Page(chromium, made)
     assert len(page.all("#grid .shot")) == 2000
     page.until("document.querySelectorAll('#grid img[src]').length > 10")
@@ -259,8 +259,7 @@ def test_the_page_stays_within_its_budget(
         job(tmp_path / str(seed), path, record(seed, 4, width=512, height=384))
         Image.fromarray(noise.integers(0, 256, (384, 512, 3), np.uint8)).save(path)  # the hardest to make small
     monkeypatch.setattr(embed, "BUDGET", 160_000)
-    monkeypatch.setattr("diffuse.compare.page.write.__defaults__", (160_000,))
-    made = compare.report(tmp_path, wanted=compare.Wanted(sheets=False))[0]
+    made = compare_folder(tmp_path, options=ReportOptions(sheets=False))[0]
     assert made.stat().st_size < 160_000 * 4 / 3 + 100_000
 
     page = Page(chromium, made)
@@ -284,7 +283,7 @@ def test_videos_play_side_by_side(suffix: str, chromium: webdriver.Chrome, tmp_p
         folder = tmp_path / str(steps)
         folder.mkdir()
         job(folder, grey_video(folder / f"v.{suffix}", levels * 2), record(1, steps))
-    files = compare.report(tmp_path)
+    files = compare_folder(tmp_path)
     (drawn,) = (path for path in files if path.name == "sheet.png")
     assert Image.open(drawn).width > 2 * 8 * 48  # the frames of both
     page = Page(chromium, files[0])
@@ -327,7 +326,7 @@ def test_what_is_in_a_prompt_stays_a_prompt(chromium: webdriver.Chrome, tmp_path
     odd += ["/* style */", "\u2028\N{ROCKET} & \"'", "\udcff"]
     for number, prompt in enumerate(odd):
         save(tmp_path / str(number), 1, 4, prompt=prompt)
-    made = compare.report(tmp_path)[0]
+    made = compare_folder(tmp_path)[0]
     page = Page(chromium, made)
     page.until("document.querySelectorAll('#grid img[src]').length === 6")
     titles = page("data.axes.find(a => a.key === 'prompt').values.filter(v => v.isWellFormed())")

@@ -23,7 +23,7 @@ from diffuse.errors import ConfigError
 from diffuse.layers.attention import BasicTransformerBlock
 from diffuse.layers.resnet import ResnetBlock2D
 from diffuse.run import run
-from diffuse.schema import Cleanup, Compile, MemoryProfileConfig
+from diffuse.schema import Cleanup, Compile, Determinism, MemoryProfileConfig
 
 COMPILED = Hardware("cpu", compile=Compile.regional, threads=1)
 PROFILE = MemoryProfileConfig("balanced", ["*"], cleanup=Cleanup.phases)
@@ -59,7 +59,7 @@ def inputs(side: int = 6) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(autouse=True)
 def anew() -> Iterator[None]:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     counters.clear()
     yield
     hardware.apply(Hardware("cpu"))
@@ -96,6 +96,19 @@ def test_a_block_is_compiled_once_for_every_shape() -> None:
     call(memory, 8)
     call(memory)
     assert compiled() == 4
+
+
+def test_strict_code_is_its_own_and_computes_the_same_bits_again() -> None:
+    """A strict pipeline must not take over code that was compiled for a relaxed one."""
+    results = []
+    for hw in (COMPILED, replace(COMPILED, deterministic=Determinism.strict)):
+        hardware.apply(hw)
+        memory = Memory(PROFILE, hw)
+        memory.add("unet", blocks)
+        results.append(call(memory))
+        assert torch.equal(call(memory), results[-1])
+    assert compiled() == 4
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
 def test_a_picture_is_the_same_within_two_levels(tmp_path: Path) -> None:

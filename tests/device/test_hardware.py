@@ -3,73 +3,20 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
-from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_nvml import AMPERE, TURING, Nvml
 
-from diffuse.device import hardware
-from diffuse.device.hardware import GIB, Hardware
+from diffuse.device import hardware, host
+from diffuse.device.gpus import GIB
+from diffuse.device.hardware import Hardware
 from diffuse.errors import HardwareError
 from diffuse.schema import Determinism, Device, Dtype, HardwareConfig
-
-
-class Nvml:
-    """NVML with the given cards: (name, uuid, total GiB, free GiB, capability)."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, *cards: tuple[str, str, float, float, tuple[int, int]], driver: bool = True) -> None:
-        self.cards = cards
-        self.driver = driver
-        self.open = 0
-
-    def nvmlInit(self) -> None:
-        if not self.driver:
-            raise self.NVMLError("Driver Not Loaded")
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:
-        assert self.open
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        assert self.open
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
-        for index, card in enumerate(self.cards):
-            if card[1] == uuid:
-                return index
-        raise self.NVMLError("Not Found")
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return self.cards[handle][0]
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return self.cards[handle][1]
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(total=int(self.cards[handle][2] * GIB), free=int(self.cards[handle][3] * GIB))
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:
-        return self.cards[handle][4]
-
-    def nvmlSystemGetDriverVersion(self) -> bytes:
-        return b"550.54"  # older releases of the library answer in bytes
-
-
-TURING = ("NVIDIA T4", "GPU-aaaa1111-0000", 15.75, 15.0, (7, 5))
-AMPERE = ("NVIDIA A10", "GPU-bbbb2222-0000", 22.5, 9.5, (8, 6))
 
 
 def cuda(monkeypatch: pytest.MonkeyPatch, uuid: str = "", capability: tuple[int, int] = (8, 6)) -> None:
@@ -86,7 +33,7 @@ def config(**values: Any) -> HardwareConfig:
 def test_cpu() -> None:
     found = hardware.detect(config(device=Device.cpu), nvml=Nvml(AMPERE))
     assert (found.device, found.vram_free_gib, found.capability, found.driver) == ("cpu", None, None, None)
-    assert found.name == hardware.cpu_name() != ""
+    assert found.name == host.cpu_name() != ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is an accelerator")
@@ -126,40 +73,6 @@ def test_a_card_that_nvml_cannot_see_is_described_by_torch(monkeypatch: pytest.M
     found = hardware.detect(config(), nvml=Nvml(driver=False))
     assert (found.name, found.vram_free_gib, found.vram_total_gib) == ("card", 3, 4)
     assert (found.capability, found.driver) == ((7, 0), None)
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        (None, ["NVIDIA T4", "NVIDIA A10"]),
-        ("1", ["NVIDIA A10"]),
-        ("1,0", ["NVIDIA A10", "NVIDIA T4"]),
-        (" 1 , 0", ["NVIDIA A10", "NVIDIA T4"]),
-        ("GPU-bbbb", ["NVIDIA A10"]),
-        ("GPU-bbbb2222-0000,0", ["NVIDIA A10", "NVIDIA T4"]),
-        ("0,7,1", ["NVIDIA T4"]),  # CUDA stops at the first that is not there
-        ("-1", []),
-        ("", []),
-        ("GPU-", []),  # could be either
-        ("NoDevFiles", []),
-    ],
-)
-def test_cuda_visible_devices(spec: str | None, expected: list[str]) -> None:
-    environ = {} if spec is None else {"CUDA_VISIBLE_DEVICES": spec}
-    assert [card.name for card in hardware.visible_gpus(Nvml(TURING, AMPERE), environ)] == expected
-
-
-def test_part_of_a_card() -> None:
-    """A MIG device is found by its UUID and does not answer every question."""
-
-    class Mig(Nvml):
-        def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> tuple[int, int]:
-            raise self.NVMLError("Not Supported")
-
-    part = ("NVIDIA A100 MIG 1g.5gb", "MIG-cccc", 4.75, 4.5, (8, 0))
-    found = hardware.visible_gpus(Mig(part), {"CUDA_VISIBLE_DEVICES": "MIG-cccc"})
-    assert [(card.name, card.free_gib, card.capability) for card in found] == [("NVIDIA A100 MIG 1g.5gb", 4.5, None)]
-    assert hardware.visible_gpus(Mig(part), {"CUDA_VISIBLE_DEVICES": "MIG-dddd"}) == []
 
 
 def test_vram_gb_plans_for_another_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,26 +221,6 @@ def test_strict_does_not_import_the_compiler() -> None:
         "assert 'torch' in sys.modules and 'torch._inductor' not in sys.modules and 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
-@pytest.mark.parametrize("own", [False, True])
-def test_freed_memory_is_kept_unless_the_user_has_said_otherwise(own: bool) -> None:
-    script = """
-        import resource, torch
-        from diffuse.device import hardware
-        from diffuse.device.hardware import Hardware
-        hardware.apply(Hardware("cpu", threads=1))
-        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(3):
-            before = faults()
-            torch.ones(6 << 20)  # 24 MiB
-        print(faults() - before)
-    """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    env |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if own else {}
-    done = subprocess.run([sys.executable, "-c", dedent(script)], env=env, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) > 5000) == own  # pages of 4 KiB
 
 
 def test_importing_the_module_does_not_import_torch() -> None:

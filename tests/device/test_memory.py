@@ -1,4 +1,4 @@
-"""Which profile is chosen, and where each component is at each moment under it.
+"""Where each component is at each moment under a memory profile.
 
 Moves are watched without an accelerator by letting torch's `meta` device be "the device": tensors there are real to
 torch, only empty. The modules below know the way back from it.
@@ -14,32 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from memory_profiles import BALANCED, CPU, FULL, NEEDS, PROFILES, UNET
 from torch import Tensor, nn
 
-from diffuse.config.groups import conf_dir, load_group
-from diffuse.device import memory as memory_profile
+from diffuse.config.groups import load_group
+from diffuse.device import memory as memory_module
 from diffuse.device.allocator import Allocator
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
+from diffuse.device.profile import lighter_profile
 from diffuse.errors import ConfigError, RunError
-from diffuse.schema import Cleanup, Determinism, Dtype, GuidanceMode, MemoryProfileConfig
-
-ALL = ["*"]
-FULL = MemoryProfileConfig(name="full_gpu", on_device=ALL, batch_size=4)
-BALANCED = MemoryProfileConfig(name="balanced", on_device=["unet", "vae"], cleanup=Cleanup.phases, batch_size=2)
-UNET = MemoryProfileConfig(
-    name="unet_gpu",
-    on_device=["unet"],
-    cleanup=Cleanup.phases,
-    cleanup_every=10,
-    guidance=GuidanceMode.sequential,
-    tiled_decode=True,
-    max_side=1024,
-)
-CPU = MemoryProfileConfig(name="cpu_only", half=False, guidance=GuidanceMode.sequential, max_side=768)
-PROFILES = {"auto": MemoryProfileConfig(name="auto"), **{p.name: p for p in (FULL, BALANCED, UNET, CPU)}}
-NEEDS = {"full_gpu": 16.0, "balanced": 10.0, "unet_gpu": 6.0, "cpu_only": 0.0}
+from diffuse.schema import Cleanup, Determinism, Dtype, MemoryProfileConfig
 
 COMPONENTS = ("text_encoder", "unet", "vae")
 ACCELERATOR = Hardware("meta", name="Card", vram_free_gib=24.0, vram_total_gib=24.0)
@@ -84,7 +69,7 @@ def memory_of(
     memory = Memory(profile, hw, **more)
     loaders = {name: Loader() for name in names}
     for name, loader in loaders.items():
-        memory.add(name, loader, float32=name == "safety")
+        memory.add(name, loader, float32=name == "safety", tileable=name == "vae")
     return memory, loaders
 
 
@@ -217,7 +202,7 @@ def test_every_profile_gives_the_same_numbers_on_a_cpu(profile: MemoryProfileCon
 def test_number_formats(
     monkeypatch: pytest.MonkeyPatch, hw: Hardware, profile: MemoryProfileConfig, half: Dtype, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(memory_profile, "allocator_of", lambda device: Allocator())
+    monkeypatch.setattr(memory_module, "allocator_of", lambda device: Allocator())
     memory, _ = memory_of(profile, hw, (*COMPONENTS, "safety"), half_dtype=half)
     assert memory.device("unet").type == hw.device if profile is not CPU else "cpu"
     assert memory.dtype("unet") is expected
@@ -228,11 +213,11 @@ def test_number_formats(
 
 def test_strict_runs_are_unbatched() -> None:
     memory = Memory(FULL, Hardware("cpu"))
-    assert (memory.batched_guidance, memory.together(64, 64), memory.tiled_decode) == (True, 4, False)
+    assert (memory.batch_guidance, memory.batch_size(64, 64), memory.tiled_decode) == (True, 4, False)
     strict = Memory(FULL, Hardware("cpu", deterministic=Determinism.strict))
-    assert (strict.batched_guidance, strict.together(64, 64)) == (False, 1)
+    assert (strict.batch_guidance, strict.batch_size(64, 64)) == (False, 1)
     unet = Memory(UNET, Hardware("cpu"))
-    assert (unet.batched_guidance, unet.together(64, 64), unet.tiled_decode) == (False, 1, True)
+    assert (unet.batch_guidance, unet.batch_size(64, 64), unet.tiled_decode) == (False, 1, True)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +245,7 @@ class Cache(Allocator):
 
 def with_cache(monkeypatch: pytest.MonkeyPatch, profile: MemoryProfileConfig, held: int) -> tuple[Memory, Cache]:
     cache = Cache(held)
-    monkeypatch.setattr(memory_profile, "allocator_of", lambda device: cache)
+    monkeypatch.setattr(memory_module, "allocator_of", lambda device: cache)
     return memory_of(profile, ACCELERATOR)[0], cache
 
 
@@ -337,8 +322,8 @@ FRAMES: list[weakref.ref[Tensor]] = []
     ],
 )
 def test_out_of_memory_is_one_line_of_advice(profile: MemoryProfileConfig, name: str, message: str, words: str) -> None:
-    instead = memory_profile.lighter(profile, PROFILES, NEEDS)
-    memory, loaders = memory_of(profile, ACCELERATOR, instead=instead)
+    fallback = lighter_profile(profile, PROFILES, NEEDS)
+    memory, loaders = memory_of(profile, ACCELERATOR, fallback=fallback)
     with pytest.raises(RunError) as error, memory.use(name):
         exhausted(message)()
     text = str(error.value)
@@ -358,7 +343,7 @@ def test_out_of_memory_while_loading() -> None:
     def load(device: torch.device, dtype: torch.dtype) -> nn.Module:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    memory.add("vae", load)
+    memory.add("vae", load, tileable=True)
     with pytest.raises(RunError, match=r"in the vae.*tiled_decode=true"), memory.use("vae"):
         pytest.fail("the block was entered")
 
@@ -394,106 +379,6 @@ def test_peaks_are_of_the_run() -> None:
     except OSError:
         return  # this system counts from the process's start
     assert after < during["rss_peak_gib"] - 0.15
-
-
-# Choosing
-
-
-def named(name: str, **fields: Any) -> MemoryProfileConfig:
-    return replace(PROFILES[name], **fields)
-
-
-@pytest.mark.parametrize(
-    ("free", "expected"),
-    [
-        (None, "cpu_only"),
-        (24.0, "full_gpu"),
-        (16.0, "full_gpu"),
-        (15.9, "balanced"),
-        (10.0, "balanced"),
-        (9.99, "unet_gpu"),
-        (6.0, "unet_gpu"),
-        (5.0, "cpu_only"),
-    ],
-)
-def test_auto_goes_by_free_memory(free: float | None, expected: str, caplog: pytest.LogCaptureFixture) -> None:
-    hw = Hardware("cpu" if free is None else "cuda", name="Card", vram_free_gib=free)
-    caplog.set_level("DEBUG")
-    assert memory_profile.choose(PROFILES["auto"], PROFILES, NEEDS, hw) == PROFILES[expected]
-    assert f"auto chose {expected}" in caplog.text and "\n" not in caplog.records[0].getMessage()
-
-
-def test_auto_keeps_what_the_user_set() -> None:
-    chosen = memory_profile.choose(named("auto", tiled_decode=True, batch_size=3), PROFILES, NEEDS, ACCELERATOR)
-    assert chosen == replace(FULL, tiled_decode=True, batch_size=3)
-
-
-def test_auto_reads_a_composed_configuration() -> None:
-    config = OmegaConf.structured(PROFILES["auto"])
-    chosen = memory_profile.choose(config, PROFILES, NEEDS, ACCELERATOR)
-    assert chosen == FULL and isinstance(chosen, MemoryProfileConfig)
-
-
-def test_a_planned_card_counts_on_a_cpu() -> None:
-    """So that a profile can be tried without the card it is for."""
-    hw = Hardware("cpu", vram_free_gib=8.0, vram_total_gib=8.0, planned=True)
-    assert memory_profile.choose(PROFILES["auto"], PROFILES, NEEDS, hw).name == "unet_gpu"
-
-
-def test_a_named_profile_is_obeyed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    hw = Hardware("cuda", name="NVIDIA T4", vram_free_gib=7.5)
-    assert memory_profile.choose(FULL, PROFILES, NEEDS, hw) == FULL
-    assert len(caplog.records) == 1
-    line = caplog.records[0].getMessage()
-    assert "\n" not in line and "16 GiB" in line and "7.5" in line and "unet_gpu" in line
-    caplog.clear()
-    memory_profile.choose(UNET, PROFILES, NEEDS, hw)
-    memory_profile.choose(FULL, PROFILES, NEEDS, Hardware("cpu"))
-    assert not caplog.records
-
-
-def test_a_threshold_for_no_profile() -> None:
-    with pytest.raises(ConfigError, match=r"ballanced, which does not exist; did you mean balanced?"):
-        memory_profile.choose(PROFILES["auto"], PROFILES, {"ballanced": 10.0}, ACCELERATOR)
-
-
-def test_auto_without_thresholds() -> None:
-    with pytest.raises(ConfigError, match="min_vram_gib"):
-        memory_profile.choose(PROFILES["auto"], PROFILES, {}, ACCELERATOR)
-    assert memory_profile.choose(PROFILES["auto"], PROFILES, {}, Hardware("cpu")).name == "cpu_only"
-
-
-def test_the_lighter_profile() -> None:
-    chain = [memory_profile.lighter(profile, PROFILES, NEEDS) for profile in (FULL, BALANCED, UNET, CPU)]
-    assert chain == ["balanced", "unet_gpu", "cpu_only", None]
-
-
-def test_the_profiles_that_ship() -> None:
-    """Their names and thresholds are a contract; the components they name exist in Stable Diffusion."""
-    shipped: dict[str, MemoryProfileConfig] = load_group("memory_profile")
-    table = {
-        "full_gpu": (["*"], True, GuidanceMode.batched, Cleanup.none, 0, 1536),
-        "balanced": (["unet", "vae"], True, GuidanceMode.batched, Cleanup.phases, 0, 1024),
-        "unet_gpu": (["unet"], True, GuidanceMode.sequential, Cleanup.phases, 10, 1024),
-        "cpu_only": ([], False, GuidanceMode.sequential, Cleanup.none, 0, 768),
-    }
-    for name, (on_device, half, guidance, cleanup, every, side) in table.items():
-        p = shipped[name]
-        assert (p.name, p.on_device, p.half, p.guidance) == (name, on_device, half, guidance)
-        assert (p.cleanup, p.cleanup_every, p.max_side) == (cleanup, every, side)
-        memory_of(p, Hardware("cpu"))[0].check()
-    assert {*shipped} == {"auto", *table}
-    needs = OmegaConf.load(conf_dir() / "model" / "sd21.yaml").min_vram_gib
-    assert (needs.full_gpu, needs.unet_gpu, needs.cpu_only) == (4, 3, 0)
-    for free, expected in ((4.0, "full_gpu"), (3.2, "unet_gpu"), (2.0, "cpu_only")):
-        assert memory_profile.fitting(shipped, needs, Hardware("cuda", vram_free_gib=free)).name == expected
-
-
-def test_the_largest_side() -> None:
-    memory_profile.check_size(CPU, 768, 64)
-    memory_profile.check_size(FULL, 9999, 64)
-    with pytest.raises(ConfigError, match="cpu_only is meant for, 768 a side"):
-        memory_profile.check_size(CPU, 64, 776)
 
 
 @pytest.mark.gpu

@@ -1,12 +1,14 @@
-"""Pictures as a sweep leaves them, drawn and not generated: quick to make in any number."""
+"""Pictures as a sweep leaves them, drawn and not generated: quick to make in any number; and their comparison."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import Done, diffuse
 
 from diffuse.media import files as media
 
@@ -76,3 +78,22 @@ def job(folder: Path, file: Path | None, about: dict[str, Any], **said: Any) -> 
         "record": {**{key: value for key, value in about.items() if key != "image"}, "images": images},
     }
     (folder / "job.json").write_text(json.dumps(whole | said), encoding="utf-8")
+
+
+def compare(*arguments: Any, cwd: Path) -> Done:
+    return diffuse("compare", *arguments, cwd=cwd)
+
+
+def refused(*arguments: Any, cwd: Path) -> str:
+    """The one line that refuses it; nothing is left behind."""
+    before = sorted(cwd.rglob("*"))
+    done = compare(*arguments, cwd=cwd)
+    assert (done.status, done.out) == (2, ""), done.err
+    assert len(done.err.splitlines()) == 1
+    assert sorted(cwd.rglob("*")) == before
+    return done.err
+
+
+def read_table(report: Path) -> list[dict[str, str]]:
+    with open(report / "table.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

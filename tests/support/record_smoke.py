@@ -1,7 +1,7 @@
-"""Records what the smoke cases should be: their pictures, and the digests of this platform.
+"""Records the reference of the smoke cases: their pictures, and the digests of this platform.
 
-python tests/record_smoke.py            # this platform's digests, where the pictures are as they were
-python tests/record_smoke.py --pictures # the pictures too: after a change that was meant to change them
+python tests/support/record_smoke.py            # pictures that are missing, as a new sampler's is; and the digests
+python tests/support/record_smoke.py --pictures # all pictures anew: after a change that was meant to change them
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from diffuse.config.compose import compose_config
 from diffuse.smoke import cases, reference, suite
 
 
 def main() -> None:
     digests = json.loads((reference.FOLDER / reference.DIGESTS).read_text(encoding="utf-8"))
-    anew = "--pictures" in sys.argv[1:]
-    if anew:
+    if "--pictures" in sys.argv[1:]:
         digests.clear()  # those of other platforms were of the pictures that go now
         for path in reference.FOLDER.glob("*.png"):
             path.unlink()
@@ -26,16 +27,18 @@ def main() -> None:
         cfg = compose_config(["experiment=smoke", f"output.dir={folder}/out"])
         inputs = suite.write_inputs(Path(folder))
         for case in cases.cases():
-            made = suite.make(case, cfg, (), inputs)
-            faults = suite.picture_faults(made, case) + suite.record_faults(made)
+            generation = suite.run_case(case, cfg, (), inputs)
+            faults = suite.picture_faults(generation, case) + suite.record_faults(generation)
             assert not faults, (case.name, faults)
-            key = reference.key(made.record)
-            digests.setdefault(key, {})[case.slug] = [image["pixels_sha256"] for image in made.record["images"]]
-            if anew:
-                for path, picture in zip(reference.files(case.slug, len(made.images)), made.images, strict=True):
-                    picture.save(path, optimize=True)
+            key = reference.platform_key(generation.record)
+            digests.setdefault(key, {})[case.slug] = [image["pixels_sha256"] for image in generation.record["images"]]
+            paths = reference.reference_files(case.slug, len(generation.frames))
+            if all(path.is_file() for path in paths):
+                print(f"{case.name}: {reference.compare_with_reference(case.slug, generation)}")
             else:
-                print(f"{case.name}: {reference.compare(case.slug, made)}")
+                for path, frames in zip(paths, generation.frames, strict=True):
+                    Image.fromarray(frames[0]).save(path, optimize=True)
+                print(f"{case.name}: recorded")
     content = json.dumps(digests, indent=1, sort_keys=True)
     (reference.FOLDER / reference.DIGESTS).write_text(content + "\n", encoding="utf-8")
 

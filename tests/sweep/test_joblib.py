@@ -30,7 +30,7 @@ from workers import (
     tracked,
 )
 
-from diffuse.device import hardware
+from diffuse.device import gpus
 from diffuse.sweep.folder import Sweep
 from diffuse.sweep.launchers.joblib import ProcessPool
 from diffuse.sweep.launchers.worker import SweepContext, Task, TaskResult
@@ -84,8 +84,8 @@ def test_workers_of_joblib_end_with_a_command_that_is_killed(tmp_path: Path) -> 
 
 
 def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = [hardware.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
-    monkeypatch.setattr(hardware, "visible_gpus", lambda: cards)
+    cards = [gpus.Gpu(index, f"GPU-{index}", "card", 8.0, 8.0, (9, 0), "1") for index in range(2)]
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: cards)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     quick = ("tracking=none", "report.make=false", "output.dir=out", "num_inference_steps=1")
     jobs = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=1", "seed=1,2", "width=64,4096")

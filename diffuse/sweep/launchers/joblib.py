@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import suppress
 from typing import Any
 
-from diffuse.device import hardware
+from diffuse.device import gpus
 from diffuse.schema import Device
 from diffuse.sweep.launchers.pool import CLOSE_S, POLL_S, Pool, PoolLauncher, WorkerDied
 from diffuse.sweep.launchers.worker import SweepContext, Task, TaskResult, leave_sweep, run_task
@@ -27,7 +27,7 @@ class JoblibLauncher(PoolLauncher):
     def gpus(self) -> list[str]:
         """The UUIDs of the GPUs; CUDA and NVML number them differently."""
         uses_gpu = self.config.hardware.device in (Device.auto, Device.cuda)
-        return [gpu.uuid for gpu in hardware.visible_gpus()] if uses_gpu else []
+        return [gpu.uuid for gpu in gpus.visible_gpus()] if uses_gpu else []
 
     @property
     def workers(self) -> int:

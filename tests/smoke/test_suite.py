@@ -18,15 +18,13 @@ from PIL import Image
 
 import diffuse as package
 from diffuse.config.compose import compose_config
-from diffuse.config.groups import TINY, group_options, load_group
-from diffuse.config.request import draft_requests
+from diffuse.config.groups import TINY
 from diffuse.errors import ConfigError
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
-from diffuse.run import run
 from diffuse.run.generation import Generation
-from diffuse.smoke import cases, checkpoints, reference, suite
+from diffuse.smoke import cases, reference, suite
 
 TEXT_TO_IMAGE = next(case for case in cases.cases() if case.name == "tiny, text to image")
 
@@ -73,46 +71,6 @@ def test_the_junit_file_says_the_same(smoked: tuple[Done, Path]) -> None:
     assert (found.tests, found.failures, found.errors, found.skipped) == (len(tests), 0, 0, 0)
     assert all(test.is_passed and test.classname == "diffuse.smoke" for test in tests)
     assert found.time == pytest.approx(sum(test.time for test in tests), abs=0.1)
-
-
-def test_every_family_scheduler_and_way_of_starting_is_there() -> None:
-    said = [" ".join(case.overrides) for case in cases.cases()]
-    targets = {model._target_ for model in load_group("model").values()}
-    models = {re.search(r"model=(\w+)", line)[1] for line in said}  # type: ignore[index]
-    presets = load_group("model")
-    assert {presets[model]._target_ for model in models if model != "auto"} == targets
-    for name in group_options("scheduler"):
-        assert any(f"scheduler={name}" in line for line in said)
-    for words in ("refiner=sdxl", "input_image=", "mask_image=", "num_images=2", "model=auto", "{sd_inpaint}"):
-        assert any(words in line for line in said), words
-    for kind in checkpoints.KINDS:
-        assert any(f"{{{kind}}}" in line for line in said), kind
-
-
-def test_every_case_has_its_pictures() -> None:
-    for case in cases.cases():
-        count = 2 if "num_images=2" in case.overrides else 1
-        assert all(path.is_file() for path in reference.files(case.slug, count)), case.name
-    known = {path.name for case in cases.cases() for count in (1, 2) for path in reference.files(case.slug, count)}
-    assert {path.name for path in reference.FOLDER.glob("*.png")} <= known
-    for digests in reference.recorded().values():
-        assert set(digests) == {case.slug for case in cases.cases()}
-    assert sum(path.stat().st_size for path in reference.FOLDER.iterdir()) < 150_000
-
-
-def test_the_checkpoints_are_the_same_each_time(inputs: dict[str, str], tmp_path: Path) -> None:
-    for kind in checkpoints.KINDS:
-        again = checkpoints.write(tmp_path / kind, kind)
-        for path in sorted(Path(inputs[kind]).rglob("*.*")):
-            assert (again / path.relative_to(inputs[kind])).read_bytes() == path.read_bytes()
-
-
-def test_drawing_weights_needs_no_more_than_whole_numbers() -> None:
-    """Each weight is a 24-bit number times one factor: what vectorised logarithms would round differently is not
-    there."""
-    drawn = torch.rand(1000, generator=torch.Generator().manual_seed(3))
-    scaled = drawn.double() * 2**24
-    assert torch.equal(scaled, scaled.round())
 
 
 def test_it_takes_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,10 +147,10 @@ def test_one_level_is_too_much_where_the_platform_is_known(monkeypatch: pytest.M
     """And nothing elsewhere."""
     key: list[str] = []
     monkeypatch.setattr(suite, "cases", lambda: [TEXT_TO_IMAGE])
-    monkeypatch.setattr(reference, "key", lambda about: key[0])
+    monkeypatch.setattr(reference, "platform_key", lambda about: key[0])
     monkeypatch.setattr(LatentDiffusion, "_decode", on_tiny(one_level))
-    (digests, *_) = reference.recorded().values()
-    monkeypatch.setattr(reference, "recorded", lambda: {"here": digests})
+    (digests, *_) = reference.read_digests().values()
+    monkeypatch.setattr(reference, "read_digests", lambda: {"here": digests})
     key[:] = ["elsewhere"]
     assert diffuse("experiment=smoke", "output.dir=out", cwd=tmp_path).status == 0
     key[:] = ["here"]
@@ -219,10 +177,10 @@ def test_a_run_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_a_case_without_a_recorded_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files = reference.files
+    files = reference.reference_files
     missing = [tmp_path / "no.png"]
     monkeypatch.setattr(
-        reference, "files", lambda slug, count: missing if slug == TEXT_TO_IMAGE.slug else files(slug, count)
+        reference, "reference_files", lambda slug, count: missing if slug == TEXT_TO_IMAGE.slug else files(slug, count)
     )
     one_off(monkeypatch, tmp_path, "no picture is recorded for it")
 
@@ -230,7 +188,7 @@ def test_a_case_without_a_recorded_picture(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.fixture
 def made(inputs: dict[str, str], tmp_path: Path) -> Generation:
     cfg = compose_config(["experiment=smoke", f"output.dir={tmp_path / 'out'}"])
-    return suite.make(TEXT_TO_IMAGE, cfg, (), inputs)
+    return suite.run_case(TEXT_TO_IMAGE, cfg, (), inputs)
 
 
 def test_what_is_made_has_no_faults(made: Generation) -> None:
@@ -270,41 +228,6 @@ def test_records_that_lack_something(name: str, made: Generation) -> None:
     assert fault == f"the record has no {name}"
 
 
-# What it does not take
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("experiment=smoke", "seed=3"), "seed=3: experiment=smoke makes requests of its own"),
-        (("experiment=smoke", "model=sdxl"), "model=sdxl: experiment=smoke makes requests of its own"),
-        (("experiment=smoke", "output.name=x"), "output.name=x: experiment=smoke"),
-        (("experiment=smoke", "-m", "hardware.threads=1,2"), "leave out -m"),
-        (("experiment=smoke", "--junit"), "--junit FILE"),
-        (("experiment=smoke", "--junit", "."), "is a folder"),
-        (("experiment=smoke", "--junit=no/such/x.xml"), "its folder does not exist"),
-        (("seed=1", "--junit", "x.xml"), "add experiment=smoke"),
-        (("experiment=smoke", "output.dir=/proc/x"), "output.dir=/proc/x cannot be written"),
-    ],
-)
-def test_what_it_does_not_take(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = diffuse(*arguments, cwd=tmp_path)
-    assert (done.status, done.out) == (2, "") and said in done.err, done.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_python_makes_requests_and_runs_no_suite() -> None:
     with pytest.raises(ConfigError, match="suite=smoke: is run by the command alone"):
         package.txt2img("a cat", experiment="smoke")
-
-
-def test_the_distilled_denoiser_is_told_the_scale(inputs: dict[str, str]) -> None:
-    """So that the case is of what it says: another scale gives another picture, in as many calls."""
-    case = next(case for case in cases.cases() if case.name == "SD 2.x distilled, LCM")
-    own = [override.format_map(inputs) for override in case.overrides]
-    pictures = []
-    for scale in ("guidance_scale=8", "guidance_scale=2"):
-        cfg = compose_config([*own, scale, "hardware=cpu", "hardware.threads=1"])
-        (made,) = run.generate(cfg, draft_requests(cfg))
-        pictures.append(made.frames[:, 0])
-    assert not np.array_equal(*pictures)

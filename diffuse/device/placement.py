@@ -1,0 +1,93 @@
+"""The place of one component of a model: its module is loaded when first used, leaves the device and comes back.
+
+The only module that imports accelerate, and the only one that moves modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from torch import nn
+
+from diffuse.device.compile import compile_blocks
+
+Load = Callable[[torch.device, torch.dtype], nn.Module]
+
+
+class _DeviceHook(ModelHook):  # type: ignore[misc]  # accelerate carries no types
+    """A hook that keeps a module on the CPU and brings it to the device when it is called.
+
+    accelerate's `CpuOffload` does the same, but its first call imports torch's compiler (1.4 s with accelerate 1.15),
+    which takes longer than a small image.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        return module.to("cpu")
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        first = next(module.parameters(), None)
+        if first is None or first.device.type != self.device.type:
+            module.to(self.device)
+        return args, kwargs
+
+
+@dataclass
+class ManagedModule:
+    """A module that is loaded on first use, with its place and its dtype.
+
+    Attributes:
+        on_device: the profile keeps it on the device, which it leaves when another phase begins.
+        tileable: it can work on parts of an image, see `memory_profile.tiled_decode`.
+        compiled: its blocks are compiled.
+        deterministic: its compiled blocks must compute the same bits in every run.
+        hook: attached when the module leaves the device for the first time.
+        present: the module is on its own device now.
+        users: how many `with` blocks are using it.
+    """
+
+    load: Load
+    on_device: bool
+    device: torch.device
+    dtype: torch.dtype
+    tileable: bool = False
+    compiled: bool = False
+    deterministic: bool = False
+    module: nn.Module | None = None
+    hook: _DeviceHook | None = None
+    present: bool = False
+    users: int = 0
+
+    def arrive(self) -> nn.Module:
+        """Returns the module on its device; loads it where it is not loaded."""
+        if self.module is None:
+            self.module = self.load(self.device, self.dtype)
+            if self.compiled:
+                compile_blocks(self.module, deterministic=self.deterministic)
+        elif not self.present and self.hook is not None:
+            # accelerate calls a hook before forward() only, and an autoencoder is used through decode().
+            self.hook.pre_forward(self.module)
+        self.present = True
+        return self.module
+
+    def leave(self) -> None:
+        """Moves the module to the CPU's memory. Attaching the hook is the first move: loading went to the device."""
+        assert self.module is not None
+        if self.hook is None:
+            self.hook = _DeviceHook(self.device)
+            add_hook_to_module(self.module, self.hook)
+        else:
+            self.hook.init_hook(self.module)
+        self.present = False
+
+    def forget(self) -> None:
+        """Drops the module. What is used again is loaded again."""
+        if self.module is not None:
+            remove_hook_from_module(self.module)
+        self.module, self.hook, self.present = None, None, False

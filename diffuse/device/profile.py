@@ -1,0 +1,113 @@
+"""The choice of a memory profile: the one that is named, or the one that `auto` finds for the device's free memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.device.hardware import Hardware
+from diffuse.errors import ConfigError
+from diffuse.schema import MemoryProfileConfig
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+EVERY = "*"  # in a profile's on_device: every component the model has
+
+Profiles = Mapping[str, MemoryProfileConfig]
+
+
+def choose_profile(
+    config: MemoryProfileConfig | DictConfig, profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hardware
+) -> MemoryProfileConfig:
+    """Returns the profile to run under: the one named, or under `auto` what `auto_profile` returns.
+
+    Under `auto`, fields of `config` that differ from the profile `auto` itself were set by the user, and stay set. A
+    named profile is obeyed with a warning where it needs more than is free.
+
+    Args:
+        config: the configuration's `memory_profile`.
+        profiles: those of `conf/memory_profile`, by name.
+        min_vram_gib: the model's thresholds, GiB that a profile needs free.
+
+    Raises:
+        ConfigError: a threshold's profile does not exist, or `auto` has no thresholds to go by.
+    """
+    named: MemoryProfileConfig = OmegaConf.to_object(config) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
+    if named.name != AUTO:
+        need = min_vram_gib.get(named.name, 0.0)
+        if hw.vram_free_gib is not None and need > hw.vram_free_gib:
+            log.warning(
+                "memory_profile=%s asks for %g GiB and %s has %.1f GiB free; memory_profile=auto would choose %s",
+                named.name,
+                need,
+                hw.name,
+                hw.vram_free_gib,
+                auto_profile(profiles, min_vram_gib, hw).name,
+            )
+        return named
+    chosen = auto_profile(profiles, min_vram_gib, hw)
+    log.debug("memory_profile=auto chose %s (%s)", chosen.name, _reason(min_vram_gib.get(chosen.name, 0.0), hw))
+    plain = profiles.get(AUTO, MemoryProfileConfig(name=AUTO))
+    changed = {
+        field.name: getattr(named, field.name)
+        for field in fields(MemoryProfileConfig)
+        if field.name != "name" and getattr(named, field.name) != getattr(plain, field.name)
+    }
+    return replace(chosen, **changed)
+
+
+def auto_profile(profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hardware) -> MemoryProfileConfig:
+    """Returns the profile that `auto` stands for: of those whose threshold is free, the one with the highest.
+
+    Where no threshold is free it is `cpu_only`, or else the first profile that keeps everything on the CPU.
+
+    Raises:
+        ConfigError: a threshold's profile does not exist, there are no thresholds, or no profile is left.
+    """
+    for name in min_vram_gib:
+        if name not in profiles:
+            near = get_close_matches(name, profiles, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"model.min_vram_gib names the memory profile {name}, which does not exist{hint}")
+    if hw.vram_free_gib is not None and not min_vram_gib:
+        known = ", ".join(name for name in profiles if name != AUTO)
+        raise ConfigError(f"memory_profile=auto needs the model's min_vram_gib, which is empty; name one of {known}")
+    fits = [name for name, need in min_vram_gib.items() if hw.vram_free_gib is not None and need <= hw.vram_free_gib]
+    if fits:
+        return profiles[max(fits, key=lambda name: min_vram_gib[name])]
+    frugal = [name for name, profile in profiles.items() if name != AUTO and not profile.on_device]
+    if not frugal:
+        raise ConfigError(
+            "memory_profile=auto found no profile that keeps everything on the CPU; name a memory_profile"
+        )
+    return profiles["cpu_only" if "cpu_only" in frugal else frugal[0]]
+
+
+def lighter_profile(profile: MemoryProfileConfig, profiles: Profiles, min_vram_gib: Mapping[str, float]) -> str | None:
+    """Returns the name of the profile to try when `profile` ran out of memory: the next threshold down.
+
+    None where there is none below.
+    """
+    need = min_vram_gib.get(profile.name, float("inf"))
+    below = [name for name in min_vram_gib if min_vram_gib[name] < need and name in profiles]
+    return max(below, key=lambda name: min_vram_gib[name], default=None)
+
+
+def check_max_side(profile: MemoryProfileConfig, width: int, height: int) -> None:
+    """Raises ConfigError for an image (pixels) larger than the profile is meant for."""
+    if profile.max_side is not None and max(width, height) > profile.max_side:
+        raise ConfigError(
+            f"{width} x {height} is more than memory_profile={profile.name} is meant for, {profile.max_side} a side; "
+            "give a smaller width and height, choose a larger profile, or set memory_profile.max_side=null"
+        )
+
+
+def _reason(need: float, hw: Hardware) -> str:
+    if hw.vram_free_gib is None:
+        return "no card"
+    return f"it asks for {need:g} GiB, {'planned' if hw.planned else 'free'} are {hw.vram_free_gib:.1f}"

@@ -1,0 +1,31 @@
+"""The memory of this process: what tensors free is kept for the next ones."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+@pytest.mark.parametrize("own", [False, True])
+def test_freed_memory_is_kept_unless_the_user_has_said_otherwise(own: bool) -> None:
+    script = """
+        import resource, torch
+        from diffuse.device import hardware
+        from diffuse.device.hardware import Hardware
+        hardware.apply(Hardware("cpu", threads=1))
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            before = faults()
+            torch.ones(6 << 20)  # 24 MiB
+        print(faults() - before)
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    env |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if own else {}
+    done = subprocess.run([sys.executable, "-c", dedent(script)], env=env, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) > 5000) == own  # pages of 4 KiB

@@ -1,0 +1,120 @@
+"""The choice of a memory profile: by its name, or by what is free."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from memory_profiles import BALANCED, CPU, FULL, NEEDS, PROFILES, UNET
+from omegaconf import OmegaConf
+from torch import nn
+
+from diffuse.config.groups import conf_dir, load_group
+from diffuse.device.hardware import Hardware
+from diffuse.device.memory import Memory
+from diffuse.device.profile import auto_profile, check_max_side, choose_profile, lighter_profile
+from diffuse.errors import ConfigError
+from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig
+
+ACCELERATOR = Hardware("meta", name="Card", vram_free_gib=24.0, vram_total_gib=24.0)
+
+
+def named(name: str, **fields: Any) -> MemoryProfileConfig:
+    return replace(PROFILES[name], **fields)
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (None, "cpu_only"),
+        (24.0, "full_gpu"),
+        (16.0, "full_gpu"),
+        (15.9, "balanced"),
+        (10.0, "balanced"),
+        (9.99, "unet_gpu"),
+        (6.0, "unet_gpu"),
+        (5.0, "cpu_only"),
+    ],
+)
+def test_auto_goes_by_free_memory(free: float | None, expected: str, caplog: pytest.LogCaptureFixture) -> None:
+    hw = Hardware("cpu" if free is None else "cuda", name="Card", vram_free_gib=free)
+    caplog.set_level("DEBUG")
+    assert choose_profile(PROFILES["auto"], PROFILES, NEEDS, hw) == PROFILES[expected]
+    assert f"auto chose {expected}" in caplog.text and "\n" not in caplog.records[0].getMessage()
+
+
+def test_auto_keeps_what_the_user_set() -> None:
+    chosen = choose_profile(named("auto", tiled_decode=True, batch_size=3), PROFILES, NEEDS, ACCELERATOR)
+    assert chosen == replace(FULL, tiled_decode=True, batch_size=3)
+
+
+def test_auto_reads_a_composed_configuration() -> None:
+    config = OmegaConf.structured(PROFILES["auto"])
+    chosen = choose_profile(config, PROFILES, NEEDS, ACCELERATOR)
+    assert chosen == FULL and isinstance(chosen, MemoryProfileConfig)
+
+
+def test_a_planned_card_counts_on_a_cpu() -> None:
+    """So that a profile can be tried without the card it is for."""
+    hw = Hardware("cpu", vram_free_gib=8.0, vram_total_gib=8.0, planned=True)
+    assert choose_profile(PROFILES["auto"], PROFILES, NEEDS, hw).name == "unet_gpu"
+
+
+def test_a_named_profile_is_obeyed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    hw = Hardware("cuda", name="NVIDIA T4", vram_free_gib=7.5)
+    assert choose_profile(FULL, PROFILES, NEEDS, hw) == FULL
+    assert len(caplog.records) == 1
+    line = caplog.records[0].getMessage()
+    assert "\n" not in line and "16 GiB" in line and "7.5" in line and "unet_gpu" in line
+    caplog.clear()
+    choose_profile(UNET, PROFILES, NEEDS, hw)
+    choose_profile(FULL, PROFILES, NEEDS, Hardware("cpu"))
+    assert not caplog.records
+
+
+def test_a_threshold_for_no_profile() -> None:
+    with pytest.raises(ConfigError, match=r"ballanced, which does not exist; did you mean balanced?"):
+        choose_profile(PROFILES["auto"], PROFILES, {"ballanced": 10.0}, ACCELERATOR)
+
+
+def test_auto_without_thresholds() -> None:
+    with pytest.raises(ConfigError, match="min_vram_gib"):
+        choose_profile(PROFILES["auto"], PROFILES, {}, ACCELERATOR)
+    assert choose_profile(PROFILES["auto"], PROFILES, {}, Hardware("cpu")).name == "cpu_only"
+
+
+def test_the_lighter_profile() -> None:
+    chain = [lighter_profile(profile, PROFILES, NEEDS) for profile in (FULL, BALANCED, UNET, CPU)]
+    assert chain == ["balanced", "unet_gpu", "cpu_only", None]
+
+
+def test_the_profiles_that_ship() -> None:
+    """Their names and thresholds are a contract; the components they name exist in Stable Diffusion."""
+    shipped: dict[str, MemoryProfileConfig] = load_group("memory_profile")
+    table = {
+        "full_gpu": (["*"], True, GuidanceMode.batched, Cleanup.none, 0, 1536),
+        "balanced": (["unet", "vae"], True, GuidanceMode.batched, Cleanup.phases, 0, 1024),
+        "unet_gpu": (["unet"], True, GuidanceMode.sequential, Cleanup.phases, 10, 1024),
+        "cpu_only": ([], False, GuidanceMode.sequential, Cleanup.none, 0, 768),
+    }
+    for name, (on_device, half, guidance, cleanup, every, side) in table.items():
+        p = shipped[name]
+        assert (p.name, p.on_device, p.half, p.guidance) == (name, on_device, half, guidance)
+        assert (p.cleanup, p.cleanup_every, p.max_side) == (cleanup, every, side)
+        memory = Memory(p, Hardware("cpu"))
+        for component in ("text_encoder", "unet", "vae"):
+            memory.add(component, lambda device, dtype: nn.Linear(1, 1))
+        memory.check()
+    assert {*shipped} == {"auto", *table}
+    needs = OmegaConf.load(conf_dir() / "model" / "sd21.yaml").min_vram_gib
+    assert (needs.full_gpu, needs.unet_gpu, needs.cpu_only) == (4, 3, 0)
+    for free, expected in ((4.0, "full_gpu"), (3.2, "unet_gpu"), (2.0, "cpu_only")):
+        assert auto_profile(shipped, needs, Hardware("cuda", vram_free_gib=free)).name == expected
+
+
+def test_the_largest_side() -> None:
+    check_max_side(CPU, 768, 64)
+    check_max_side(FULL, 9999, 64)
+    with pytest.raises(ConfigError, match="cpu_only is meant for, 768 a side"):
+        check_max_side(CPU, 64, 776)
