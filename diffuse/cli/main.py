@@ -303,13 +303,13 @@ def _reproduce(arguments: list[str]) -> None:
         if argument.startswith("-"):
             raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
 
-    from diffuse.reproduce import replay
+    from diffuse.reproduce.reproduction import find_reproduction
 
-    asked = replay.asked(target, [*overrides, *agreed])  # before torch is imported
+    reproduction = find_reproduction(target, [*overrides, *agreed])  # before torch is imported
 
-    from diffuse.reproduce import reproduce
+    from diffuse.reproduce.reproduce import reproduce
 
-    reproduce.reproduce(asked)
+    reproduce(reproduction)
 
 
 def _doctor(arguments: list[str]) -> None:

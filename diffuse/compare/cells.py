@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import MediaError
-from diffuse.media import files as media
-from diffuse.media import video
-from diffuse.record.record import flat
+from diffuse.media.formats import format_of, is_video
+from diffuse.media.load import read_record
+from diffuse.record.values import flatten
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *video.SUFFIXES)
 JOB = "job.json"
 SWEEP = "sweep.json"
 PAGE = "report.html"
@@ -45,7 +44,7 @@ class Cell:
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in video.SUFFIXES
+        return is_video(self.path)
 
     @property
     def digest(self) -> str:
@@ -87,7 +86,7 @@ def cell_of(path: Path, record: Mapping[str, Any], run_id: str | None = None, se
     config, request, image = (_mapping(record.get(name)) for name in ("config", "request", "image"))
     if not config or not request:
         raise MediaError(f"{path}: its record does not say how it was made; give one that diffuse made")
-    known = flat(config) | {key: value for key, value in request.items() if key in config}
+    known = flatten(config) | {key: value for key, value in request.items() if key in config}
     count = known.get("num_images")
     known["seed"] = image.get("seed", known.get("seed"))
     for group in GROUPS:
@@ -113,7 +112,7 @@ def of_file(path: Path) -> Found:
         beside = [cell for cell in found.cells if cell.path.name == path.name]
         if beside:
             return Found(beside, title=path.name, sweeps=found.sweeps)
-    return Found([cell_of(path, media.read_record(path))], title=path.name, sweeps={""})
+    return Found([cell_of(path, read_record(path))], title=path.name, sweeps={""})
 
 
 def of_folder(folder: Path) -> Found:
@@ -130,10 +129,10 @@ def of_folder(folder: Path) -> Found:
         found.sweeps |= jobs.sweeps
         for name in sorted(names):
             path = here / name
-            if path.suffix.lower() not in SUFFIXES or name in known or name.startswith("."):
+            if format_of(path) is None or name in known or name.startswith("."):
                 continue
             try:
-                found.cells.append(cell_of(path, media.read_record(path)))
+                found.cells.append(cell_of(path, read_record(path)))
                 found.sweeps.add("")
             except MediaError:
                 found.foreign += PAGE not in names  # beside a report lie its own sheets
@@ -160,7 +159,7 @@ def of_job(file: Path) -> Found:
     for index, entry in enumerate(_sequence(job.get("media"))):
         name = str(_mapping(entry).get("file"))
         path = file.with_name(Path(name).name)
-        if Path(name).suffix.lower() not in SUFFIXES:
+        if format_of(path) is None:
             continue
         if not path.is_file():
             found.failures.append(Failure(overrides, f"{path.name} is gone"))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from diffuse.compare import cells
 from diffuse.compare.cells import Cell, Failure, Found
 from diffuse.errors import ConfigError, DiffuseError, MediaError
-from diffuse.media import files as media
+from diffuse.media.formats import format_of
+from diffuse.media.load import read_record
 
 if TYPE_CHECKING:
     from diffuse.schema import TrackingConfig
@@ -51,7 +52,7 @@ def _on_disk(name: str) -> Found | None:
         return cells.of_job(path)
     if path.is_file():
         return cells.of_file(path)
-    if path.suffix.lower() in cells.SUFFIXES or os.sep in name:
+    if format_of(path) is not None or os.sep in name:
         raise ConfigError(f"{name}: there is no such file or folder; check the path")
     sweep = _SWEEPS / name[:_SHOWN]
     if _DIGITS.fullmatch(name) and len(name) >= _SHOWN and sweep.is_dir():
@@ -104,7 +105,7 @@ def _of_run(run: FoundRun, reader: StoreReader, place: Path) -> Found:
     seconds = run.metrics.get("time/total_s")
     if seconds is not None:
         seconds -= run.metrics.get("time/load_s", 0.0)
-    files = [path for path in reader.media(run, place) if path.suffix.lower() in cells.SUFFIXES]
+    files = [path for path in reader.media(run, place) if format_of(path) is not None]
     made = [_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
     return Found(made, sweeps={run.tags.get("diffuse.sweep", "")})
 
@@ -112,7 +113,7 @@ def _of_run(run: FoundRun, reader: StoreReader, place: Path) -> Found:
 def _cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, seconds: float | None) -> Cell:
     """By the record in the file; where it holds none, and is the only one, by the run's."""
     try:
-        own = media.read_record(path)
+        own = read_record(path)
     except MediaError:
         images = record.get("images")
         if not alone or not images:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffuse.compare.cells import Cell
 from diffuse.errors import MediaError
+from diffuse.media.formats import PILLOW_FORMATS
 from diffuse.media.video import Video
 
 FRAMES = 8  # of a video: what its strip shows, and what is compared
@@ -24,7 +25,7 @@ def read(cell: Cell) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(cell.path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            with Image.open(cell.path, formats=PILLOW_FORMATS) as picture:
                 return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = getattr(error, "strerror", None) or str(error)

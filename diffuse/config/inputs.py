@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.errors import ConfigError
-from diffuse.media.images import PictureInput, Reader
+from diffuse.media.images import InputImage, InputImageCache
 from diffuse.schema import GenerationRequest, Resize
 
 STRENGTH = 0.8  # where none is given: enough to change what is there, and to keep how it lies
@@ -24,8 +24,8 @@ FIELDS = ("input_image", "mask_image", "strength", "resize", "keep_unmasked")
 class Inputs:
     """A picture, and where a part of it is to be painted anew, the mask of that part. Of one size."""
 
-    picture: PictureInput
-    mask: PictureInput | None = None
+    picture: InputImage
+    mask: InputImage | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -41,9 +41,9 @@ class Inputs:
         """`picture`, uint8 `[H, W, 3]`, and where there is a mask `mask`, bool `[H, W]`: what is to be painted anew."""
         assert request.resize is not None
         size = request.width, request.height
-        fitted = {"picture": self.picture.fitted(*size, request.resize)}
+        fitted = {"picture": self.picture.resize(*size, request.resize)}
         if self.mask is not None:
-            fitted["mask"] = self.mask.fitted(*size, request.resize) >= 128
+            fitted["mask"] = self.mask.resize(*size, request.resize) >= 128
         return fitted
 
     def as_record(self, request: GenerationRequest) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def read(
     given: Mapping[str, Any],
     values: dict[str, Any],
     in_memory: Mapping[str, Image.Image | np.ndarray] | None,
-    reader: Reader,
+    reader: InputImageCache,
 ) -> Inputs | None:
     """Reads the pictures of a request and fills the fields that go with them, of `values`, in place.
 
@@ -92,7 +92,7 @@ def read(
     values["resize"] = Resize(values["resize"] or Resize.stretch)
     values["keep_unmasked"] = bool(values["keep_unmasked"])
     sources = {**values, **(in_memory or {})}
-    picture = reader.picture(sources["input_image"])
+    picture = reader.image(sources["input_image"])
     if not masked:
         return Inputs(picture)
     mask = reader.mask(sources["mask_image"])
@@ -119,5 +119,5 @@ def _shown(value: Any) -> str:
     return value.name if isinstance(value, Resize) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _size(picture: PictureInput) -> str:
+def _size(picture: InputImage) -> str:
     return f"{picture.size[0]} x {picture.size[1]}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuse.config.compose import nearest
 from diffuse.errors import ConfigError
-from diffuse.media.images import PictureInput, Reader
+from diffuse.media.images import InputImage, InputImageCache
 from diffuse.media.pixels import psnr
 from diffuse.schema import ObjectiveConfig
 
@@ -22,7 +22,7 @@ METRICS = (
 _EQUAL = 100.0  # decibels, for pixels that are the same: a sweeper cannot reckon with infinity
 
 
-def read(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
+def read(cfg: ObjectiveConfig, reader: InputImageCache) -> InputImage | None:
     """The picture to come near to, if there is one, by `reader`.
 
     Raises:
@@ -36,10 +36,10 @@ def read(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
         if cfg.metric == PSNR:
             raise ConfigError(f"objective.metric={PSNR}: compares with a picture; add objective.reference=FILE")
         return None
-    return reader.picture(cfg.reference, "objective.reference")
+    return reader.image(cfg.reference, "objective.reference")
 
 
-def check_size(reference: PictureInput | None, width: int, height: int) -> None:
+def check_size(reference: InputImage | None, width: int, height: int) -> None:
     """Raises ConfigError where the pictures, of `width` and `height` pixels, cannot be compared with the reference."""
     if reference is not None and reference.size != (width, height):
         has = "{} x {}".format(*reference.size)
@@ -48,7 +48,7 @@ def check_size(reference: PictureInput | None, width: int, height: int) -> None:
         )
 
 
-def quality(images: np.ndarray, reference: PictureInput | None) -> dict[str, float]:
+def quality(images: np.ndarray, reference: InputImage | None) -> dict[str, float]:
     """By metric, how near `images`, uint8 `[N, H, W, 3]`, are to the reference: their mean PSNR, in decibels."""
     if reference is None:
         return {}

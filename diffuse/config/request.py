@@ -17,7 +17,7 @@ from diffuse.config import inputs, objective, prompt_syntax
 from diffuse.config.compose import Values, explained, nearest, options
 from diffuse.config.inputs import Inputs
 from diffuse.errors import ConfigError
-from diffuse.media.images import PictureInput, Reader
+from diffuse.media.images import InputImage, InputImageCache
 from diffuse.schedulers import options as sampler_options
 from diffuse.schema import COMPONENTS, SEED_LIMIT, GenerationRequest, LongPrompt, PromptSyntax
 
@@ -47,7 +47,7 @@ class Draft:
     height: int | None
     others: Mapping[str, Any]  # every other field of a request
     inputs: Inputs | None = None  # what it starts from
-    reference: PictureInput | None = None  # what it is to come near to
+    reference: InputImage | None = None  # what it is to come near to
 
     def request(self, default_size: tuple[int, int]) -> GenerationRequest:
         """The request, with `default_size` (width, height in pixels) where none was given."""
@@ -74,7 +74,7 @@ def refuse_unknown(draft: Draft, known: Set[str], model: str) -> None:
 def drafts(
     cfg: DictConfig,
     in_memory: Mapping[str, Any] | None = None,
-    reader: Reader | None = None,
+    reader: InputImageCache | None = None,
     resolved: Values | None = None,
 ) -> list[Draft]:
     """What `cfg` asks for: one draft, or one for each prompt of `prompt_file`. Draws a seed where none is given.
@@ -94,7 +94,7 @@ def drafts(
         sampler_options.check({key: value for key, value in given.scheduler.items() if key not in ("_target_", "name")})
         values = _filled(given, defaults)
         _check_values(values, given)
-        reader = reader or Reader()
+        reader = reader or InputImageCache()
         read = inputs.read({name: given[name] for name in inputs.FIELDS}, values, in_memory, reader)
         if read is not None:
             width, height = read.size(given.model.size_multiple)

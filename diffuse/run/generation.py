@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from diffuse.media import files as media
+from diffuse.media.files import file_stem
+from diffuse.media.parameters import parameters_text
 from diffuse.media.pixels import pixels_sha256
-from diffuse.record import record
+from diffuse.media.save import save_media
+from diffuse.record.record import image_record, record_with_images
 from diffuse.schema import ImageFormat
 
 if TYPE_CHECKING:
@@ -88,14 +90,14 @@ class Generation:
     ) -> Path:
         """Writes picture `index`; see `save`."""
         one = self.records[index]
-        return media.save_image(
-            self.pixels[index],
+        return save_media(
+            self.pixels[index][None],
             folder,
-            media.file_stem(one["request"]["prompt"], one["image"]["seed"], name),
+            file_stem(one["request"]["prompt"], one["image"]["seed"], name),
             format=format,
             quality=quality,
             record=one,
-            parameters=media.parameters_text(one),
+            parameters=parameters_text(one),
         )
 
     def __repr__(self) -> str:
@@ -115,8 +117,8 @@ class Generation:
 def recorded(about: Mapping[str, Any], pixels: np.ndarray) -> dict[str, Any]:
     """The run's record `about` with the part of each picture, `[N, H, W, 3]`, which now exists."""
     digests = [pixels_sha256(image) for image in pixels]
-    images = [record.of_image(about, index, digest)["image"] for index, digest in enumerate(digests)]
-    return record.of_images(about, images)
+    images = [image_record(about, index, digest)["image"] for index, digest in enumerate(digests)]
+    return record_with_images(about, images)
 
 
 def side_by_side(pixels: np.ndarray) -> np.ndarray:

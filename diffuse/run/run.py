@@ -22,10 +22,11 @@ from diffuse.config.request import Draft
 from diffuse.device import hardware
 from diffuse.device import memory as memory_profile
 from diffuse.errors import RunError, Stop
-from diffuse.media import files as media
-from diffuse.media.images import PictureInput
+from diffuse.media.files import check_output, file_stem
+from diffuse.media.images import InputImage
 from diffuse.pipelines.refined import request_fields
-from diffuse.record import record
+from diffuse.record.record import record_with_seed, run_record
+from diffuse.record.values import flatten, indented_json, yaml_text
 from diffuse.run import open as opening
 from diffuse.run.generation import Generation, recorded
 from diffuse.run.open import Opened
@@ -50,7 +51,7 @@ class Prepared:
     scheduler: Any
     inputs: Inputs | None = None
     latents: Tensor | None = None
-    reference: PictureInput | None = None  # what the pictures are to come near to
+    reference: InputImage | None = None  # what the pictures are to come near to
 
 
 class Place(NamedTuple):
@@ -154,9 +155,9 @@ def generate(
     """
     told = told or Told(messages=False)
     if save:
-        media.check_output(Path(cfg.output.dir))
+        check_output(Path(cfg.output.dir))
         for draft in drafts:
-            media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+            file_stem(draft.prompt, draft.seed, cfg.output.name)
     jobs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
@@ -201,7 +202,7 @@ def begin(job: Prepared, tracker: tracking.Tracker, overrides: Sequence[str], pl
     """Records what is to be done, so that a run that fails is recorded too. `place` is of the jobs of sweeps."""
     request = job.request
     together = job.opened.pipeline.memory.together(request.width, request.height)
-    about = record.of_run(
+    about = run_record(
         job.cfg,
         overrides,
         request,
@@ -229,7 +230,7 @@ def begin_like(
         inputs=draft.inputs,
         reference=draft.reference,
     )
-    about = record.of_like(begun.about, overrides, seed=draft.seed, folder=cfg.output.dir)
+    about = record_with_seed(begun.about, overrides, seed=draft.seed, folder=cfg.output.dir)
     return _recorded(job, about, tracker, place)
 
 
@@ -237,13 +238,13 @@ def _recorded(job: Prepared, about: dict[str, Any], tracker: tracking.Tracker, p
     """Tells the tracking store of a run that begins."""
     request = job.request
     tracked = tracker.start(
-        media.file_stem(request.prompt, request.seed, job.cfg.output.name) if place is None else place.name,
+        file_stem(request.prompt, request.seed, job.cfg.output.name) if place is None else place.name,
         _parameters(about["config"]),
         _tags(about) | ({} if place is None else {"diffuse.sweep": place.sweep, "diffuse.job": place.key}),
         {
-            "config.yaml": record.yaml_text(about["config"]),
-            "overrides.yaml": record.yaml_text(about["overrides"]),
-            "record.json": record.text(about),
+            "config.yaml": yaml_text(about["config"]),
+            "overrides.yaml": yaml_text(about["overrides"]),
+            "record.json": indented_json(about),
         },
         weights=about["weights"],
         id=None if place is None else place.run_id,
@@ -292,7 +293,7 @@ def finish(begun: Begun, made: Made, save: bool, on_saved: Callable[[Path], None
         if on_saved is not None:
             on_saved(path)
         tracked.log_media(path, index)
-    tracked.log_text("record.json", record.text(generation.record))
+    tracked.log_text("record.json", indented_json(generation.record))
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
     tracked.set_tags({"diffuse.pixels_sha256": " ".join(digests)})
     tracked.log_steps(generation.step_seconds)
@@ -317,7 +318,7 @@ def _weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key what of the configuration is set, and says something of the run; `config.yaml` has all of it."""
-    flat = record.flat({name: value for name, value in config.items() if name not in _NO_PARAMETERS})
+    flat = flatten({name: value for name, value in config.items() if name not in _NO_PARAMETERS})
     return {name: value for name, value in flat.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.media.pixels import levels, psnr
+from diffuse.media.pixels import largest_difference, psnr
 from diffuse.run.generation import Generation
 
 FOLDER = Path(__file__).resolve().parent / "reference"
@@ -42,7 +42,9 @@ def compare(slug: str, made: Generation) -> tuple[str, str]:
     if known == digests:
         return "as recorded on this platform, to the bit", ""
     decibels = psnr(made.pixels, expected)
-    apart = f"up to {levels(made.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    apart = (
+        f"up to {largest_difference(made.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    )
     if known is not None:
         return "", f"{apart}; on this platform it should be the same to the bit"
     half = any(dtype != "float32" for dtype in made.record["hardware"]["dtypes"].values())

@@ -16,13 +16,15 @@ from PIL import Image
 
 from diffuse.config import request as validation
 from diffuse.errors import DiffuseError, RunError, one_line
-from diffuse.media import files as media
+from diffuse.media.files import check_output
+from diffuse.media.formats import is_lossless
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
-from diffuse.record import record
+from diffuse.record.record import PARTS
 from diffuse.run import model_auto
 from diffuse.run import run as runs
 from diffuse.run.generation import Generation
-from diffuse.schema import Config, GenerationRequest, ImageFormat
+from diffuse.schema import Config, GenerationRequest
 from diffuse.smoke import checkpoints, junit, reference
 from diffuse.smoke.cases import SIDE, Case, cases
 from diffuse.terminal import saved, say, unheard
@@ -50,7 +52,7 @@ def run(cfg: DictConfig, overrides: Sequence[str], junit_file: Path | None = Non
         RunError: a case failed, or something about it is off.
         DiffuseError: nothing can be written where it should be.
     """
-    media.check_output(Path(cfg.output.dir))
+    check_output(Path(cfg.output.dir))
     with tempfile.TemporaryDirectory(prefix="diffuse-smoke-", ignore_cleanup_errors=True) as folder:
         inputs = write_inputs(Path(folder))
         outcomes = [_outcome(case, cfg, overrides, inputs) for case in cases()]
@@ -124,9 +126,9 @@ def picture_faults(made: Generation, case: Case) -> list[str]:
             there = np.asarray(picture.convert("RGB"))
         if there.shape != pixels.shape:
             faults.append(f"{path.name} is of another size than was made")
-        elif path.suffix == f".{ImageFormat.png.value}" and pixels_sha256(there) != about["image"]["pixels_sha256"]:
+        elif is_lossless(path) and pixels_sha256(there) != about["image"]["pixels_sha256"]:
             faults.append(f"{path.name} does not hold the pixels that its record speaks of")
-        if media.read_record(path) != about:
+        if read_record(path) != about:
             faults.append(f"the record in {path.name} is not that of the run")
     return faults
 
@@ -134,7 +136,7 @@ def picture_faults(made: Generation, case: Case) -> list[str]:
 def record_faults(made: Generation) -> list[str]:
     """What a record should hold and this one does not."""
     about = made.record
-    missing = [name for name, kind in record.PARTS.items() if not isinstance(about.get(name, ...), kind)]
+    missing = [name for name, kind in PARTS.items() if not isinstance(about.get(name, ...), kind)]
     wanted = {"config": Config.__dataclass_fields__, "request": GenerationRequest.__dataclass_fields__}
     for part, names in wanted.items():
         missing += [f"{part}.{name}" for name in names if name not in about.get(part, {})]

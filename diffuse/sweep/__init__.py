@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.config import compose as configuration
 from diffuse.config import request as validation
 from diffuse.errors import ConfigError, MediaError
-from diffuse.record.record import redact
+from diffuse.record.values import redact
 from diffuse.sweep import job, start
 from diffuse.terminal import agreed
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import MediaError
-from diffuse.media import files as media
-from diffuse.record import record
+from diffuse.media.files import TEMPORARY
+from diffuse.media.formats import is_lossless
+from diffuse.media.load import image_sha256, read_record
+from diffuse.record.values import json_values
 from diffuse.schema import ImageFormat
 
 FILE = "job.json"
@@ -32,7 +34,7 @@ _NAME_CHARACTERS = 120
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """All of a configuration (see `configuration.resolved`) that decides what the job's files hold: not where they go,
     nor who is told."""
-    values: dict[str, Any] = record.plain({name: part for name, part in resolved.items() if name not in _NO_PART})
+    values: dict[str, Any] = json_values({name: part for name, part in resolved.items() if name not in _NO_PART})
     values["output"].pop("dir")
     values["model"].pop("download", None)  # whether to fetch what is not here
     return values
@@ -75,7 +77,7 @@ def finished(folder: Path, key: str) -> tuple[dict[str, Any], list[Path]] | None
     try:
         media_there = [(folder / str(entry["file"]), entry["pixels_sha256"]) for entry in said["media"]]
         for path, sha256 in media_there:
-            if path.parent != folder or media.file_sha256(path) != sha256:
+            if path.parent != folder or image_sha256(path) != sha256:
                 return None
     except (MediaError, KeyError, TypeError):
         return None
@@ -109,7 +111,7 @@ def clear(folder: Path) -> None:
     listed = {str(entry.get("file")): entry for entry in said.get("media") or () if isinstance(entry, dict)}
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            if path.name.startswith(media.TEMPORARY) or _is_own(path, listed):
+            if path.name.startswith(TEMPORARY) or _is_own(path, listed):
                 path.unlink(missing_ok=True)
 
 
@@ -117,16 +119,16 @@ def _is_own(path: Path, listed: Mapping[str, Mapping[str, Any]]) -> bool:
     if path.suffix[1:] not in (kind.value for kind in ImageFormat):
         return False
     try:
-        sha256 = media.file_sha256(path)
+        sha256 = image_sha256(path)
     except MediaError:
         return path.name in listed
     if path.name in listed:
         return bool(sha256 == listed[path.name].get("pixels_sha256"))
     try:
-        image = media.read_record(path).get("image") or {}
+        image = read_record(path).get("image") or {}
     except MediaError:
         return False
-    return path.suffix != ".png" or sha256 == image.get("pixels_sha256")
+    return not is_lossless(path) or sha256 == image.get("pixels_sha256")
 
 
 def write(
@@ -173,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replaces a file as a whole: whatever happens, it is the old one or the new one."""
-    temporary = path.with_name(f"{media.TEMPORARY}{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -25,10 +25,12 @@ from diffuse.config import compose as configuration
 from diffuse.config import objective
 from diffuse.config import request as validation
 from diffuse.errors import RunError
-from diffuse.media import files as media
-from diffuse.media.images import Reader, read_picture
+from diffuse.media.files import file_stem
+from diffuse.media.formats import output_format
+from diffuse.media.images import InputImageCache, read_image
+from diffuse.media.load import image_sha256
 from diffuse.sampling.results import Step
-from diffuse.schema import MOST_TOGETHER, ImageFormat, TrackingConfig
+from diffuse.schema import MOST_TOGETHER, TrackingConfig
 from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 
@@ -116,7 +118,7 @@ class Jobs:
         self._folders = job.Folders(of.folder, of.axes)
         self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
         self._most: dict[str, int] = {}  # by it, how many jobs were too many at once
-        self._reader = Reader()  # of the pictures that jobs start from
+        self._reader = InputImageCache()  # of the pictures that jobs start from
         self._tracker: tracking.Tracker | None = None
         self._saver = _Saver()
         self._lock = threading.Lock()
@@ -218,7 +220,7 @@ class Jobs:
         if each.draft is not None:
             return cfg, each.draft
         (draft,) = validation.drafts(cfg, reader=self._reader, resolved=resolved)
-        media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+        file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             each.draft = draft
         return cfg, draft
@@ -336,11 +338,11 @@ class Jobs:
             self._failed(each, begun, error)
             return
         paths = generation.paths
-        lossless = begun.job.cfg.output.format is ImageFormat.png
+        lossless = output_format(begun.job.cfg.output.format).lossless
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
             if not lossless:
-                digests = [media.file_sha256(path) for path in paths]
+                digests = [image_sha256(path) for path in paths]
             files = list(zip(paths, digests, strict=True))
             self._write(each, generation.record, begun, media=files, metrics=generation.metrics)
         except Exception as error:
@@ -379,7 +381,7 @@ def _quality(paths: Sequence[Path], draft: validation.Draft) -> dict[str, float]
     """What pictures that are there are worth beside the reference, which may be another than when they were made."""
     if draft.reference is None:
         return {}
-    images = np.stack([read_picture(str(path)).pixels for path in paths])
+    images = np.stack([read_image(str(path)).pixels for path in paths])
     objective.check_size(draft.reference, images.shape[2], images.shape[1])
     return objective.quality(images, draft.reference)
 

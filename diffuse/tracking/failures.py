@@ -6,7 +6,7 @@ import socket
 import sqlite3
 import urllib.parse
 
-from diffuse.record.record import redact
+from diffuse.record.values import redact
 
 CONNECT_SECONDS = 5.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

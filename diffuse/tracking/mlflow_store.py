@@ -21,7 +21,6 @@ from diffuse.tracking.store import Store
 _LOCK_SECONDS = 90  # for another process to make the store
 _SHOWN_SIDE = 256  # pixels, of the small picture that the page's grid shows
 _SHEET_SIDE = 1024
-_SHOWN = (".png", ".jpg", ".jpeg", ".webp")
 
 ERROR_TAG = "diffuse.error"
 RUN_TAG = "diffuse.run"  # the run's name in the journal, by which it is found again
@@ -259,9 +258,12 @@ def stage_picture(path: Path, step: int, run: Stored, folder: Path, *, sheet: bo
     log_image draws a random name for each call, so that one made again would double the picture, and makes eight calls
     of the store. Here the name follows from the run and the step. A PNG goes as it is, with the record in it.
     """
-    if path.suffix.lower() not in _SHOWN:
-        return
     from PIL import Image
+
+    from diffuse.media.formats import STILL_SUFFIXES
+
+    if path.suffix.lower() not in STILL_SUFFIXES:
+        return
 
     key, side = (page.SHEET_KEY, _SHEET_SIDE) if sheet else (page.IMAGE_KEY, _SHOWN_SIDE)
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{run.run_id} {step}")

@@ -25,7 +25,8 @@ from diffuse.compare.axes import Layout, axes_of, layout
 from diffuse.compare.cells import Cell, cell_of, of_file, of_folder
 from diffuse.compare.command import command, obstacle
 from diffuse.errors import ConfigError, DiffuseError
-from diffuse.media import files as media
+from diffuse.media.load import read_record
+from diffuse.media.save import save_media
 
 
 def cells(folder: Path) -> list[Cell]:
@@ -407,7 +408,7 @@ def test_whatever_a_strangers_record_holds_nothing_breaks(records: list[dict[str
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for number, about in enumerate(records):
-            path = media.save_image(pixels(number, 4), folder / str(number), "x", record=record(0, 4))
+            path = save_media(pixels(number, 4)[None], folder / str(number), "x", record=record(0, 4))
             whole = {"overrides": [], "status": "done", "media": [{"file": "x.png"}], "run_id": None}
             job(path.parent, path, record(0, 4), **whole, record={**about, "images": [about.get("image")]})
         try:
@@ -479,7 +480,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 def test_neither_torch_nor_mlflow_is_imported(tmp_path: Path) -> None:
     """Of the pictures of a sweep either, if it was not tracked, though there is a store."""
     for path in sweep(tmp_path / "s", 2, (4, 8)):
-        job(path.parent, path, media.read_record(path), sweep="0123456789abcdef")
+        job(path.parent, path, read_record(path), sweep="0123456789abcdef")
     (tmp_path / "s" / "sweep.json").write_text('{"identity": "0123456789abcdef"}')
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "mlflow.db").write_bytes(b"")

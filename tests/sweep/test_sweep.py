@@ -22,8 +22,8 @@ from diffuse import compare, sweep
 from diffuse.config import compose as configuration
 from diffuse.config.compose import PACKAGE
 from diffuse.errors import ConfigError, RunError
-from diffuse.media import files as media
-from diffuse.media import images as picture_input
+from diffuse.media import images
+from diffuse.media.load import image_sha256, read_record
 from diffuse.run import run
 from diffuse.sampling import prompts as prompt
 from diffuse.sweep import job, launcher
@@ -78,7 +78,7 @@ def test_pixels_are_those_of_single_runs(tmp_path: Path, made: list[Any]) -> Non
     for ours, theirs in zip(pixels(done, tmp_path), alone, strict=True):
         assert np.abs(ours.astype(int) - theirs).max() <= 2
         assert ours.std() > 5
-    assert [media.read_record(tmp_path / path)["image"]["seed"] for path in done.paths] == [3, 4, 100, 101, 7, 8]
+    assert [read_record(tmp_path / path)["image"]["seed"] for path in done.paths] == [3, 4, 100, 101, 7, 8]
 
 
 def test_strict_pixels_are_those_of_single_runs_to_the_bit(tmp_path: Path, made: list[Any]) -> None:
@@ -101,9 +101,9 @@ def test_pictures_that_start_from_one(tmp_path: Path, made: list[Any]) -> None:
 def test_a_picture_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And made to fit once for all that ask for the same size."""
     read, fitted = [], []
-    content, fit = picture_input._content, picture_input.fit
-    monkeypatch.setattr(picture_input, "_content", lambda *which: read.append(which[0]) or content(*which))
-    monkeypatch.setattr(picture_input, "fit", lambda *what: fitted.append(what[1:3]) or fit(*what))
+    content, fit = images._content, images.resize_image
+    monkeypatch.setattr(images, "_content", lambda *which: read.append(which[0]) or content(*which))
+    monkeypatch.setattr(images, "resize_image", lambda *what: fitted.append(what[1:3]) or fit(*what))
     for name, grey in (("in", 90), ("mask", 255), ("like", 40)):
         Image.fromarray(np.full((64, 64, 3), grey, np.uint8)).save(tmp_path / f"{name}.png")
     request = ("input_image=in.png", "mask_image=mask.png", "objective.reference=like.png", "width=64")
@@ -128,7 +128,7 @@ def test_what_is_costly_changes_least_and_paths_come_as_typed(
     ]
     assert all([each["seed"] for each in batch] == [1, 2] for batch in made)
     assert len(encoded) == 2 * 3  # both models encode each text once, the negative one among them
-    shown = [media.read_record(tmp_path / path)["request"] for path in done.paths]
+    shown = [read_record(tmp_path / path)["request"] for path in done.paths]
     typed = [
         (seed, text, steps) for seed in (1, 2) for text in ("a wombat", "a newt") for steps in (1, 2) for _ in "ab"
     ]
@@ -253,7 +253,7 @@ def test_what_job_json_says(tmp_path: Path) -> None:
     assert {*QUICK, "seed=5"} <= {*whole["overrides"]}
     assert (said["sweep"], said["status"], said["error"]) == (whole["identity"], "done", None)
     assert done.paths[0].parent.name.endswith(said["key"][:8])
-    assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": media.file_sha256(tmp_path / done.paths[0])}]
+    assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": image_sha256(tmp_path / done.paths[0])}]
     assert said["record"]["request"]["seed"] == 5 and "seed=5" in said["overrides"]
 
 
@@ -282,7 +282,7 @@ def test_any_name_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_drawn_seed_stays(tmp_path: Path) -> None:
     first = swept("num_inference_steps=1,2", cwd=tmp_path)
-    seeds = {media.read_record(tmp_path / path)["request"]["seed"] for path in first.paths}
+    seeds = {read_record(tmp_path / path)["request"]["seed"] for path in first.paths}
     assert len(seeds) == 1
     assert swept("num_inference_steps=1,2", cwd=tmp_path).paths == first.paths
     assert len(swept("num_inference_steps=1,2", "width=72", cwd=tmp_path).paths) == 2
@@ -333,13 +333,13 @@ def test_a_file_of_prompts_is_an_axis(tmp_path: Path, made: list[Any]) -> None:
     texts = ["a cat, (black) = ${hydra:job.num}", 'a "dog"\\', "null"]
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
     done = swept("prompt_file=prompts.txt", "seed=1,2", "num_inference_steps=1", cwd=tmp_path)
-    records = [media.read_record(tmp_path / path) for path in done.paths]
+    records = [read_record(tmp_path / path) for path in done.paths]
     assert [(each["request"]["seed"], each["request"]["prompt"]) for each in records] == [
         (seed, text) for seed in (1, 2) for text in texts
     ]
     assert [len(batch) for batch in made] == [2, 2, 2]
     again = diffuse(*QUICK, *records[0]["overrides"], cwd=tmp_path)
-    assert again.status == 0 and media.read_record(tmp_path / again.paths[0])["request"]["prompt"] == texts[0]
+    assert again.status == 0 and read_record(tmp_path / again.paths[0])["request"]["prompt"] == texts[0]
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_what_hydra_says_of_a_job(tmp_path: Path) -> None:
         Image.new("RGB", (64, 64), (grey,) * 3).save(tmp_path / f"{name}.png")
     command = ("input_image=${hydra:runtime.choices.scheduler}.png", "num_inference_steps=2", "seed=1")
     done = swept(*command, "scheduler=ddim,euler", cwd=tmp_path)
-    records = [media.read_record(tmp_path / path) for path in done.paths]
+    records = [read_record(tmp_path / path) for path in done.paths]
     assert [each["request"]["input_image"] for each in records] == ["ddim.png", "euler.png"]
     assert [each["config"]["input_image"] for each in records] == ["ddim.png", "euler.png"]
     again = swept(*command, "scheduler=euler,ddim", cwd=tmp_path)
@@ -391,7 +391,7 @@ def test_what_hydra_says_of_a_job(tmp_path: Path) -> None:
     for steps in (2, 3):
         shutil.copy(tmp_path / "ddim.png", tmp_path / f"num_inference_steps={steps},seed=1.png")
     done = swept(*named, f"hydra.job.config.override_dirname.exclude_keys=[{shared}]", cwd=tmp_path)
-    records = [media.read_record(tmp_path / path) for path in done.paths]
+    records = [read_record(tmp_path / path) for path in done.paths]
     assert [each["request"]["num_inference_steps"] for each in records] == [2, 3]
 
 

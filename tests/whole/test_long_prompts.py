@@ -33,7 +33,7 @@ import diffuse
 from diffuse.checkpoints.weights import Checkpoint
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
-from diffuse.media.files import read_record
+from diffuse.media.load import read_record
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.pipelines.stable_diffusion import StableDiffusion
 from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL

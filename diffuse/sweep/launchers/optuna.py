@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config import objective
 from diffuse.errors import ConfigError
-from diffuse.media.images import Reader
+from diffuse.media.images import InputImageCache
 from diffuse.sweep.launchers.require import require
 from diffuse.terminal import say
 
@@ -34,7 +34,7 @@ class OptunaSweeper(Sweeper):
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 
-        objective.read(config.objective, Reader())  # a mistake in there is told once, and not by every job
+        objective.read(config.objective, InputImageCache())  # a mistake in there is told once, and not by every job
 
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner
