@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if isinstance(row, VideoFormat):
         return parse_record(row.record_text(path), path)
     try:
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
+        with _open(path) as image:
             text = _BY_PILLOW[str(image.format)].record_text(image)
     except UnidentifiedImageError:
         labels = names_in_words([still.label for still in STILL_FORMATS])
@@ -44,7 +47,16 @@ def image_sha256(path: Path) -> str:
         MediaError: there is no image in it that can be read to its end.
     """
     try:
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
+        with _open(path) as image:
             return pixels_sha256(np.asarray(image.convert("RGB")))
     except Exception as error:  # as above
         raise MediaError(f"{path} cannot be read: {reason(error)}; it may be damaged") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Opens an image. Pillow reports odd data through Python's warnings; a file is read, or refused in one line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
+            yield image
