@@ -76,6 +76,7 @@ class ImageFormat(Enum):
     png = "png"
     jpg = "jpg"
     webp = "webp"
+    tiff = "tiff"
 
 
 @dataclass

@@ -31,6 +31,14 @@ def encode_webp(image: np.ndarray, record: Mapping[str, Any], parameters: str, q
     return _encode(image, "WEBP", quality=quality, exif=exif_data(record, parameters))
 
 
+def encode_tiff(image: np.ndarray, record: Mapping[str, Any], parameters: str, quality: int) -> bytes:
+    """Returns an image, uint8 RGB `[H, W, 3]`, as an uncompressed TIFF. It loses nothing at any quality.
+
+    Pillow compresses a TIFF through libtiff, which refuses the EXIF data that hold the parameters.
+    """
+    return _encode(image, "TIFF", exif=exif_data(record, parameters, byte_order="le"))
+
+
 def _encode(image: np.ndarray, pillow_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, pillow_format, **options)

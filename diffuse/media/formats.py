@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.errors import MediaError
-from diffuse.media.encoders import encode_jpg, encode_png, encode_webp
+from diffuse.media.encoders import encode_jpg, encode_png, encode_tiff, encode_webp
 from diffuse.media.metadata import exif_record, png_record
 from diffuse.media.video import gif_comment, video_comment
 from diffuse.schema import ImageFormat
@@ -71,6 +71,7 @@ STILL_FORMATS = (
         "jpg", "JPG", (".jpg", ".jpeg"), "JPEG", encode_jpg, exif_record, max_side=65535, embed_type="image/jpeg"
     ),
     StillFormat("webp", "WebP", (".webp",), "WEBP", encode_webp, exif_record, max_side=16383, embed_type="image/webp"),
+    StillFormat("tiff", "TIFF", (".tiff", ".tif"), "TIFF", encode_tiff, exif_record, lossless=True),
 )
 VIDEO_FORMATS = (
     VideoFormat("mp4", "MP4", (".mp4",), (4, b"ftyp"), video_comment, "video/mp4"),

@@ -1,7 +1,7 @@
 """The record inside an image file, and the line of parameters beside it.
 
-The record is JSON under `diffuse` in a PNG, and in the EXIF ImageDescription of a JPG or WebP. The parameters, which
-image viewers know from AUTOMATIC1111's web UI, are PNG's `parameters` and EXIF's UserComment.
+The record is JSON under `diffuse` in a PNG, and in the EXIF ImageDescription of every other format. The parameters,
+which image viewers know from AUTOMATIC1111's web UI, are PNG's `parameters` and EXIF's UserComment.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import ExifTags, Image, PngImagePlugin
 
@@ -33,14 +33,21 @@ def png_chunks(record: Mapping[str, Any], parameters: str) -> PngImagePlugin.Png
     return chunks
 
 
-def exif_data(record: Mapping[str, Any], parameters: str) -> Image.Exif:
-    """Returns EXIF data with the record as ImageDescription and the parameters as UserComment."""
+def exif_data(record: Mapping[str, Any], parameters: str, *, byte_order: Literal["be", "le"] = "be") -> Image.Exif:
+    """Returns EXIF data with the record as ImageDescription and the parameters as UserComment.
+
+    Args:
+        byte_order: of the numbers and of the UTF-16 in UserComment. AUTOMATIC1111 writes big-endian data; in a TIFF,
+            they have the order of the file.
+    """
     exif = Image.Exif()
-    exif.endian = ">"  # the UTF-16 below is in this order, as AUTOMATIC1111 writes it
+    exif.endian = ">" if byte_order == "be" else "<"
     exif[ExifTags.Base.ImageDescription] = record_json(record, ascii_only=True)
     if parameters:
-        comment = b"UNICODE\0" + printable(parameters).encode("utf-16-be")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+        comments = exif.get_ifd(ExifTags.IFD.Exif)
+        comments[ExifTags.Base.UserComment] = b"UNICODE\0" + printable(parameters).encode(f"utf-16-{byte_order}")
+        if byte_order == "le":
+            exif[ExifTags.IFD.Exif] = comments  # Pillow writes those of a TIFF only if they are set
     return exif
 
 

@@ -63,7 +63,7 @@ def refused(*arguments: Any, cwd: Path) -> str:
 # What is read
 
 
-@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("format", ["png", "jpg", "webp", "tiff"])
 def test_pictures_of_a_folder_are_cells(format: str, tmp_path: Path) -> None:
     save(tmp_path / "deep" / "down", 7, 20, format=format)
     (cell,) = cells(tmp_path)

@@ -40,6 +40,7 @@ MADE: dict[str, tuple[str, ...]] = {
     "tiny": ("output.format=png",),
     "tiny as jpg": ("output.format=jpg",),
     "tiny as webp": ("output.format=webp", "output.quality=60"),
+    "tiny as tiff": ("output.format=tiff",),
     "the third of three": ("num_images=3", "memory_profile=full_gpu"),
     "the third of three, in batches of two": ("num_images=3", "memory_profile.batch_size=2"),
     "strict": ("hardware.deterministic=strict", "num_images=2"),

@@ -44,8 +44,9 @@ def exif(path: Path) -> tuple[str, str]:
     with Image.open(path) as picture:
         found = picture.getexif()
         comment = found.get_ifd(0x8769).get(0x9286, b"UNICODE\0")
+        order = "le" if picture.format == "TIFF" else "be"  # a TIFF's is that of the file
     assert comment.startswith(b"UNICODE\0")
-    return found[0x010E], comment[8:].decode("utf-16-be")
+    return found[0x010E], comment[8:].decode(f"utf-16-{order}")
 
 
 def refuse(action: Callable[[], Any], *said: str) -> None:
