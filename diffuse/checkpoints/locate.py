@@ -15,7 +15,7 @@ from diffuse.checkpoints.hub.repository import Plan, Wanted, cached, plan
 from diffuse.checkpoints.hub.transfer import cache, explained, readable
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
-from diffuse.terminal import agreed, say
+from diffuse.terminal import confirm, say
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -153,7 +153,7 @@ def _ask(plans: Sequence[Plan], otherwise: str) -> None:
     """Asks once for all of it; raises ConfigError if the answer is no, or if there is nobody to ask."""
     names, size = _names([plan.wanted for plan in plans]), readable(sum(plan.missing_size for plan in plans))
     nobody = f"{names}: {size} would be fetched, and there is no terminal to ask on; {otherwise}"
-    if not agreed(f"{names}: fetch {size}?", nobody):
+    if not confirm(f"{names}: fetch {size}?", nobody):
         raise ConfigError("nothing was fetched")
 
 

@@ -9,10 +9,11 @@ from diffuse.errors import RunError
 from diffuse.media.pixels import largest_difference, pixels_sha256, psnr
 from diffuse.record.differences import record_differences, weights_differences
 from diffuse.reproduce.reproduction import Reproduction
-from diffuse.run import run
+from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
 from diffuse.run.open import open_pipeline
-from diffuse.terminal import saved, say, unheard
+from diffuse.run.run import BatchNeighbors, generate
+from diffuse.terminal import print_error, print_path, say
 
 
 def reproduce(reproduction: Reproduction) -> list[Path]:
@@ -25,15 +26,15 @@ def reproduce(reproduction: Reproduction) -> list[Path]:
     for note in reproduction.notes:
         say(note)
     _compare_weights(reproduction)
-    (generation,) = run.generate(
+    (generation,) = generate(
         reproduction.cfg,
         reproduction.drafts,
         overrides=reproduction.overrides,
         save=True,
-        beside=run.Beside(reproduction.before, reproduction.after),
-        told=run.Told(on_saved=saved),
+        neighbors=BatchNeighbors(reproduction.before, reproduction.after),
+        callbacks=Callbacks(on_saved=print_path),
     )
-    if error := unheard():
+    if error := print_error():
         raise RunError(
             f"standard output cannot be written: {error.strerror}; the pictures are in {reproduction.cfg.output.dir}"
         )
@@ -82,7 +83,7 @@ def _difference(reproduction: Reproduction, generation: Generation, index: int) 
     theirs = reproduction.pixels.get(index)
     if theirs is None:
         return "not identical; how far apart they are only the recorded picture could tell"
-    ours = generation.pixels[index]
+    ours = generation.frames[index, 0]
     if ours.shape != theirs.shape:
         sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (ours, theirs)]
         return f"not identical; {sizes[0]}, and the recorded one {sizes[1]}"
