@@ -24,8 +24,8 @@ from diffuse.config.compose import PACKAGE
 from diffuse.errors import ConfigError, RunError
 from diffuse.media import images
 from diffuse.media.load import image_sha256, read_record
+from diffuse.pipelines import clip_prompts
 from diffuse.run import run
-from diffuse.sampling import prompts as prompt
 from diffuse.sweep import job, launcher
 
 TINY = PACKAGE / "tiny" / "checkpoint"
@@ -117,8 +117,8 @@ def test_what_is_costly_changes_least_and_paths_come_as_typed(
 ) -> None:
     shutil.copytree(TINY, tmp_path / "other")
     encoded: list[Any] = []
-    encode = prompt.encode
-    monkeypatch.setattr(prompt, "encode", lambda *rest: encoded.append(rest[1].rows) or encode(*rest))
+    encode = clip_prompts.encode
+    monkeypatch.setattr(clip_prompts, "encode", lambda *rest: encoded.append(rest[1].rows) or encode(*rest))
     # Texts of no other test: this process keeps what it has encoded.
     axes = ("seed=1,2", "prompt=choice(a wombat,a newt)", "num_inference_steps=1,2", f"model.source={TINY},other")
     done = swept(*axes, "negative_prompt=an emu", cwd=tmp_path)
