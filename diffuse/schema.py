@@ -83,6 +83,7 @@ class ImageFormat(Enum):
     png = "png"
     jpg = "jpg"
     webp = "webp"
+    tiff = "tiff"
 
 
 @dataclass

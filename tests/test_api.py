@@ -23,7 +23,7 @@ from PIL import Image
 import diffuse
 from diffuse import terminal
 from diffuse.errors import CheckpointError, ConfigError, DiffuseError, MediaError
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
 from diffuse.sampling.results import Step
 
@@ -78,7 +78,7 @@ def test_txt2img_is_the_command(tmp_path: Path) -> None:
     paths = [tmp_path / path for path in smoke(*words, cwd=tmp_path).paths]
     assert [np.array_equal(image, pixels(path)) for image, path in zip(made.images, paths, strict=True)] == [True] * 2
     assert {image.mode for image in made.images} == {"RGB"}
-    for ours, theirs in zip(made.records, map(media.read_record, paths), strict=True):
+    for ours, theirs in zip(made.records, map(read_record, paths), strict=True):
         for key in ("request", "weights", "hardware", "determinism", "versions", "git", "inputs", "image"):
             assert ours[key] == theirs[key], key
         assert ours["config"]["scheduler"] == theirs["config"]["scheduler"]
@@ -132,7 +132,7 @@ def test_saved_and_tracked_where_it_is_asked_for(tmp_path: Path) -> None:
     assert made.paths == [tmp_path / "out" / f"a_cat_{seed}.png" for seed in (0, 1)]
     for path, image, record in zip(made.paths, made.images, made.records, strict=True):
         assert np.array_equal(pixels(path), image)
-        assert media.read_record(path) == json.loads(json.dumps(record))
+        assert read_record(path) == json.loads(json.dumps(record))
     with closing(sqlite3.connect(tmp_path / "runs.db")) as db:
         assert db.execute("select status from runs").fetchall() == [("FINISHED",)]
         tags = dict(db.execute("select key, value from tags"))
@@ -144,7 +144,7 @@ def test_a_generation_saves_itself(tmp_path: Path) -> None:
     assert made.save(tmp_path) == [tmp_path / "a_cat_0.png"]
     assert made.save(tmp_path, "x", format="webp", quality=80) == [tmp_path / "x.webp"]
     assert made.save(tmp_path, "x", format="webp") == [tmp_path / "x_1.webp"]
-    assert media.read_record(tmp_path / "x.webp")["image"]["pixels_sha256"] == pixels_sha256(made.frames[0, 0])
+    assert read_record(tmp_path / "x.webp")["image"]["pixels_sha256"] == pixels_sha256(made.frames[0, 0])
     with pytest.raises(MediaError, match=r"output\.format=bmp"):
         made.save(tmp_path, format="bmp")
 
@@ -176,7 +176,7 @@ def test_timesteps_are_those_that_are_visited(tmp_path: Path) -> None:
     smoked = smoke("prompt=a cat", "timesteps=[900,400]", "num_inference_steps=2", "output.dir=out", cwd=tmp_path)
     path = tmp_path / smoked.paths[0]
     assert np.array_equal(pixels(path), made.frames[0, 0])
-    assert media.read_record(path)["config"]["timesteps"] == [900, 400] == made.record["request"]["timesteps"]
+    assert read_record(path)["config"]["timesteps"] == [900, 400] == made.record["request"]["timesteps"]
     started = diffuse.img2img("a cat", made.images[0], timesteps=[900, 400], strength=0.5, on_step=told.append, **quick)
     assert [step.timestep for step in told[2:]] == [400] and len(started.step_seconds) == 1
     for wrong, message in {(400, 900): "must fall", (1000,): "between 0 and 999", (): "timesteps=\\[\\]"}.items():

@@ -84,13 +84,15 @@ def _reproduce(arguments: list[str]) -> None:
     target, *overrides = rest or [""]
     _check_options([target, *overrides])
 
-    from diffuse.reproduce import replay
+    from diffuse.reproduce.reproduction import find_reproduction
 
-    asked = replay.asked(target, [*overrides, *(["model.download=yes"] if yes else [])])  # before torch is imported
+    reproduction = find_reproduction(
+        target, [*overrides, *(["model.download=yes"] if yes else [])]
+    )  # before torch is imported
 
-    from diffuse.reproduce import reproduce
+    from diffuse.reproduce.reproduce import reproduce
 
-    reproduce.reproduce(asked)
+    reproduce(reproduction)
 
 
 def _doctor(arguments: list[str]) -> None:

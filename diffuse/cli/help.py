@@ -36,7 +36,7 @@ Fields (what is not given takes the model's default):
   output.dir, output.name         where to; an existing file is never overwritten
   objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
   objective.reference             the picture that quality/psnr compares with
-  output.format, output.quality   png, jpg or webp; 1-100 for the latter two
+  output.format, output.quality   png, jpg, webp or tiff; 1-100 for jpg and webp
   report.make, report.sheets      false leaves out a sweep's report, or its contact sheets
 
 Groups:

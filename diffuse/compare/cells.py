@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import MediaError
-from diffuse.media import files as media
-from diffuse.media import video
-from diffuse.record.record import flat
+from diffuse.media.formats import format_of, is_video
+from diffuse.media.load import read_record
+from diffuse.record.values import flatten
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *video.SUFFIXES)
 JOB = "job.json"
 SWEEP = "sweep.json"
 PAGE = "report.html"
@@ -45,7 +44,7 @@ class Cell:
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in video.SUFFIXES
+        return is_video(self.path)
 
     @property
     def digest(self) -> str:
@@ -91,7 +90,7 @@ def build_cell(path: Path, record: Mapping[str, Any], run_id: str | None = None,
     config, request, image = (_mapping(record.get(name)) for name in ("config", "request", "image"))
     if not config or not request:
         raise MediaError(f"{path}: its record does not say how it was made; give one that diffuse made")
-    values = flat(config) | {key: value for key, value in request.items() if key in config}
+    values = flatten(config) | {key: value for key, value in request.items() if key in config}
     count = values.get("num_images")
     values["seed"] = image.get("seed", values.get("seed"))
     for group in GROUPS:
@@ -117,7 +116,7 @@ def cells_in_file(path: Path) -> CellSet:
         cells = [cell for cell in of_job.cells if cell.path.name == path.name]
         if cells:
             return CellSet(cells, title=path.name, sweeps=of_job.sweeps)
-    return CellSet([build_cell(path, media.read_record(path))], title=path.name, sweeps={""})
+    return CellSet([build_cell(path, read_record(path))], title=path.name, sweeps={""})
 
 
 def cells_in_folder(folder: Path) -> CellSet:
@@ -134,10 +133,10 @@ def cells_in_folder(folder: Path) -> CellSet:
         result.sweeps |= jobs.sweeps
         for name in sorted(names):
             path = here / name
-            if path.suffix.lower() not in SUFFIXES or name in known or name.startswith("."):
+            if format_of(path) is None or name in known or name.startswith("."):
                 continue
             try:
-                result.cells.append(build_cell(path, media.read_record(path)))
+                result.cells.append(build_cell(path, read_record(path)))
                 result.sweeps.add("")
             except MediaError:
                 result.foreign += PAGE not in names  # a folder with a report holds its sheets too
@@ -164,7 +163,7 @@ def cells_in_job(file: Path) -> CellSet:
     for index, entry in enumerate(_sequence(job.get("media"))):
         name = str(_mapping(entry).get("file"))
         path = file.with_name(Path(name).name)
-        if Path(name).suffix.lower() not in SUFFIXES:
+        if format_of(path) is None:
             continue
         if not path.is_file():
             result.failures.append(Failure(overrides, f"{path.name} is gone"))

@@ -14,6 +14,7 @@ from PIL import Image
 from diffuse.compare.cells import Cell
 from diffuse.compare.pixels import frame_strip, read_frames
 from diffuse.errors import MediaError
+from diffuse.media.formats import embed_type
 from diffuse.media.video import Video
 
 BUDGET = 40_000_000  # bytes of all media; a third more as text
@@ -24,13 +25,6 @@ _QUALITY = 88
 _SIDES = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48)  # pixels of the smaller copies
 _FRAME = 128  # pixels: the longer side of a frame on a strip
 _PREVIEWS = (480, 320, 192, 128)
-_MIMES = {
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
-    ".mp4": "video/mp4",
-    ".webm": "video/webm",
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def embed_cell(cell: Cell, share: int) -> CellMedia:
 def _whole(cell: Cell, pixels: np.ndarray, share: int) -> MediaCopy | None:
     """Returns the file itself where it is small already, or a lossless copy; None where neither fits."""
     height, width = pixels.shape[:2]
-    mime = _MIMES.get(cell.path.suffix.lower())
+    mime = embed_type(cell.path)
     if mime and cell.path.stat().st_size <= share:
         return MediaCopy(cell.path.read_bytes(), mime, width, height, True)
     if not mime and width * height * _LOSSLESS <= share:
@@ -99,7 +93,7 @@ def _smaller(pixels: np.ndarray, share: int) -> MediaCopy | None:
 
 def _video(cell: Cell, width: int, height: int, share: int) -> MediaCopy | None:
     """Returns the file itself where it is small and no GIF, which cannot be paused, otherwise a preview."""
-    mime = _MIMES.get(cell.path.suffix.lower())
+    mime = embed_type(cell.path)
     if mime and cell.path.stat().st_size <= share:
         return MediaCopy(cell.path.read_bytes(), mime, width, height, True)
     for side in _PREVIEWS:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from diffuse.compare.cells import (
     JOB,
-    SUFFIXES,
     Cell,
     CellSet,
     Failure,
@@ -20,7 +19,8 @@ from diffuse.compare.cells import (
     cells_in_job,
 )
 from diffuse.errors import ConfigError, DiffuseError, MediaError
-from diffuse.media import files as media
+from diffuse.media.formats import format_of
+from diffuse.media.load import read_record
 from diffuse.tracking.tags import ERROR_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _find_on_disk(name: str) -> CellSet | None:
         return cells_in_job(path)
     if path.is_file():
         return cells_in_file(path)
-    if path.suffix.lower() in SUFFIXES or os.sep in name:
+    if format_of(path) is not None or os.sep in name:
         raise ConfigError(f"{name}: there is no such file or folder; check the path")
     sweep = _SWEEPS / name[:_SHOWN]
     if _DIGITS.fullmatch(name) and len(name) >= _SHOWN and sweep.is_dir():
@@ -116,7 +116,7 @@ def _read_run(run: FoundRun, reader: StoreReader, folder: Path) -> CellSet:
     seconds = run.metrics.get("time/total_s")
     if seconds is not None:
         seconds -= run.metrics.get("time/load_s", 0.0)
-    files = [path for path in reader.media(run, folder) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in reader.media(run, folder) if format_of(path) is not None]
     cells = [_read_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
     return CellSet(cells, sweeps={run.tags.get(SWEEP_TAG, "")})
 
@@ -124,7 +124,7 @@ def _read_run(run: FoundRun, reader: StoreReader, folder: Path) -> CellSet:
 def _read_cell(path: Path, record: Mapping[str, Any], alone: bool, run_id: str, seconds: float | None) -> Cell:
     """Builds a cell from the record in its file; where that holds none, and is the run's only file, from the run's."""
     try:
-        own = media.read_record(path)
+        own = read_record(path)
     except MediaError:
         images = record.get("images")
         if not alone or not images:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffuse.compare.cells import Cell
 from diffuse.errors import MediaError
+from diffuse.media.formats import PILLOW_FORMATS
 from diffuse.media.video import Video
 
 FRAMES = 8  # of a video, spread over its length: for the strip and for the metrics
@@ -25,9 +26,9 @@ def read_frames(cell: Cell) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(cell.path, formats=("PNG", "JPEG", "WEBP")) as image:
+            with Image.open(cell.path, formats=PILLOW_FORMATS) as image:
                 return np.asarray(image.convert("RGB"))[None]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Exception as error:  # a decoder says in many ways that what it reads makes no sense
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(f"{cell.path} cannot be read: {reason}; leave it out, or make it again") from error
 

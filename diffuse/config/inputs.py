@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.errors import ConfigError
-from diffuse.media.images import PictureInput, Reader
+from diffuse.media.images import InputImage, InputImageCache
 from diffuse.schema import GenerationRequest, Resize
 
 STRENGTH = 0.8  # where none is given: enough to change things, and to keep their arrangement
@@ -24,8 +24,8 @@ INPUT_FIELDS = ("input_image", "mask_image", "strength", "resize", "keep_unmaske
 class Inputs:
     """An image, and for inpainting the mask of the part to paint anew. Both have one size."""
 
-    picture: PictureInput
-    mask: PictureInput | None = None
+    picture: InputImage
+    mask: InputImage | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -44,9 +44,9 @@ class Inputs:
         """
         assert request.resize is not None
         size = request.width, request.height
-        arrays = {"picture": self.picture.fitted(*size, request.resize)}
+        arrays = {"picture": self.picture.resize(*size, request.resize)}
         if self.mask is not None:
-            arrays["mask"] = self.mask.fitted(*size, request.resize) >= 128
+            arrays["mask"] = self.mask.resize(*size, request.resize) >= 128
         return arrays
 
     def as_record(self, request: GenerationRequest) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def read_inputs(
-    fields: Mapping[str, Any], in_memory: Mapping[str, Image.Image | np.ndarray] | None, reader: Reader
+    fields: Mapping[str, Any], in_memory: Mapping[str, Image.Image | np.ndarray] | None, reader: InputImageCache
 ) -> Inputs | None:
     """Reads the images that a request starts from; None where it starts from noise alone.
 
@@ -123,7 +123,7 @@ def read_inputs(
     if not fields["input_image"]:
         return None
     sources = {**fields, **(in_memory or {})}
-    picture = reader.picture(sources["input_image"])
+    picture = reader.image(sources["input_image"])
     if not fields["mask_image"]:
         return Inputs(picture)
     mask = reader.mask(sources["mask_image"])
@@ -135,5 +135,5 @@ def read_inputs(
     return Inputs(picture, mask)
 
 
-def _size(picture: PictureInput) -> str:
+def _size(picture: InputImage) -> str:
     return f"{picture.size[0]} x {picture.size[1]}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffuse.config.mistakes import suggestion
 from diffuse.errors import ConfigError
-from diffuse.media.images import PictureInput, Reader
+from diffuse.media.images import InputImage, InputImageCache
 from diffuse.media.pixels import psnr
 from diffuse.schema import ObjectiveConfig
 
@@ -25,7 +25,7 @@ METRICS = (
 _EQUAL = 100.0  # decibels, for equal pixels: a sweeper cannot compute with infinity
 
 
-def read_reference(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
+def read_reference(cfg: ObjectiveConfig, reader: InputImageCache) -> InputImage | None:
     """Reads the reference image by `reader`; None where there is none.
 
     Raises:
@@ -39,10 +39,10 @@ def read_reference(cfg: ObjectiveConfig, reader: Reader) -> PictureInput | None:
         if cfg.metric == PSNR:
             raise ConfigError(f"objective.metric={PSNR}: compares with a picture; add objective.reference=FILE")
         return None
-    return reader.picture(cfg.reference, "objective.reference")
+    return reader.image(cfg.reference, "objective.reference")
 
 
-def check_reference_size(reference: PictureInput | None, width: int, height: int) -> None:
+def check_reference_size(reference: InputImage | None, width: int, height: int) -> None:
     """Raises ConfigError where images of `width` and `height` pixels cannot be compared with the reference."""
     if reference is not None and reference.size != (width, height):
         has = "{} x {}".format(*reference.size)
@@ -51,7 +51,7 @@ def check_reference_size(reference: PictureInput | None, width: int, height: int
         )
 
 
-def reference_quality(images: np.ndarray, reference: PictureInput | None) -> dict[str, float]:
+def reference_quality(images: np.ndarray, reference: InputImage | None) -> dict[str, float]:
     """Returns by metric how near `images`, uint8 `[N, H, W, 3]`, are to the reference: their mean PSNR in decibels."""
     if reference is None:
         return {}

@@ -20,7 +20,7 @@ from diffuse.config.inputs import Inputs, fill_input_fields, read_inputs
 from diffuse.config.mistakes import explain_errors, suggestion
 from diffuse.config.objective import read_reference
 from diffuse.errors import ConfigError
-from diffuse.media.images import PictureInput, Reader
+from diffuse.media.images import InputImage, InputImageCache
 from diffuse.schema import PROMPT_FIELDS, REQUEST_FIELDS, GenerationRequest
 
 DRAWN_SEEDS = 2**32  # a drawn seed is below it: short enough to be typed again
@@ -40,7 +40,7 @@ class RequestDraft:
     height: int | None
     fields: Mapping[str, Any]  # every other field of a request
     inputs: Inputs | None = None  # images to start from
-    reference: PictureInput | None = None  # the image that quality is measured against
+    reference: InputImage | None = None  # the image that quality is measured against
 
     def request(self, default_size: tuple[int, int]) -> GenerationRequest:
         """Returns the request, with `default_size` (width, height in pixels) where none was given."""
@@ -57,7 +57,7 @@ class RequestDraft:
 def draft_requests(
     cfg: DictConfig,
     in_memory: Mapping[str, Any] | None = None,
-    reader: Reader | None = None,
+    reader: InputImageCache | None = None,
     values: ConfigValues | None = None,
 ) -> list[RequestDraft]:
     """Returns the request of `cfg` as a list of one, or one request for each prompt of `prompt_file`.
@@ -80,7 +80,7 @@ def draft_requests(
         config = resolve_config(cfg) if values is None else values
         fields = fill_defaults(config)
         check_request(fields, config)
-        return read_files(fields, config, in_memory, reader or Reader())
+        return read_files(fields, config, in_memory, reader or InputImageCache())
 
 
 def fill_defaults(config: ConfigValues) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
 
 
 def read_files(
-    fields: Mapping[str, Any], config: ConfigValues, in_memory: Mapping[str, Any] | None, reader: Reader
+    fields: Mapping[str, Any], config: ConfigValues, in_memory: Mapping[str, Any] | None, reader: InputImageCache
 ) -> list[RequestDraft]:
     """Reads the files that checked fields name, and returns the drafts: one for each prompt.
 

@@ -1,1 +1,4 @@
-"""Pictures, films and sound, in and out, with the record inside them. It logs no runs."""
+"""Images, videos and sound, in and out, with the record inside them; `formats` has the one table of formats.
+
+It logs no runs, and knows nothing of how the pixels came about.
+"""

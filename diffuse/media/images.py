@@ -1,9 +1,9 @@
-"""Pictures that a request starts from: any common file as plain RGB, and made to fit the size of the request. In Python
-a picture may be in memory instead.
+"""Input images of a request: any common file as plain RGB, and resized to the request. In Python an image may be in
+memory instead.
 
-What a viewer shows is what counts: the orientation in the EXIF data is followed, transparency lies over white, 16 bits
-a channel are scaled to 8, and of an animation the first frame is taken. Colour profiles count for inks alone, CMYK; of
-RGB they are left out, as the field's reference leaves them out.
+An image is read as a viewer shows it: turned by the orientation in its EXIF data, over white where it is transparent,
+16 bits a channel scaled to 8, and the first frame of an animation. Colour profiles are applied to CMYK alone; for RGB
+they are ignored, as diffusers ignores them.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from diffuse.errors import MediaError
 from diffuse.schema import Resize
 
-# What Pillow reads by itself: some of its other formats start programs, such as Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "AVIF", "JPEG2000", "QOI", "ICO")
+# The formats that Pillow reads without other programs; some of the rest start one, such as Ghostscript.
+INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "AVIF", "JPEG2000", "QOI", "ICO")
 MOST_PIXELS = 2**27  # a file of a few kilobytes may claim billions of them
 
 _WHITE, _BLACK = 255, 0
 _LARGEST_16_BITS = 65535
-_PHOTOGRAPHS = ("MPO",)  # the further pictures in such a file are previews, or another view of the same
+_PHOTOGRAPHS = ("MPO",)  # the further images in such a file are previews, or another view of the same
 _EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class PictureInput:
-    """A picture as it is used. `pixels` is uint8, RGB `[H, W, 3]`, or of a mask `[H, W]`."""
+class InputImage:
+    """An image that a request starts from. `pixels` is uint8, RGB `[H, W, 3]`, or `[H, W]` for a mask."""
 
     pixels: np.ndarray
-    sha256: str  # of the file, or of the RGB bytes of a picture that was in memory
-    notes: tuple[str, ...] = ()  # what the user should know of how it was read
+    sha256: str  # of the file, or of the RGB bytes of an image that was in memory
+    notes: tuple[str, ...] = ()  # for the user: how it was read, a line each
     in_memory: bool = False
-    _fitted: dict[tuple[int, int, Resize], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _resized: dict[tuple[int, int, Resize], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,156 +52,164 @@ class PictureInput:
 
     @property
     def pixels_sha256(self) -> str:
-        """What `sha256` would be, had the picture been in memory."""
+        """The value of `sha256` if the image had been in memory."""
         grey = self.pixels.ndim == 2
         rgb = np.repeat(self.pixels[..., None], 3, axis=2) if grey else self.pixels
         return hashlib.sha256(rgb.tobytes()).hexdigest()
 
-    def fitted(self, width: int, height: int, how: Resize) -> np.ndarray:
-        """See `fit`. The last is kept: requests that start from one picture mostly ask for one size."""
-        asked = width, height, how
-        if asked not in self._fitted:
-            self._fitted.clear()
-            self._fitted[asked] = fit(self.pixels, *asked)
-        return self._fitted[asked]
+    def resize(self, width: int, height: int, mode: Resize) -> np.ndarray:
+        """Returns the pixels, `[H, W, 3]` or `[H, W]`, by `resize_image`.
+
+        The last result is kept: requests that start from one image mostly ask for one size.
+        """
+        key = width, height, mode
+        if key not in self._resized:
+            self._resized.clear()
+            self._resized[key] = resize_image(self.pixels, *key)
+        return self._resized[key]
 
 
-class Reader:
-    """Reads the pictures of many requests. One that several start from is read once, while its file stays as it is and
-    there is room for it: the pictures that were asked for last are kept, up to `most` bytes of pixels."""
+class InputImageCache:
+    """Input images of many requests. One that several start from is read once, while its file does not change and
+    there is room for it: the images that were asked for last are kept, up to `max_bytes` of pixels."""
 
-    def __init__(self, most: int = 2**28) -> None:
-        self._most = most
-        self._kept: OrderedDict[tuple[Any, ...], PictureInput] = OrderedDict()
+    def __init__(self, max_bytes: int = 2**28) -> None:
+        self._max_bytes = max_bytes
+        self._images: OrderedDict[tuple[Any, ...], InputImage] = OrderedDict()
 
-    def picture(self, source: str | Image.Image | np.ndarray, field: str = "input_image") -> PictureInput:
-        """See `read_picture`."""
-        return self._once(read_picture, source, field)
+    def image(self, source: str | Image.Image | np.ndarray, field: str = "input_image") -> InputImage:
+        """See `read_image`. An array is `[H, W]`, `[H, W, 3]` or `[H, W, 4]`."""
+        return self._get(read_image, source, field)
 
-    def mask(self, source: str | Image.Image | np.ndarray, field: str = "mask_image") -> PictureInput:
-        """See `read_mask`."""
-        return self._once(read_mask, source, field)
+    def mask(self, source: str | Image.Image | np.ndarray, field: str = "mask_image") -> InputImage:
+        """See `read_mask`. An array is `[H, W]`, `[H, W, 3]` or `[H, W, 4]`."""
+        return self._get(read_mask, source, field)
 
-    def _once(self, read: Callable[[Any, str], PictureInput], source: Any, field: str) -> PictureInput:
-        state = _state(source) if isinstance(source, str) else None
+    def _get(self, read: Callable[[Any, str], InputImage], source: Any, field: str) -> InputImage:
+        state = _file_state(source) if isinstance(source, str) else None
         if state is None:
             return read(source, field)
         key = read, source, field, state
-        if key not in self._kept:
-            self._kept[key] = read(source, field)
-        self._kept.move_to_end(key)
-        while len(self._kept) > 1 and sum(kept.pixels.nbytes for kept in self._kept.values()) > self._most:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+        if key not in self._images:
+            self._images[key] = read(source, field)
+        self._images.move_to_end(key)
+        while len(self._images) > 1 and sum(each.pixels.nbytes for each in self._images.values()) > self._max_bytes:
+            self._images.popitem(last=False)
+        return self._images[key]
 
 
-def _state(path: str) -> tuple[int, ...] | None:
-    """What becomes another when a file is written or replaced; None where there is none, as reading it will tell."""
+def _file_state(path: str) -> tuple[int, ...] | None:
+    """Returns values that change when a file is written or replaced; None if it is missing, which reading reports."""
     try:
-        of = os.stat(Path(path).expanduser())
+        status = os.stat(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError):
         return None
-    return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read_picture(source: str | Image.Image | np.ndarray, field: str = "input_image") -> PictureInput:
-    """The picture in a file, or one in memory, as RGB; transparent places are white. `field` is what messages call it.
+def read_image(source: str | Image.Image | np.ndarray, field: str = "input_image") -> InputImage:
+    """Reads the image in a file, or one in memory, as RGB `[H, W, 3]`; transparent places are white.
 
-    An array is grey `[H, W]`, RGB `[H, W, 3]` or RGBA `[H, W, 4]`: uint8, floating point from 0 to 1, or bool.
-
-    Raises:
-        MediaError: there is no such file, it is no picture, is damaged, or claims more than `MOST_PIXELS`.
-    """
-    return _read(source, field, _WHITE) if isinstance(source, str) else _taken(source, field, _WHITE)
-
-
-def read_mask(source: str | Image.Image | np.ndarray, field: str = "mask_image") -> PictureInput:
-    """The mask in a file, or one in memory, as grey: white is painted anew, black is kept, and so is what is
-    transparent.
+    Args:
+        source: a path, a PIL image, or an array: grey `[H, W]`, RGB `[H, W, 3]` or RGBA `[H, W, 4]`, of uint8, of
+            floating point from 0 to 1, or of bool.
+        field: how messages call it.
 
     Raises:
-        MediaError: as `read_picture`.
+        MediaError: there is no such file, it is no image, is damaged, or claims more than `MOST_PIXELS`.
     """
-    read = _read(source, field, _BLACK) if isinstance(source, str) else _taken(source, field, _BLACK)
-    return replace(read, pixels=np.asarray(Image.fromarray(read.pixels).convert("L")))
+    return _from_file(source, field, _WHITE) if isinstance(source, str) else _from_memory(source, field, _WHITE)
+
+
+def read_mask(source: str | Image.Image | np.ndarray, field: str = "mask_image") -> InputImage:
+    """Reads the mask in a file, or one in memory, as grey `[H, W]`.
+
+    White is painted anew, black is kept, and transparent places are kept too.
+
+    Raises:
+        MediaError: as `read_image`.
+    """
+    image = _from_file(source, field, _BLACK) if isinstance(source, str) else _from_memory(source, field, _BLACK)
+    return replace(image, pixels=np.asarray(Image.fromarray(image.pixels).convert("L")))
 
 
 def file_sha256(path: str) -> str | None:
-    """The SHA-256 of a file's bytes; None if there is no such file, or it cannot be read. Nothing is made of them."""
+    """Returns the SHA-256 of a file's bytes; None if there is no such file, or it cannot be read."""
     try:
-        with open(Path(path).expanduser(), "rb", opener=_without_waiting) as file:
+        with open(Path(path).expanduser(), "rb", opener=_open_without_waiting) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if _is_regular(file.fileno()) else None
     except (OSError, ValueError, RuntimeError):
         return None
 
 
-def fit(pixels: np.ndarray, width: int, height: int, how: Resize) -> np.ndarray:
-    """`[h, w, 3]` or `[h, w]` -> the same of `height` and `width` pixels, resampled by Lanczos.
+def resize_image(pixels: np.ndarray, width: int, height: int, mode: Resize) -> np.ndarray:
+    """Resamples `[h, w, 3]` or `[h, w]` by Lanczos to `[height, width, 3]` or `[height, width]`.
 
-    `stretch` changes the proportions; `crop` cuts off what is too much at both sides; `pad` shows the whole picture and
-    repeats its outermost pixels beside it.
+    Args:
+        mode: `stretch` changes the proportions; `crop` cuts off both sides equally; `pad` shows the whole image and
+            repeats its outermost pixels beside it.
     """
-    picture = Image.fromarray(pixels)
-    if how is Resize.stretch:
-        return _resampled(picture, width, height)
-    scales = width / picture.width, height / picture.height
-    if how is Resize.crop:
+    image = Image.fromarray(pixels)
+    if mode is Resize.stretch:
+        return _resample(image, width, height)
+    scales = width / image.width, height / image.height
+    if mode is Resize.crop:
         scale = max(scales)
-        across, down = min(width / scale, picture.width), min(height / scale, picture.height)
-        left, top = (picture.width - across) / 2, (picture.height - down) / 2
-        return _resampled(picture, width, height, (left, top, left + across, top + down))
+        across, down = min(width / scale, image.width), min(height / scale, image.height)
+        left, top = (image.width - across) / 2, (image.height - down) / 2
+        return _resample(image, width, height, (left, top, left + across, top + down))
     scale = min(scales)
     across, down = (
-        max(1, min(round(side * scale), most)) for side, most in zip(picture.size, (width, height), strict=True)
+        max(1, min(round(side * scale), most)) for side, most in zip(image.size, (width, height), strict=True)
     )
     before = (height - down) // 2, (width - across) // 2
     after = height - down - before[0], width - across - before[1]
     borders = [(before[0], after[0]), (before[1], after[1]), (0, 0)]
-    return np.pad(_resampled(picture, across, down), borders[: pixels.ndim], mode="edge")
+    return np.pad(_resample(image, across, down), borders[: pixels.ndim], mode="edge")
 
 
-def _resampled(
-    picture: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
+def _resample(
+    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
-def _read(path: str, field: str, background: int) -> PictureInput:
+def _from_file(path: str, field: str, background: int) -> InputImage:
     shown = f"{field}={path}"
     content = _content(path, shown)
     # Pillow warns of odd EXIF data and the like through Python's warnings; what it can decode is decoded.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture = _opened(content, shown)
+        image = _open(content, shown)
         try:
-            frames = getattr(picture, "n_frames", 1)
-            picture.load()
-            pixels = np.asarray(_opaque(_upright(picture), background, shown))
+            frames = getattr(image, "n_frames", 1)
+            image.load()
+            pixels = np.asarray(_opaque(_upright(image), background, shown))
         except MediaError:
             raise
         except MemoryError:
-            raise MediaError(f"{shown}: {_size(picture)} do not fit in memory; scale the picture down first") from None
+            raise MediaError(f"{shown}: {_size(image)} do not fit in memory; scale the picture down first") from None
         except Exception as error:  # a decoder says in many ways that what it reads makes no sense
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise MediaError(f"{shown}: is damaged or cut short ({reason}); save or copy it again") from error
     notes = []
-    if frames > 1 and picture.format not in _PHOTOGRAPHS:
+    if frames > 1 and image.format not in _PHOTOGRAPHS:
         notes.append(f"{shown}: holds {frames} frames; the first is taken")
-    return PictureInput(pixels, hashlib.sha256(content).hexdigest(), tuple(notes))
+    return InputImage(pixels, hashlib.sha256(content).hexdigest(), tuple(notes))
 
 
-def _taken(source: Image.Image | np.ndarray, field: str, background: int) -> PictureInput:
-    """A picture in memory, by the same rules."""
-    picture = source if isinstance(source, Image.Image) else _from_array(source, field)
+def _from_memory(source: Image.Image | np.ndarray, field: str, background: int) -> InputImage:
+    """Reads an image in memory by the same rules."""
+    image = source if isinstance(source, Image.Image) else _from_array(source, field)
     try:
-        picture.load()  # which Pillow puts off
-        pixels = np.asarray(_opaque(_upright(picture), background, field))
+        image.load()  # which Pillow puts off
+        pixels = np.asarray(_opaque(_upright(image), background, field))
     except MediaError:
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MediaError(f"{field}: cannot be read ({reason}); give another picture") from error
-    return PictureInput(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), in_memory=True)
+    return InputImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), in_memory=True)
 
 
 def _from_array(source: object, field: str) -> Image.Image:
@@ -224,7 +232,7 @@ def _from_array(source: object, field: str) -> Image.Image:
 
 def _content(path: str, shown: str) -> bytes:
     try:
-        with open(Path(path).expanduser(), "rb", opener=_without_waiting) as file:
+        with open(Path(path).expanduser(), "rb", opener=_open_without_waiting) as file:
             if not _is_regular(file.fileno()):
                 raise MediaError(f"{shown}: is no file; give one picture")
             return file.read()
@@ -240,14 +248,14 @@ def _is_regular(descriptor: int) -> bool:
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or a named pipe would be waited for
 
 
-def _opened(content: bytes, shown: str) -> Image.Image:
-    """The picture with its header read, and nothing else."""
+def _open(content: bytes, shown: str) -> Image.Image:
+    """Returns the image with its header read, and nothing else."""
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=INPUT_FORMATS)
     except Image.DecompressionBombError:
         raise MediaError(f"{shown}: has more than {_millions()} million pixels; scale it down first") from None
     except UnidentifiedImageError:
@@ -256,61 +264,61 @@ def _opened(content: bytes, shown: str) -> Image.Image:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MediaError(f"{shown}: is damaged or cut short ({reason}); save or copy it again") from error
-    if picture.width * picture.height > MOST_PIXELS:
-        raise MediaError(f"{shown}: {_size(picture)} are more than {_millions()} million; scale it down first")
-    return picture
+    if image.width * image.height > MOST_PIXELS:
+        raise MediaError(f"{shown}: {_size(image)} are more than {_millions()} million; scale it down first")
+    return image
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned and mirrored as the EXIF orientation says; EXIF data that cannot be read say nothing."""
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns and mirrors an image as its EXIF orientation says; EXIF data that cannot be read are ignored."""
     try:
-        turned = picture.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
     except Exception:
-        return picture
-    return ImageOps.exif_transpose(picture) if turned else picture
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
 
 
-def _opaque(picture: Image.Image, background: int, shown: str) -> Image.Image:
-    """8-bit RGB, with the grey `background` where the picture is transparent."""
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
-        return _from_16_bits(picture, background)
-    if picture.mode in ("I", "F", "LAB"):
-        kind = {"I": "32-bit numbers", "F": "floating-point numbers", "LAB": "Lab colours"}[picture.mode]
+def _opaque(image: Image.Image, background: int, shown: str) -> Image.Image:
+    """Returns 8-bit RGB, with the grey `background` where the image is transparent."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _from_16_bits(image, background)
+    if image.mode in ("I", "F", "LAB"):
+        kind = {"I": "32-bit numbers", "F": "floating-point numbers", "LAB": "Lab colours"}[image.mode]
         raise MediaError(f"{shown}: holds {kind}; save it as RGB of 8 or 16 bits")
-    if picture.mode == "CMYK":
-        return _from_inks(picture)
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    under = Image.new("RGBA", picture.size, (background, background, background, 255))
-    return Image.alpha_composite(under, picture.convert("RGBA")).convert("RGB")
+    if image.mode == "CMYK":
+        return _from_inks(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    under = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
 
 
-def _from_inks(picture: Image.Image) -> Image.Image:
-    """CMYK, by the file's own profile: presses differ, and Pillow's formula makes every ink a colour of light."""
-    profile = picture.info.get("icc_profile")
+def _from_inks(image: Image.Image) -> Image.Image:
+    """Converts CMYK to RGB by the file's own profile: presses differ, and Pillow's formula knows none of them."""
+    profile = image.info.get("icc_profile")
     if profile:
         try:
             inks, light = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            found = ImageCms.profileToProfile(picture, inks, light, outputMode="RGB")
+            converted = ImageCms.profileToProfile(image, inks, light, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError, ImportError):  # damaged, of another kind, or Pillow is without LittleCMS
-            found = None
-        if found is not None:
-            return found
-    return picture.convert("RGB")
+            converted = None
+        if converted is not None:
+            return converted
+    return image.convert("RGB")
 
 
-def _from_16_bits(picture: Image.Image, background: int) -> Image.Image:
-    """Grey of 16 bits, scaled: Pillow's own conversion would cut everything above 255 off."""
-    wide = np.asarray(picture).astype(np.uint32)  # [H, W]
+def _from_16_bits(image: Image.Image, background: int) -> Image.Image:
+    """Scales grey of 16 bits to 8: Pillow's own conversion would cut off everything above 255."""
+    wide = np.asarray(image).astype(np.uint32)  # [H, W]
     grey = ((wide * 255 + _LARGEST_16_BITS // 2) // _LARGEST_16_BITS).astype(np.uint8)
-    transparent = picture.info.get("transparency")
+    transparent = image.info.get("transparency")
     if transparent is not None:
         grey[wide == transparent] = background
     return Image.fromarray(grey).convert("RGB")
 
 
-def _size(picture: Image.Image) -> str:
-    return f"{picture.width} x {picture.height} pixels"
+def _size(image: Image.Image) -> str:
+    return f"{image.width} x {image.height} pixels"
 
 
 def _millions() -> int:

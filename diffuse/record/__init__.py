@@ -1,1 +1,4 @@
-"""What is written down of a run, and what differs between two of them. It runs nothing."""
+"""The record of a run: how it is built, checked and read back, and how two of them differ.
+
+It runs nothing; `reproduce` makes a recorded run again.
+"""

@@ -1,4 +1,4 @@
-"""Makes a recorded run again, and says whether its pixels are the same.
+"""Makes a recorded run again, and reports whether its pixels are identical.
 
 A record is data here, never code.
 """

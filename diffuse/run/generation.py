@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from diffuse.media import files as media
+from diffuse.media.files import file_stem
+from diffuse.media.parameters import parameters_text
 from diffuse.media.pixels import pixels_sha256
-from diffuse.record import record
+from diffuse.media.save import save_media
+from diffuse.record.record import image_record, record_with_images
 from diffuse.sampling.results import PipelineOutput
 from diffuse.schema import ImageFormat
 
@@ -98,14 +100,14 @@ class Generation:
     ) -> Path:
         """Writes result `index`, and returns its path; see `save`."""
         result = self.records[index]
-        return media.save_image(
-            self.frames[index, 0],
+        return save_media(
+            self.frames[index],
             folder,
-            media.file_stem(result["request"]["prompt"], result["image"]["seed"], name),
+            file_stem(result["request"]["prompt"], result["image"]["seed"], name),
             format=format,
             quality=quality,
             record=result,
-            parameters=media.parameters_text(result),
+            parameters=parameters_text(result),
         )
 
     def __repr__(self) -> str:
@@ -127,9 +129,9 @@ def result_record(run_record: Mapping[str, Any], output: PipelineOutput) -> dict
     finished: dict[str, Any] = {**run_record, "timings": dict(output.timings)}
     if len(output.batch_seeds) > len(output.frames):
         finished["batch"] = {"seeds": list(output.batch_seeds), "first": output.batch_index}
-    digests = [pixels_sha256(frames[0]) for frames in output.frames]
-    images = [record.of_image(finished, index, digest)["image"] for index, digest in enumerate(digests)]
-    return record.of_images(finished, images)
+    digests = [pixels_sha256(frames) for frames in output.frames]
+    images = [image_record(finished, index, digest)["image"] for index, digest in enumerate(digests)]
+    return record_with_images(finished, images)
 
 
 def side_by_side(images: np.ndarray) -> np.ndarray:

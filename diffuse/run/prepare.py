@@ -16,7 +16,7 @@ from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
 from diffuse.config.request import RequestDraft
 from diffuse.device.profile import check_max_side
-from diffuse.media.images import PictureInput
+from diffuse.media.images import InputImage
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, component_names, load_family, models, open_pipeline
 from diffuse.schema import GenerationRequest
@@ -35,7 +35,7 @@ class PreparedRun:
     samplers: Any  # the pipeline's plan
     inputs: Inputs | None = None
     latents: Tensor | None = None  # initial noise `[N, ...]`, where it is given
-    reference: PictureInput | None = None  # the image that quality is measured against
+    reference: InputImage | None = None  # the image that quality is measured against
 
     @property
     def weights(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from diffuse.config import objective
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.errors import RunError
-from diffuse.media import files as media
-from diffuse.record import record
+from diffuse.media.files import check_output, file_stem
+from diffuse.record.values import indented_json
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation, result_record
 from diffuse.run.prepare import PreparedRun, prepare
@@ -80,9 +80,9 @@ def generate(
     """
     callbacks = callbacks or Callbacks(messages=False)
     if save:
-        media.check_output(Path(cfg.output.dir))
+        check_output(Path(cfg.output.dir))
         for draft in drafts:
-            media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+            file_stem(draft.prompt, draft.seed, cfg.output.name)
     runs = [prepare(cfg, draft, latents) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
@@ -177,7 +177,7 @@ def finish(
         if on_saved is not None:
             on_saved(path)
         tracked.log_media(path, index)
-    tracked.log_text("record.json", record.text(generation.record))
+    tracked.log_text("record.json", indented_json(generation.record))
     digests = [image["pixels_sha256"] for image in generation.record["images"]]
     tracked.set_tags({PIXELS_TAG: " ".join(digests)})
     tracked.log_steps(generation.step_seconds)

@@ -14,8 +14,9 @@ from diffuse import tracking
 from diffuse.checkpoints import sources
 from diffuse.config.request import RequestDraft
 from diffuse.errors import Stop
-from diffuse.media import files as media
-from diffuse.record import record
+from diffuse.media.files import file_stem
+from diffuse.record.record import record_with_seed, run_record
+from diffuse.record.values import flatten, indented_json, yaml_text
 from diffuse.run.prepare import PreparedRun
 from diffuse.tracking.tags import GIT_COMMIT_TAG, JOB_TAG, SWEEP_TAG, VERSION_TAG, WEIGHTS_TAG
 
@@ -61,7 +62,7 @@ def start_run(
     """Records what is going to be made. `tags` are those of a sweep's job."""
     request, memory = prepared.request, prepared.opened.pipeline.memory
     batch_size = memory.batch_size(request.width, request.height)
-    run_record = record.of_run(
+    record = run_record(
         prepared.cfg,
         overrides,
         request,
@@ -73,7 +74,7 @@ def start_run(
         },
         inputs=prepared.inputs_record,
     )
-    return _track(prepared, run_record, tracker, tags)
+    return _track(prepared, record, tracker, tags)
 
 
 def start_similar_run(
@@ -96,40 +97,40 @@ def start_similar_run(
         inputs=draft.inputs,
         reference=draft.reference,
     )
-    run_record = record.of_like(started.record, overrides, seed=draft.seed, folder=cfg.output.dir)
-    return _track(prepared, run_record, tracker, tags)
+    record = record_with_seed(started.record, overrides, seed=draft.seed, folder=cfg.output.dir)
+    return _track(prepared, record, tracker, tags)
 
 
 def _track(
-    prepared: PreparedRun, run_record: dict[str, Any], tracker: tracking.Tracker, tags: SweepJobTags | None
+    prepared: PreparedRun, record: dict[str, Any], tracker: tracking.Tracker, tags: SweepJobTags | None
 ) -> StartedRun:
     request = prepared.request
     tracked = tracker.start(
-        media.file_stem(request.prompt, request.seed, prepared.cfg.output.name) if tags is None else tags.name,
-        _parameters(run_record["config"]),
-        _tags(run_record) | ({} if tags is None else {SWEEP_TAG: tags.sweep, JOB_TAG: tags.key}),
+        file_stem(request.prompt, request.seed, prepared.cfg.output.name) if tags is None else tags.name,
+        _parameters(record["config"]),
+        _tags(record) | ({} if tags is None else {SWEEP_TAG: tags.sweep, JOB_TAG: tags.key}),
         {
-            "config.yaml": record.yaml_text(run_record["config"]),
-            "overrides.yaml": record.yaml_text(run_record["overrides"]),
-            "record.json": record.text(run_record),
+            "config.yaml": yaml_text(record["config"]),
+            "overrides.yaml": yaml_text(record["overrides"]),
+            "record.json": indented_json(record),
         },
-        weights=run_record["weights"],
+        weights=record["weights"],
         id=None if tags is None else tags.run_id,
         again=tags is not None and tags.again,
     )
-    return StartedRun(prepared, run_record, tracked)
+    return StartedRun(prepared, record, tracked)
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns by dotted key the values of the configuration that are set; `config.yaml` has all of it."""
-    flat = record.flat({name: value for name, value in config.items() if name not in _NOT_PARAMETERS})
+    flat = flatten({name: value for name, value in config.items() if name not in _NOT_PARAMETERS})
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def _tags(run_record: Mapping[str, Any]) -> dict[str, str]:
+def _tags(record: Mapping[str, Any]) -> dict[str, str]:
     tags = {
-        VERSION_TAG: run_record["diffuse"],
-        WEIGHTS_TAG: sources.tag(run_record["weights"]),
-        GIT_COMMIT_TAG: (run_record["git"] or {}).get("commit"),
+        VERSION_TAG: record["diffuse"],
+        WEIGHTS_TAG: sources.tag(record["weights"]),
+        GIT_COMMIT_TAG: (record["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.media.pixels import levels, psnr
+from diffuse.media.pixels import largest_difference, psnr
 from diffuse.run.generation import Generation
 
 FOLDER = Path(__file__).resolve().parent / "reference"
@@ -43,7 +43,9 @@ def compare_with_reference(slug: str, generation: Generation) -> tuple[str, str]
     if known == digests:
         return "as recorded on this platform, to the bit", ""
     decibels = psnr(images, expected)
-    difference = f"up to {levels(images, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    difference = (
+        f"up to {largest_difference(images, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    )
     if known is not None:
         return "", f"{difference}; on this platform it should be the same to the bit"
     half = any(dtype != "float32" for dtype in generation.record["hardware"]["dtypes"].values())

@@ -16,14 +16,16 @@ from PIL import Image
 
 from diffuse.config.request import draft_requests
 from diffuse.errors import DiffuseError, RunError, one_line
-from diffuse.media import files as media
+from diffuse.media.files import check_output
+from diffuse.media.formats import is_lossless
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
-from diffuse.record import record
+from diffuse.record.record import PARTS
 from diffuse.run import model_auto
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
 from diffuse.run.run import generate
-from diffuse.schema import Config, GenerationRequest, ImageFormat
+from diffuse.schema import Config, GenerationRequest
 from diffuse.smoke.cases import SETTINGS, SIDE, Case, cases
 from diffuse.smoke.checkpoints import write_checkpoint
 from diffuse.smoke.families import CHECKPOINTS
@@ -55,7 +57,7 @@ def run_suite(cfg: DictConfig, overrides: Sequence[str], junit_file: Path | None
         RunError: a case failed, or has faults.
         DiffuseError: nothing can be written to the output folder.
     """
-    media.check_output(Path(cfg.output.dir))
+    check_output(Path(cfg.output.dir))
     with tempfile.TemporaryDirectory(prefix="diffuse-smoke-", ignore_cleanup_errors=True) as folder:
         inputs = write_inputs(Path(folder))
         outcomes = [_outcome(case, cfg, overrides, inputs) for case in cases()]
@@ -130,12 +132,9 @@ def picture_faults(generation: Generation, case: Case) -> list[str]:
             saved_pixels = np.asarray(image.convert("RGB"))
         if saved_pixels.shape != pixels.shape:
             faults.append(f"{path.name} is of another size than was made")
-        elif (
-            path.suffix == f".{ImageFormat.png.value}"
-            and pixels_sha256(saved_pixels) != expected["image"]["pixels_sha256"]
-        ):
+        elif is_lossless(path) and pixels_sha256(saved_pixels) != expected["image"]["pixels_sha256"]:
             faults.append(f"{path.name} does not hold the pixels that its record speaks of")
-        if media.read_record(path) != expected:
+        if read_record(path) != expected:
             faults.append(f"the record in {path.name} is not that of the run")
     return faults
 
@@ -143,7 +142,7 @@ def picture_faults(generation: Generation, case: Case) -> list[str]:
 def record_faults(generation: Generation) -> list[str]:
     """Returns what the record of a run lacks; empty where nothing."""
     content = generation.record
-    missing = [name for name, kind in record.PARTS.items() if not isinstance(content.get(name, ...), kind)]
+    missing = [name for name, kind in PARTS.items() if not isinstance(content.get(name, ...), kind)]
     required = {"config": Config.__dataclass_fields__, "request": GenerationRequest.__dataclass_fields__}
     for part, names in required.items():
         missing += [f"{part}.{name}" for name in names if name not in content.get(part, {})]

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import MediaError
-from diffuse.media import files as media
-from diffuse.record import record
+from diffuse.media.files import TEMPORARY
+from diffuse.media.formats import is_lossless
+from diffuse.media.load import image_sha256, read_record
+from diffuse.record.values import json_values
 from diffuse.schema import LATER_FIELDS, ImageFormat
 
 JOB_FILE = "job.json"
@@ -36,7 +38,7 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """
     later = [name for name, default in LATER_FIELDS.items() if resolved[name] == default]  # earlier sweeps lack them
     parts = {name: part for name, part in resolved.items() if name not in (*_NOT_IDENTITY, *later)}
-    values: dict[str, Any] = record.plain(parts)
+    values: dict[str, Any] = json_values(parts)
     values["output"].pop("dir")
     values["model"].pop("download", None)
     return values
@@ -80,7 +82,7 @@ def read_finished_job(folder: Path, key: str) -> tuple[dict[str, Any], list[Path
     try:
         files = [(folder / str(entry["file"]), entry["pixels_sha256"]) for entry in content["media"]]
         for path, sha256 in files:
-            if path.parent != folder or media.file_sha256(path) != sha256:
+            if path.parent != folder or image_sha256(path) != sha256:
                 return None
     except (MediaError, KeyError, TypeError):
         return None
@@ -116,7 +118,7 @@ def clear_job_folder(folder: Path) -> None:
     entries = {str(entry.get("file")): entry for entry in content.get("media") or () if isinstance(entry, dict)}
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            if path.name.startswith(media.TEMPORARY) or _is_unchanged(path, entries):
+            if path.name.startswith(TEMPORARY) or _is_unchanged(path, entries):
                 path.unlink(missing_ok=True)
 
 
@@ -124,16 +126,16 @@ def _is_unchanged(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> bool:
     if path.suffix[1:] not in (kind.value for kind in ImageFormat):
         return False
     try:
-        sha256 = media.file_sha256(path)
+        sha256 = image_sha256(path)
     except MediaError:
         return path.name in entries
     if path.name in entries:
         return bool(sha256 == entries[path.name].get("pixels_sha256"))
     try:
-        image = media.read_record(path).get("image") or {}
+        image = read_record(path).get("image") or {}
     except MediaError:
         return False
-    return path.suffix != ".png" or sha256 == image.get("pixels_sha256")
+    return not is_lossless(path) or sha256 == image.get("pixels_sha256")
 
 
 def write_job(
@@ -185,7 +187,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def replace_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replaces a file as a whole: whatever happens, it is the old one or the new one."""
-    temporary = path.with_name(f"{media.TEMPORARY}{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config import objective
 from diffuse.errors import ConfigError
-from diffuse.media.images import Reader
+from diffuse.media.images import InputImageCache
 from diffuse.sweep.launcher import require_package
 from diffuse.terminal import say
 
@@ -35,7 +35,9 @@ class OptunaSweeper(Sweeper):
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 
-        objective.read_reference(config.objective, Reader())  # so that a mistake is reported once, and not by every job
+        objective.read_reference(
+            config.objective, InputImageCache()
+        )  # so that a mistake is reported once, and not by every job
 
         import optuna
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as Inner

@@ -22,7 +22,7 @@ from diffuse.config.groups import conf_dir, group_options, load_yaml
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.errors import ConfigError
-from diffuse.record.record import redact
+from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.job_folder import job_identity, json_digest
 from diffuse.terminal import confirm

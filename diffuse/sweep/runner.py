@@ -26,9 +26,11 @@ from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import RunError
-from diffuse.media import files as media
-from diffuse.media.images import Reader, read_picture
-from diffuse.schema import PROMPT_FIELDS, ImageFormat, TrackingConfig
+from diffuse.media.files import file_stem
+from diffuse.media.formats import is_lossless
+from diffuse.media.images import InputImageCache, read_image
+from diffuse.media.load import image_sha256
+from diffuse.schema import PROMPT_FIELDS, TrackingConfig
 from diffuse.sweep import job_folder
 from diffuse.sweep.callbacks import SweepCallbacks
 from diffuse.sweep.folder import Sweep, sweep_as_json
@@ -75,7 +77,7 @@ class JobRunner:
         self._folders = job_folder.JobFolders(sweep.folder, sweep.axes)
         self._pipelines: dict[str, OpenPipeline] = {}  # by the first level
         self._batch_limits: dict[str, int] = {}  # by the first level, where a batch of the estimated size failed
-        self._reader = Reader()  # of the pictures that jobs start from
+        self._reader = InputImageCache()  # of the pictures that jobs start from
         self._tracker: tracking.Tracker | None = None
         self._saver = Saver()
         self._lock = threading.Lock()
@@ -178,7 +180,7 @@ class JobRunner:
         if job.draft is not None:
             return cfg, job.draft
         (draft,) = draft_requests(cfg, reader=self._reader, values=resolved)
-        media.file_stem(draft.prompt, draft.seed, cfg.output.name)
+        file_stem(draft.prompt, draft.seed, cfg.output.name)
         if draft.inputs is None:  # the pictures of all jobs would take too much memory
             job.draft = draft
         return cfg, draft
@@ -301,11 +303,10 @@ class JobRunner:
             self._fail(job, started, error)
             return
         paths = generation.paths
-        is_png = started.prepared.cfg.output.format is ImageFormat.png
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
-            if not is_png:  # the file does not hold the pixels that were encoded
-                digests = [media.file_sha256(path) for path in paths]
+            if not all(map(is_lossless, paths)):  # the files do not hold the pixels that were encoded
+                digests = [image_sha256(path) for path in paths]
             files = list(zip(paths, digests, strict=True))
             self._write(job, generation.record, started, media=files, metrics=generation.metrics)
         except Exception as error:
@@ -339,6 +340,6 @@ def _quality(paths: Sequence[Path], draft: RequestDraft) -> dict[str, float]:
     """Returns the quality metrics of existing pictures against the current reference, which may have changed."""
     if draft.reference is None:
         return {}
-    images = np.stack([read_picture(str(path)).pixels for path in paths])
+    images = np.stack([read_image(str(path)).pixels for path in paths])
     objective.check_reference_size(draft.reference, images.shape[2], images.shape[1])
     return objective.reference_quality(images, draft.reference)

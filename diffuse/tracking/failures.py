@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import urllib.parse
 
-from diffuse.record.record import redact
+from diffuse.record.values import redact
 
 CONNECT_SECONDS = 5.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

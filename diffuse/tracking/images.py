@@ -10,10 +10,11 @@ import os
 import uuid
 from pathlib import Path
 
+from diffuse.media.formats import STILL_SUFFIXES
+
 IMAGE_KEY = "image"  # of a run's results
 SHEET_KEY = "sheet"  # of a sweep's contact sheets
 _SIDES = {IMAGE_KEY: 256, SHEET_KEY: 1024}  # pixels, of the small image that the page's grid shows
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def stage_image(path: Path, folder: Path, run_id: str, start_time: int, step: int, key: str = IMAGE_KEY) -> None:
@@ -24,7 +25,7 @@ def stage_image(path: Path, folder: Path, run_id: str, start_time: int, step: in
         start_time: of the run, in milliseconds.
         step: the index of the image in its run.
     """
-    if path.suffix.lower() not in _SUFFIXES:
+    if path.suffix.lower() not in STILL_SUFFIXES:
         return
     from PIL import Image
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError
-from diffuse.record.record import redact
+from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 
 _JOURNAL = "mlflow-pending"

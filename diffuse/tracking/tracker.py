@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse.record.record import redact
+from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal, process
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY

@@ -36,7 +36,17 @@ def ours(folder: Path, picture: np.ndarray, device: str, dtype: str, threads: in
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     height, width = picture.shape[:2]
     request = GenerationRequest(
-        *(PROMPT, "", 1, 1, width, height, STEPS, SCALE), input_image="", strength=STRENGTH, resize=Resize.stretch
+        prompt=PROMPT,
+        negative_prompt="",
+        seed=1,
+        num_images=1,
+        width=width,
+        height=height,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        input_image="",
+        strength=STRENGTH,
+        resize=Resize.stretch,
     )
     return lambda: torch.from_numpy(pipeline(request, scheduler, image=picture).frames[:, 0])
 

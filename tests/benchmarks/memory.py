@@ -36,7 +36,16 @@ def measure(folder: Path, profile_name: str, side: int | None, steps: int, devic
     memory = Memory(load_group("memory_profile")[profile_name], hw)
     pipeline = StableDiffusion(Checkpoint.open(folder), memory)
     width, height = (side, side) if side else pipeline.default_size()
-    request = GenerationRequest("a cactus on a pink background", "", 1, 1, width, height, steps, 3.0)
+    request = GenerationRequest(
+        prompt="a cactus on a pink background",
+        negative_prompt="",
+        seed=1,
+        num_images=1,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+    )
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     reset_rss_peak()
     before = rss_peak() / GIB

@@ -37,7 +37,16 @@ def ours(options: argparse.Namespace, profile: str, dtype: str) -> harness.Call:
     memory = Memory(load_group("memory_profile")[profile], hw)
     pipeline = StableDiffusion(Checkpoint.open(options.source), memory)
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
-    request = GenerationRequest(PROMPT, "", SEED, 1, options.side, options.side, options.steps, SCALE)
+    request = GenerationRequest(
+        prompt=PROMPT,
+        negative_prompt="",
+        seed=SEED,
+        num_images=1,
+        width=options.side,
+        height=options.side,
+        num_inference_steps=options.steps,
+        guidance_scale=SCALE,
+    )
     return lambda: torch.from_numpy(pipeline(request, scheduler).frames[:, 0])
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffuse import tracking
 from diffuse.config.compose import compose_config
-from diffuse.record import record
+from diffuse.record.values import flatten, resolved_values
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import mlflow_store, process
 from diffuse.tracking.store import Store
@@ -30,7 +30,7 @@ STEPS = 20
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 48
-    params = record.flat(record.resolve(compose_config(["seed=1", "prompt=a red apple"])))
+    params = flatten(resolved_values(compose_config(["seed=1", "prompt=a red apple"])))
     texts = {"record.json": "x" * 9000, "config.yaml": "x" * 3000, "overrides.yaml": "- seed=1\n"}
     metrics = {f"time/{name}_s": 0.1 for name in ("load", "encode", "denoise", "decode", "total")} | {
         "memory/peak_gib": 0.0,

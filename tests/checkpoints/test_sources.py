@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffuse.checkpoints import sources
 from diffuse.config.compose import compose_config
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.run import open as opening
 
 BASE = oracle_sdxl.Variant()
@@ -109,7 +109,7 @@ def test_several_with_tokenizers_and_what_the_record_says(
     done = command(tmp_path, "model=sdxl", **fields)
     assert_same(picture(tmp_path, done), made_by_diffusers(theirs, "text_encoder", "vae"))
 
-    record = media.read_record(tmp_path / done.paths[0])
+    record = read_record(tmp_path / done.paths[0])
     weights = record["weights"]
     assert weights["source"] == str(base)
     assert {name: part["source"] for name, part in weights["components"].items()} == {
@@ -246,14 +246,14 @@ def test_from_the_hub(hub: HubServer, base: Path, theirs: tuple[Any, Any], tmp_p
     asked = hub.fetched()
     assert "config.json" in asked and "diffusion_pytorch_model.safetensors" in asked  # of a/vae
     assert not any(path.startswith("vae/") or "sdxl_vae" in path or path.endswith((".bin", ".md")) for path in asked)
-    weights = media.read_record(tmp_path / done.paths[0])["weights"]["components"]["vae"]
+    weights = read_record(tmp_path / done.paths[0])["weights"]["components"]["vae"]
     assert (weights["source"], weights["revision"]) == ("a/vae", MAIN)
 
     hub.log.clear()
     same = command(tmp_path, "model=sdxl", **{**fields("b/whole"), "model.vae.revision": MAIN})
     assert np.array_equal(picture(tmp_path, same), picture(tmp_path, done))
     assert hub.fetched() == ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
-    assert media.read_record(tmp_path / same.paths[0])["weights"]["components"]["vae"]["sha256"] == weights["sha256"]
+    assert read_record(tmp_path / same.paths[0])["weights"]["components"]["vae"]["sha256"] == weights["sha256"]
 
     hub.log.clear()
     for source, revision in (("a/vae", "null"), ("b/whole", MAIN)):

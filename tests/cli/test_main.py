@@ -31,7 +31,7 @@ from PIL import Image
 import diffuse as package
 from diffuse.cli import main as cli
 from diffuse.config.groups import known_keys
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 
 TINY = Path(package.__file__).parent / "tiny" / "checkpoint"
 UNTRACKED = (*SMOKE, "tracking=none", "output.dir=out")
@@ -130,7 +130,7 @@ def test_a_sweep_makes_a_folder_for_each_job(tmp_path: Path) -> None:
     )
     folders = [Path(path).parent.name.rpartition("-")[0] for path in lines(done.out)]
     assert folders == [f"guidance_scale_{scale}-seed_{seed}" for seed in (1, 2) for scale in (2, 3)]
-    made = [media.read_record(tmp_path / path)["request"] for path in lines(done.out)]
+    made = [read_record(tmp_path / path)["request"] for path in lines(done.out)]
     assert [(r["seed"], r["guidance_scale"]) for r in made] == [(1, 2.0), (1, 3.0), (2, 2.0), (2, 3.0)]
     assert {path for path in files(tmp_path) if path.endswith(".png")} == set(lines(done.out))
 
@@ -224,7 +224,7 @@ def test_download_and_then_a_picture_without_the_network(hub: HubServer, tmp_pat
     local = smoke("seed=1", "output.dir=local", cwd=tmp_path)
     assert len(hub.log) == requests
     assert np.array_equal(*(Image.open(tmp_path / run.paths[0]) for run in (made, local)))
-    weights = [media.read_record(tmp_path / run.paths[0])["weights"] for run in (made, local)]
+    weights = [read_record(tmp_path / run.paths[0])["weights"] for run in (made, local)]
     assert (weights[0]["source"], weights[0]["revision"]) == ("owner/tiny", MAIN)
     assert weights[0]["sha256"] == weights[1]["sha256"]
 

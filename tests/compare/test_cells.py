@@ -16,7 +16,7 @@ from diffuse.compare.cells import build_cell, cells_in_file, cells_in_folder
 from diffuse.compare.command import cell_command
 from diffuse.compare.report import compare_folder
 from diffuse.errors import DiffuseError
-from diffuse.media import files as media
+from diffuse.media.save import save_media
 
 
 @pytest.mark.parametrize("format", ["png", "jpg", "webp"])
@@ -107,7 +107,7 @@ def test_whatever_a_strangers_record_holds_nothing_breaks(records: list[dict[str
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for number, about in enumerate(records):
-            path = media.save_image(pixels(number, 4), folder / str(number), "x", record=record(0, 4))
+            path = save_media(pixels(number, 4)[None], folder / str(number), "x", record=record(0, 4))
             whole = {"overrides": [], "status": "done", "media": [{"file": "x.png"}], "run_id": None}
             job(path.parent, path, record(0, 4), **whole, record={**about, "images": [about.get("image")]})
         try:

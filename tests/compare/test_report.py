@@ -10,7 +10,7 @@ import pytest
 from command import smoke
 from compared import compare, job, read_table, refused, save, sweep
 
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 
 
 def test_everything_is_written_and_printed(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 def test_neither_torch_nor_mlflow_is_imported(tmp_path: Path) -> None:
     """Of the pictures of a sweep either, if it was not tracked, though there is a store."""
     for path in sweep(tmp_path / "s", 2, (4, 8)):
-        job(path.parent, path, media.read_record(path), sweep="0123456789abcdef")
+        job(path.parent, path, read_record(path), sweep="0123456789abcdef")
     (tmp_path / "s" / "sweep.json").write_text('{"identity": "0123456789abcdef"}')
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "mlflow.db").write_bytes(b"")

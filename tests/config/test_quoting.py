@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from diffuse.config.compose import compose_config
 from diffuse.config.quoting import quote_overrides, unquote_overrides
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 
 EXAMPLES = [
     "a cat, a dog",
@@ -80,7 +80,7 @@ def test_in_a_sweep_only_an_explicit_one_is_no_text(text: str) -> None:
 def test_texts_reach_the_picture_to_the_letter(prompt: str, negative: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         done = smoke(f"prompt={prompt}", f"negative_prompt={negative}", "output.dir=out", cwd=Path(folder))
-        made = media.read_record(Path(folder) / done.out.rstrip("\n"))
+        made = read_record(Path(folder) / done.out.rstrip("\n"))
     assert (made["request"]["prompt"], made["request"]["negative_prompt"]) == (prompt, negative)
     assert (made["config"]["prompt"], made["config"]["negative_prompt"]) == (prompt, negative)
     assert f"prompt={prompt}" in made["overrides"] and f"negative_prompt={negative}" in made["overrides"]
@@ -89,7 +89,7 @@ def test_texts_reach_the_picture_to_the_letter(prompt: str, negative: str) -> No
 def swept(folder: Path, *overrides: str) -> list[dict[str, Any]]:
     """The records of a sweep's pictures, in order."""
     done = smoke("-m", "report.make=false", "output.dir=out", *overrides, cwd=folder)
-    return [media.read_record(folder / path) for path in done.paths]
+    return [read_record(folder / path) for path in done.paths]
 
 
 def test_a_sweep_over_prompts_is_asked_for_explicitly(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_only_looks_like_a_sweep(prompt: str, tmp_path: Path) -> None:
     """A text that is no sweep is a prompt; a sweep that cannot be read is one line."""
     done = diffuse("-m", *SMOKE, "tracking=none", "output.dir=out", f"prompt={prompt}", cwd=tmp_path)
     if done.status == 0:
-        (made,) = (media.read_record(tmp_path / path) for path in done.paths)
+        (made,) = (read_record(tmp_path / path) for path in done.paths)
         assert made["request"]["prompt"] == prompt
     else:
         assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done.err

@@ -17,8 +17,7 @@ from PIL import Image
 from raw_png import chunk, png, wide_png
 
 from diffuse.errors import MediaError, one_line
-from diffuse.media import images as picture_input
-from diffuse.media.images import Reader, fit, read_mask, read_picture
+from diffuse.media.images import InputImageCache, read_image, read_mask, resize_image
 from diffuse.schema import Resize
 
 HEIGHT, WIDTH = 24, 40
@@ -57,13 +56,13 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](scene())))
     lossless: dict[str, Any] = {"lossless": True} if suffix == "webp" else {"quality": 100, "subsampling": 0}
     stored.save(tmp_path / f"x.{suffix}", exif=exif, **({} if suffix in ("png", "tiff") else lossless))
-    near(read_picture(str(tmp_path / f"x.{suffix}")).pixels, scene(), 4 if suffix == "jpg" else 0)
+    near(read_image(str(tmp_path / f"x.{suffix}")).pixels, scene(), 4 if suffix == "jpg" else 0)
 
 
 def test_exif_data_that_make_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(scene()).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\x01\x12\0\x03" * 9)
-    near(read_picture(str(path)).pixels, scene(), 0)
+    near(read_image(str(path)).pixels, scene(), 0)
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
@@ -71,7 +70,7 @@ def test_transparency_lies_over_white(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(np.dstack([scene(), alpha])).save(path)
     share = alpha[..., None] / 255
-    near(read_picture(str(path)).pixels, np.round(scene() * share + 255 * (1 - share)))
+    near(read_image(str(path)).pixels, np.round(scene() * share + 255 * (1 - share)))
 
 
 def test_grey_with_transparency(tmp_path: Path) -> None:
@@ -79,15 +78,15 @@ def test_grey_with_transparency(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]).save(path)
     expected = np.round(grey * (alpha / 255) + 255 - alpha)
-    near(read_picture(str(path)).pixels, np.repeat(expected[..., None], 3, axis=2))
+    near(read_image(str(path)).pixels, np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_grey_and_black_and_white(tmp_path: Path) -> None:
     grey = scene()[..., 0]
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    near(read_picture(str(tmp_path / "grey.png")).pixels, np.repeat(grey[..., None], 3, axis=2), 0)
+    near(read_image(str(tmp_path / "grey.png")).pixels, np.repeat(grey[..., None], 3, axis=2), 0)
     Image.fromarray(grey > 99).save(tmp_path / "bits.png")
-    near(read_picture(str(tmp_path / "bits.png")).pixels, np.repeat((grey > 99)[..., None] * 255, 3, axis=2), 0)
+    near(read_image(str(tmp_path / "bits.png")).pixels, np.repeat((grey > 99)[..., None] * 255, 3, axis=2), 0)
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
     extra = chunk(b"PLTE", colours.tobytes()), chunk(b"tRNS", bytes([255, 0, 128]))
     path.write_bytes(png((WIDTH, HEIGHT, 8, 3), rows, *extra))
     over = np.array([[200, 0, 0], [255, 255, 255], [132, 137, 142]], np.uint8)
-    near(read_picture(str(path)).pixels, over[indices])
+    near(read_image(str(path)).pixels, over[indices])
 
 
 def test_one_transparent_colour(tmp_path: Path) -> None:
@@ -106,7 +105,7 @@ def test_one_transparent_colour(tmp_path: Path) -> None:
     Image.fromarray(scene()).save(path, transparency=tuple(int(v) for v in scene()[3, 5]))
     expected = scene()
     expected[3, 5] = 255
-    near(read_picture(str(path)).pixels, expected, 0)
+    near(read_image(str(path)).pixels, expected, 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -118,14 +117,14 @@ def test_sixteen_bits_are_scaled(channels: int, tmp_path: Path) -> None:
         values = np.dstack([values, np.full_like(ramp, 65535)])
     path = tmp_path / "x.png"
     path.write_bytes(wide_png(values.round().astype(np.uint16)))
-    near(read_picture(str(path)).pixels, np.round(expected / 257))
+    near(read_image(str(path)).pixels, np.round(expected / 257))
 
 
 def test_sixteen_bits_with_a_transparent_grey(tmp_path: Path) -> None:
     values = np.array([[1000, 30000, 1001]], np.uint16)
     path = tmp_path / "x.png"
     path.write_bytes(wide_png(values, chunk(b"tRNS", struct.pack(">H", 1000))))
-    assert read_picture(str(path)).pixels[0, :, 0].tolist() == [255, 117, 4]
+    assert read_image(str(path)).pixels[0, :, 0].tolist() == [255, 117, 4]
 
 
 def test_sixteen_bits_in_other_formats(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_sixteen_bits_in_other_formats(tmp_path: Path) -> None:
     (tmp_path / "x.pgm").write_bytes(b"P5 20 15 65535\n" + values.astype(">u2").tobytes())
     Image.fromarray(values).save(tmp_path / "x.tif")
     for name in ("x.pgm", "x.tif"):
-        near(read_picture(str(tmp_path / name)).pixels[..., 1], np.round(values / 257))
+        near(read_image(str(tmp_path / name)).pixels[..., 1], np.round(values / 257))
 
 
 def test_cmyk(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_cmyk(tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     Image.fromarray(inks, "CMYK").save(path, quality=100, subsampling=0)
     light = 1 - inks / 255
-    near(read_picture(str(path)).pixels, np.round(255 * light[..., :3] * light[..., 3:]), 4)
+    near(read_image(str(path)).pixels, np.round(255 * light[..., :3] * light[..., 3:]), 4)
 
 
 def press() -> bytes:
@@ -173,13 +172,13 @@ def test_cmyk_with_the_profile_of_its_press(suffix: str, tmp_path: Path) -> None
     Image.fromarray(inks, "CMYK").save(path, icc_profile=press(), **options)
     # L* 50 is 18.4 % of the light, which sRGB writes as 119 (IEC 61966-2-1).
     expected = np.where(inks[..., :1] == 255, 119, 255).repeat(3, axis=2)
-    near(read_picture(str(path)).pixels, expected, 2)
+    near(read_image(str(path)).pixels, expected, 2)
 
 
 def test_cmyk_with_a_damaged_profile(tmp_path: Path) -> None:
     path = tmp_path / "x.tiff"
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(path, icc_profile=press()[:200])
-    assert (read_picture(str(path)).pixels == [0, 255, 255]).all()
+    assert (read_image(str(path)).pixels == [0, 255, 255]).all()
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
@@ -189,7 +188,7 @@ def test_the_first_frame_of_several(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{suffix}"
     options: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-    read = read_picture(str(path))
+    read = read_image(str(path))
     near(read.pixels, np.broadcast_to(np.array(colours[0], np.uint8), (HEIGHT, WIDTH, 3)))
     assert read.notes == (f"input_image={path}: holds 3 frames; the first is taken",)
 
@@ -197,10 +196,10 @@ def test_the_first_frame_of_several(suffix: str, tmp_path: Path) -> None:
 def test_one_pixel(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("RGB", (1, 1), (1, 2, 3)).save(path)
-    read = read_picture(str(path))
+    read = read_image(str(path))
     assert read.size == (1, 1)
     for how in Resize:
-        found = fit(read.pixels, 32, 16, how)
+        found = resize_image(read.pixels, 32, 16, how)
         assert found.shape == (16, 32, 3)
         assert (found == [1, 2, 3]).all()
 
@@ -208,7 +207,7 @@ def test_one_pixel(tmp_path: Path) -> None:
 def test_a_name_with_a_tilde_and_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.fromarray(scene()).save(tmp_path / "a, b=[c] é.png")
-    read = read_picture("~/a, b=[c] é.png")
+    read = read_image("~/a, b=[c] é.png")
     near(read.pixels, scene(), 0)
     assert re.fullmatch("[0-9a-f]{64}", read.sha256)
 
@@ -273,7 +272,7 @@ def test_refused_in_one_line(name: str, tmp_path: Path) -> None:
     given = f"{path}\0" if "zero byte" in name else str(path)
     with pytest.raises(MediaError, match=said) as error, warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_picture(given)
+        read_image(given)
     assert str(error.value).startswith(f"input_image={one_line(given)}: ")
     assert "\n" not in str(error.value)
 
@@ -284,7 +283,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     Image.fromarray(scene()).save(path)
     path.chmod(0)
     with pytest.raises(MediaError, match="cannot be read: Permission denied"):
-        read_picture(str(path))
+        read_image(str(path))
 
 
 def test_every_cut_of_a_file_is_right_or_refused(tmp_path: Path) -> None:
@@ -292,12 +291,12 @@ def test_every_cut_of_a_file_is_right_or_refused(tmp_path: Path) -> None:
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
         Image.fromarray(scene()).save(whole, kind)
         content = whole.read_bytes()
-        expected = read_picture(str(whole)).pixels
+        expected = read_image(str(whole)).pixels
         for length in range(0, len(content), max(1, len(content) // 60)):
             path = tmp_path / "cut"
             path.write_bytes(content[:length])
             try:
-                found = read_picture(str(path)).pixels
+                found = read_image(str(path)).pixels
             except MediaError as error:
                 assert "\n" not in str(error)
             else:
@@ -334,14 +333,14 @@ def extent(picture: np.ndarray, level: int = 127) -> tuple[float, float, float, 
 
 
 def test_stretch_changes_proportions() -> None:
-    _, _, height, width = extent(fit(disc(100, 200, 40), 100, 100, Resize.stretch))
+    _, _, height, width = extent(resize_image(disc(100, 200, 40), 100, 100, Resize.stretch))
     assert abs(height - 80) <= 2
     assert abs(width - 40) <= 2
 
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (64, 64), (333, 77)])
 def test_crop_fills_and_keeps_proportions(size: tuple[int, int]) -> None:
-    found = fit(disc(120, 120, 20), *size, Resize.crop)
+    found = resize_image(disc(120, 120, 20), *size, Resize.crop)
     assert found.shape == (size[1], size[0], 3)
     row, column, height, width = extent(found)
     scale = max(size) / 120
@@ -353,7 +352,7 @@ def test_crop_fills_and_keeps_proportions(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (64, 64), (333, 77)])
 def test_pad_shows_all_and_keeps_proportions(size: tuple[int, int]) -> None:
-    found = fit(disc(120, 120, 20), *size, Resize.pad)
+    found = resize_image(disc(120, 120, 20), *size, Resize.pad)
     assert found.shape == (size[1], size[0], 3)
     row, column, height, width = extent(found)
     scale = min(size) / 120
@@ -364,7 +363,7 @@ def test_pad_shows_all_and_keeps_proportions(size: tuple[int, int]) -> None:
 
 
 def test_pad_repeats_the_edge() -> None:
-    found = fit(scene(), WIDTH + 20, HEIGHT, Resize.pad)
+    found = resize_image(scene(), WIDTH + 20, HEIGHT, Resize.pad)
     np.testing.assert_array_equal(found[:, 10:-10], scene())
     np.testing.assert_array_equal(found[:, :10], np.repeat(scene()[:, :1], 10, axis=1))
     np.testing.assert_array_equal(found[:, -10:], np.repeat(scene()[:, -1:], 10, axis=1))
@@ -372,8 +371,8 @@ def test_pad_repeats_the_edge() -> None:
 
 @pytest.mark.parametrize("how", Resize)
 def test_a_picture_of_the_right_size_stays_as_it_is(how: Resize) -> None:
-    np.testing.assert_array_equal(fit(scene(), WIDTH, HEIGHT, how), scene())
-    np.testing.assert_array_equal(fit(scene()[..., 0], WIDTH, HEIGHT, how), scene()[..., 0])
+    np.testing.assert_array_equal(resize_image(scene(), WIDTH, HEIGHT, how), scene())
+    np.testing.assert_array_equal(resize_image(scene()[..., 0], WIDTH, HEIGHT, how), scene()[..., 0])
 
 
 @pytest.mark.parametrize("how", Resize)
@@ -381,17 +380,17 @@ def test_a_picture_of_the_right_size_stays_as_it_is(how: Resize) -> None:
 def test_any_size_fits_any_other(how: Resize, size: tuple[int, int]) -> None:
     pixels = np.full((size[1], size[0], 3), 77, np.uint8)
     for width, height in ((8, 8), (8, 64), (72, 24)):
-        assert (fit(pixels, width, height, how) == 77).all()
-        assert fit(pixels, width, height, how).shape == (height, width, 3)
+        assert (resize_image(pixels, width, height, how) == 77).all()
+        assert resize_image(pixels, width, height, how).shape == (height, width, 3)
 
 
 def test_the_limit_is_on_pixels_not_on_a_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.png"
     Image.new("RGB", (50_000, 2), (9, 8, 7)).save(path)
-    assert read_picture(str(path)).size == (50_000, 2)
-    monkeypatch.setattr(picture_input, "MOST_PIXELS", 99_999)
+    assert read_image(str(path)).size == (50_000, 2)
+    monkeypatch.setattr("diffuse.media.images.MOST_PIXELS", 99_999)
     with pytest.raises(MediaError, match="50000 x 2 pixels are more than"):
-        read_picture(str(path))
+        read_image(str(path))
 
 
 def in_mode(mode: str) -> Image.Image:
@@ -411,7 +410,7 @@ def test_a_picture_in_memory_is_read_as_from_a_file(mode: str, tmp_path: Path) -
     exif[0x0112] = 6
     picture.save(tmp_path / "x.tif", exif=exif)
     picture.getexif()[0x0112] = 6
-    for read in (read_picture, read_mask):
+    for read in (read_image, read_mask):
         memory, file = read(picture), read(str(tmp_path / "x.tif"))
         assert np.array_equal(memory.pixels, file.pixels)
         assert (memory.in_memory, file.in_memory) == (True, False)
@@ -420,13 +419,13 @@ def test_a_picture_in_memory_is_read_as_from_a_file(mode: str, tmp_path: Path) -
 
 def test_arrays() -> None:
     rgb = scene()
-    assert np.array_equal(read_picture(rgb).pixels, rgb)
-    assert np.array_equal(read_picture((rgb / 255).astype(np.float32)).pixels, rgb)
-    assert np.array_equal(read_picture(rgb[..., :1]).pixels, rgb[..., [0, 0, 0]])
+    assert np.array_equal(read_image(rgb).pixels, rgb)
+    assert np.array_equal(read_image((rgb / 255).astype(np.float32)).pixels, rgb)
+    assert np.array_equal(read_image(rgb[..., :1]).pixels, rgb[..., [0, 0, 0]])
     assert np.array_equal(read_mask(rgb[..., 0] > 99).pixels, np.where(rgb[..., 0] > 99, 255, 0))
     clear = np.dstack([rgb, np.zeros((HEIGHT, WIDTH), np.uint8)])
-    assert (read_picture(clear).pixels == 255).all() and (read_mask(clear).pixels == 0).all()
-    assert read_picture(rgb).sha256 == hashlib.sha256(rgb.tobytes()).hexdigest()
+    assert (read_image(clear).pixels == 255).all() and (read_mask(clear).pixels == 0).all()
+    assert read_image(rgb).sha256 == hashlib.sha256(rgb.tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -445,38 +444,38 @@ def test_arrays() -> None:
 )
 def test_what_is_no_picture_in_memory_is_refused(wrong: Any) -> None:
     with pytest.raises(MediaError, match=r"^mask: .*(give|save)"):
-        read_picture(wrong, "mask")
+        read_image(wrong, "mask")
 
 
 def test_a_reader_keeps_pictures_while_their_files_stay(tmp_path: Path) -> None:
     first, second = tmp_path / "first.png", tmp_path / "second.png"
     for path, grey in ((first, 10), (second, 20)):
         Image.new("RGB", (20, 10), (grey,) * 3).save(path)
-    reader = Reader(most=2 * 20 * 10 * 3)
-    kept = reader.picture(str(first))
-    assert reader.picture(str(first)) is kept
-    assert reader.picture(str(first), "objective.reference") is not kept  # messages name another field
-    assert reader.picture(str(first)) is kept
+    reader = InputImageCache(max_bytes=2 * 20 * 10 * 3)
+    kept = reader.image(str(first))
+    assert reader.image(str(first)) is kept
+    assert reader.image(str(first), "objective.reference") is not kept  # messages name another field
+    assert reader.image(str(first)) is kept
     assert reader.mask(str(first)).pixels.shape == (10, 20)  # the third does not fit: what was used longest ago goes
-    assert reader.picture(str(first)) is kept
-    reader.picture(str(second))
-    reader.picture(str(second), "another field")
-    assert reader.picture(str(first)) is not kept
+    assert reader.image(str(first)) is kept
+    reader.image(str(second))
+    reader.image(str(second), "another field")
+    assert reader.image(str(first)) is not kept
 
     replaced = tmp_path / "new.png"
     Image.new("RGB", (20, 10), (30,) * 3).save(replaced)
     replaced.rename(first)
-    assert reader.picture(str(first)).pixels.max() == 30
+    assert reader.image(str(first)).pixels.max() == 30
     first.write_bytes(second.read_bytes())
-    assert reader.picture(str(first)).sha256 == read_picture(str(second)).sha256
+    assert reader.image(str(first)).sha256 == read_image(str(second)).sha256
     first.unlink()
     with pytest.raises(MediaError, match="there is no such file"):
-        reader.picture(str(first))
+        reader.image(str(first))
 
 
 def test_the_largest_picture_is_kept_alone(tmp_path: Path) -> None:
     Image.new("RGB", (20, 10)).save(tmp_path / "x.png")
-    reader = Reader(most=1)
-    assert reader.picture(str(tmp_path / "x.png")) is reader.picture(str(tmp_path / "x.png"))
+    reader = InputImageCache(max_bytes=1)
+    assert reader.image(str(tmp_path / "x.png")) is reader.image(str(tmp_path / "x.png"))
     picture = np.zeros((4, 4, 3), np.uint8)
-    assert reader.picture(picture) is not reader.picture(picture)  # in memory there is nothing to save
+    assert reader.image(picture) is not reader.image(picture)  # in memory there is nothing to save

@@ -8,7 +8,7 @@ import pytest
 from videos import RECORD, grey_video
 
 from diffuse.errors import MediaError
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.media.video import Video
 
 
@@ -16,7 +16,7 @@ from diffuse.media.video import Video
 def test_the_record_and_the_frames_come_back(suffix: str, tmp_path: Path) -> None:
     path = grey_video(tmp_path / f"-odd %03d:name.{suffix}", [20, 80, 140, 200])
 
-    assert media.read_record(path) == RECORD
+    assert read_record(path) == RECORD
     video = Video.open(path)
     assert (video.width, video.height) == (48, 32)
     assert video.seconds == pytest.approx(0.5, abs=0.03)
@@ -45,7 +45,7 @@ def test_what_holds_no_record_is_refused_in_one_line(suffix: str, tmp_path: Path
         (tmp_path / f"no.{suffix}", r"no such file|damaged"),
     ):
         with pytest.raises(MediaError, match=reason):
-            media.read_record(path)
+            read_record(path)
     for path in (text, tmp_path / "no.mp4"):
         with pytest.raises(MediaError):
             Video.open(path)

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel as PeerText
 
 from diffuse.checkpoints import weights
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.models.text_encoder import clip
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
@@ -133,7 +133,7 @@ def test_pictures_agree_with_diffusers(name: str, tmp_path: Path) -> None:
     made = pipeline(**asked, generator=torch.Generator().manual_seed(0)).images[0]
     ours = picture_parity.made(folder, tmp_path / "out", model=name, **{**asked, "output.name": "x"})
     assert_same(ours, np.asarray(made)[None])
-    recorded = media.read_record(tmp_path / "out" / "x.png")
+    recorded = read_record(tmp_path / "out" / "x.png")
     assert (recorded["config"]["scheduler"]["name"], recorded["weights"]["source"]) == ("pndm", str(folder))
     auto = picture_parity.made(folder, tmp_path / "auto", model="auto", **asked, scheduler="pndm")
     assert np.array_equal(auto, ours)

@@ -308,7 +308,16 @@ def pipeline(folder: Path, dtype: Dtype = Dtype.auto, **profile: Any) -> StableD
     return StableDiffusionXL(Checkpoint.open(folder), memory)
 
 
-REQUEST = GenerationRequest(PROMPT, None, 0, 1, 64, 64, 2, 5.0)
+REQUEST = GenerationRequest(
+    prompt=PROMPT,
+    negative_prompt=None,
+    seed=0,
+    num_images=1,
+    width=64,
+    height=64,
+    num_inference_steps=2,
+    guidance_scale=5.0,
+)
 DDIM = {"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"}
 
 

@@ -19,10 +19,10 @@ from PIL import Image, PngImagePlugin
 
 import diffuse as package
 from diffuse.config.compose import config_from_data
-from diffuse.media import files as media
-from diffuse.media.images import read_picture
+from diffuse.media.images import read_image
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256, psnr
-from diffuse.record import differences
+from diffuse.record.differences import record_differences
 from diffuse.smoke import suite
 
 QUICK = (
@@ -40,6 +40,7 @@ MADE: dict[str, tuple[str, ...]] = {
     "tiny": ("output.format=png",),
     "tiny as jpg": ("output.format=jpg",),
     "tiny as webp": ("output.format=webp", "output.quality=60"),
+    "tiny as tiff": ("output.format=tiff",),
     "the third of three": ("num_images=3", "memory_profile=full_gpu"),
     "the third of three, in batches of two": ("num_images=3", "memory_profile.batch_size=2"),
     "strict": ("hardware.deterministic=strict", "num_images=2"),
@@ -101,7 +102,7 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", MADE)
 def test_every_kind_of_picture_is_made_again(name: str, inputs: dict[str, str], tmp_path: Path) -> None:
     file = make(*MADE[name], inputs=inputs, cwd=tmp_path)
-    recorded = media.read_record(file)
+    recorded = read_record(file)
     diffuse(*QUICK, "seed=99", "output.dir=between", "tracking=none", cwd=tmp_path)  # nothing is left from this process
 
     done = again(file, cwd=tmp_path)
@@ -110,14 +111,14 @@ def test_every_kind_of_picture_is_made_again(name: str, inputs: dict[str, str], 
     (path,) = done.paths
     assert path.parent == Path("again") and path.suffix == ".png"
     assert f"{path}: identical" in done.err
-    made = media.read_record(tmp_path / path)
+    made = read_record(tmp_path / path)
     assert made["image"]["pixels_sha256"] == recorded["image"]["pixels_sha256"]
     assert made["image"]["seed"] == recorded["image"]["seed"]
     assert pixels_sha256(pixels(tmp_path / path)) == recorded["image"]["pixels_sha256"]
     for part in ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "width", "height"):
         assert made["request"][part] == recorded["request"][part]
     # Changes that are not committed may be others each time.
-    assert all(cause.startswith("the code: ") for cause in differences.between(recorded, made))
+    assert all(cause.startswith("the code: ") for cause in record_differences(recorded, made))
 
 
 @pytest.mark.parametrize("name", ["the third of three", "SDXL and refiner", "inpainting"])
@@ -128,7 +129,7 @@ def test_a_reproduced_picture_can_be_reproduced(name: str, inputs: dict[str, str
 
 def run_record(*files: Path) -> dict[str, Any]:
     """The record.json of the run that made `files`."""
-    found = [media.read_record(file) for file in files]
+    found = [read_record(file) for file in files]
     images = [record.pop("image") for record in found]
     return {**found[0], "images": images}
 
@@ -165,7 +166,7 @@ def test_a_job_of_a_sweep(picture: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
 def test_a_record_in_a_video(suffix: str, picture: Path, tmp_path: Path) -> None:
     file = tmp_path / f"video.{suffix}"
-    comment = json.dumps(media.read_record(picture))
+    comment = json.dumps(read_record(picture))
     if suffix == "gif":
         Image.open(picture).save(file, comment=comment.encode())
     else:
@@ -205,7 +206,7 @@ def test_jobs_of_a_sweep_that_were_made_together(tmp_path: Path) -> None:
     options = ("num_inference_steps=4", "scheduler=euler_ancestral", "memory_profile.batch_size=3")
     swept = diffuse("-m", *QUICK[:3], *options, "seed=5,1,9,2", "report.make=false", "output.dir=sweep", cwd=tmp_path)
     assert swept.status == 0, swept.err
-    batches = {tuple(media.read_record(tmp_path / path).get("batch", {}).get("seeds", ())) for path in swept.paths}
+    batches = {tuple(read_record(tmp_path / path).get("batch", {}).get("seeds", ())) for path in swept.paths}
     assert any(len(seeds) == 3 for seeds in batches)
     for path in swept.paths:
         done = again(tmp_path / path, cwd=tmp_path)
@@ -247,7 +248,7 @@ def test_weights_that_moved_are_found_by_the_user(inputs: dict[str, str], tmp_pa
 
 def changed(picture: Path, target: Path, change: Callable[[dict[str, Any]], Any], pixels: Any = None) -> Path:
     """A copy of a picture with another record."""
-    record = media.read_record(picture)
+    record = read_record(picture)
     record = change(record) or record
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt("diffuse", json.dumps(record))
@@ -312,7 +313,7 @@ def test_pictures_that_were_in_memory(inputs: dict[str, str], tmp_path: Path) ->
     files = (f"input_image={inputs['picture']}", f"mask_image={inputs['mask']}")
     done = again(file, *files, cwd=tmp_path)
     assert done.status == 0 and "is not the recorded one" not in done.err, done.err
-    assert read_picture(inputs["picture"]).pixels_sha256 == made.record["inputs"]["input_image"]["sha256"]
+    assert read_image(inputs["picture"]).pixels_sha256 == made.record["inputs"]["input_image"]["sha256"]
 
 
 def test_latents_that_were_in_memory(tmp_path: Path) -> None:
@@ -332,9 +333,7 @@ def test_it_is_tracked_where_the_user_tracks(picture: Path, empty: Path, tmp_pat
     import mlflow
 
     found = mlflow.MlflowClient(f"sqlite:///{store}").search_runs(["0", "1"])
-    assert [run.data.tags["diffuse.pixels_sha256"] for run in found] == [
-        media.read_record(picture)["image"]["pixels_sha256"]
-    ]
+    assert [run.data.tags["diffuse.pixels_sha256"] for run in found] == [read_record(picture)["image"]["pixels_sha256"]]
 
 
 # A record is data of whoever sent it
@@ -478,7 +477,7 @@ def test_where_the_record_writes_is_not_where_files_go(picture: Path, tmp_path: 
     done = again(changed(picture, tmp_path / "x.png", change), cwd=here)
     assert done.status == 0, done.err
     assert [path.parent for path in done.paths] == [Path("again")] and not elsewhere.exists()
-    made = media.read_record(here / done.paths[0])
+    made = read_record(here / done.paths[0])
     assert made["config"]["output"]["dir"] == "again" and made["config"]["model"]["download"] == "ask"
     assert not any("elsewhere" in override for override in made["overrides"])
 
@@ -493,14 +492,14 @@ def test_what_would_be_fetched_is_named_and_asked_for(
 
 
 def test_a_record_of_a_repository_keeps_its_commit(picture: Path) -> None:
-    from diffuse.record import file as record_file
-    from diffuse.reproduce import replay
+    from diffuse.record.recorded_run import read_recorded_run, recorded_run
+    from diffuse.reproduce.reproduction import build_reproduction
 
-    recorded = record_file.read(picture)
+    recorded = read_recorded_run(picture)
     record = copy.deepcopy(recorded.record)
     put("model.source", "someone/weights")(record)
     record["weights"] |= {"source": "someone/weights", "revision": "a" * 40, "sha256": "b" * 64}
-    asked = replay.replay(record_file.of_run(record, "x"), ["tracking=none"])
+    asked = build_reproduction(recorded_run(record, "x"), ["tracking=none"])
     assert (asked.cfg.model.source, asked.cfg.model.revision) == ("someone/weights", "a" * 40)
 
 

@@ -19,7 +19,7 @@ import diffuse as package
 from diffuse.config.compose import compose_config
 from diffuse.config.groups import group_options, load_group
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.run import model_auto
 
 SMALL: dict[str, Any] = {"channels": (16, 32), "heads": 2, "cross": (True, True), "vae_channels": (8, 8, 16)}
@@ -43,7 +43,7 @@ def test_pictures_agree_with_diffusers(name: str, tmp_path: Path) -> None:
     option = "sdxl" if name == "sdxl" else "sd21"
     made = picture_parity.made(folder, tmp_path / "auto", model="auto", **{"output.name": "x"})
     assert_same(made, room.picture(folder, prompt=PROMPT, num_inference_steps=STEPS, guidance_scale=7.5))
-    recorded = media.read_record(tmp_path / "auto" / "x.png")
+    recorded = read_record(tmp_path / "auto" / "x.png")
     assert recorded["config"]["model"]["name"] == option
     assert f"model={option}" in recorded["overrides"] and "model=auto" not in recorded["overrides"]
     assert recorded["config"]["scheduler"]["name"] == ("euler" if option == "sdxl" else "ddim")

@@ -20,8 +20,9 @@ import diffuse as package
 from diffuse.config.compose import compose_config
 from diffuse.config.groups import TINY
 from diffuse.errors import ConfigError
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
+from diffuse.media.save import save_media
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.run.generation import Generation
 from diffuse.smoke import cases, reference, suite
@@ -56,7 +57,7 @@ def test_all_is_well(smoked: tuple[Done, Path]) -> None:
     assert len(done.paths) == len(names) + 1  # one of them makes two pictures
     for path in done.paths:
         assert path.parent == Path("out")
-        record = media.read_record(folder / path)
+        record = read_record(folder / path)
         assert record["image"]["pixels_sha256"] == pixels_sha256(np.asarray(Image.open(folder / path)))
         assert record["config"]["tracking"]["name"] == "none"
     assert not (folder / "outputs").exists()
@@ -80,7 +81,7 @@ def test_it_takes_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     done = diffuse("experiment=smoke", "output.dir=out", *settings, cwd=tmp_path)
     assert done.status == 0, done.err
     (path,) = done.paths
-    record = media.read_record(tmp_path / path)
+    record = read_record(tmp_path / path)
     assert path.suffix == ".jpg" and record["hardware"]["dtypes"]["unet"] == "bfloat16"
     assert record["hardware"]["memory_profile"]["name"] == "full_gpu"
     assert re.search(r"up to \d+ of 255 levels from what is recorded", table(done)["tiny, text to image"])
@@ -199,9 +200,9 @@ def test_files_that_are_not_what_was_made(made: Generation) -> None:
     (path,) = made.paths
     other = np.asarray(Image.open(path)).copy()
     other[0, 0] = 255 - other[0, 0]
-    record = media.read_record(path)
+    record = read_record(path)
     path.unlink()
-    media.save_image(other, path.parent, path.stem, record={**record, "seed": 9})
+    save_media(other[None], path.parent, path.stem, record={**record, "seed": 9})
     (pixels, about) = suite.picture_faults(made, TEXT_TO_IMAGE)
     assert "does not hold the pixels" in pixels and "is not that of the run" in about
     assert "of 2 files" not in pixels

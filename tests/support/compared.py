@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from command import Done, diffuse
 
-from diffuse.media import files as media
+from diffuse.media.save import save_media
 
 PROMPT = 'a rocket, it\'s "red" & <b>bold</b>'
 
@@ -56,7 +56,7 @@ def save(folder: Path, seed: int, steps: int, *, format: str = "png", name: str 
     """A picture with its record inside."""
     about = record(seed, steps, **fields)
     drawn = pixels(seed, steps, about["request"]["height"], about["request"]["width"])
-    return media.save_image(drawn, folder, name or f"seed{seed}_steps{steps}", format=format, record=about)
+    return save_media(drawn[None], folder, name or f"seed{seed}_steps{steps}", format=format, record=about)
 
 
 def sweep(folder: Path, seeds: int = 3, steps: tuple[int, ...] = (4, 8, 16), **fields: Any) -> list[Path]:

@@ -19,7 +19,7 @@ from sweeps import swept
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
 from diffuse.config.groups import CONFIG_NAME, conf_dir
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.sweep.composer import JobComposer
 from diffuse.sweep.job_folder import job_identity
 
@@ -30,7 +30,7 @@ def test_what_hydra_says_of_a_job(tmp_path: Path) -> None:
         Image.new("RGB", (64, 64), (grey,) * 3).save(tmp_path / f"{name}.png")
     command = ("input_image=${hydra:runtime.choices.scheduler}.png", "num_inference_steps=2", "seed=1")
     done = swept(*command, "scheduler=ddim,euler", cwd=tmp_path)
-    records = [media.read_record(tmp_path / path) for path in done.paths]
+    records = [read_record(tmp_path / path) for path in done.paths]
     assert [each["request"]["input_image"] for each in records] == ["ddim.png", "euler.png"]
     assert [each["config"]["input_image"] for each in records] == ["ddim.png", "euler.png"]
     again = swept(*command, "scheduler=euler,ddim", cwd=tmp_path)
@@ -42,7 +42,7 @@ def test_what_hydra_says_of_a_job(tmp_path: Path) -> None:
     for steps in (2, 3):
         shutil.copy(tmp_path / "ddim.png", tmp_path / f"num_inference_steps={steps},seed=1.png")
     done = swept(*named, f"hydra.job.config.override_dirname.exclude_keys=[{shared}]", cwd=tmp_path)
-    records = [media.read_record(tmp_path / path) for path in done.paths]
+    records = [read_record(tmp_path / path) for path in done.paths]
     assert [each["request"]["num_inference_steps"] for each in records] == [2, 3]
 
 

@@ -18,7 +18,7 @@ import pytest
 from command import finished, jobs_in, start, until
 from fork_server import ForkServer, fork_server
 
-from diffuse.media import files as media
+from diffuse.media.load import image_sha256, read_record
 
 KILLS = 20
 COMMAND = (
@@ -48,9 +48,9 @@ def assert_complete(folder: Path, jobs: int = JOBS) -> None:
         (entry,) = each["media"]
         assert {file.name for file in path.parent.iterdir()} == {"job.json", entry["file"]}
         picture = path.parent / entry["file"]
-        assert media.file_sha256(picture) == entry["pixels_sha256"]
+        assert image_sha256(picture) == entry["pixels_sha256"]
         if picture.suffix == ".png":  # others are not what was encoded
-            assert media.read_record(picture)["image"]["pixels_sha256"] == entry["pixels_sha256"]
+            assert read_record(picture)["image"]["pixels_sha256"] == entry["pixels_sha256"]
 
 
 def runs(folder: Path) -> Counter[tuple[str, str]]:

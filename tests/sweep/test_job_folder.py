@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sweeps import QUICK, pixels, swept
 
 from diffuse.config.groups import PACKAGE
-from diffuse.media import files as media
+from diffuse.media.load import image_sha256
 
 TINY = PACKAGE / "tiny" / "checkpoint"
 
@@ -84,5 +84,5 @@ def test_what_job_json_says(tmp_path: Path) -> None:
     assert {*QUICK, "seed=5"} <= {*whole["overrides"]}
     assert (said["sweep"], said["status"], said["error"]) == (whole["identity"], "done", None)
     assert done.paths[0].parent.name.endswith(said["key"][:8])
-    assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": media.file_sha256(tmp_path / done.paths[0])}]
+    assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": image_sha256(tmp_path / done.paths[0])}]
     assert said["record"]["request"]["seed"] == 5 and "seed=5" in said["overrides"]

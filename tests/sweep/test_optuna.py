@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffuse.config import objective
 from diffuse.config.groups import PACKAGE
-from diffuse.media.images import PictureInput
+from diffuse.media.images import InputImage
 
 REFERENCE = PACKAGE / "tiny" / "cactus_100_steps.png"
 TUNE = ("experiment=tune_guidance", "hardware.threads=1", "tracking=none", "report.make=false")
@@ -98,7 +98,7 @@ def test_a_run_by_itself_records_how_near_it_is(tmp_path: Path) -> None:
 
 def test_psnr() -> None:
     grey = np.full((1, 8, 8, 3), 100, np.uint8)
-    reference = PictureInput(grey[0] + 10, "")
+    reference = InputImage(grey[0] + 10, "")
     assert objective.reference_quality(grey, reference) == {"quality/psnr": pytest.approx(10 * np.log10(255**2 / 100))}
-    assert objective.reference_quality(grey, PictureInput(grey[0], "")) == {"quality/psnr": 100.0}
+    assert objective.reference_quality(grey, InputImage(grey[0], "")) == {"quality/psnr": 100.0}
     assert objective.reference_quality(grey, None) == {}

@@ -14,7 +14,7 @@ from sweeps import QUICK, swept
 
 from diffuse.config.quoting import quote_overrides
 from diffuse.errors import ConfigError
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.sweep.folder import Sweep
 from diffuse.sweep.plan import is_sweep, plan_sweep
 
@@ -41,7 +41,7 @@ def test_a_sweep_is_known_by_its_configuration(tmp_path: Path, monkeypatch: pyte
 
 def test_a_drawn_seed_stays(tmp_path: Path) -> None:
     first = swept("num_inference_steps=1,2", cwd=tmp_path)
-    seeds = {media.read_record(tmp_path / path)["request"]["seed"] for path in first.paths}
+    seeds = {read_record(tmp_path / path)["request"]["seed"] for path in first.paths}
     assert len(seeds) == 1
     assert swept("num_inference_steps=1,2", cwd=tmp_path).paths == first.paths
     assert len(swept("num_inference_steps=1,2", "width=72", cwd=tmp_path).paths) == 2
@@ -92,13 +92,13 @@ def test_a_file_of_prompts_is_an_axis(tmp_path: Path, made: list[Any]) -> None:
     texts = ["a cat, (black) = ${hydra:job.num}", 'a "dog"\\', "null"]
     (tmp_path / "prompts.txt").write_text("\n".join(texts))
     done = swept("prompt_file=prompts.txt", "seed=1,2", "num_inference_steps=1", cwd=tmp_path)
-    records = [media.read_record(tmp_path / path) for path in done.paths]
+    records = [read_record(tmp_path / path) for path in done.paths]
     assert [(each["request"]["seed"], each["request"]["prompt"]) for each in records] == [
         (seed, text) for seed in (1, 2) for text in texts
     ]
     assert [len(batch) for batch in made] == [2, 2, 2]
     again = diffuse(*QUICK, *records[0]["overrides"], cwd=tmp_path)
-    assert again.status == 0 and media.read_record(tmp_path / again.paths[0])["request"]["prompt"] == texts[0]
+    assert again.status == 0 and read_record(tmp_path / again.paths[0])["request"]["prompt"] == texts[0]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from sweeps import QUICK, pixels, swept
 
 from diffuse.config.groups import PACKAGE
 from diffuse.errors import RunError
-from diffuse.media import files as media
-from diffuse.media import images as picture_input
+from diffuse.media import images
+from diffuse.media.load import read_record
 from diffuse.pipelines import clip_prompts
 from diffuse.run import run, start
 from diffuse.run.prepare import prepare
@@ -44,7 +44,7 @@ def test_pixels_are_those_of_single_runs(tmp_path: Path, made: list[Any]) -> Non
     for ours, theirs in zip(pixels(done, tmp_path), alone, strict=True):
         assert np.abs(ours.astype(int) - theirs).max() <= 2
         assert ours.std() > 5
-    assert [media.read_record(tmp_path / path)["image"]["seed"] for path in done.paths] == [3, 4, 100, 101, 7, 8]
+    assert [read_record(tmp_path / path)["image"]["seed"] for path in done.paths] == [3, 4, 100, 101, 7, 8]
 
 
 def test_strict_pixels_are_those_of_single_runs_to_the_bit(tmp_path: Path, made: list[Any]) -> None:
@@ -67,9 +67,9 @@ def test_pictures_that_start_from_one(tmp_path: Path, made: list[Any]) -> None:
 def test_a_picture_is_read_once_for_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And made to fit once for all that ask for the same size."""
     read, fitted = [], []
-    content, fit = picture_input._content, picture_input.fit
-    monkeypatch.setattr(picture_input, "_content", lambda *which: read.append(which[0]) or content(*which))
-    monkeypatch.setattr(picture_input, "fit", lambda *what: fitted.append(what[1:3]) or fit(*what))
+    content, fit = images._content, images.resize_image
+    monkeypatch.setattr(images, "_content", lambda *which: read.append(which[0]) or content(*which))
+    monkeypatch.setattr(images, "resize_image", lambda *what: fitted.append(what[1:3]) or fit(*what))
     for name, grey in (("in", 90), ("mask", 255), ("like", 40)):
         Image.fromarray(np.full((64, 64, 3), grey, np.uint8)).save(tmp_path / f"{name}.png")
     request = ("input_image=in.png", "mask_image=mask.png", "objective.reference=like.png", "width=64")
@@ -99,7 +99,7 @@ def test_what_is_costly_changes_least_and_paths_come_as_typed(
     ]
     assert all([each["seed"] for each in batch] == [1, 2] for batch in made)
     assert len(encoded) == 2 * 3  # both models encode each text once, the negative one among them
-    shown = [media.read_record(tmp_path / path)["request"] for path in done.paths]
+    shown = [read_record(tmp_path / path)["request"] for path in done.paths]
     typed = [
         (seed, text, steps) for seed in (1, 2) for text in ("a wombat", "a newt") for steps in (1, 2) for _ in "ab"
     ]

@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import diffuse as package
-from diffuse.media import files as media
+from diffuse.media.files import TEMPORARY
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
 
 TINY = Path(package.__file__).parent / "tiny" / "checkpoint"
@@ -350,10 +351,10 @@ def assert_no_ruins(folder: Path) -> list[Path]:
         if path.suffix == ".png":
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-            assert media.read_record(path)["image"]["pixels_sha256"] == pixels_sha256(pixels)
+            assert read_record(path)["image"]["pixels_sha256"] == pixels_sha256(pixels)
             pictures.append(path)
         elif path.is_file():
-            assert path.name.startswith(media.TEMPORARY) and path.suffix == ".tmp"
+            assert path.name.startswith(TEMPORARY) and path.suffix == ".tmp"
     return pictures
 
 

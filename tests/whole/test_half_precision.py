@@ -122,7 +122,16 @@ def pipeline(folder: Path, model: str, dtype: Dtype) -> Any:
 
 
 def pictures(pipe: Any, sampler: str, **options: Any) -> np.ndarray:
-    request = GenerationRequest(PROMPT, "", 3, 1, 64, 64, 4, 5.0)
+    request = GenerationRequest(
+        prompt=PROMPT,
+        negative_prompt="",
+        seed=3,
+        num_images=1,
+        width=64,
+        height=64,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+    )
     options = {"_target_": f"diffuse.schedulers.{TARGETS[sampler]}", "name": sampler, **options}
     images: np.ndarray = pipe(request, pipe.scheduler(options)).frames[:, 0]
     return images

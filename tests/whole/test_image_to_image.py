@@ -17,7 +17,7 @@ from oracle import Variant
 from picture_parity import apart, assert_same, made, photograph, refused
 from PIL import Image, ImageOps
 
-from diffuse.media.files import read_record
+from diffuse.media.load import read_record
 
 SMALL = {"channels": (16, 32), "heads": 2, "cross": (True, True), "vae_channels": (8, 8, 16)}
 VARIANTS = {

@@ -15,7 +15,7 @@ from oracle import Variant
 from picture_parity import apart, assert_same, made, photograph, refused, stencil
 from PIL import Image
 
-from diffuse.media.files import read_record
+from diffuse.media.load import read_record
 
 SMALL: dict[str, Any] = {"channels": (16, 32), "heads": 2, "cross": (True, True), "vae_channels": (8, 8, 16)}
 VARIANTS = {

@@ -33,7 +33,7 @@ import diffuse
 from diffuse.checkpoints.weights import Checkpoint
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
-from diffuse.media.files import read_record
+from diffuse.media.load import read_record
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.pipelines.stable_diffusion import StableDiffusion
 from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL
@@ -396,7 +396,16 @@ def test_the_record_and_python(sd: Path, tmp_path: Path) -> None:
 # The pipeline
 
 REQUEST = GenerationRequest(
-    "a cat", "", 0, 1, 64, 64, 1, 5.0, long_prompt=LongPrompt.chunk, prompt_syntax=PromptSyntax.weighted
+    prompt="a cat",
+    negative_prompt="",
+    seed=0,
+    num_images=1,
+    width=64,
+    height=64,
+    num_inference_steps=1,
+    guidance_scale=5.0,
+    long_prompt=LongPrompt.chunk,
+    prompt_syntax=PromptSyntax.weighted,
 )
 
 

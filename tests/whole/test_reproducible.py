@@ -15,7 +15,7 @@ from command import diffuse, finished, start
 from PIL import Image
 
 from diffuse.config.groups import group_options
-from diffuse.media import files as media
+from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
 
 REQUEST = ("prompt=a cactus on a pink background", "num_inference_steps=2", "hardware=cpu", "hardware.threads=1")
@@ -31,7 +31,7 @@ def pixels(path: Path) -> np.ndarray:
     """What is in the file, uint8 `[H, W, 3]`; its record must give the digest of just that."""
     with Image.open(path) as picture:
         found = np.asarray(picture.convert("RGB"))
-    assert media.read_record(path)["image"]["pixels_sha256"] == pixels_sha256(found)
+    assert read_record(path)["image"]["pixels_sha256"] == pixels_sha256(found)
     return found
 
 
@@ -138,12 +138,9 @@ def test_a_drawn_seed_makes_the_picture_again(make: Make, tmp_path: Path) -> Non
     done = diffuse(*REQUEST, STRICT, "tracking=none", "output.dir=out", cwd=tmp_path)
     assert done.status == 0, done.err
     path = tmp_path / done.paths[0]
-    seed = media.read_record(path)["request"]["seed"]
+    seed = read_record(path)["request"]["seed"]
     assert np.array_equal(make(STRICT, f"seed={seed}")[0], pixels(path))
-    assert (
-        seed
-        != media.read_record(tmp_path / diffuse(*REQUEST, "tracking=none", cwd=tmp_path).paths[0])["request"]["seed"]
-    )
+    assert seed != read_record(tmp_path / diffuse(*REQUEST, "tracking=none", cwd=tmp_path).paths[0])["request"]["seed"]
 
 
 def test_nothing_draws_from_the_global_generator(make: Make) -> None:

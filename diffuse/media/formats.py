@@ -1,0 +1,127 @@
+"""The table of media formats: for each, its files, its writer, its reader, and its limits.
+
+Everything else asks this table. The names that `output.format` may have stand in `schema.ImageFormat`; a test holds
+them to the rows that have an encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from diffuse.errors import MediaError
+from diffuse.media.encoders import encode_jpg, encode_png, encode_tiff, encode_webp
+from diffuse.media.metadata import exif_record, png_record
+from diffuse.media.video import gif_comment, video_comment
+from diffuse.schema import ImageFormat
+
+# From pixels uint8 RGB `[H, W, 3]`, the record, the line of parameters and the quality to the bytes of a file.
+Encoder: TypeAlias = Callable[[np.ndarray, Mapping[str, Any], str, int], bytes]
+
+
+@dataclass(frozen=True)
+class MediaFormat:
+    """A kind of file that holds media with their record."""
+
+    name: str
+    """The extension of its files, and the name in `output.format`."""
+    label: str
+    """How messages call it."""
+    suffixes: tuple[str, ...]
+    """Suffixes of its files in lower case, the one that is written first."""
+
+
+@dataclass(frozen=True)
+class StillFormat(MediaFormat):
+    """A format whose files hold one frame and no sound."""
+
+    pillow: str
+    """Its name in Pillow."""
+    encode: Encoder
+    record_text: Callable[[Image.Image], Any]
+    """Returns the text of the record in an open file."""
+    lossless: bool = False
+    max_side: int | None = None
+    """Pixels; None where the limit is beyond any image."""
+    embed_type: str | None = None
+    """The MIME type under which a page carries a file as it is; None where a smaller copy shows the same pixels, or
+    browsers do not show the format."""
+
+
+@dataclass(frozen=True)
+class VideoFormat(MediaFormat):
+    """A format whose files hold several frames. It is read, not written."""
+
+    magic: tuple[int, bytes]
+    """The offset and the bytes by which a file is recognised."""
+    record_text: Callable[[Path], bytes]
+    """Returns the text of the record in a file, empty if there is none."""
+    embed_type: str | None = None
+    """As of `StillFormat`. A page does not carry a GIF, because it cannot be paused."""
+
+
+STILL_FORMATS = (
+    StillFormat("png", "PNG", (".png",), "PNG", encode_png, png_record, lossless=True),
+    StillFormat(
+        "jpg", "JPG", (".jpg", ".jpeg"), "JPEG", encode_jpg, exif_record, max_side=65535, embed_type="image/jpeg"
+    ),
+    StillFormat("webp", "WebP", (".webp",), "WEBP", encode_webp, exif_record, max_side=16383, embed_type="image/webp"),
+    StillFormat("tiff", "TIFF", (".tiff", ".tif"), "TIFF", encode_tiff, exif_record, lossless=True),
+)
+VIDEO_FORMATS = (
+    VideoFormat("mp4", "MP4", (".mp4",), (4, b"ftyp"), video_comment, "video/mp4"),
+    VideoFormat("webm", "WebM", (".webm",), (0, b"\x1a\x45\xdf\xa3"), video_comment, "video/webm"),
+    VideoFormat("gif", "GIF", (".gif",), (0, b"GIF8"), gif_comment),
+)
+FORMATS: tuple[StillFormat | VideoFormat, ...] = (*STILL_FORMATS, *VIDEO_FORMATS)
+
+PILLOW_FORMATS = tuple(row.pillow for row in STILL_FORMATS)
+"""The formats that Pillow may try on an image that diffuse saved."""
+STILL_SUFFIXES = tuple(suffix for row in STILL_FORMATS for suffix in row.suffixes)
+
+
+def format_of(path: Path) -> StillFormat | VideoFormat | None:
+    """Returns the format that a file's suffix names, None for any other suffix."""
+    suffix = path.suffix.lower()
+    return next((row for row in FORMATS if suffix in row.suffixes), None)
+
+
+def is_video(path: Path) -> bool:
+    """Returns whether a file's suffix names a format of videos."""
+    return isinstance(format_of(path), VideoFormat)
+
+
+def is_lossless(path: Path) -> bool:
+    """Returns whether a file's suffix names a format that keeps every pixel as it was saved."""
+    row = format_of(path)
+    return isinstance(row, StillFormat) and row.lossless
+
+
+def embed_type(path: Path) -> str | None:
+    """Returns the MIME type under which a page carries the file as it is, None if it carries a copy."""
+    row = format_of(path)
+    return None if row is None else row.embed_type
+
+
+def output_format(name: ImageFormat | str) -> StillFormat:
+    """Returns the row of the format that `output.format` names.
+
+    Raises:
+        MediaError: there is no such format.
+    """
+    text = name.value if isinstance(name, ImageFormat) else name
+    for row in STILL_FORMATS:
+        if row.name == text:
+            return row
+    choices = ", ".join(row.name for row in STILL_FORMATS)
+    raise MediaError(f"output.format={text} is not a format; choose one of {choices}")
+
+
+def names_in_words(labels: list[str]) -> str:
+    """Returns `A, B or C` for messages."""
+    return " or ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))

@@ -1,0 +1,60 @@
+"""The parameters of an image as AUTOMATIC1111's web UI writes them, which image viewers show."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffuse.schema import PromptSyntax
+
+_SAMPLERS = {  # diffuse's name -> the name that viewers know
+    "ddim": "DDIM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lcm": "LCM",
+    "pndm": "PLMS",
+    "unipc": "UniPC",
+}
+
+
+def parameters_text(record: Mapping[str, Any]) -> str:
+    """Returns the parameters of one image from its record (`record.image_record`), as AUTOMATIC1111's web UI does.
+
+    They are the prompt, `Negative prompt: ...` unless it is empty, and one line of `Name: value` pairs, in which a
+    value with a comma, a colon or a line break is JSON-quoted.
+    """
+    request, weights = record["request"], record["weights"]
+    texts = request["prompt"] + (request["negative_prompt"] or "")
+    literal = request.get("prompt_syntax") != PromptSyntax.weighted.name and any(c in texts for c in "([")
+    sampler = record["config"]["scheduler"]["name"]
+    parts = weights.get("components", {})
+    model, vae = parts.get("unet", weights), parts.get("vae", {})
+    pairs = {
+        "Steps": request["num_inference_steps"],
+        "Sampler": _SAMPLERS.get(sampler, sampler),
+        "CFG scale": f"{request['guidance_scale']:g}",
+        "Seed": record["image"]["seed"],
+        "Size": f"{request['width']}x{request['height']}",
+        "Denoising strength": "" if request.get("strength") is None else f"{request['strength']:g}",
+        "Emphasis": "None" if literal else "",  # there, brackets are weights unless this is said
+        "Model hash": (model.get("sha256") or "")[:10],
+        "Model": Path(str(model.get("source") or record["config"]["model"]["name"])).name,
+        "VAE hash": vae.get("sha256", "")[:10],
+        "VAE": Path(str(vae.get("source", ""))).name,
+        "Version": f"diffuse {record['diffuse']}",
+    }
+    lines = [request["prompt"].strip()]
+    if request["negative_prompt"]:
+        lines.append(f"Negative prompt: {request['negative_prompt'].strip()}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items() if value != ""))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value

@@ -1,0 +1,192 @@
+"""Reproductions: a recorded run as a request, to be run again.
+
+A record may come from a stranger: it is data. It decides which image is made, within limits; where files are written
+and what is tracked is the user's own affair, and a local file is read only if it is the one that was read then.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.config.compose import compose_config
+from diffuse.config.inputs import Inputs
+from diffuse.config.request import RequestDraft, draft_requests
+from diffuse.errors import ConfigError, MediaError
+from diffuse.media.images import file_sha256
+from diffuse.media.load import read_record
+from diffuse.record.recorded_run import RecordedRun, read_recorded_run, recorded_run
+from diffuse.reproduce.recorded_config import OWN_GROUPS, restore_config
+from diffuse.schema import COMPONENTS, TrackingConfig
+
+# Overrides that a user may add to a record: groups, the files of the images that it started from, and weights.
+_GROUPS = (*OWN_GROUPS, "hardware", "memory_profile")
+_INPUT_FILES = ("input_image", "mask_image")
+_WEIGHTS = re.compile(rf"(model|refiner)(\.({'|'.join(COMPONENTS)}))?\.(source|revision|variant)|model\.download")
+_RUN_ID = re.compile(r"[\w-]{8,}")  # may be a run's id, because it has no suffix of a file
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A recorded run as a request. Images are counted from 0 in this run, which may be a part of the recorded one."""
+
+    recorded: RecordedRun
+    cfg: DictConfig
+    drafts: list[RequestDraft]
+    overrides: list[str]
+    digests: Mapping[int, str]
+    """The recorded SHA-256 of the pixels, by image."""
+    pixels: Mapping[int, np.ndarray]
+    """The recorded pixels, uint8 RGB `[H, W, 3]`, of the images that are at hand."""
+    before: Sequence[int]
+    """Seeds that were computed in one batch with the images, before theirs."""
+    after: Sequence[int]
+    """And after theirs."""
+    notes: list[str]
+    """For the user, before the run, a line each."""
+
+
+def find_reproduction(target: str, overrides: Sequence[str] = ()) -> Reproduction:
+    """Builds the reproduction of a file, or of a run in the user's tracking store.
+
+    Args:
+        target: a file with a record, or the id of a run.
+        overrides: see `build_reproduction`.
+
+    Raises:
+        DiffuseError: there is no such file or run, or as `read_recorded_run` and `build_reproduction` raise.
+    """
+    if not target:
+        raise ConfigError("reproduce: make what again? Give a picture, a record.json, a job.json or the id of a run")
+    path = Path(target).expanduser()
+    if _RUN_ID.fullmatch(target) and not path.exists():
+        return build_reproduction(_tracked_run(target, compose_config(overrides)), overrides)
+    return build_reproduction(read_recorded_run(path), overrides)
+
+
+def _tracked_run(run_id: str, own: DictConfig) -> RecordedRun:
+    """Reads the record of a run, and its images, from the tracking store."""
+    from diffuse.tracking.query import StoreReader  # which imports MLflow
+
+    try:
+        reader = StoreReader(cast(TrackingConfig, OmegaConf.to_object(own.tracking)))
+    except ConfigError as error:
+        raise ConfigError(f"{run_id}: there is no such file; and as a run: {error}") from error
+    run = reader.run(run_id)
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder:
+        record = reader.record(run, Path(folder))
+        files = {}
+        for path in reader.media(run, Path(folder)):
+            with suppress(MediaError):
+                index = read_record(path).get("image", {}).get("index")
+                files[index] = path
+        return recorded_run(record, f"run {run_id}", files)
+
+
+def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> Reproduction:
+    """Builds the request that makes the images of a recorded run again.
+
+    The bits of an image can depend on the batch that it is computed in. So the rest of its batch is made too, whether
+    that was of the same run or of other jobs of a sweep.
+
+    Args:
+        overrides: the user's own: where to write, which hardware, and where a file is that the record names.
+
+    Raises:
+        ConfigError: an override is of something else, or the record asks for something impossible or far from usual.
+        MediaError: an image that it started from is missing, or another one.
+    """
+    for override in overrides:
+        name = override.partition("=")[0]
+        if name.partition(".")[0] not in _GROUPS and name not in _INPUT_FILES and not _WEIGHTS.fullmatch(name):
+            choices = ", ".join((*_GROUPS, *_INPUT_FILES, "model.source"))
+            raise ConfigError(f"{override}: that is for the record to say; what may be given is of {choices}")
+    own = compose_config(overrides)
+    own_names = {override.partition("=")[0] for override in overrides}
+    try:
+        cfg, notes = restore_config(recorded.record, own, own_names)
+    except ConfigError as error:
+        raise ConfigError(f"{recorded.label}: {error}") from None
+    for name in OWN_GROUPS:
+        cfg[name] = own[name]
+    for name in own_names:
+        if "." in name or name in _INPUT_FILES:
+            OmegaConf.update(cfg, name, OmegaConf.select(own, name))
+    _check_inputs(cfg, recorded, own_names)
+    first = min(recorded.digests)
+    before, after = _batch_neighbors(cfg, recorded)
+    cfg.seed, cfg.num_images = cfg.seed + first, len(recorded.digests)
+    drafts = draft_requests(cfg)
+    notes += _input_notes(drafts[0].inputs, recorded.record)
+    recorded_overrides = [each for each in recorded.record["overrides"] if _is_kept(each, own_names)]
+    return Reproduction(
+        recorded,
+        cfg,
+        drafts,
+        [*recorded_overrides, f"seed={cfg.seed}", f"num_images={cfg.num_images}", *overrides],
+        {index - first: digest for index, digest in recorded.digests.items()},
+        {index - first: pixels for index, pixels in recorded.pixels.items()},
+        before,
+        after,
+        notes,
+    )
+
+
+def _is_kept(override: str, own_names: set[str]) -> bool:
+    """Returns whether an override of the recorded run is one of this run too."""
+    name = override.partition("=")[0]
+    return name.partition(".")[0] not in (*OWN_GROUPS, "seed", "num_images", "prompt_file") and name not in own_names
+
+
+def _batch_neighbors(cfg: DictConfig, recorded: RecordedRun) -> tuple[list[int], list[int]]:
+    """Returns the seeds before and after those of the images, in the batches in which they were computed."""
+    batch = recorded.record.get("batch") or {"seeds": range(cfg.seed, cfg.seed + cfg.num_images), "first": 0}
+    seeds, offset = list(batch["seeds"]), batch["first"]
+    strict = recorded.record["hardware"].get("deterministic") == "strict"
+    size = 1 if strict else max(cfg.memory_profile.batch_size or 1, 1)  # a record has the number that was used
+    first, last = offset + min(recorded.digests), offset + max(recorded.digests)
+    return seeds[first // size * size : first], seeds[last + 1 : (last // size + 1) * size]
+
+
+def _check_inputs(cfg: DictConfig, recorded: RecordedRun, own_names: set[str]) -> None:
+    """Refuses to read a file that the record names, unless its SHA-256 is the recorded one."""
+    label = recorded.label
+    for name in _INPUT_FILES:
+        path = cfg[name]
+        if path is None or name in own_names:
+            continue
+        entry = recorded.record["inputs"].get(name)
+        entry = entry if isinstance(entry, dict) else {}
+        file = entry.get("file")
+        if file is None:
+            raise MediaError(
+                f"{label}: the {name} was in memory, and a record holds its SHA-256 alone; add {name}=FILE"
+            )
+        if str(file).startswith(("//", "\\\\")):
+            raise MediaError(f"{name}={file}: is on another computer; copy it and add {name}=FILE")
+        digest = file_sha256(str(file))
+        if digest is None or digest != entry.get("sha256"):
+            fault = "there is no such file" if digest is None else "is another file now (its SHA-256 differs)"
+            raise MediaError(f"{label}: {name}={file}: {fault}; give the picture it started from: {name}=FILE")
+        cfg[name] = str(file)
+
+
+def _input_notes(inputs: Inputs | None, record: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each input image of the user that is not the recorded one."""
+    if inputs is None:
+        return []
+    notes = []
+    for name, image in (("input_image", inputs.picture), ("mask_image", inputs.mask)):
+        entry = record["inputs"].get(name)
+        recorded = entry.get("sha256") if isinstance(entry, dict) else None
+        if image is not None and recorded not in (image.sha256, image.pixels_sha256):
+            notes.append(f"the {name} is not the recorded one: its SHA-256 differs")
+    return notes
