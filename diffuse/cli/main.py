@@ -271,14 +271,14 @@ def _download(arguments: list[str]) -> None:
 
     validation.check_targets(cfg)
 
-    from diffuse.checkpoints import locate as hub
-    from diffuse.checkpoints import sources
+    from diffuse.checkpoints.locate import download_checkpoints
+    from diffuse.checkpoints.model_sources import model_sources
     from diffuse.run import open as opening
     from diffuse.schema import Download
 
     agreed = "--yes" in arguments or "-y" in arguments
-    for checkpoint in hub.download(
-        sources.wanted(cfg, opening.folders(cfg)), Download.yes if agreed else cfg.model.download
+    for checkpoint in download_checkpoints(
+        model_sources(cfg, opening.folders(cfg)), Download.yes if agreed else cfg.model.download
     ):
         _print(checkpoint.folder)
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.checkpoints import weights
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.weights import check_weights, load_weights
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.models.text_encoder import clip
@@ -281,8 +282,8 @@ class LatentPipeline:
     def config(self, config: type[Any], component: str) -> Any:
         """The architecture that the checkpoint declares for `component`, as an instance of `config`."""
         part = self.checkpoint.part(component)
-        where = str(part.path(f"{component}/config.json"))
-        return weights.architecture(config, part.config(component), where)
+        where = part.display_name(component, "config.json")
+        return read_architecture(config, part.config(component), where)
 
     def add(
         self,
@@ -295,10 +296,10 @@ class LatentPipeline:
         """Declares a component, whose weights are read when it is first used. `float32`: never in half precision."""
         part = self.checkpoint.part(name)
         # The headers show now what would otherwise end a run that is already recorded.
-        weights.check(lambda: model(config), part, name, rename=rename)
+        check_weights(lambda: model(config), part, name, rename=rename)
 
         def load(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-            return weights.load(lambda: model(config), part, name, device=device, dtype=dtype, rename=rename)
+            return load_weights(lambda: model(config), part, name, device=device, dtype=dtype, rename=rename)
 
         self.memory.add(name, load, float32=float32)
 
@@ -323,9 +324,9 @@ class LatentPipeline:
 
     def misfit(self, what: str) -> CheckpointError:
         """The error for components that do not belong together."""
-        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.elsewhere.values())
+        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.parts.values())
         way_out = f"choose another {settings}" if settings else "the folders are of different models"
-        return CheckpointError(f"{self.checkpoint.folder}: {what}; {way_out}")
+        return CheckpointError(f"{self.checkpoint.source}: {what}; {way_out}")
 
 
 def joined(batches: Sequence[Tensor]) -> Tensor:

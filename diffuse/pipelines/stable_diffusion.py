@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer

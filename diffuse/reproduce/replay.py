@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.checkpoints.folder import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.config import compose as configuration
 from diffuse.config import request as validation
 from diffuse.config.inputs import Inputs
@@ -219,7 +219,7 @@ def _find(cfg: DictConfig, name: str, weights: Any, given: set[str]) -> None:
     if source.startswith(("//", "\\\\")):
         raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
     if name == "model" and source != str(configuration.TINY) and not Path(source).expanduser().is_dir():
-        ships = recorded.get("sha256") == Checkpoint.open(configuration.TINY).digest()
+        ships = recorded.get("sha256") == CheckpointFolder.open(configuration.TINY).digest()
         if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
             node.source = str(configuration.TINY)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse.checkpoints import sources
+from diffuse.checkpoints.checkpoint import weights_record
 from diffuse.errors import RunError
 from diffuse.media.pixels import levels, pixels_sha256, psnr
 from diffuse.record import differences
@@ -46,7 +46,7 @@ def _compare_weights(asked: Replay) -> None:
     weights = asked.recorded.record["weights"]
     opened = opening.open_pipeline(asked.cfg)
     for checkpoint, recorded in zip(opened.checkpoints, (weights, weights.get("refiner")), strict=False):
-        for cause in differences.of_weights(recorded, sources.as_record(checkpoint), "weights"):
+        for cause in differences.of_weights(recorded, weights_record(checkpoint), "weights"):
             say(f"{checkpoint.source}: {cause}")
 
 

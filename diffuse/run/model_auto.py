@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffuse.checkpoints import locate as hub
-from diffuse.checkpoints.hub.repository import Wanted
+from diffuse.checkpoints.locate import model_index
+from diffuse.checkpoints.source import Source
 from diffuse.config import compose as configuration
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
@@ -54,7 +54,7 @@ def resolve(overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"{AUTO}: reads from a checkpoint what it is; add model.source=FOLDER or OWNER/NAME")
     # A value that is none of them is refused when the configuration is composed.
     consent = Download.__members__.get(values.get("model.download", ""), Download.ask)
-    model = f"model={family(hub.index(Wanted(source, revision), consent), source)}"
+    model = f"model={family(model_index(Source(source, revision), consent), source)}"
     return [model if override == AUTO else override for override in overrides]
 
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.checkpoints import sources
-from diffuse.checkpoints.folder import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config.compose import load_group
 from diffuse.device import hardware
 from diffuse.device import memory as memory_profile
@@ -51,7 +51,7 @@ def open_pipeline(cfg: DictConfig) -> Opened:
 
     models = stages(cfg)
     families = [family(model._target_) for model in models]
-    checkpoints = sources.locate(cfg, folders(cfg))
+    checkpoints = locate_models(cfg, folders(cfg))
     identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     pipeline = _kept(key)

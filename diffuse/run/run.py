@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse import tracking
-from diffuse.checkpoints import sources
-from diffuse.checkpoints.folder import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint, weights_record, weights_tag
+from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config import objective
 from diffuse.config import request as validation
 from diffuse.config.inputs import Inputs
@@ -312,7 +312,7 @@ def _inputs(job: Prepared) -> dict[str, Any]:
 
 def _weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     model, *refiners = checkpoints
-    return sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {})
+    return weights_record(model) | ({"refiner": weights_record(refiners[0])} if refiners else {})
 
 
 def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +324,7 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def _tags(about: dict[str, Any]) -> dict[str, str]:
     tags = {
         "diffuse.version": about["diffuse"],
-        "diffuse.weights": sources.tag(about["weights"]),
+        "diffuse.weights": weights_tag(about["weights"]),
         "mlflow.source.git.commit": (about["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}
@@ -353,4 +353,4 @@ def prepare(cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened
 
 def weights(cfg: DictConfig) -> dict[str, Any]:
     """What the record would say of the weights. Raises ConfigError or CheckpointError where they are not there."""
-    return _weights(sources.locate(cfg, opening.folders(cfg)))
+    return _weights(locate_models(cfg, opening.folders(cfg)))

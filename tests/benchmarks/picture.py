@@ -21,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 from peers import TINY
 from torch import Tensor
 
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.config import compose as configuration
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
@@ -35,7 +35,7 @@ def ours(options: argparse.Namespace, profile: str, dtype: str) -> harness.Call:
     hw = hardware.detect(HardwareConfig("", Device[options.device], Dtype[dtype], threads=options.threads))
     hardware.apply(hw)
     memory = Memory(configuration.load_group("memory_profile")[profile], hw)
-    pipeline = StableDiffusion(Checkpoint.open(options.source), memory)
+    pipeline = StableDiffusion(CheckpointFolder.open(options.source), memory)
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     request = GenerationRequest(PROMPT, "", SEED, 1, options.side, options.side, options.steps, SCALE)
     return lambda: torch.from_numpy(pipeline(request, scheduler).images)

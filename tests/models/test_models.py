@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel as PeerText
 
-from diffuse.checkpoints import weights
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.folder import CheckpointFolder
+from diffuse.checkpoints.weights import load_weights
 from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Attention
 from diffuse.layers.packed import Conv2d, Linear
@@ -46,7 +47,7 @@ def ours(component: str, peer: nn.Module) -> Any:
     if component == "text_encoder":
         settings = {**settings, "architectures": [type(peer).__name__]}
     with torch.device("meta"):
-        module = model(weights.architecture(config, settings, f"{component}/config.json"))  # type: ignore[type-var]
+        module = model(read_architecture(config, settings, f"{component}/config.json"))  # type: ignore[type-var]
     renamed = {rename(key): tensor for key, tensor in peer.state_dict().items()}
     module.load_state_dict({key: t for key, t in renamed.items() if key is not None}, strict=True, assign=True)
     return module.eval()
@@ -55,9 +56,9 @@ def ours(component: str, peer: nn.Module) -> Any:
 def from_file(component: str, folder: Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
     """Our module as the program loads it."""
     model, config, rename = MODELS[component]
-    checkpoint = Checkpoint.open(folder, variant=variant)
-    settings = weights.architecture(config, checkpoint.config(component), component)  # type: ignore[type-var]
-    return weights.load(lambda: model(settings), checkpoint, component, device="cpu", dtype=dtype, rename=rename)
+    checkpoint = CheckpointFolder.open(folder, variant=variant)
+    settings = read_architecture(config, checkpoint.config(component), component)  # type: ignore[type-var]
+    return load_weights(lambda: model(settings), checkpoint, component, device="cpu", dtype=dtype, rename=rename)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -368,7 +369,7 @@ def test_full_size_modules_have_the_published_keys_and_shapes(component: str, pa
     published = PUBLISHED[component]
     model, config, rename = MODELS[component]
     with torch.device("meta"):
-        module = model(weights.architecture(config, published, component))  # type: ignore[type-var]
+        module = model(read_architecture(config, published, component))  # type: ignore[type-var]
         if component == "unet":
             peer = PeerUNet.from_config(published)
         elif component == "vae":
@@ -400,7 +401,7 @@ def test_full_size_modules_have_the_published_keys_and_shapes(component: str, pa
 def test_what_is_not_implemented_is_refused_by_name(component: str, key: str, value: Any) -> None:
     _, config, _ = MODELS[component]
     with pytest.raises(CheckpointError, match=key):
-        weights.architecture(config, {**PUBLISHED[component], key: value}, f"{component}/config.json")  # type: ignore[type-var]
+        read_architecture(config, {**PUBLISHED[component], key: value}, f"{component}/config.json")  # type: ignore[type-var]
 
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
