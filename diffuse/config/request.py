@@ -91,7 +91,9 @@ def drafts(
         given = configuration.resolved(cfg) if resolved is None else resolved
         defaults = {**given.model.request_defaults, **given.refiner.request_defaults}
         check_targets(given)
-        sampler_options.check({key: value for key, value in given.scheduler.items() if key not in ("_target_", "name")})
+        sampler_options.check_options(
+            {key: value for key, value in given.scheduler.items() if key not in ("_target_", "name")}
+        )
         values = _filled(given, defaults)
         _check_values(values, given)
         reader = reader or Reader()

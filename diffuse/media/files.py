@@ -40,17 +40,6 @@ _FULL_CHROMA = 90  # from this JPG quality on, colour is stored at full resoluti
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # Windows keeps these
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how undecodable bytes of the command line arrive
-_SAMPLERS = {  # names that viewers know
-    "ddim": "DDIM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "pndm": "PLMS",
-    "unipc": "UniPC",
-}
 
 
 def file_stem(prompt: str, seed: int, name: str | None = None) -> str:
@@ -308,21 +297,24 @@ def file_sha256(path: Path) -> str:
         raise MediaError(f"{path} cannot be read: {_reason(error)}; it may be damaged") from error
 
 
-def parameters_text(record: Mapping[str, Any]) -> str:
-    """What AUTOMATIC1111's web UI writes beside a picture, from the record of one image (record.of_image).
+def parameters_text(record: Mapping[str, Any], sampler: str | None = None) -> str:
+    """Returns what AUTOMATIC1111's web UI writes beside a picture, from the record of one image (record.of_image).
 
     The prompt, `Negative prompt: ...` unless it is empty, and one line of `Name: value` pairs, in which a value with a
     comma, a colon or a line break is JSON-quoted.
+
+    Args:
+        record: of one image.
+        sampler: the name under which viewers know the sampler; None for the scheduler's own name.
     """
     request, weights = record["request"], record["weights"]
     texts = request["prompt"] + (request["negative_prompt"] or "")
     literal = request.get("prompt_syntax") != PromptSyntax.weighted.name and any(c in texts for c in "([")
-    sampler = record["config"]["scheduler"]["name"]
     parts = weights.get("components", {})
     model, vae = parts.get("unet", weights), parts.get("vae", {})
     pairs = {
         "Steps": request["num_inference_steps"],
-        "Sampler": _SAMPLERS.get(sampler, sampler),
+        "Sampler": sampler or record["config"]["scheduler"]["name"],
         "CFG scale": f"{request['guidance_scale']:g}",
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",

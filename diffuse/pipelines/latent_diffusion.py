@@ -27,7 +27,7 @@ from diffuse.sampling.encoded_prompts import EncodedTexts
 from diffuse.sampling.guidance import Conditioning, Guidance, embedded_scale
 from diffuse.sampling.results import Made, Step
 from diffuse.sampling.start import Begun, Draw, FromNoise, FromPicture, Generators, Inpaint, InpaintingModel, Start
-from diffuse.schedulers import build
+from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.sampler import State
 from diffuse.schema import GenerationRequest
 
@@ -113,7 +113,7 @@ class LatentPipeline:
 
     def scheduler(self, options: Mapping[str, Any]) -> Sampler:
         """The sampler that `options` names, with the checkpoint's published settings where an option is null."""
-        scheduler: Sampler = build.build(options, self.checkpoint.config("scheduler"))
+        scheduler: Sampler = build_sampler(options, self.checkpoint.config("scheduler"))
         return scheduler
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
@@ -184,7 +184,7 @@ class LatentPipeline:
 
         def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
             self.memory.after_step(index)
-            steps.tell(timestep, seconds, state.sample, lambda: self._decode(state.seen()))
+            steps.tell(timestep, seconds, state.sample, lambda: self._decode(state.denoised()))
 
         with self.memory.use("unet") as unet:
             return denoise(

@@ -15,6 +15,7 @@ from PIL import Image
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 from diffuse.record import record
+from diffuse.schedulers.build import sampler_label
 from diffuse.schema import ImageFormat
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Generation:
             format=format,
             quality=quality,
             record=one,
-            parameters=media.parameters_text(one),
+            parameters=media.parameters_text(one, sampler_label(one["config"]["scheduler"])),
         )
 
     def __repr__(self) -> str:
