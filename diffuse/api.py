@@ -1,8 +1,7 @@
 """The Python interface: `diffuse.txt2img`, `img2img`, `inpaint`, `load_pipeline`.
 
-Arguments become the overrides of the command line, and what runs is what the command runs: a picture made here and one
-made by `diffuse` from the same words are the same to the bit. What only Python can hand over goes beside them: pictures
-and latents in memory, and a function to be told of each step.
+Arguments become the overrides of the command line, and the same code runs: an image made here and one made by `diffuse`
+from the same words are the same to the bit. Images and latents in memory, and callbacks, exist in Python alone.
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from PIL import Image
 from diffuse.config import compose as configuration
 from diffuse.config import request as validation
 from diffuse.errors import ConfigError, DiffuseError, Stop
-from diffuse.run import model_auto, run
-from diffuse.run import open as opening
+from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
+from diffuse.run.model_auto import compose_model
+from diffuse.run.open import open_pipeline
+from diffuse.run.run import generate
 from diffuse.sampling.results import Step
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ __all__ = [
     "DiffuseError",
     "Fields",
     "Generation",
+    "ImageLike",
     "Options",
-    "Picture",
     "Pipeline",
     "Step",
     "Stop",
@@ -42,15 +43,17 @@ __all__ = [
     "txt2img",
 ]
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray
 """A file, a PIL image, or an array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`: uint8, floating point from 0 to 1, or bool."""
 
-_IN_MEMORY = "a picture in memory"  # stands in the record for the file
+_IN_MEMORY = "a picture in memory"  # in place of the file's name in the record
 
 
 class Fields(TypedDict, total=False):
-    """What a picture is made of, by the names that the command takes; `diffuse --help` says more. What is None or left
-    out takes the model's default."""
+    """The fields of a request, by the names that the command takes; `diffuse --help` says more.
+
+    A field that is None or left out takes the model's default.
+    """
 
     negative_prompt: str | None
     prompt_2: str | None
@@ -85,50 +88,50 @@ class Fields(TypedDict, total=False):
 
 
 class Options(Fields, total=False):
-    """`Fields`, and what is of one call alone."""
+    """`Fields`, and the options of a single call."""
 
     latents: Tensor | np.ndarray | None
-    """Initial noise of unit variance, `[N, C, h, w]`, instead of that which the seeds give."""
+    """Initial noise of unit variance, `[N, C, h, w]`, instead of the noise that the seeds give."""
     on_step: Callable[[Step], None] | None
-    """Told of each step as it ends; may look at `step.preview()`, and may raise `diffuse.Stop` to end the run."""
+    """Called with each step that has ended. It may call `step.preview()`, and raise `diffuse.Stop` to end the run."""
     save: bool | str | Path
-    """Writes the pictures and records the run in the tracking store, as the command does; a folder says where to."""
+    """Saves the images and records the run in the tracking store, as the command does; or the folder to save in."""
     progress: bool
-    """Whether a bar and messages are shown, in a notebook or on standard error. They are unless this is False."""
+    """Shows a bar and messages, in a notebook or on standard error; True by default."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model, ready to make pictures; see `load_pipeline`. The weights of the last two that were used stay loaded."""
+    """A model, ready to make images; see `load_pipeline`. The weights of the last two that were used stay loaded."""
 
     settings: Mapping[str, str] = field(default_factory=dict)  # override by its name
 
     def __call__(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
-        """See `txt2img`; what is given here goes before what `load_pipeline` was given."""
+        """See `txt2img`; options given here go before those given to `load_pipeline`."""
         return self.txt2img(prompt, **options)
 
     def txt2img(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
         """See `txt2img`."""
-        return self._make({"prompt": prompt}, {}, options)
+        return self._generate({"prompt": prompt}, {}, options)
 
     def img2img(
         self,
         prompt: str | None,
-        input_image: Picture,
+        input_image: ImageLike,
         *,
         strength: float | None = None,
         resize: str | None = None,
         **options: Unpack[Options],
     ) -> Generation:
         """See `img2img`."""
-        said = {"prompt": prompt, "strength": strength, "resize": resize}
-        return self._make(said, {"input_image": input_image}, options)
+        fields = {"prompt": prompt, "strength": strength, "resize": resize}
+        return self._generate(fields, {"input_image": input_image}, options)
 
     def inpaint(
         self,
         prompt: str | None,
-        input_image: Picture,
-        mask_image: Picture,
+        input_image: ImageLike,
+        mask_image: ImageLike,
         *,
         keep_unmasked: bool = False,
         strength: float | None = None,
@@ -136,59 +139,60 @@ class Pipeline:
         **options: Unpack[Options],
     ) -> Generation:
         """See `inpaint`."""
-        said = {"prompt": prompt, "keep_unmasked": keep_unmasked, "strength": strength, "resize": resize}
-        return self._make(said, {"input_image": input_image, "mask_image": mask_image}, options)
+        fields = {"prompt": prompt, "keep_unmasked": keep_unmasked, "strength": strength, "resize": resize}
+        return self._generate(fields, {"input_image": input_image, "mask_image": mask_image}, options)
 
-    def _make(self, said: Mapping[str, Any], pictures: Mapping[str, Picture], options: Options) -> Generation:
-        fields: dict[str, Any] = {**options, **said}
+    def _generate(self, own_fields: Mapping[str, Any], images: Mapping[str, ImageLike], options: Options) -> Generation:
+        fields: dict[str, Any] = {**options, **own_fields}
         latents, on_step = fields.pop("latents", None), fields.pop("on_step", None)
         save, progress = fields.pop("save", False), fields.pop("progress", True)
         if save and not isinstance(save, bool):
             fields["output.dir"] = str(save)
-        in_memory = {name: picture for name, picture in pictures.items() if not isinstance(picture, str | Path)}
-        fields |= {name: _IN_MEMORY if name in in_memory else str(picture) for name, picture in pictures.items()}
+        in_memory = {name: image for name, image in images.items() if not isinstance(image, str | Path)}
+        fields |= {name: _IN_MEMORY if name in in_memory else str(image) for name, image in images.items()}
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
-        cfg = model_auto.compose(overrides)
+        cfg = compose_model(overrides)
         drafts = validation.drafts(cfg, in_memory)
         if len(drafts) > 1:
             raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
-        (generation,) = run.generate(
+        (generation,) = generate(
             cfg,
             drafts,
             overrides=overrides,
-            latents=None if latents is None else _noise(latents),
+            latents=None if latents is None else _as_noise(latents),
             save=bool(save),
-            told=run.Told(on_step=on_step, messages=progress),
+            callbacks=Callbacks(on_step=on_step, messages=progress),
         )
         return generation
 
 
 def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipeline:
-    """A model by its name in `conf/model`, or a folder or hub repository in the diffusers layout.
-
-    Finds the checkpoint and checks that its parts fit together; weights are read when they are first used. `fields` are
-    the defaults of every picture that is made with it.
+    """Opens a model, and checks that its parts fit together. Weights are read when they are first used.
 
         pipeline = diffuse.load_pipeline("sd21", scheduler="euler", num_inference_steps=30)
         pipeline("a lighthouse", seed=7).images[0]
+
+    Args:
+        model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
+        fields: the defaults of every call of the pipeline, see `Fields`.
 
     Raises:
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
     settings = _overrides({**_model(model), **fields})
-    opening.open_pipeline(model_auto.compose(list(settings.values())))
+    open_pipeline(compose_model(list(settings.values())))
     return Pipeline(settings)
 
 
 def txt2img(prompt: str | None = None, *, model: str | Path = "tiny", **options: Unpack[Options]) -> Generation:
-    """Pictures from a prompt.
+    """Makes images from a prompt.
 
         diffuse.txt2img("a cactus on a pink background", seed=7, num_images=4).images
         diffuse.txt2img("a lighthouse", model="sd21", scheduler="euler", save="pictures").paths
 
     Args:
-        prompt: what the picture shows, to the letter.
+        prompt: the text, taken literally.
         model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
         options: see `Options` and `Fields`.
 
@@ -200,25 +204,25 @@ def txt2img(prompt: str | None = None, *, model: str | Path = "tiny", **options:
 
 def img2img(
     prompt: str | None,
-    input_image: Picture,
+    input_image: ImageLike,
     *,
     model: str | Path = "tiny",
     strength: float | None = None,
     resize: str | None = None,
     **options: Unpack[Options],
 ) -> Generation:
-    """Pictures that start from another.
+    """Makes images that start from another.
 
     Args:
-        prompt: what the picture shows, to the letter.
-        input_image: what to start from; width and height are then its own unless given.
+        prompt: the text, taken literally.
+        input_image: the image to start from; its width and height are taken unless others are given.
         model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
-        strength: above 0 up to 1, how far the picture may change; 0.8 where the model says nothing else.
-        resize: `stretch`, `crop` or `pad`: how a picture of another size is made to fit.
+        strength: above 0 up to 1, how far the image may change; 0.8 unless the model has another default.
+        resize: `stretch`, `crop` or `pad`: how an image of another size is made to fit.
         options: see `Options` and `Fields`.
 
     Raises:
-        DiffuseError: as `txt2img`; or the picture cannot be read.
+        DiffuseError: as `txt2img`; or the image cannot be read.
     """
     pipeline = Pipeline(_overrides(_model(model)))
     return pipeline.img2img(prompt, input_image, strength=strength, resize=resize, **options)
@@ -226,8 +230,8 @@ def img2img(
 
 def inpaint(
     prompt: str | None,
-    input_image: Picture,
-    mask_image: Picture,
+    input_image: ImageLike,
+    mask_image: ImageLike,
     *,
     model: str | Path = "tiny",
     keep_unmasked: bool = False,
@@ -235,15 +239,15 @@ def inpaint(
     resize: str | None = None,
     **options: Unpack[Options],
 ) -> Generation:
-    """Pictures of which a part is painted anew.
+    """Makes images of which a region is painted anew.
 
     Args:
-        prompt: what the picture shows, to the letter.
-        input_image: the picture to paint into.
+        prompt: the text, taken literally.
+        input_image: the image to paint into.
         mask_image: of the same size; white is painted anew, black is kept.
         model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
         keep_unmasked: returns the pixels outside the mask unchanged, which the autoencoder would change a little.
-        strength: above 0 up to 1, how far the painted part may keep to what was there; 1 forgets it.
+        strength: above 0 up to 1, how far the painted region may change; 1 forgets what was there.
         resize: see `img2img`.
         options: see `Options` and `Fields`.
 
@@ -262,7 +266,7 @@ def inpaint(
 
 
 def _model(model: str | Path) -> dict[str, str]:
-    """The fields that name a model: an option of its group, or any checkpoint."""
+    """Returns the fields that name a model: an option of its group, or any checkpoint."""
     name = str(model)
     if name in configuration.options("model") or not ("/" in name or Path(name).is_dir()):
         return {"model": name}
@@ -270,14 +274,17 @@ def _model(model: str | Path) -> dict[str, str]:
 
 
 def _overrides(fields: Mapping[str, Any]) -> dict[str, str]:
-    """By its name, each field that is given as an override; those of `overrides` among them."""
-    given = dict(fields)
-    own = {override.partition("=")[0]: override for override in given.pop("overrides", ())}
-    return own | {name: f"{name}={_word(name, value)}" for name, value in given.items() if value is not None}
+    """Returns by name the override of each field that is set, with those of the field `overrides`."""
+    others = {override.partition("=")[0]: override for override in fields.get("overrides", ())}
+    return others | {
+        name: f"{name}={_override_value(name, value)}"
+        for name, value in fields.items()
+        if name != "overrides" and value is not None
+    }
 
 
-def _word(name: str, value: Any) -> str:
-    """A value as it is written on a command line."""
+def _override_value(name: str, value: Any) -> str:
+    """Returns a value as it is written on a command line."""
     if hasattr(value, "tolist"):  # NumPy's and torch's own numbers and lists of them
         value = value.tolist()
     if isinstance(value, str | Path):
@@ -287,15 +294,15 @@ def _word(name: str, value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, Sequence):
-        return f"[{','.join(_word(name, item) for item in value)}]"
+        return f"[{','.join(_override_value(name, item) for item in value)}]"
     try:
         return str(operator.index(value))
     except TypeError:
         raise ConfigError(f"{name}: is of type {type(value).__name__}; give text or a number") from None
 
 
-def _noise(latents: Any) -> Tensor:
-    """Latents of any kind as float32 on the CPU."""
+def _as_noise(latents: Any) -> Tensor:
+    """Returns latents of any kind as float32 on the CPU."""
     import torch
 
     try:

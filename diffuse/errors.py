@@ -1,4 +1,4 @@
-"""Errors a user can cause. Each message says in one line what happened and what to do next."""
+"""Errors that a user can cause. Each message says in one line what happened and what to do next."""
 
 import re
 
@@ -6,7 +6,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # with which a text could have a 
 
 
 def one_line(text: str) -> str:
-    """Text from anywhere as one line to be shown."""
+    """Returns text from anywhere as one line that is safe to print."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""What a user sees: messages and progress on standard error, and on standard output the saved paths alone."""
+"""Output for the user: messages and progress on standard error, and on standard output the saved paths alone."""
 
 from __future__ import annotations
 
@@ -19,35 +19,42 @@ def say(line: str) -> None:
     print(one_line(line), file=sys.stderr, flush=True)
 
 
-def agreed(question: str, nobody: str) -> bool:
-    """Whether the user says yes. Raises ConfigError, which says `nobody`, where there is no terminal to ask on."""
+def confirm(question: str, no_terminal: str) -> bool:
+    """Asks the user, and returns whether the answer is yes.
+
+    Raises:
+        ConfigError: there is no terminal to ask on; `no_terminal` is its message.
+    """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfigError(nobody)
+        raise ConfigError(no_terminal)
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-_unheard: list[OSError] = []
+_errors: list[OSError] = []
 
 
-def saved(path: Path) -> None:
-    """Prints a path on standard output. A reader that has gone costs no picture: `unheard` tells later."""
+def print_path(path: Path) -> None:
+    """Prints a path on standard output. A reader that has gone costs no image: see `print_error`."""
     try:
         print(path, flush=True)
     except OSError as error:
-        _unheard.append(error)
+        _errors.append(error)
 
 
-def unheard() -> OSError | None:
-    """Why paths could not be printed since this was last asked."""
-    error = _unheard[0] if _unheard else None
-    _unheard.clear()
+def print_error() -> OSError | None:
+    """Returns why paths could not be printed since the last call; None where they could."""
+    error = _errors[0] if _errors else None
+    _errors.clear()
     return error
 
 
 class Progress:
-    """A bar with the time that is left, told of each denoising step: in a notebook below the cell, elsewhere on
-    standard error, or nothing where that is no terminal or it is not to be `shown`."""
+    """A progress bar of denoising steps with the time that is left.
+
+    It stands below the cell in a notebook, elsewhere on standard error. There is none where that is no terminal, or
+    where `shown` is false.
+    """
 
     def __init__(self, title: str, shown: bool = True) -> None:
         self.title = title
@@ -82,7 +89,8 @@ class Progress:
             self.bar.start()
         return self
 
-    def step(self, step: Step) -> None:
+    def on_step(self, step: Step) -> None:
+        """Moves the bar to the step that has ended."""
         if self.cell is not None:
             done, text = step.index + 1, f"{step.index + 1}/{step.total}"
             bar = f'<progress value="{done}" max="{step.total}"></progress> {text}'
@@ -98,7 +106,7 @@ class Progress:
 
 
 def notebook_display() -> Callable[..., Any] | None:
-    """IPython's `display` where a notebook's kernel runs this; None in a terminal."""
+    """Returns IPython's `display` where a notebook's kernel runs this; None in a terminal."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if shell is None or not hasattr(shell, "kernel"):

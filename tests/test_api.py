@@ -94,7 +94,7 @@ def test_img2img_is_the_command_whatever_the_picture_comes_in(photo: Path, tmp_p
     expected = pixels(tmp_path / smoke(*words, "prompt=a cat", "output.dir=out", cwd=tmp_path).paths[0])
     for picture in (photo, Image.open(photo), pixels(photo) / 255):
         made = diffuse.img2img("a cat", picture, strength=0.5, resize="crop", width=64, height=64, **quick)
-        assert np.array_equal(made.pixels[0], expected)
+        assert np.array_equal(made.frames[0, 0], expected)
         given = made.record["inputs"]["input_image"]
         assert given["file"] == (str(photo) if isinstance(picture, str | Path) else None)
         assert (given["width"], given["height"], len(given["sha256"])) == (80, 72, 64)
@@ -106,9 +106,9 @@ def test_inpaint_is_the_command(photo: Path, mask: Path, tmp_path: Path) -> None
     expected = pixels(tmp_path / smoke(*words, cwd=tmp_path).paths[0])
     for given in (mask, pixels(mask)[..., 0] > 0):
         made = diffuse.inpaint("a cat", Image.open(photo), given, keep_unmasked=True, **QUICK)
-        assert np.array_equal(made.pixels[0], expected)
-    assert np.array_equal(made.pixels[0][:, 40:], pixels(photo)[:, 40:])
-    assert not np.array_equal(made.pixels[0], diffuse.inpaint("a cat", photo, mask, **QUICK).pixels[0])
+        assert np.array_equal(made.frames[0, 0], expected)
+    assert np.array_equal(made.frames[0, 0][:, 40:], pixels(photo)[:, 40:])
+    assert not np.array_equal(made.frames[0, 0], diffuse.inpaint("a cat", photo, mask, **QUICK).frames[0, 0])
 
 
 def test_a_pipeline_keeps_what_it_was_told(photo: Path) -> None:
@@ -116,10 +116,12 @@ def test_a_pipeline_keeps_what_it_was_told(photo: Path) -> None:
     pipeline = diffuse.load_pipeline(TINY, guidance_scale=3, **fields)  # of any folder, with its family's defaults
     assert isinstance(pipeline, diffuse.Pipeline)
     expected = diffuse.txt2img("a cat", scheduler="euler", **QUICK | {"seed": 3})
-    assert np.array_equal(pipeline("a cat", seed=3, scheduler="euler", progress=False).pixels, expected.pixels)
     assert np.array_equal(
-        pipeline.img2img("a cat", photo, strength=1, progress=False).pixels,
-        diffuse.img2img("a cat", photo, strength=1, **QUICK).pixels,
+        pipeline("a cat", seed=3, scheduler="euler", progress=False).frames[:, 0], expected.frames[:, 0]
+    )
+    assert np.array_equal(
+        pipeline.img2img("a cat", photo, strength=1, progress=False).frames[:, 0],
+        diffuse.img2img("a cat", photo, strength=1, **QUICK).frames[:, 0],
     )
 
 
@@ -142,20 +144,22 @@ def test_a_generation_saves_itself(tmp_path: Path) -> None:
     assert made.save(tmp_path) == [tmp_path / "a_cat_0.png"]
     assert made.save(tmp_path, "x", format="webp", quality=80) == [tmp_path / "x.webp"]
     assert made.save(tmp_path, "x", format="webp") == [tmp_path / "x_1.webp"]
-    assert media.read_record(tmp_path / "x.webp")["image"]["pixels_sha256"] == pixels_sha256(made.pixels[0])
+    assert media.read_record(tmp_path / "x.webp")["image"]["pixels_sha256"] == pixels_sha256(made.frames[0, 0])
     with pytest.raises(MediaError, match=r"output\.format=bmp"):
         made.save(tmp_path, format="bmp")
 
 
 def test_latents_are_the_noise_that_is_started_from_and_what_is_decoded() -> None:
     drawn = diffuse.txt2img("a cat", **QUICK)
-    shape = drawn.latents.shape
+    shape = drawn.latents["image"].shape
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0))
     for latents in (noise.numpy(), noise.double()):
         given = diffuse.txt2img("a cat", latents=latents, **QUICK | {"seed": 5})
-        assert np.array_equal(given.pixels, drawn.pixels) and torch.equal(given.latents, drawn.latents)
+        assert np.array_equal(given.frames[:, 0], drawn.frames[:, 0]) and torch.equal(
+            given.latents["image"], drawn.latents["image"]
+        )
     assert given.record["inputs"]["latents"]["shape"] == list(shape)
-    assert not drawn.latents.is_inference() and drawn.latents.dtype == torch.float32
+    assert not drawn.latents["image"].is_inference() and drawn.latents["image"].dtype == torch.float32
     with pytest.raises(ConfigError, match=re.escape(f"this request needs {tuple(shape)}")):
         diffuse.txt2img("a cat", latents=noise[:, :1], **QUICK)
     with pytest.raises(ConfigError, match="latents: hold NaN"):
@@ -171,7 +175,7 @@ def test_timesteps_are_those_that_are_visited(tmp_path: Path) -> None:
     assert [step.timestep for step in told] == [900, 400]
     smoked = smoke("prompt=a cat", "timesteps=[900,400]", "num_inference_steps=2", "output.dir=out", cwd=tmp_path)
     path = tmp_path / smoked.paths[0]
-    assert np.array_equal(pixels(path), made.pixels[0])
+    assert np.array_equal(pixels(path), made.frames[0, 0])
     assert media.read_record(path)["config"]["timesteps"] == [900, 400] == made.record["request"]["timesteps"]
     started = diffuse.img2img("a cat", made.images[0], timesteps=[900, 400], strength=0.5, on_step=told.append, **quick)
     assert [step.timestep for step in told[2:]] == [400] and len(started.step_seconds) == 1
@@ -198,8 +202,8 @@ def test_a_callback_sees_each_step_and_the_picture_does_not_change(memory_profil
     assert sum(len(step.latents) for step in told) == 4
     # The last thing that the model said of a picture is nearly the picture.
     last = np.stack([np.asarray(image) for image in previews])[[1, 3] if batches == 2 else [2, 3]]
-    assert np.abs(last.astype(int) - made.pixels).mean() < 8
-    assert np.array_equal(made.pixels, diffuse.txt2img("a cat", num_images=2, **quick).pixels)
+    assert np.abs(last.astype(int) - made.frames[:, 0]).mean() < 8
+    assert np.array_equal(made.frames[:, 0], diffuse.txt2img("a cat", num_images=2, **quick).frames[:, 0])
 
 
 def test_a_callback_may_stop_the_run(tmp_path: Path) -> None:
@@ -262,7 +266,7 @@ def test_a_notebook_shows_a_generation() -> None:
     made = diffuse.txt2img("a cat", num_images=5, **QUICK)
     shown = np.asarray(Image.open(io.BytesIO(made._repr_png_())))
     assert shown.shape == (2 * 64 + 4, 4 * 64 + 3 * 4, 3)
-    assert np.array_equal(shown[:64, 68:132], made.pixels[1]) and np.array_equal(shown[68:, :64], made.pixels[4])
+    assert np.array_equal(shown[:64, 68:132], made.frames[1, 0]) and np.array_equal(shown[68:, :64], made.frames[4, 0])
     assert (shown[68:, 68:] == 255).all()
 
 

@@ -132,12 +132,12 @@ class Checkpoint(Protocol):
         ...
 
 
-def weights_record(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_record(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns a checkpoint's source, revision, variant and digest, for the record.
 
     `components` holds the same for each component that has a source of its own. Reads every byte of the weights.
     """
-    parts = {name: weights_record(part) for name, part in checkpoint.parts.items()}
+    parts = {name: checkpoint_record(part) for name, part in checkpoint.parts.items()}
     return {
         "source": checkpoint.source,
         "revision": checkpoint.revision,

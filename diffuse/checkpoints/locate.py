@@ -19,7 +19,7 @@ from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
-from diffuse.terminal import agreed, say
+from diffuse.terminal import confirm, say
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -167,7 +167,7 @@ def _ask(plans: Sequence[DownloadPlan], other_way: str) -> None:
     locations = _locations([plan.source for plan in plans])
     size = readable_size(sum(plan.missing_size for plan in plans))
     no_terminal = f"{locations}: {size} would be fetched, and there is no terminal to ask on; {other_way}"
-    if not agreed(f"{locations}: fetch {size}?", no_terminal):
+    if not confirm(f"{locations}: fetch {size}?", no_terminal):
         raise ConfigError("nothing was fetched")
 
 

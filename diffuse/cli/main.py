@@ -114,7 +114,7 @@ def _generate(arguments: list[str]) -> None:
         multirun, flags = True, ["-m"]
     yes = bool({"-y", "--yes"} & {*flags})
     flags = [flag for flag in flags if flag not in ("-y", "--yes")]
-    overrides = model_auto.resolve(overrides)
+    overrides = model_auto.resolve_model(overrides)
     quoted = configuration.quote(overrides, sweep=multirun)
     if multirun:
         _sweep(flags, quoted, overrides, yes)
@@ -166,7 +166,7 @@ def _report_on(of: Sweep, told: SweepProgress, sheets: bool) -> list[Path]:
 
 def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
     """Says how a sweep ended; raises where jobs of it failed, which are told in a line each."""
-    from diffuse.terminal import unheard
+    from diffuse.terminal import print_error
 
     failures = [job.error for job in told.failed if job.error is not None]
     wrong = all(isinstance(error, DiffuseError) and error.exit_status == ConfigError.exit_status for error in failures)
@@ -183,7 +183,7 @@ def _end_sweep(of: Sweep, told: SweepProgress, report: Path | None) -> None:
         jobs = "1 job" if len(failures) == 1 else f"{len(failures)} jobs"
         message = f"{jobs} of the sweep failed, as said above"
         raise ConfigError(message) if wrong else RunError(message)
-    if unprinted := unheard():
+    if unprinted := print_error():
         raise RunError(f"standard output cannot be written: {unprinted.strerror}; the pictures are in {of.folder}")
 
 
@@ -203,9 +203,9 @@ def _job(cfg: DictConfig, junit: Path | None) -> None:
 
     tracking.prepare(cfg.tracking)
 
-    from diffuse.run import run
+    from diffuse.run.run import run
 
-    run.run(cfg, drafts=drafts, overrides=configuration.typed(HydraConfig.get().overrides.task))
+    run(cfg, drafts=drafts, overrides=configuration.typed(HydraConfig.get().overrides.task))
 
 
 def _suite(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
@@ -261,7 +261,7 @@ def _compose(arguments: list[str], allowed: Sequence[str] = ()) -> DictConfig:
 
     from diffuse.run import model_auto
 
-    return model_auto.compose([argument for argument in arguments if argument not in allowed])
+    return model_auto.compose_model([argument for argument in arguments if argument not in allowed])
 
 
 def _download(arguments: list[str]) -> None:
@@ -278,7 +278,7 @@ def _download(arguments: list[str]) -> None:
 
     agreed = "--yes" in arguments or "-y" in arguments
     for checkpoint in download_checkpoints(
-        model_sources(cfg, opening.folders(cfg)), Download.yes if agreed else cfg.model.download
+        model_sources(cfg, opening.component_names(cfg)), Download.yes if agreed else cfg.model.download
     ):
         _print(checkpoint.folder)
 

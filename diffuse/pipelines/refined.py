@@ -1,44 +1,49 @@
-"""Two stages: a model denoises as far as it was trained best, and another goes on from there to the picture (Podell et
+"""Two stages: a model denoises as far as it was trained best, and another goes on from there to the image (Podell et
 al., "SDXL", 2023, section 2.5; Balaji et al., "eDiff-I: Text-to-Image Diffusion Models with an Ensemble of Expert
 Denoisers", 2022)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.pipelines.latent_diffusion import LatentPipeline, joined
-from diffuse.sampling.batches import Clock, Steps, split
-from diffuse.sampling.denoise import Sampler, Walk
-from diffuse.sampling.results import Made, Step
-from diffuse.sampling.start import Begun, FromNoise, Generators
-from diffuse.schedulers.sampler import State
+from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
+from diffuse.sampling.denoise import Sampler
+from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
 from diffuse.schema import GenerationRequest
 
-_OF_PICTURES = frozenset({"input_image", "mask_image", "strength", "resize", "keep_unmasked"})
+_IMAGE_FIELDS = frozenset({"input_image", "mask_image", "strength", "resize", "keep_unmasked"})
 
 
-def request_fields(families: Sequence[type[LatentPipeline]]) -> frozenset[str]:
-    """The fields that one model knows, or two together. Those start from noise: a refiner refines a picture alone."""
+def request_fields(families: Sequence[type[LatentDiffusion]]) -> frozenset[str]:
+    """Returns the request fields that one model knows, or two together, which start from noise alone."""
     known = frozenset().union(*(family.request_fields for family in families))
-    return known if len(families) == 1 else (known | {"denoising_end"}) - _OF_PICTURES
+    return known if len(families) == 1 else (known | {"denoising_end"}) - _IMAGE_FIELDS
 
 
-def staged(families: Sequence[type[LatentPipeline]], checkpoints: Sequence[Checkpoint], memory: Memory) -> Any:
-    """The pipeline of one model, or of a model and its refiner."""
+def build_pipeline(
+    families: Sequence[type[LatentDiffusion]], checkpoints: Sequence[Checkpoint], memory: Memory
+) -> DiffusionPipeline:
+    """Builds the pipeline of one model, or of a model and its refiner.
+
+    Raises:
+        CheckpointError: the parts do not fit together.
+    """
     base = families[0](checkpoints[0], memory)
-    return base if len(families) == 1 else Refined(base, families[1](checkpoints[1], memory.beside("refiner")))
+    if len(families) == 1:
+        return base
+    return RefinedPipeline(base, families[1](checkpoints[1], memory.beside("refiner")))
 
 
 class Relay(NamedTuple):
-    """The samplers of both stages: the second begins with step `step`, before which the first calls the model
+    """The samplers of both stages: the second begins with step `step`, before which the first calls its denoiser
     `calls` times."""
 
     first: Sampler
@@ -47,14 +52,14 @@ class Relay(NamedTuple):
     calls: int
 
 
-class Refined:
+class RefinedPipeline(DiffusionPipeline):
     """A base and its refiner, which share one memory.
 
     Raises:
         CheckpointError: the latents of one are not those of the other.
     """
 
-    def __init__(self, base: LatentPipeline, refiner: LatentPipeline) -> None:
+    def __init__(self, base: LatentDiffusion, refiner: LatentDiffusion) -> None:
         self.base, self.refiner, self.memory = base, refiner, base.memory
         for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
             ours, theirs = getattr(base.vae_config, name), getattr(refiner.vae_config, name)
@@ -65,23 +70,23 @@ class Refined:
                 )
 
     def default_size(self) -> tuple[int, int]:
-        """Width and height in pixels that the base was trained at."""
+        """See `DiffusionPipeline`."""
         return self.base.default_size()
 
-    def latent_shape(self, request: GenerationRequest, given: Tensor | None = None) -> tuple[int, int, int]:
-        """See `LatentPipeline`; both have the same."""
-        return self.base.latent_shape(request, given)
+    def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
+        """Returns the shape `[C, h, w]` of one image's latents, which both models have."""
+        return self.base.latent_shape(request, latents)
 
     def complete(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with the fields of both filled where they were left open."""
+        """Returns the request with the fields of both models filled where they were left open."""
         return self.refiner.complete(self.base.complete(request))
 
     def check(self, request: GenerationRequest) -> None:
-        """Refuses what only the checkpoints' own configurations show to be wrong."""
+        """See `DiffusionPipeline`."""
         self.base.check(request)
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Relay:
-        """The samplers that `options` names, each with its checkpoint's published settings, and where they meet.
+        """Returns the samplers that `options` name, each with its checkpoint's published settings, and where they meet.
 
         Raises:
             ConfigError: `denoising_end` leaves one of the two without a step.
@@ -89,12 +94,12 @@ class Refined:
         first, second = self.base.scheduler(options), self.refiner.scheduler(options)
         count, end = request.num_inference_steps, request.denoising_end
         assert end is not None
-        left = round(first.num_train_timesteps * (1 - end))  # timesteps below this one are the refiner's
+        limit = round(first.num_train_timesteps * (1 - end))  # timesteps below this one are the refiner's
         first.set_timesteps(count, request.timesteps)
         calls = len(first.timesteps)
         for step in range(count):
             second.set_timesteps(count, request.timesteps, skip=step)
-            if float(second.timesteps[0]) < left:
+            if float(second.timesteps[0]) < limit:
                 break
         else:
             step = count
@@ -106,70 +111,25 @@ class Refined:
             )
         return Relay(first, second, step, calls - len(second.timesteps))
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        request: GenerationRequest,
-        relay: Relay,
-        *,
-        latents: Tensor | None = None,
-        seeds: Sequence[int] | None = None,
-        on_step: Callable[[Step], None] | None = None,
-    ) -> Made:
-        """Makes the request's pictures.
+    def stages(
+        self, request: GenerationRequest, samplers: Any, image: np.ndarray | None, mask: np.ndarray | None
+    ) -> tuple[list[Stage], list[str]]:
+        """Returns two stages: from noise to latents `[B, C, h, w]` with some noise left, and from there to the end.
 
-        Args:
-            relay: what `plan` gave.
-            latents, seeds, on_step: see `LatentPipeline`.
-
-        Raises:
-            ConfigError: the latents' shape does not fit the request.
-            RunError: a component gave NaN, or the device ran out of memory.
+        There is no `image` `[H, W, 3]` and no `mask`: a refiner refines the base's own images.
         """
-        self.memory.start()
-        clock = Clock(self.memory)
-        shape = self.base.latent_shape(request, latents)
+        relay: Relay = samplers
         relay.first.set_timesteps(request.num_inference_steps, request.timesteps)
         relay.second.set_timesteps(request.num_inference_steps, request.timesteps, skip=relay.step)
-        seeds = request.seeds if seeds is None else seeds
-        batches = split(len(seeds), self.memory.together(request.width, request.height))
-        generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
-        steps = Steps((relay.calls + len(relay.second.timesteps)) * len(batches), on_step)
+        base_guidance, warnings = self.base.guidance(request)
+        refiner_guidance, _ = self.refiner.guidance(request)
+        start = UntilCall(FromNoise(self.latent_shape(request)), relay.calls)
+        calls = len(relay.second.timesteps)
+        return [
+            Stage(start, relay.first, relay.calls, base_guidance, self.base.denoise_batch),
+            Stage(FromLatents(), relay.second, calls, refiner_guidance, self.refiner.denoise_batch),
+        ], warnings
 
-        # 1. The prompts become the conditioning of both denoisers.
-        with clock.phase("encode_s"):
-            early, cut = self.base.guidance(request)
-            late, _ = self.refiner.guidance(request)
-
-        # 2. Noise becomes latents with some noise left in them; all of them, so that the denoisers change places once.
-        half_way = []
-        for batch, own in zip(batches, generators, strict=True):
-            noise = None if latents is None else latents[batch.start : batch.stop].float()
-            begun = FromNoise(shape).begin(relay.first, own, noise)
-            begun = begun._replace(walk=_Until(begun.walk, relay.calls))
-            with clock.phase("denoise_s"):
-                half_way.append(self.base.denoise_batch(begun, early, own, steps))
-
-        # 3. The refiner takes away the rest.
-        with clock.phase("denoise_s"):
-            denoised = [
-                self.refiner.denoise_batch(Begun(batch, relay.second), late, own, steps)
-                for batch, own in zip(half_way, generators, strict=True)
-            ]
-
-        # 4. Latents become pixels.
-        with clock.phase("decode_s"):
-            images: np.ndarray = self.refiner.decode(denoised)
-        return Made(images, clock.timings(), steps.seconds, self.memory.peaks(), joined(denoised), cut)
-
-
-class _Until:
-    """The first `calls` calls of a walk."""
-
-    def __init__(self, walk: Walk, calls: int) -> None:
-        self.timesteps = walk.timesteps[:calls]
-        self.scale_model_input = walk.scale_model_input
-        self.walk = walk
-
-    def step(self, model_output: Tensor, index: int, state: State, generators: Generators | None) -> State:
-        return self.walk.step(model_output, index, state, generators)
+    def decode(self, batches: Sequence[Tensor]) -> np.ndarray:
+        """Decodes the latents `[B, C, h, w]` of every batch to uint8 frames `[N, 1, H, W, 3]`."""
+        return self.refiner.decode(batches)

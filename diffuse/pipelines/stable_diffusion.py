@@ -1,51 +1,47 @@
-"""Stable Diffusion 1.x and 2.x: a prompt becomes a picture (Rombach et al., 2022)."""
+"""Stable Diffusion 1.x and 2.x: from a prompt to an image (Rombach et al., 2022)."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
-from diffuse.checkpoints.checkpoint import Checkpoint
-from diffuse.device.memory import Memory
-from diffuse.models.text_encoder import clip
-from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
-from diffuse.pipelines.latent_diffusion import Encoded, LatentPipeline
-from diffuse.sampling import prompts as prompt
+from diffuse.models.text_encoder.clip import CLIPTextOutput
+from diffuse.pipelines import clip_prompts
+from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, EncodedPrompts, LatentDiffusion
 from diffuse.sampling.guidance import Conditioning
 from diffuse.schema import GenerationRequest
 
 
-class StableDiffusion(LatentPipeline):
+class StableDiffusion(LatentDiffusion):
     """A checkpoint of this family: one text encoder, whose last states the U-Net attends to."""
 
-    components = ("text_encoder", "tokenizer", "unet", "vae")
+    components = {"text_encoder": CLIP, "tokenizer": TOKENIZER, "unet": UNET, "vae": VAE}  # noqa: RUF012
 
-    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
-        super().__init__(checkpoint, memory)
-        self.tokenizer = CLIPTokenizer.from_folder(checkpoint.part("tokenizer").path("tokenizer"))
-        text = self.config(clip.CLIPTextConfig, "text_encoder")
-        self.check_text_width(text.hidden_size)
-        self.check_text(self.tokenizer, text)
+    def check_conditioning(self) -> None:
+        """See `LatentDiffusion`."""
         if self.unet_config.addition_embed_type is not None:
-            raise self.misfit("the unet takes sizes and a pooled text too, as model=sdxl gives it")
-        self.add("text_encoder", clip.CLIPTextModel, text, clip.rename)
-        self.add_denoiser()
+            raise self.mismatch("the unet takes sizes and a pooled text too, as model=sdxl gives it")
 
-    def encode(self, request: GenerationRequest, guided: bool) -> Encoded:
-        """Text states `[1, n * T, D]` of `n` chunks, as `encoder_hidden_states`."""
+    def encode_prompts(self, request: GenerationRequest, guided: bool) -> EncodedPrompts:
+        """Encodes the prompts as `encoder_hidden_states` `[1, n * T, D]`, of `n` chunks."""
         texts = [request.prompt]
         if guided and (request.negative_prompt or "") != request.prompt:
             texts.append(request.negative_prompt or "")
-        prompts = prompt.same_length([prompt.read(self.tokenizer, text, request) for text in texts])
-        cut = [
+        (tokenizer,), (encoder,) = self.tokenizers, self.encoders
+        prompts = clip_prompts.same_length([clip_prompts.tokenize(tokenizer, text, request) for text in texts])
+        warnings = [
             line
-            for name, read in zip(("prompt", "negative prompt"), prompts, strict=False)
-            for line in prompt.cut_off(name, read)
+            for name, prompt in zip(("prompt", "negative prompt"), prompts, strict=False)
+            for line in clip_prompts.cut_warnings(name, prompt)
         ]
-        made = self.encoded("text_encoder", prompts, last_state)
-        states: list[Conditioning] = [{"encoder_hidden_states": state} for state, _ in made]
-        return Encoded(states[0], states[1] if len(states) > 1 else None, cut)
+        encode = partial(clip_prompts.encode, select_state=last_state, device=self.memory.device(encoder))
+        states: list[Conditioning] = [
+            {"encoder_hidden_states": state} for state, _ in self.prompt_cache.encode(encoder, prompts, encode)
+        ]
+        return EncodedPrompts(states[0], states[1] if len(states) > 1 else None, warnings)
 
 
-def last_state(output: clip.CLIPTextOutput) -> Tensor:
-    """Of what a text encoder gives, the states that this family's U-Net attends to."""
+def last_state(output: CLIPTextOutput) -> Tensor:
+    """Selects the states `[B, T, D]` that this family's U-Net attends to: those of the last layer."""
     return output.last_hidden_state

@@ -1,40 +1,39 @@
-"""Stable Diffusion XL: two text encoders, and a denoiser that is told of sizes (Podell et al., "SDXL: Improving Latent
+"""Stable Diffusion XL: two text encoders, and a denoiser that also takes sizes (Podell et al., "SDXL: Improving Latent
 Diffusion Models for High-Resolution Image Synthesis", 2023)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffuse.checkpoints.checkpoint import Checkpoint
-from diffuse.device.memory import Memory
 from diffuse.models.text_encoder import clip
-from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
-from diffuse.pipelines.latent_diffusion import Encoded, LatentPipeline
-from diffuse.sampling import prompts as prompt
+from diffuse.pipelines import clip_prompts
+from diffuse.pipelines.components import Components
+from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, EncodedPrompts, LatentDiffusion
 from diffuse.sampling.guidance import Conditioning
 from diffuse.schema import GenerationRequest
 
-Texts = tuple[str, ...]  # what each text encoder reads
+Texts = tuple[str, ...]  # one for each text encoder
 
 
-class StableDiffusionXL(LatentPipeline):
+class StableDiffusionXL(LatentDiffusion):
     """A checkpoint of this family. The U-Net attends to the penultimate states of its text encoders side by side; the
     pooled text of the last and the request's sizes are added to the timestep's embedding."""
 
-    components: ClassVar[tuple[str, ...]] = (
-        "text_encoder",
-        "text_encoder_2",
-        "tokenizer",
-        "tokenizer_2",
-        "unet",
-        "vae",
-    )
-    request_fields = LatentPipeline.request_fields | {
+    components: ClassVar[Components] = {
+        "text_encoder": CLIP,
+        "text_encoder_2": CLIP,
+        "tokenizer": TOKENIZER,
+        "tokenizer_2": TOKENIZER,
+        "unet": UNET,
+        "vae": VAE,
+    }
+    request_fields = LatentDiffusion.request_fields | {
         "prompt_2",
         "negative_prompt_2",
         "original_width",
@@ -44,30 +43,34 @@ class StableDiffusionXL(LatentPipeline):
         "target_width",
         "target_height",
     }
-    encoders: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-    told: ClassVar[str] = "six sizes"  # what the denoiser is told beside the pooled text
-    told_values: ClassVar[int] = 6
+    time_id_names: ClassVar[str] = "six sizes"  # for messages
+    time_id_count: ClassVar[int] = 6
 
-    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
-        super().__init__(checkpoint, memory)
-        self.tokenizers = [
-            CLIPTokenizer.from_folder(checkpoint.part(name).path(name)) for name in self.encoders.values()
-        ]
-        configs = {name: self.config(clip.CLIPTextConfig, name) for name in self.encoders}
-        for tokenizer, config in zip(self.tokenizers, configs.values(), strict=True):
-            self.check_text(tokenizer, config)
-        self.check_text_width(sum(config.hidden_size for config in configs.values()))
-        self._check_added(configs["text_encoder_2"])
-        # A checkpoint that does not say was trained so.
-        self.zeros_for_absent = bool(checkpoint.index.get("force_zeros_for_empty_prompt", True))
-        for name, config in configs.items():
-            self.add(name, clip.CLIPTextModel, config, clip.rename)
-        self.add_denoiser()
+    @property
+    def zeros_for_no_prompt(self) -> bool:
+        """True where the denoiser learned zeros for no prompt, as it did in a checkpoint that does not say."""
+        return bool(self.checkpoint.index.get("force_zeros_for_empty_prompt", True))
+
+    def check_conditioning(self) -> None:
+        """See `LatentDiffusion`: the U-Net takes the pooled text of the last encoder, and the time ids."""
+        unet, last = self.unet_config, self.encoders[-1]
+        config: clip.CLIPTextConfig = self.configs[last]
+        if unet.addition_embed_type is None:
+            raise self.mismatch("the unet takes neither sizes nor a pooled text, which this family gives it")
+        if not config.projected:
+            raise self.mismatch(f"{last} has no projection for the pooled text")
+        assert unet.addition_time_embed_dim is not None  # as with every `addition_embed_type`
+        width = self.time_id_count * unet.addition_time_embed_dim + config.projection_dim
+        if unet.projection_class_embeddings_input_dim != width:
+            raise self.mismatch(
+                f"the unet's added conditioning is {unet.projection_class_embeddings_input_dim} wide; "
+                f"{self.time_id_names} and the pooled text of {last} are {width}"
+            )
 
     def complete(self, request: GenerationRequest) -> GenerationRequest:
-        """Where nothing else is said, the picture imagined is the one made, uncropped."""
+        """Fills the sizes that are open: the image imagined is the one made, uncropped."""
         width, height = request.width, request.height
-        return filled(
+        return fill(
             request,
             original_width=width,
             original_height=height,
@@ -78,11 +81,11 @@ class StableDiffusionXL(LatentPipeline):
         )
 
     def texts(self, request: GenerationRequest) -> Texts:
-        """What the text encoders read of the prompts."""
+        """Returns the prompt for each text encoder."""
         return request.prompt, request.prompt if request.prompt_2 is None else request.prompt_2
 
     def negative_texts(self, request: GenerationRequest) -> Texts | None:
-        """What they read of the negative prompts; None where there are none at all."""
+        """Returns the negative prompt for each text encoder; None where there are none at all."""
         first, second = request.negative_prompt, request.negative_prompt_2
         if first is None and second is None:
             return None
@@ -90,7 +93,7 @@ class StableDiffusionXL(LatentPipeline):
         return first, first if second is None else second
 
     def time_ids(self, request: GenerationRequest, negative: bool) -> list[Any]:
-        """What the denoiser is told beside the text, in the order in which it was trained on it."""
+        """Returns the numbers that the denoiser takes beside the text, in the order in which it was trained."""
         return [
             request.original_height,
             request.original_width,
@@ -100,77 +103,67 @@ class StableDiffusionXL(LatentPipeline):
             request.target_width,
         ]
 
-    def encode(self, request: GenerationRequest, guided: bool) -> Encoded:
-        """`encoder_hidden_states` `[1, n * T, D + D']` of `n` chunks, `text_embeds` `[1, D']` and `time_ids` `[1, N]`.
+    def encode_prompts(self, request: GenerationRequest, guided: bool) -> EncodedPrompts:
+        """Encodes the prompts as `encoder_hidden_states` `[1, n * T, D + D']` of `n` chunks, `text_embeds` `[1, D']`
+        and `time_ids` `[1, 6]`.
 
         No negative prompt at all stands for zeros where the checkpoint was trained so, and for an empty one elsewhere.
         """
         request = self.complete(request)
         # Not in half precision, in which a size of 1083 pixels has no place.
-        ids = [torch.tensor([self.time_ids(request, negative)]) for negative in (False, True)]
-        asked = [self.texts(request)]
+        time_ids = [torch.tensor([self.time_ids(request, negative)]) for negative in (False, True)]
+        texts = [self.texts(request)]
         negative = self.negative_texts(request)
-        zeros = negative is None and self.zeros_for_absent
-        if guided and not zeros:
-            asked.append(negative or ("",) * len(self.encoders))
-        if asked[0] == asked[-1] and torch.equal(*ids):
-            asked = asked[:1]
-        made, cut = self._encode_texts(request, asked)
-        if guided and zeros:
-            made.append({name: torch.zeros_like(value) for name, value in made[0].items()})
-        states: list[Conditioning] = [{**part, "time_ids": told} for part, told in zip(made, ids, strict=False)]
-        return Encoded(states[0], states[1] if len(states) > 1 else None, cut)
+        use_zeros = negative is None and self.zeros_for_no_prompt
+        if guided and not use_zeros:
+            texts.append(negative or ("",) * len(self.encoders))
+        if texts[0] == texts[-1] and torch.equal(*time_ids):
+            texts = texts[:1]
+        states, warnings = self._encode_texts(request, texts)
+        if guided and use_zeros:
+            states.append({name: torch.zeros_like(value) for name, value in states[0].items()})
+        conditioning: list[Conditioning] = [
+            {**state, "time_ids": ids} for state, ids in zip(states, time_ids, strict=False)
+        ]
+        return EncodedPrompts(conditioning[0], conditioning[1] if len(conditioning) > 1 else None, warnings)
 
     def _encode_texts(
-        self, request: GenerationRequest, asked: Sequence[Texts]
+        self, request: GenerationRequest, texts: Sequence[Texts]
     ) -> tuple[list[dict[str, Tensor]], list[str]]:
-        """For each of `asked`, the states of the encoders and the pooled text; what was cut off."""
-        prompts = prompt.same_length(
+        """Encodes the positive, and perhaps the negative texts. Returns the states of each, and warnings."""
+        prompts = clip_prompts.same_length(
             [
-                prompt.read(tokenizer, texts[place], request)
+                clip_prompts.tokenize(tokenizer, each[place], request)
                 for place, tokenizer in enumerate(self.tokenizers)
-                for texts in asked
+                for each in texts
             ]
         )
-        cut: list[str] = []
-        hidden: list[list[Tensor]] = [[] for _ in asked]
+        warnings: list[str] = []
+        hidden: list[list[Tensor]] = [[] for _ in texts]
         pooled: list[Tensor] = []
-        for place, name in enumerate(self.encoders):
-            ours = prompts[place * len(asked) : (place + 1) * len(asked)]
-            for kind, texts, read in zip(("prompt", "negative prompt"), asked, ours, strict=False):
+        for place, encoder in enumerate(self.encoders):
+            own_prompts = prompts[place * len(texts) : (place + 1) * len(texts)]
+            for kind, each, prompt in zip(("prompt", "negative prompt"), texts, own_prompts, strict=False):
                 if place == 0:
-                    cut += prompt.cut_off(kind, read)
-                elif texts[place] != texts[0]:
-                    cut += prompt.cut_off(f"second {kind}", read)
-            made = self.encoded(name, ours, penultimate_state)
-            for row, (states, _) in enumerate(made):
-                hidden[row].append(states)
-            pooled = [text for _, text in made]
+                    warnings += clip_prompts.cut_warnings(kind, prompt)
+                elif each[place] != each[0]:
+                    warnings += clip_prompts.cut_warnings(f"second {kind}", prompt)
+            encode = partial(clip_prompts.encode, select_state=penultimate_state, device=self.memory.device(encoder))
+            outputs = self.prompt_cache.encode(encoder, own_prompts, encode)
+            for row, (state, _) in zip(hidden, outputs, strict=True):
+                row.append(state)
+            pooled = [text for _, text in outputs]
         return [
             {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": text}
             for states, text in zip(hidden, pooled, strict=True)
-        ], cut
-
-    def _check_added(self, last: clip.CLIPTextConfig) -> None:
-        """Refuses a U-Net whose added conditioning is not the pooled text of `last` and what it is told beside."""
-        unet = self.unet_config
-        if unet.addition_embed_type is None:
-            raise self.misfit("the unet takes neither sizes nor a pooled text, which this family gives it")
-        if not last.projected:
-            raise self.misfit("text_encoder_2 has no projection for the pooled text")
-        given = self.told_values * unet.addition_time_embed_dim + last.projection_dim
-        if unet.projection_class_embeddings_input_dim != given:
-            raise self.misfit(
-                f"the unet's added conditioning is {unet.projection_class_embeddings_input_dim} wide; {self.told} and "
-                f"the pooled text of text_encoder_2 are {given}"
-            )
+        ], warnings
 
 
-def filled(request: GenerationRequest, **values: Any) -> GenerationRequest:
-    """The request with `values` in those fields that are None."""
+def fill(request: GenerationRequest, **values: Any) -> GenerationRequest:
+    """Returns the request with `values` in those fields that are None."""
     return replace(request, **{name: value for name, value in values.items() if getattr(request, name) is None})
 
 
 def penultimate_state(output: clip.CLIPTextOutput) -> Tensor:
-    """Of what a text encoder gives, the states that this family's U-Net attends to."""
+    """Selects the states `[B, T, D]` that this family's U-Net attends to: those of the last layer but one."""
     return output.hidden_states[-2]

@@ -1,15 +1,17 @@
-"""The refiner of Stable Diffusion XL, trained on little noise alone (Podell et al., 2023, section 2.5): it paints the
-details of a picture that is already there. It reads the second text encoder only, and is told how well the picture
-should please."""
+"""The refiner of Stable Diffusion XL, trained on little noise alone (Podell et al., 2023, section 2.5).
+
+It paints the details of an image that is already there, reads the second text encoder only, and takes an aesthetic
+score in the place of the target size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from diffuse.errors import ConfigError
-from diffuse.pipelines.latent_diffusion import LatentPipeline
-from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL, Texts, filled
+from diffuse.pipelines.components import Components
+from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, LatentDiffusion
+from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL, Texts, fill
 from diffuse.schema import GenerationRequest
 
 AESTHETIC_SCORE = 6.0  # of 10, as the reference has them
@@ -19,8 +21,13 @@ NEGATIVE_AESTHETIC_SCORE = 2.5
 class StableDiffusionXLRefiner(StableDiffusionXL):
     """A checkpoint of this family: a denoiser for image-to-image, or for the last steps after SDXL's own."""
 
-    components = ("text_encoder_2", "tokenizer_2", "unet", "vae")
-    request_fields = LatentPipeline.request_fields | {
+    components: ClassVar[Components] = {
+        "text_encoder_2": CLIP,
+        "tokenizer_2": TOKENIZER,
+        "unet": UNET,
+        "vae": VAE,
+    }
+    request_fields = LatentDiffusion.request_fields | {
         "original_width",
         "original_height",
         "crop_left",
@@ -28,13 +35,12 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
         "aesthetic_score",
         "negative_aesthetic_score",
     }
-    encoders: ClassVar[Mapping[str, str]] = {"text_encoder_2": "tokenizer_2"}
-    told = "four sizes, an aesthetic score"
-    told_values = 5
+    time_id_names = "four sizes, an aesthetic score"
+    time_id_count = 5
 
     def complete(self, request: GenerationRequest) -> GenerationRequest:
-        """Where nothing else is said, the picture is uncropped and pleases as training pictures do."""
-        return filled(
+        """Fills the fields that are open: the image is uncropped, and pleases as training images do."""
+        return fill(
             request,
             original_width=request.width,
             original_height=request.height,
@@ -54,14 +60,14 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
             )
 
     def texts(self, request: GenerationRequest) -> Texts:
-        """The first prompt: a second one is for SDXL's own denoiser."""
+        """Returns the first prompt: a second one is for SDXL's own denoiser."""
         return (request.prompt,)
 
     def negative_texts(self, request: GenerationRequest) -> Texts | None:
-        """The first negative prompt."""
+        """Returns the first negative prompt."""
         return None if request.negative_prompt is None else (request.negative_prompt,)
 
     def time_ids(self, request: GenerationRequest, negative: bool) -> list[Any]:
-        """Sizes, and the aesthetic score in the place of the target size."""
+        """Returns the sizes, and the aesthetic score in the place of the target size."""
         score = request.negative_aesthetic_score if negative else request.aesthetic_score
         return [request.original_height, request.original_width, request.crop_top, request.crop_left, score]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse.checkpoints.checkpoint import weights_record
+from diffuse.checkpoints.checkpoint import checkpoint_record
 from diffuse.errors import RunError
 from diffuse.media.pixels import levels, pixels_sha256, psnr
 from diffuse.record import differences
 from diffuse.reproduce.replay import Replay
 from diffuse.run import open as opening
-from diffuse.run import run
+from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
-from diffuse.terminal import saved, say, unheard
+from diffuse.run.run import BatchNeighbors, generate
+from diffuse.terminal import print_error, print_path, say
 
 
 def reproduce(asked: Replay) -> list[Path]:
@@ -24,15 +25,15 @@ def reproduce(asked: Replay) -> list[Path]:
     for note in asked.notes:
         say(note)
     _compare_weights(asked)
-    (made,) = run.generate(
+    (made,) = generate(
         asked.cfg,
         asked.drafts,
         overrides=asked.overrides,
         save=True,
-        beside=run.Beside(asked.before, asked.after),
-        told=run.Told(on_saved=saved),
+        neighbors=BatchNeighbors(asked.before, asked.after),
+        callbacks=Callbacks(on_saved=print_path),
     )
-    if error := unheard():
+    if error := print_error():
         raise RunError(
             f"standard output cannot be written: {error.strerror}; the pictures are in {asked.cfg.output.dir}"
         )
@@ -46,7 +47,7 @@ def _compare_weights(asked: Replay) -> None:
     weights = asked.recorded.record["weights"]
     opened = opening.open_pipeline(asked.cfg)
     for checkpoint, recorded in zip(opened.checkpoints, (weights, weights.get("refiner")), strict=False):
-        for cause in differences.of_weights(recorded, weights_record(checkpoint), "weights"):
+        for cause in differences.of_weights(recorded, checkpoint_record(checkpoint), "weights"):
             say(f"{checkpoint.source}: {cause}")
 
 
@@ -82,7 +83,7 @@ def _apart(asked: Replay, made: Generation, index: int) -> str:
     theirs = asked.pixels.get(index)
     if theirs is None:
         return "not identical; how far apart they are only the recorded picture could tell"
-    ours = made.pixels[index]
+    ours = made.frames[index, 0]
     if ours.shape != theirs.shape:
         sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (ours, theirs)]
         return f"not identical; {sizes[0]}, and the recorded one {sizes[1]}"

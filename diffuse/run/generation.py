@@ -1,4 +1,4 @@
-"""What a run gives back in Python: the pictures, how they came about, and their record."""
+"""The result of a run in Python: frames, sound, how they were made, and their record."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from PIL import Image
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 from diffuse.record import record
+from diffuse.sampling.results import PipelineOutput
 from diffuse.schedulers.build import sampler_label
 from diffuse.schema import ImageFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_COLUMNS = 4  # of pictures side by side in a notebook
+_COLUMNS = 4  # of images side by side in a notebook
 _GAP = 4  # pixels between them
 
 
 @dataclass(repr=False, eq=False)
 class Generation:
-    """The pictures of one run, in the order of their seeds. In a notebook it shows itself."""
+    """The results of one run, in the order of their seeds. In a notebook it shows itself."""
 
-    pixels: np.ndarray
-    """uint8 RGB `[N, H, W, 3]`."""
-    latents: Tensor
-    """`[N, C, h, w]` on the CPU, float32: what was decoded to the pixels."""
+    frames: np.ndarray
+    """uint8 RGB `[N, F, H, W, 3]`; an image is one frame."""
+    latents: Mapping[str, Tensor]
+    """By name, `[N, ...]` on the CPU in float32: what was decoded. Those of images are `image`, `[N, C, h, w]`."""
     timings: Mapping[str, float]
     """Seconds: `load_s`, `encode_s`, `denoise_s`, `decode_s`, `total_s`."""
     step_seconds: list[float]
@@ -40,18 +41,24 @@ class Generation:
     memory: Mapping[str, float]
     """GiB: `peak_gib` on the device, `rss_peak_gib` of the process."""
     warnings: list[str]
-    """What the user should know, a line each; for instance that a prompt was cut off."""
+    """A line each, for instance that a prompt was cut."""
     record: dict[str, Any]
-    """All that is needed to make the pictures again, as plain JSON values; `images` has the digest of each."""
+    """All that is needed to make the results again, as plain JSON values; `images` has the digest of each."""
     paths: list[Path] = field(default_factory=list)
-    """Where the run saved them; empty if it did not."""
+    """The files that the run saved; empty if it saved none."""
     quality: Mapping[str, float] = field(default_factory=dict)
-    """How near they are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
+    """How near the images are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
+    fps: float | None = None
+    """Frames a second; None for images."""
+    sound: np.ndarray | None = None
+    """float32 `[N, C, S]` from -1 to 1; None where there is no sound."""
+    sample_rate: int | None = None
+    """Samples of sound a second."""
 
     @cached_property
     def images(self) -> list[Image.Image]:
-        """The pictures as PIL images, RGB."""
-        return [Image.fromarray(pixels) for pixels in self.pixels]
+        """The first frame of each result as a PIL image, RGB."""
+        return [Image.fromarray(frames[0]) for frames in self.frames]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -61,7 +68,7 @@ class Generation:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The record of each picture alone: what goes into its file."""
+        """The record of each result alone, as its file holds it."""
         shared = {key: value for key, value in self.record.items() if key != "images"}
         return [{**shared, "image": image} for image in self.record["images"]]
 
@@ -73,61 +80,67 @@ class Generation:
         format: ImageFormat | str = ImageFormat.png,
         quality: int = 95,
     ) -> list[Path]:
-        """Writes the pictures, each with its record inside, and returns where.
+        """Writes the results, each with its record inside, and returns the paths.
 
-        `name`, without extension, is made of the prompt and the seed where it is None. An existing file is never
-        overwritten: a number is appended.
+        An existing file is never overwritten: a number is appended to the name.
+
+        Args:
+            name: without extension; made of the prompt and the seed where it is None.
+            quality: from 1 to 100, of formats that lose something.
 
         Raises:
             MediaError: the folder, the name, the format or the quality cannot be used.
             RunError: a file could not be written, for instance because the disk is full.
         """
-        return [self.save_one(index, Path(folder), name, format, quality) for index in range(len(self.pixels))]
+        return [self.save_one(index, Path(folder), name, format, quality) for index in range(len(self.frames))]
 
     def save_one(
         self, index: int, folder: Path, name: str | None, format: ImageFormat | str, quality: int = 95
     ) -> Path:
-        """Writes picture `index`; see `save`."""
-        one = self.records[index]
+        """Writes result `index`, and returns its path; see `save`."""
+        result = self.records[index]
         return media.save_image(
-            self.pixels[index],
+            self.frames[index, 0],
             folder,
-            media.file_stem(one["request"]["prompt"], one["image"]["seed"], name),
+            media.file_stem(result["request"]["prompt"], result["image"]["seed"], name),
             format=format,
             quality=quality,
-            record=one,
-            parameters=media.parameters_text(one, sampler_label(one["config"]["scheduler"])),
+            record=result,
+            parameters=media.parameters_text(result, sampler_label(result["config"]["scheduler"])),
         )
 
     def __repr__(self) -> str:
-        count, height, width, _ = self.pixels.shape
+        count, _, height, width, _ = self.frames.shape
         seed = self.record["request"]["seed"]
         seeds = f"seed {seed}" if count == 1 else f"seeds {seed} to {seed + count - 1}"
         pictures = "1 picture" if count == 1 else f"{count} pictures"
         return f"<Generation: {pictures}, {width} x {height}, {seeds}, {self.timings['total_s']:.1f} s>"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: the pictures, side by side if there are several."""
+        """Returns the images as a notebook shows them, side by side if there are several."""
         out = io.BytesIO()
-        Image.fromarray(side_by_side(self.pixels)).save(out, "PNG")
+        Image.fromarray(side_by_side(self.frames[:, 0])).save(out, "PNG")
         return out.getvalue()
 
 
-def recorded(about: Mapping[str, Any], pixels: np.ndarray) -> dict[str, Any]:
-    """The run's record `about` with the part of each picture, `[N, H, W, 3]`, which now exists."""
-    digests = [pixels_sha256(image) for image in pixels]
-    images = [record.of_image(about, index, digest)["image"] for index, digest in enumerate(digests)]
-    return record.of_images(about, images)
+def result_record(run_record: Mapping[str, Any], output: PipelineOutput) -> dict[str, Any]:
+    """Returns the record of a run with its timings, its batch, and the digest of each result."""
+    finished: dict[str, Any] = {**run_record, "timings": dict(output.timings)}
+    if len(output.batch_seeds) > len(output.frames):
+        finished["batch"] = {"seeds": list(output.batch_seeds), "first": output.batch_index}
+    digests = [pixels_sha256(frames[0]) for frames in output.frames]
+    images = [record.of_image(finished, index, digest)["image"] for index, digest in enumerate(digests)]
+    return record.of_images(finished, images)
 
 
-def side_by_side(pixels: np.ndarray) -> np.ndarray:
-    """Pictures `[N, H, W, 3]` as one, in rows of up to four, white between them."""
-    count, height, width, _ = pixels.shape
+def side_by_side(images: np.ndarray) -> np.ndarray:
+    """Lays images `[N, H, W, 3]` out as one, in rows of up to four, white between them."""
+    count, height, width, _ = images.shape
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)
     size = rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP
     sheet = np.full((*size, 3), 255, np.uint8)
-    for index, picture in enumerate(pixels):
+    for index, image in enumerate(images):
         top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet

@@ -1,5 +1,7 @@
-"""`model=auto`: which family a checkpoint is of stands in its `model_index.json`, and the family's configuration is
-composed in place of `conf/model/auto.yaml`. What is recorded is that configuration."""
+"""`model=auto`: reads the family of a checkpoint from its `model_index.json`.
+
+The family's own configuration is composed in place of `conf/model/auto.yaml`, and that is what is recorded.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from diffuse.schema import Download
 
 AUTO = "model=auto"
 
-# The pipeline that a checkpoint names itself after -> the option of conf/model that runs it. Whether it starts from a
-# prompt or a picture is a matter of the request here.
+# The pipeline class that a checkpoint names -> the option of conf/model that runs it. Here the request says whether it
+# starts from a prompt or an image.
 _FAMILIES = {
     "StableDiffusionPipeline": "sd21",
     "StableDiffusionImg2ImgPipeline": "sd21",
@@ -29,17 +31,17 @@ _FAMILIES = {
 _REFINERS = {"sdxl": "sdxl_refiner"}
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
+def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
     """Composes the configuration that `diffuse OVERRIDES` would run, `model=auto` among them.
 
     Raises:
         ConfigError: as `config.compose.compose`.
-        ConfigError, CheckpointError: as `resolve`.
+        ConfigError, CheckpointError: as `resolve_model`.
     """
-    return configuration.compose(resolve(overrides))
+    return configuration.compose(resolve_model(overrides))
 
 
-def resolve(overrides: Sequence[str]) -> list[str]:
+def resolve_model(overrides: Sequence[str]) -> list[str]:
     """Returns the overrides with the checkpoint's own family for `model=auto`.
 
     Raises:
@@ -54,12 +56,12 @@ def resolve(overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"{AUTO}: reads from a checkpoint what it is; add model.source=FOLDER or OWNER/NAME")
     # A value that is none of them is refused when the configuration is composed.
     consent = Download.__members__.get(values.get("model.download", ""), Download.ask)
-    model = f"model={family(model_index(Source(source, revision), consent), source)}"
+    model = f"model={family_option(model_index(Source(source, revision), consent), source)}"
     return [model if override == AUTO else override for override in overrides]
 
 
-def family(index: Mapping[str, Any], source: str) -> str:
-    """The option of `conf/model` that runs a checkpoint with this `model_index.json`.
+def family_option(index: Mapping[str, Any], source: str) -> str:
+    """Returns the option of `conf/model` that runs a checkpoint with this `model_index.json`.
 
     Raises:
         CheckpointError: there is none.
@@ -74,7 +76,7 @@ def family(index: Mapping[str, Any], source: str) -> str:
 
 
 def _text(value: str | None) -> str | None:
-    """An override's value as the grammar takes it: null is none at all, and quotes are not its own."""
+    """Returns an override's value as Hydra's grammar reads it: None for null, and without its quotes."""
     if value in (None, "", "null"):
         return None
     assert value is not None

@@ -14,30 +14,31 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config.compose import load_group
-from diffuse.device import hardware
-from diffuse.device import memory as memory_profile
+from diffuse.device import hardware, memory
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
-from diffuse.pipelines.refined import staged
+from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.pipeline import DiffusionPipeline
+from diffuse.pipelines.refined import build_pipeline
 from diffuse.schema import HardwareConfig, MemoryProfileConfig
 
-KEPT = 2  # pipelines that a process keeps, so that a sweep's next job loads nothing
+MAX_PIPELINES = 2  # that a process keeps, so that a sweep's next job loads nothing
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenPipeline:
     """A pipeline, and what it runs on. No weight has been read yet."""
 
-    pipeline: Any
+    pipeline: DiffusionPipeline
     hardware: Hardware
     profile: MemoryProfileConfig
     checkpoints: Sequence[Checkpoint]  # of the model and, where there is one, its refiner
 
 
-_pipelines: OrderedDict[str, Any] = OrderedDict()
+_pipelines: OrderedDict[str, DiffusionPipeline] = OrderedDict()
 
 
-def open_pipeline(cfg: DictConfig) -> Opened:
+def open_pipeline(cfg: DictConfig) -> OpenPipeline:
     """Finds the checkpoints, checks that their parts fit together and to the profile, and keeps the pipeline.
 
     Raises:
@@ -47,62 +48,61 @@ def open_pipeline(cfg: DictConfig) -> Opened:
     hardware.apply(hw)
     profiles = load_group("memory_profile")
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    profile = memory_profile.choose(cfg.memory_profile, profiles, thresholds, hw)
+    profile = memory.choose(cfg.memory_profile, profiles, thresholds, hw)
 
-    models = stages(cfg)
-    families = [family(model._target_) for model in models]
-    checkpoints = locate_models(cfg, folders(cfg))
-    identities = [[checkpoint.identity, model._target_] for checkpoint, model in zip(checkpoints, models, strict=True)]
+    targets = [model._target_ for model in models(cfg)]
+    families = [load_family(target) for target in targets]
+    checkpoints = locate_models(cfg, component_names(cfg))
+    identities = [[checkpoint.identity, target] for checkpoint, target in zip(checkpoints, targets, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
-    pipeline = _kept(key)
-    if pipeline is None:
-        instead = memory_profile.lighter(profile, profiles, thresholds)
-        memory = memory_profile.Memory(profile, hw, cfg.model.half_dtype, instead)
-        pipeline = _keep(key, staged(families, checkpoints, memory))
+    if key in _pipelines:
+        _pipelines.move_to_end(key)
+    else:
+        lighter = memory.lighter(profile, profiles, thresholds)
+        components = memory.Memory(profile, hw, cfg.model.half_dtype, lighter)
+        _keep(key, build_pipeline(families, checkpoints, components))
+    pipeline = _pipelines[key]
     pipeline.memory.check()
-    return Opened(pipeline, hw, profile, checkpoints)
+    return OpenPipeline(pipeline, hw, profile, checkpoints)
 
 
-def forget(pipeline: Any) -> None:
-    """Lets go of a pipeline that is not needed any more, and of its weights."""
+def close_pipeline(pipeline: DiffusionPipeline) -> None:
+    """Releases a pipeline that is not needed any more, and its weights."""
     for key in [key for key, kept in _pipelines.items() if kept is pipeline]:
         _pipelines.pop(key).memory.release_all()
 
 
-def stages(cfg: DictConfig) -> list[DictConfig]:
-    """The models that make a picture, one after the other."""
+def models(cfg: DictConfig) -> list[DictConfig]:
+    """Returns the configurations of the models that make an image, one after the other."""
     return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
 
 
-def folders(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
-    """By its group, what each of the models that make a picture needs of a checkpoint."""
-    names = ("model", "refiner")
+def component_names(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
+    """Returns for each of the groups `model` and `refiner` the folders of a checkpoint that it needs."""
     return {
-        name: (*family(model._target_).components, "scheduler") for name, model in zip(names, stages(cfg), strict=False)
+        group: (*load_family(model._target_).components, "scheduler")
+        for group, model in zip(("model", "refiner"), models(cfg), strict=False)
     }
 
 
-def family(target: str) -> Any:
-    """The pipeline class that `model._target_` names; `validation` has seen that it is in diffuse.pipelines."""
+def load_family(target: str) -> type[LatentDiffusion]:
+    """Imports the pipeline class that `model._target_` names. `config.request` has checked its module.
+
+    Raises:
+        ConfigError: there is no such pipeline.
+    """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        family: Any = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError:
-        found = None
-    if not isinstance(found, type) or found.__module__ != module or not hasattr(found, "components"):
+        family = None
+    if not isinstance(family, type) or family.__module__ != module or not hasattr(family, "components"):
         raise ConfigError(f"model._target_={target}: there is no such pipeline; conf/model has those there are")
-    return found
+    return cast(type[LatentDiffusion], family)
 
 
-def _kept(key: str) -> Any:
-    if key in _pipelines:
-        _pipelines.move_to_end(key)
-    return _pipelines.get(key)
-
-
-def _keep(key: str, pipeline: Any) -> Any:
-    """Keeps `pipeline`; the one not used for longest goes, and its weights with it, before the new one's are read."""
-    while len(_pipelines) >= KEPT:
+def _keep(key: str, pipeline: DiffusionPipeline) -> None:
+    """Keeps `pipeline`. The one not used for longest goes with its weights, before those of the new one are read."""
+    while len(_pipelines) >= MAX_PIPELINES:
         _pipelines.popitem(last=False)[1].memory.release_all()
     _pipelines[key] = pipeline
-    return pipeline

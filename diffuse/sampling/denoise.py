@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from diffuse.errors import RunError
-from diffuse.sampling.guidance import Guidance, Predict
+from diffuse.sampling.guidance import ClassifierFreeGuidance, Denoiser
 from diffuse.schedulers.sampler import State
 
 
-class Walk(Protocol):
-    """What the loop goes along: `timesteps` has one entry for each call of the model, and `index` counts those."""
+class Stepper(Protocol):
+    """Steps of a sampler, as the loop takes them. `timesteps` has one entry for each call of the denoiser, and `index`
+    counts those calls."""
 
     timesteps: Tensor
 
@@ -25,12 +26,11 @@ class Walk(Protocol):
     ) -> State: ...
 
 
-class Sampler(Walk, Protocol):
-    """What a pipeline asks of a sampler; see `diffuse.schedulers`.
+class Sampler(Stepper, Protocol):
+    """A sampler as a pipeline uses it; see `diffuse.schedulers`.
 
     `set_timesteps` chooses the timesteps, or takes those given, and leaves out the first `skip` steps: image-to-image
-    starts there. A step may need several calls of the
-    model.
+    starts there. A step may need several calls of the denoiser.
     """
 
     num_train_timesteps: int
@@ -44,41 +44,44 @@ class Sampler(Walk, Protocol):
 
 
 def initial_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """Unit noise `[B, *shape]`: each image's own, from its CPU generator in float32, whatever the batch or device."""
+    """Draws unit noise `[B, *shape]` in float32 on the CPU, one result from each generator.
+
+    So a seed gives the same noise in any batch and for any device.
+    """
     return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
 
 
 def denoise(
-    model: Predict,
-    walk: Walk,
+    model: Denoiser,
+    stepper: Stepper,
     latents: Tensor,
-    guidance: Guidance,
+    guidance: ClassifierFreeGuidance,
     generators: Sequence[torch.Generator],
     *,
     dtype: torch.dtype,
     after_step: Callable[[int, float, float, State], None],
 ) -> Tensor:
-    """Latents `[B, C, h, w]` at the walk's first timestep -> latents without noise.
+    """Denoises latents `[B, ...]` from the stepper's first timestep to its last, and returns them.
 
-    The state stays in float32; only the model computes in `dtype`. `after_step` is told the step's index, timestep
-    and seconds, and where it led.
+    The state stays in float32; only the model computes in `dtype`. `after_step` is called with the step's index, its
+    timestep, its seconds and the state after it.
 
     Raises:
         RunError: the result is not finite.
     """
     state = State(latents)
-    for index, timestep in enumerate(walk.timesteps):
+    for index, timestep in enumerate(stepper.timesteps):
         start = time.perf_counter()
-        shown = walk.scale_model_input(state.sample, index).to(dtype)
-        prediction = guidance.predict(model, shown, timestep).float()
-        state = walk.step(prediction, index, state, generators)
+        model_input = stepper.scale_model_input(state.sample, index).to(dtype)
+        prediction = guidance.predict(model, model_input, timestep).float()
+        state = stepper.step(prediction, index, state, generators)
         after_step(index, float(timestep), time.perf_counter() - start, state)
     require_finite(state.sample, "denoiser", dtype)
     return state.sample
 
 
 def require_finite(x: Tensor, component: str, dtype: torch.dtype) -> None:
-    """Raises `RunError` where `x` holds NaN or infinity: a black picture must never pass for a result."""
+    """Raises `RunError` where `x` holds NaN or infinity: a black image must never pass for a result."""
     if not bool(torch.isfinite(x).all()):
         advice = (
             "its weights or the request's numbers leave the range of float32"

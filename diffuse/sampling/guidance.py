@@ -1,4 +1,4 @@
-"""What a denoiser is told beside the latents, and how far a prediction is taken towards it."""
+"""Guidance: the conditioning of a denoiser, and how far its prediction is taken towards it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 from diffuse.layers.embeddings import sinusoidal_embedding
 
 Conditioning = Mapping[str, Tensor]
-"""Arguments of the denoiser by name, `[1, ...]` each. Only the pipeline that makes them knows what they are."""
+"""Arguments of the denoiser by name, `[1, ...]` each. Only the pipeline that makes them knows their meaning."""
 
 
-class Predict(Protocol):
-    """The denoiser: latents `[B, C, h, w]`, a timestep and its conditioning -> a prediction.
+class Denoiser(Protocol):
+    """A denoiser: latents `[B, ...]`, a timestep and the conditioning -> a prediction.
 
-    The latents `[B / copies, C, h, w]` stand there `copies` times, one after the other. Of the conditioning
-    `[G, ...]`, each holds for `B / G` neighbours.
+    The latents `[B / copies, ...]` stand there `copies` times, one after the other. Of the conditioning `[G, ...]`,
+    each entry holds for `B / G` neighbours.
     """
 
     def __call__(self, latents: Tensor, timestep: Tensor, /, *, copies: int, **conditioning: Tensor) -> Tensor: ...
 
 
-class Guidance(NamedTuple):
+class ClassifierFreeGuidance(NamedTuple):
     """Classifier-free guidance: `scale` times the way from the negative prediction to the positive one.
 
     `rescale`, from 0 to 1, brings the result's standard deviation back towards the positive prediction's: a large scale
-    drives pictures of models without signal at the last timestep into overexposure.
+    drives images of models without signal at the last timestep into overexposure.
 
     Sources: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022; for `rescale`, Lin et al., "Common Diffusion
     Noise Schedules and Sample Steps are Flawed", 2023, section 3.4.
@@ -40,23 +40,24 @@ class Guidance(NamedTuple):
     batched: bool  # both in one call of the model, or one after the other with half the memory
     rescale: float = 0.0
 
-    def predict(self, model: Predict, latents: Tensor, timestep: Tensor) -> Tensor:
-        """The guided prediction for latents `[B, C, h, w]`, in the model's precision."""
-        ours, other = self.positive, self.negative
-        if other is None:
-            return model(latents, timestep, copies=1, **ours)
+    def predict(self, model: Denoiser, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Returns the guided prediction for latents `[B, ...]`, of their shape and in the model's precision."""
+        if self.negative is None:
+            return model(latents, timestep, copies=1, **self.positive)
         if self.batched:
-            both = {name: torch.cat([other[name], ours[name]]) for name in ours}
+            both = {name: torch.cat([self.negative[name], value]) for name, value in self.positive.items()}
             negative, positive = model(latents, timestep, copies=2, **both).chunk(2)
         else:
-            negative = model(latents, timestep, copies=1, **other)
-            positive = model(latents, timestep, copies=1, **ours)
+            negative = model(latents, timestep, copies=1, **self.negative)
+            positive = model(latents, timestep, copies=1, **self.positive)
         guided = negative + self.scale * (positive - negative)
         return _rescaled(guided, positive, self.rescale) if self.rescale else guided
 
 
 def embedded_scale(scale: float, width: int) -> Tensor:
-    """A guidance scale `[1, width]` for a denoiser distilled from guided predictions, which then needs no negative one.
+    """Embeds a guidance scale as `[1, width]`, for a denoiser distilled from guided predictions.
+
+    Such a denoiser needs no negative prediction.
 
     Source: Meng et al., "On Distillation of Guided Diffusion Models", 2023, as used by Luo et al., "Latent Consistency
     Models", 2023: in thousandths, and counted from 1.
@@ -66,5 +67,5 @@ def embedded_scale(scale: float, width: int) -> Tensor:
 
 def _rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
     dims = tuple(range(1, guided.ndim))
-    ratio = positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True)  # [B, 1, 1, 1]
+    ratio = positive.std(dims, keepdim=True) / guided.std(dims, keepdim=True)  # [B, 1, ...]
     return share * (guided * ratio) + (1 - share) * guided

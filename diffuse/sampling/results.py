@@ -1,9 +1,9 @@
-"""What comes back from a pipeline: its output, and each step on the way."""
+"""Results of a pipeline: its output, and each step on the way there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,47 +14,61 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """What `on_step` is told after a denoising step, of the batch that it was a step of."""
+    """A denoising step that has ended, of one batch; what `on_step` is called with."""
 
     index: int  # 0-based, over all batches of the request
     total: int
     timestep: float
     seconds: float
-    latents: Tensor = field(repr=False, compare=False)  # `[B, C, h, w]`, as the sampler has them; not to be changed
-    decode: Callable[[], np.ndarray] = field(repr=False, compare=False)  # gives uint8 `[B, H, W, 3]`
+    latents: Tensor = field(repr=False, compare=False)  # `[B, ...]`, as the sampler has them; not to be changed
+    decode: Callable[[], np.ndarray] = field(repr=False, compare=False)  # returns uint8 `[B, F, H, W, 3]`
 
     def preview(self) -> list[Image.Image]:
-        """The batch as the model now thinks it will be. Decodes, which takes longer than a step of a small model; to be
-        called before `on_step` returns."""
+        """Returns the first frame of each result of the batch, as the model now predicts it.
+
+        Decoding takes longer than a step of a small model. Call it before `on_step` returns.
+        """
         from PIL import Image
 
-        return [Image.fromarray(pixels) for pixels in self.decode()]
+        return [Image.fromarray(frames[0]) for frames in self.decode()]
 
 
-@dataclass
-class Made:
-    """What a pipeline gives back: `images` is uint8 `[N, H, W, 3]`, in the order of the request's seeds."""
+@dataclass(frozen=True)
+class PipelineOutput:
+    """The results of a pipeline, in the order of the request's seeds. A single image is a film of one frame."""
 
-    images: np.ndarray
-    timings: Mapping[str, float]  # load_s, encode_s, denoise_s, decode_s, total_s
-    step_seconds: list[float]
-    memory: Mapping[str, float]  # peak_gib (device), rss_peak_gib
-    latents: Tensor  # `[N, C, h, w]` on the CPU, float32: what was decoded
-    warnings: list[str] = field(default_factory=list)
-    together: tuple[int, ...] = ()  # the seeds of all that was made at once, of which these are a part
-    first: int = 0  # the place of the first of these among them
+    frames: np.ndarray  # uint8 `[N, F, H, W, 3]`
+    latents: Mapping[str, Tensor]  # by name, `[N, ...]` on the CPU in float32: what was decoded
+    timings: Mapping[str, float]  # seconds: load_s, encode_s, denoise_s, decode_s, total_s
+    step_seconds: Sequence[float]
+    memory: Mapping[str, float]  # GiB: peak_gib on the device, rss_peak_gib of the process
+    warnings: Sequence[str] = ()
+    fps: float | None = None  # frames a second; None for images
+    sound: np.ndarray | None = None  # float32 `[N, C, S]` from -1 to 1
+    sample_rate: int | None = None  # of the sound, in Hz
+    batch_seeds: tuple[int, ...] = ()  # the seeds of all results that were made at once, these among them
+    batch_index: int = 0  # the place of the first of these among them
 
-    def split(self, counts: Sequence[int]) -> list[Made]:
-        """In parts of so many images each; a part took the share of the time that it has of the images."""
+    def split(self, counts: Sequence[int]) -> list[PipelineOutput]:
+        """Splits the output into parts of `counts` results each.
+
+        A part is given that share of the time which it has of the results.
+        """
         if len(counts) == 1:
             return [self]
         parts, start = [], 0
         for count in counts:
-            share, images = count / len(self.images), slice(start, start + count)
-            timings = {name: seconds * share for name, seconds in self.timings.items()}
-            steps = [seconds * share for seconds in self.step_seconds]
-            latents = self.latents[images]
-            part = Made(self.images[images], timings, steps, self.memory, latents, self.warnings, self.together, start)
-            parts.append(part)
+            share, rows = count / len(self.frames), slice(start, start + count)
+            parts.append(
+                replace(
+                    self,
+                    frames=self.frames[rows],
+                    latents={name: latents[rows] for name, latents in self.latents.items()},
+                    timings={name: seconds * share for name, seconds in self.timings.items()},
+                    step_seconds=[seconds * share for seconds in self.step_seconds],
+                    sound=None if self.sound is None else self.sound[rows],
+                    batch_index=start,
+                )
+            )
             start += count
         return parts

@@ -31,18 +31,18 @@ _NEAR = {"float32": 50.0, "half": 20.0}
 
 def compare(slug: str, made: Generation) -> tuple[str, str]:
     """What the pictures of a case were compared with, and what is wrong with them, empty where nothing is."""
-    paths = files(slug, len(made.pixels))
+    paths = files(slug, len(made.frames[:, 0]))
     if not all(path.is_file() for path in paths):
         return "", f"no picture is recorded for it in {FOLDER}"
     expected = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    if expected.shape != made.pixels.shape:
-        return "", f"the recorded pictures are {list(expected.shape)} and these {list(made.pixels.shape)}"
+    if expected.shape != made.frames[:, 0].shape:
+        return "", f"the recorded pictures are {list(expected.shape)} and these {list(made.frames[:, 0].shape)}"
     digests = [image["pixels_sha256"] for image in made.record["images"]]
     known = recorded().get(key(made.record), {}).get(slug)
     if known == digests:
         return "as recorded on this platform, to the bit", ""
-    decibels = psnr(made.pixels, expected)
-    apart = f"up to {levels(made.pixels, expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
+    decibels = psnr(made.frames[:, 0], expected)
+    apart = f"up to {levels(made.frames[:, 0], expected)} of 255 levels from what is recorded, PSNR {decibels:.1f} dB"
     if known is not None:
         return "", f"{apart}; on this platform it should be the same to the bit"
     half = any(dtype != "float32" for dtype in made.record["hardware"]["dtypes"].values())

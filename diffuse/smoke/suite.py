@@ -20,12 +20,13 @@ from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
 from diffuse.record import record
 from diffuse.run import model_auto
-from diffuse.run import run as runs
+from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
+from diffuse.run.run import generate
 from diffuse.schema import Config, GenerationRequest, ImageFormat
 from diffuse.smoke import checkpoints, junit, reference
 from diffuse.smoke.cases import SIDE, Case, cases
-from diffuse.terminal import saved, say, unheard
+from diffuse.terminal import print_error, print_path, say
 
 _OURS = ("output", "hardware", "memory_profile", "tracking")  # of the suite's configuration, in that of each case
 _FLAT = 2.0  # levels; what a picture of nothing stays below
@@ -57,7 +58,7 @@ def run(cfg: DictConfig, overrides: Sequence[str], junit_file: Path | None = Non
     _table(outcomes)
     if junit_file is not None:
         junit.write(junit_file, [junit.Test(o.case.name, o.seconds, o.wrong, o.said) for o in outcomes])
-    if error := unheard():
+    if error := print_error():
         raise RunError(f"standard output cannot be written: {error.strerror}; the pictures are in {cfg.output.dir}")
     wrong = sum(bool(outcome.wrong) for outcome in outcomes)
     if wrong:
@@ -96,14 +97,14 @@ def _outcome(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapp
 def make(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapping[str, str]) -> Generation:
     """Runs a case as the command runs a request."""
     own = [override.format_map(inputs) for override in case.overrides]
-    composed = model_auto.compose(own)
+    composed = model_auto.compose_model(own)
     for name in _OURS:
         composed[name] = cfg[name]
     composed.output.name = case.slug
     given = [override for override in overrides if override.partition("=")[0] not in ("experiment", "suite")]
-    told = runs.Told(on_saved=saved, messages=False)
+    callbacks = Callbacks(on_saved=print_path, messages=False)
     drafts = validation.drafts(composed)
-    (generation,) = runs.generate(composed, drafts, overrides=[*own, *given], save=True, told=told)
+    (generation,) = generate(composed, drafts, overrides=[*own, *given], save=True, callbacks=callbacks)
     return generation
 
 
@@ -111,15 +112,15 @@ def picture_faults(made: Generation, case: Case) -> list[str]:
     """What is wrong with the pictures of a run, and with their files."""
     request, faults = made.record["request"], []
     shape = request["num_images"], request["height"], request["width"], 3
-    if made.pixels.shape != shape:
-        faults.append(f"the pictures are {list(made.pixels.shape)} and should be {list(shape)}")
-    if not bool(torch.isfinite(made.latents).all()):
+    if made.frames[:, 0].shape != shape:
+        faults.append(f"the pictures are {list(made.frames[:, 0].shape)} and should be {list(shape)}")
+    if not bool(torch.isfinite(made.latents["image"]).all()):
         faults.append("its latents are not finite")
-    if made.pixels.std() < _FLAT:
+    if made.frames[:, 0].std() < _FLAT:
         faults.append("the pictures show nothing")
-    if len(made.paths) != len(made.pixels):
-        faults.append(f"{len(made.paths)} of {len(made.pixels)} files were written")
-    for path, pixels, about in zip(made.paths, made.pixels, made.records, strict=False):
+    if len(made.paths) != len(made.frames):
+        faults.append(f"{len(made.paths)} of {len(made.frames)} files were written")
+    for path, pixels, about in zip(made.paths, made.frames[:, 0], made.records, strict=False):
         with Image.open(path) as picture:
             there = np.asarray(picture.convert("RGB"))
         if there.shape != pixels.shape:
@@ -142,7 +143,7 @@ def record_faults(made: Generation) -> list[str]:
         part, _, name = dotted.partition(".")
         if not about.get(part, {}).get(name):
             missing.append(dotted)
-    if len(about.get("images", [])) != len(made.pixels):
+    if len(about.get("images", [])) != len(made.frames):
         missing.append("images")
     return [f"the record has no {', '.join(missing)}"] if missing else []
 

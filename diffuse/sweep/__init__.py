@@ -27,7 +27,7 @@ from diffuse.config import request as validation
 from diffuse.errors import ConfigError, MediaError
 from diffuse.record.record import redact
 from diffuse.sweep import job, start
-from diffuse.terminal import agreed
+from diffuse.terminal import confirm
 
 log = logging.getLogger(__name__)
 
@@ -256,5 +256,5 @@ def _seed(folder: Path, identity: str) -> int:
 
 def _ask(jobs: int) -> None:
     nobody = f"the sweep has {jobs:,} jobs, and there is no terminal to ask on; add --yes to agree"
-    if not agreed(f"The sweep has {jobs:,} jobs. Go on?", nobody):
+    if not confirm(f"The sweep has {jobs:,} jobs. Go on?", nobody):
         raise ConfigError("nothing was made")

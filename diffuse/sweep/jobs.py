@@ -33,9 +33,9 @@ from diffuse.sweep import Sweep, job
 from diffuse.sweep.interrupt import Interruption
 
 if TYPE_CHECKING:
-    from diffuse.run.open import Opened
-    from diffuse.run.run import Begun
-    from diffuse.sampling.results import Made
+    from diffuse.run.open import OpenPipeline
+    from diffuse.run.start import StartedRun
+    from diffuse.sampling.results import PipelineOutput
 
 _COSTLY = ("model", "refiner", "hardware", "memory_profile")  # to change them is to load again
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")  # which are encoded
@@ -114,7 +114,7 @@ class Jobs:
         self.elsewhere: Callable[[Jobs, Sequence[Job]], None] | None = None  # makes jobs, if not this process
         self.on_close: list[Callable[[], list[str]]] = []
         self._folders = job.Folders(of.folder, of.axes)
-        self._opened: dict[str, Opened] = {}  # by the costly part of the configuration
+        self._opened: dict[str, OpenPipeline] = {}  # by the costly part of the configuration
         self._most: dict[str, int] = {}  # by it, how many jobs were too many at once
         self._reader = Reader()  # of the pictures that jobs start from
         self._tracker: tracking.Tracker | None = None
@@ -199,10 +199,10 @@ class Jobs:
         if found is None:
             return
         said, paths = found
-        from diffuse.run import run
+        from diffuse.run.prepare import locate_weights
 
         inputs = {} if draft.inputs is None else draft.inputs.as_record(draft.request((0, 0)))
-        now = {"weights": run.weights(cfg), "inputs": inputs}
+        now = {"weights": locate_weights(cfg), "inputs": inputs}
         if all(job.digests(part) == job.digests(said["record"][name]) for name, part in now.items()):
             each.paths = paths
             each.metrics = said.get("metrics", {}) | _quality(paths, draft)
@@ -262,7 +262,7 @@ class Jobs:
         except Exception:
             return 1  # what is wrong with it comes up again when it is begun
 
-    def _open(self, each: Job, cfg: DictConfig) -> Opened:
+    def _open(self, each: Job, cfg: DictConfig) -> OpenPipeline:
         from diffuse.run import open as opening
 
         costly = each.levels[0]
@@ -274,36 +274,37 @@ class Jobs:
         """Makes room for the next pipeline: no job needs this one any more."""
         from diffuse.run import open as opening
 
-        opening.forget(self._opened.pop(costly).pipeline)
+        opening.close_pipeline(self._opened.pop(costly).pipeline)
 
     def _begin(self, batch: Sequence[Job]) -> None:
-        from diffuse.run import run
+        from diffuse.run.prepare import prepare
+        from diffuse.run.start import SweepJobTags, start_run, start_similar_run
 
-        begun: list[tuple[Job, Begun]] = []
+        begun: list[tuple[Job, StartedRun]] = []
         for each in batch:
             try:
                 cfg, draft = self._configured(each)
                 tracker = self._tracker = self._tracker or tracking.open_tracker(self.tracked)
                 of = self.sweep
                 run_id = job.run_id(each.folder, each.key, of.identity)
-                place = run.Place(of.identity, each.key, each.name(of.axes), run_id, of.again or each.again)
+                place = SweepJobTags(of.identity, each.key, each.name(of.axes), run_id, of.again or each.again)
                 about = tracker, configuration.typed(each.lines), place
                 if begun:
-                    one = run.begin_like(begun[0][1], cfg, draft, *about)
+                    one = start_similar_run(begun[0][1], cfg, draft, *about)
                 else:
-                    one = run.begin(run.prepare(cfg, draft, opened=self._open(each, cfg)), *about)
+                    one = start_run(prepare(cfg, draft, opened=self._open(each, cfg)), *about)
                 begun.append((each, one))
             except Exception as error:
                 self.end(each, FAILED, error)
         if begun:
-            self.told.begun([each for each, _ in begun], begun[0][1].job.request.prompt)
+            self.told.begun([each for each, _ in begun], begun[0][1].prepared.request.prompt)
             self._make(begun)
 
-    def _make(self, begun: Sequence[tuple[Job, Begun]]) -> None:
-        from diffuse.run import run
+    def _make(self, begun: Sequence[tuple[Job, StartedRun]]) -> None:
+        from diffuse.run.run import compute
 
         try:
-            made = run.make([each.job for _, each in begun], [self.told.step, self.interruption.check])
+            made = compute([each.prepared for _, each in begun], [self.told.step, self.interruption.check])
         except Exception as error:
             if len(begun) == 1:
                 self._failed(*begun[0], error)
@@ -319,24 +320,24 @@ class Jobs:
             return
         except BaseException as error:
             for _, run_begun in begun:
-                run_begun.failed(error)
+                run_begun.fail(error)
             raise
         for (each, run_begun), part in zip(begun, made, strict=True):
             for warning in part.warnings:
                 self.told.warnings.setdefault(warning)
             self._saver.put(partial(self._save, each, run_begun, part))
 
-    def _save(self, each: Job, begun: Begun, made: Made) -> None:
-        from diffuse.run import run
+    def _save(self, each: Job, begun: StartedRun, made: PipelineOutput) -> None:
+        from diffuse.run.run import finish
 
         try:
             job.clear(each.folder)
-            generation = run.finish(begun, made, save=True)
+            generation = finish(begun, made, save=True)
         except Exception as error:
             self._failed(each, begun, error)
             return
         paths = generation.paths
-        lossless = begun.job.cfg.output.format is ImageFormat.png
+        lossless = begun.prepared.cfg.output.format is ImageFormat.png
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
             if not lossless:
@@ -349,13 +350,13 @@ class Jobs:
         each.paths, each.metrics = paths, generation.metrics
         self.end(each, MADE)
 
-    def _failed(self, each: Job, begun: Begun, error: Exception) -> None:
-        begun.failed(error)
+    def _failed(self, each: Job, begun: StartedRun, error: Exception) -> None:
+        begun.fail(error)
         with suppress(OSError):  # as the job itself, most likely; it is missing then, and so is done again
-            self._write(each, begun.about, begun, error=f"{type(error).__name__}: {error}")
+            self._write(each, begun.record, begun, error=f"{type(error).__name__}: {error}")
         self.end(each, FAILED, error)
 
-    def _write(self, each: Job, about: dict[str, Any], begun: Begun, **said: Any) -> None:
+    def _write(self, each: Job, about: dict[str, Any], begun: StartedRun, **said: Any) -> None:
         job.write(
             each.folder,
             key=each.key,

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffuse.sampling.results import Step
 from diffuse.sweep.jobs import DOUBLE, FAILED, LEFT, MADE, THERE, Job, Told
-from diffuse.terminal import saved, say
+from diffuse.terminal import print_path, say
 
 _TITLE_CHARACTERS = 24
 
@@ -55,7 +55,7 @@ class SweepProgress(Told):
         self.count[job.status] += 1
         while self._printed < len(self.jobs) and self.jobs[self._printed].status:
             for path in self.jobs[self._printed].paths:
-                saved(path)
+                print_path(path)
             self._printed += 1
         self._update()
 

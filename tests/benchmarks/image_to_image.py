@@ -38,7 +38,7 @@ def ours(folder: Path, picture: np.ndarray, device: str, dtype: str, threads: in
     request = GenerationRequest(
         *(PROMPT, "", 1, 1, width, height, STEPS, SCALE), input_image="", strength=STRENGTH, resize=Resize.stretch
     )
-    return lambda: torch.from_numpy(pipeline(request, scheduler, picture=picture).images)
+    return lambda: torch.from_numpy(pipeline(request, scheduler, image=picture).frames[:, 0])
 
 
 def peer(folder: Path, picture: np.ndarray, device: str, dtype: str) -> harness.Call:

@@ -46,7 +46,7 @@ def measure(folder: Path, profile_name: str, side: int | None, steps: int, devic
         "process": generation.memory["rss_peak_gib"] - before,
         "card": generation.memory["peak_gib"],
         "seconds": generation.timings["total_s"],
-        "pixels": hashlib.sha256(generation.images.tobytes()).hexdigest()[:12],
+        "pixels": hashlib.sha256(generation.frames.tobytes()).hexdigest()[:12],
     }
 
 

@@ -38,7 +38,7 @@ def ours(options: argparse.Namespace, profile: str, dtype: str) -> harness.Call:
     pipeline = StableDiffusion(CheckpointFolder.open(options.source), memory)
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     request = GenerationRequest(PROMPT, "", SEED, 1, options.side, options.side, options.steps, SCALE)
-    return lambda: torch.from_numpy(pipeline(request, scheduler).images)
+    return lambda: torch.from_numpy(pipeline(request, scheduler).frames[:, 0])
 
 
 def peer(options: argparse.Namespace, dtype: str) -> harness.Call:

@@ -28,7 +28,7 @@ from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
 from diffuse.sampling.denoise import denoise
-from diffuse.sampling.guidance import Guidance
+from diffuse.sampling.guidance import ClassifierFreeGuidance
 from diffuse.schedulers.euler import Euler
 from diffuse.schema import Compile, Dtype, MemoryProfileConfig
 
@@ -84,7 +84,7 @@ def ours(unet: Any, vae: Any, given: dict[str, Tensor], steps: int, dtype: str, 
         }
         for i in range(2)
     ]
-    guidance = Guidance(halves[1], halves[0], SCALE, batched=True)
+    guidance = ClassifierFreeGuidance(halves[1], halves[0], SCALE, batched=True)
 
     @torch.inference_mode()
     def make() -> Tensor:

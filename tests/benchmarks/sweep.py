@@ -145,20 +145,21 @@ def computing(options: argparse.Namespace) -> None:
 
     from diffuse.config import compose as configuration
     from diffuse.config import request as validation
-    from diffuse.run import run
+    from diffuse.run.prepare import prepare
+    from diffuse.run.run import compute
 
     prepared = []
     for steps in STEPS:
         for seed in SEEDS:
             overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
             cfg = configuration.compose(overrides)
-            prepared.append(run.prepare(cfg, validation.drafts(cfg)[0]))
+            prepared.append(prepare(cfg, validation.drafts(cfg)[0]))
     request = prepared[0].request
     size = prepared[0].opened.pipeline.memory.together(request.width, request.height)
-    run.make(prepared[:1])  # reads the weights
+    compute(prepared[:1])  # reads the weights
     wall, cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(prepared), size):
-        run.make(prepared[start : start + size])
+        compute(prepared[start : start + size])
     print("took", time.perf_counter() - wall, time.process_time() - cpu)
 
 

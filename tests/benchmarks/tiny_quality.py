@@ -58,7 +58,7 @@ def main() -> None:
         article = "an" if names[i][0] in "aeiou" else "a"
         prompt = f"prompt={article} {names[i]} on a {colours[j]} background"
         cfg = configuration.compose([*overrides, f"seed={seed}", prompt])
-        picture = run.generate(cfg, validation.drafts(cfg))[0].pixels[0].astype(np.float32)
+        picture = run.generate(cfg, validation.drafts(cfg))[0].frames[0, 0].astype(np.float32)
         pictures.append(picture)
         right += int(np.square(palette - background(picture)).sum(axis=1).argmin()) == j
         ranks.append(rank(picture, glyphs, i))

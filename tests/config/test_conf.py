@@ -22,7 +22,7 @@ CONF = configuration.conf_dir()
 HYDRAS = CONF / "hydra"  # launchers and sweepers, see test_launchers.py and test_optuna.py
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path != HYDRAS)
 EVERY = [(group, option) for group in GROUPS for option in configuration.options(group)]
-OPTIONS = [pair for pair in EVERY if pair != ("model", "auto")]  # which stands for the others, see test_model_family.py
+OPTIONS = [pair for pair in EVERY if pair != ("model", "auto")]  # see run/test_model_auto.py
 MODELS = sorted(configuration.load_group("model"))
 
 
@@ -81,7 +81,7 @@ def test_no_field_is_left_out_of_the_main_file() -> None:
 @pytest.mark.parametrize("option", MODELS)
 def test_models(option: str) -> None:
     model = configuration.load_group("model")[option]
-    family = opening.family(model._target_)
+    family = opening.load_family(model._target_)
     assert {"unet", "vae"} & set(family.components) or "transformer" in family.components
     assert set(model.min_vram_gib) <= set(configuration.options("memory_profile")) - {"auto"}
     assert model.min_vram_gib["cpu_only"] == 0
@@ -103,7 +103,7 @@ def test_schedulers(option: str) -> None:
 def test_memory_profiles_name_components_that_exist(option: str) -> None:
     components = {"*"}
     for model in configuration.load_group("model").values():
-        components |= set(opening.family(model._target_).components)
+        components |= set(opening.load_family(model._target_).components)
     assert set(content("memory_profile", option).get("on_device", [])) <= components
 
 

@@ -110,7 +110,7 @@ def test_a_picture_is_the_same_within_two_levels(tmp_path: Path) -> None:
         assert made[compile].record["hardware"]["compile"] == compile
         assert made[compile].record["config"]["hardware"]["compile"] == compile
     assert 0 < compiled() < 8
-    plain, other = (one.pixels.astype(int) for one in made.values())
+    plain, other = (one.frames.astype(int) for one in made.values())
     assert plain.std() > 5 and np.abs(plain - other).max() <= 2
     before = compiled()
     run.generate(cfg, validation.drafts(cfg))

@@ -16,7 +16,7 @@ from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.errors import ConfigError, RunError
 from diffuse.pipelines.stable_diffusion import StableDiffusion
-from diffuse.sampling.results import Made, Step
+from diffuse.sampling.results import PipelineOutput, Step
 from diffuse.schema import (
     Determinism,
     Device,
@@ -52,7 +52,7 @@ def pipeline(
     return StableDiffusion(CheckpointFolder.open(TINY), Memory(profile, hardware.detect(config)))
 
 
-def make(pipe: StableDiffusion, request: GenerationRequest = REQUEST, **options: object) -> Made:
+def make(pipe: StableDiffusion, request: GenerationRequest = REQUEST, **options: object) -> PipelineOutput:
     return pipe(request, pipe.scheduler(DDIM), **options)  # type: ignore[arg-type]
 
 
@@ -64,38 +64,38 @@ def levels(a: np.ndarray, b: np.ndarray) -> int:
 def test_a_seed_gives_its_picture_again() -> None:
     pipe = pipeline(deterministic=Determinism.strict)
     first, second = make(pipe), make(pipe)
-    assert np.array_equal(first.images, second.images)
-    assert first.images.shape == (1, 64, 64, 3)
-    assert levels(first.images, make(pipe, replace(REQUEST, seed=12)).images) > 2
+    assert np.array_equal(first.frames[:, 0], second.frames[:, 0])
+    assert first.frames[:, 0].shape == (1, 64, 64, 3)
+    assert levels(first.frames[:, 0], make(pipe, replace(REQUEST, seed=12)).frames[:, 0]) > 2
 
 
 @pytest.mark.parametrize(("deterministic", "tolerance"), [(Determinism.strict, 0), (Determinism.relaxed, 2)])
 def test_alone_and_in_a_batch(deterministic: Determinism, tolerance: int) -> None:
     pipe = pipeline(deterministic=deterministic)
-    batch = make(pipe, replace(REQUEST, num_images=4)).images
-    alone = [make(pipe, replace(REQUEST, seed=REQUEST.seed + i)).images[0] for i in range(4)]
+    batch = make(pipe, replace(REQUEST, num_images=4)).frames[:, 0]
+    alone = [make(pipe, replace(REQUEST, seed=REQUEST.seed + i)).frames[0, 0] for i in range(4)]
     assert levels(batch, np.stack(alone)) <= tolerance
 
 
 def test_every_profile_gives_the_same_picture() -> None:
     profiles = configuration.load_group("memory_profile")
     for deterministic, tolerance in ((Determinism.strict, 0), (Determinism.relaxed, 2)):
-        pictures = [make(pipeline(profiles[name], deterministic=deterministic)).images for name in PROFILES]
+        pictures = [make(pipeline(profiles[name], deterministic=deterministic)).frames[:, 0] for name in PROFILES]
         for picture in pictures[1:]:
             assert levels(picture, pictures[0]) <= tolerance
 
 
 def test_bfloat16_stays_near_float32() -> None:
     request = replace(REQUEST, num_inference_steps=2)  # a CPU may have to emulate it
-    half, full = make(pipeline(dtype=Dtype.bfloat16), request).images, make(pipeline(), request).images
+    half, full = make(pipeline(dtype=Dtype.bfloat16), request).frames[:, 0], make(pipeline(), request).frames[:, 0]
     assert np.abs(half.astype(int) - full).mean() < 8
 
 
 def test_given_latents_replace_the_seeds() -> None:
     pipe = pipeline(deterministic=Determinism.strict)
     noise = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(REQUEST.seed))
-    expected = make(pipe).images
-    assert np.array_equal(make(pipe, replace(REQUEST, seed=0), latents=noise).images, expected)
+    expected = make(pipe).frames[:, 0]
+    assert np.array_equal(make(pipe, replace(REQUEST, seed=0), latents=noise).frames[:, 0], expected)
     with pytest.raises(ConfigError, match="latents"):
         make(pipe, latents=noise[:, :4])
 

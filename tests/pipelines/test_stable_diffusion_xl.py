@@ -321,7 +321,7 @@ def test_half_precision_leaves_the_sizes_whole_and_the_vae_in_float32(checkpoint
     with half.memory.use("unet") as unet:
         unet.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
     request = replace(REQUEST, original_width=1083)
-    pictures = [pipe(request, pipe.scheduler(DDIM)).images.astype(int) for pipe in (half, full)]
+    pictures = [pipe(request, pipe.scheduler(DDIM)).frames.astype(int) for pipe in (half, full)]
     assert np.abs(pictures[0] - pictures[1]).mean() < 8
     assert seen[0]["time_ids"].tolist() == [[64, 1083, 0, 0, 64, 64]] * 2
     assert seen[0]["encoder_hidden_states"].dtype == torch.bfloat16

@@ -169,7 +169,7 @@ def test_the_configuration_in_a_picture_makes_its_pixels_again(pictures: list[Pa
     recorded = media.read_record(pictures[0])
     cfg = OmegaConf.merge(configuration.compose(), OmegaConf.create(recorded["config"]))
     (generation,) = run.generate(cfg, validation.drafts(cfg))
-    for image, path in zip(generation.pixels, pictures, strict=True):
+    for image, path in zip(generation.frames[:, 0], pictures, strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(path)))
 
 

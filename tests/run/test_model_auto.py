@@ -49,7 +49,7 @@ def test_pictures_agree_with_diffusers(name: str, tmp_path: Path) -> None:
     threads = {"overrides": ["hardware.threads=1"]}  # as the command above, since sums depend on them
     options = {"seed": 0, "num_inference_steps": STEPS, "hardware": "cpu", "progress": False}
     same = package.txt2img(PROMPT, model=folder, **options, **threads)
-    assert np.array_equal(same.pixels, made)
+    assert np.array_equal(same.frames[:, 0], made)
 
 
 def index(folder: Path, **entries: Any) -> Path:
@@ -69,7 +69,7 @@ def index(folder: Path, **entries: Any) -> Path:
 )
 def test_families(entries: dict[str, Any], option: str, tmp_path: Path) -> None:
     folder = index(tmp_path / "c", **entries)
-    auto = model_auto.compose(["model=auto", f"model.source={folder}", "prompt=x"])
+    auto = model_auto.compose_model(["model=auto", f"model.source={folder}", "prompt=x"])
     named = configuration.compose([f"model={option}", f"model.source={folder}", "prompt=x"])
     assert (auto.model, auto.scheduler) == (named.model, named.scheduler)
     assert auto.model._target_ and auto.model.revision is None
@@ -83,14 +83,14 @@ def test_it_stands_for_options_that_exist() -> None:
 
 def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^model=auto: .*add model\.source=FOLDER"):
-        model_auto.compose(["model=auto"])
+        model_auto.compose_model(["model=auto"])
     with pytest.raises(CheckpointError, match="is of the family FluxPipeline, which is not implemented"):
-        model_auto.resolve(["model=auto", f"model.source={index(tmp_path / 'f', _class_name='FluxPipeline')}"])
+        model_auto.resolve_model(["model=auto", f"model.source={index(tmp_path / 'f', _class_name='FluxPipeline')}"])
     with pytest.raises(CheckpointError, match="has no model_index"):
-        model_auto.resolve(["model=auto", f"model.source={tmp_path}"])
+        model_auto.resolve_model(["model=auto", f"model.source={tmp_path}"])
     done = diffuse("model=auto", "model.source=/nowhere/x", "prompt=x", cwd=tmp_path)
     assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1)
-    assert model_auto.resolve(["model=auto", f"model.source='{index(tmp_path / 'g', **SD)}'"])[0] == "model=sd21"
+    assert model_auto.resolve_model(["model=auto", f"model.source='{index(tmp_path / 'g', **SD)}'"])[0] == "model=sd21"
 
 
 def test_of_a_repository_only_the_small_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,10 +98,10 @@ def test_of_a_repository_only_the_small_file_is_asked_for(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     with HubServer({"an/owner": Repository(files)}) as hub:
         hub.is_the_hub(monkeypatch, tmp_path / "hub")
-        assert model_auto.resolve(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
+        assert model_auto.resolve_model(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
         assert hub.fetched() == ["model_index.json"]
         hub.log.clear()
-        assert model_auto.resolve(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
+        assert model_auto.resolve_model(["model=auto", "model.source=an/owner"])[0] == "model=sd21"
         assert hub.log == []
         with pytest.raises(CheckpointError, match="no/such"):
-            model_auto.resolve(["model=auto", "model.source=no/such"])
+            model_auto.resolve_model(["model=auto", "model.source=no/such"])

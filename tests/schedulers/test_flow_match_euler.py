@@ -147,7 +147,9 @@ def test_samplers_of_another_prediction_are_refused_by_the_command(checkpoint: P
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_other_models_are_refused_with_what_fits_them(prediction: str) -> None:
-    with pytest.raises(ConfigError, match=f"which predicts {prediction}; these do: ddim, .*dpmpp_2m, .*unipc") as caught:
+    with pytest.raises(
+        ConfigError, match=f"which predicts {prediction}; these do: ddim, .*dpmpp_2m, .*unipc"
+    ) as caught:
         build_sampler(TARGET, {**parity.SD, "prediction_type": prediction})
     assert "flow_match_euler" not in str(caught.value).partition("these do")[2]
 

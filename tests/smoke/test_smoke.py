@@ -22,7 +22,7 @@ from diffuse.config import request as validation
 from diffuse.errors import ConfigError
 from diffuse.media import files as media
 from diffuse.media.pixels import pixels_sha256
-from diffuse.pipelines.latent_diffusion import LatentPipeline
+from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.run import run
 from diffuse.run.generation import Generation
 from diffuse.smoke import cases, checkpoints, reference, suite
@@ -159,11 +159,12 @@ def one_off(monkeypatch: pytest.MonkeyPatch, cwd: Path, said: str) -> None:
 
 def on_tiny(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., np.ndarray]:
     """A decoder that changes the shipped checkpoint's pictures, and nobody else's."""
-    original = LatentPipeline._decode
+    original = LatentDiffusion._decode
 
-    def decode(self: LatentPipeline, latents: torch.Tensor) -> np.ndarray:
-        pixels = original(self, latents)
-        return change(pixels) if str(self.checkpoint.source) == str(configuration.TINY) else pixels
+    def decode(self: LatentDiffusion, latents: torch.Tensor) -> np.ndarray:
+        frames = original(self, latents)
+        is_shipped = str(self.checkpoint.source) == str(configuration.TINY)
+        return change(frames[:, 0])[:, None] if is_shipped else frames
 
     return decode
 
@@ -179,7 +180,7 @@ def one_level(pixels: np.ndarray) -> np.ndarray:
 
 
 def test_pixels_that_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(darker))
+    monkeypatch.setattr(LatentDiffusion, "_decode", on_tiny(darker))
     one_off(monkeypatch, tmp_path, "of 255 levels from what is recorded")
 
 
@@ -188,7 +189,7 @@ def test_one_level_is_too_much_where_the_platform_is_known(monkeypatch: pytest.M
     key: list[str] = []
     monkeypatch.setattr(suite, "cases", lambda: [TEXT_TO_IMAGE])
     monkeypatch.setattr(reference, "key", lambda about: key[0])
-    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(one_level))
+    monkeypatch.setattr(LatentDiffusion, "_decode", on_tiny(one_level))
     (digests, *_) = reference.recorded().values()
     monkeypatch.setattr(reference, "recorded", lambda: {"here": digests})
     key[:] = ["elsewhere"]
@@ -199,12 +200,12 @@ def test_one_level_is_too_much_where_the_platform_is_known(monkeypatch: pytest.M
 
 
 def test_a_picture_of_another_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(lambda pixels: pixels[:, :32]))
+    monkeypatch.setattr(LatentDiffusion, "_decode", on_tiny(lambda pixels: pixels[:, :32]))
     one_off(monkeypatch, tmp_path, "the pictures are [1, 32, 64, 3] and should be [1, 64, 64, 3]")
 
 
 def test_a_picture_of_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(np.zeros_like))
+    monkeypatch.setattr(LatentDiffusion, "_decode", on_tiny(np.zeros_like))
     one_off(monkeypatch, tmp_path, "the pictures show nothing")
 
 
@@ -212,7 +213,7 @@ def test_a_run_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     def fail(pixels: np.ndarray) -> np.ndarray:
         raise ValueError("a bug\nof two lines\x00")
 
-    monkeypatch.setattr(LatentPipeline, "_decode", on_tiny(fail))
+    monkeypatch.setattr(LatentDiffusion, "_decode", on_tiny(fail))
     one_off(monkeypatch, tmp_path, "ValueError: a bug of two lines")
 
 
@@ -250,7 +251,7 @@ def test_files_that_are_not_what_was_made(made: Generation) -> None:
 
 
 def test_latents_that_are_not_finite(made: Generation) -> None:
-    broken = replace(made, latents=torch.full_like(made.latents, float("nan")))
+    broken = replace(made, latents={"image": torch.full_like(made.latents["image"], float("nan"))})
     assert "its latents are not finite" in suite.picture_faults(broken, TEXT_TO_IMAGE)
 
 
@@ -304,5 +305,5 @@ def test_the_distilled_denoiser_is_told_the_scale(inputs: dict[str, str]) -> Non
     for scale in ("guidance_scale=8", "guidance_scale=2"):
         cfg = configuration.compose([*own, scale, "hardware=cpu", "hardware.threads=1"])
         (made,) = run.generate(cfg, validation.drafts(cfg))
-        pictures.append(made.pixels)
+        pictures.append(made.frames[:, 0])
     assert not np.array_equal(*pictures)

@@ -124,7 +124,7 @@ def pipeline(folder: Path, model: str, dtype: Dtype) -> Any:
 def pictures(pipe: Any, sampler: str, **options: Any) -> np.ndarray:
     request = GenerationRequest(PROMPT, "", 3, 1, 64, 64, 4, 5.0)
     options = {"_target_": f"diffuse.schedulers.{TARGETS[sampler]}", "name": sampler, **options}
-    images: np.ndarray = pipe(request, pipe.scheduler(options)).images
+    images: np.ndarray = pipe(request, pipe.scheduler(options)).frames[:, 0]
     return images
 
 

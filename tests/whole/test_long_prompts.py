@@ -390,7 +390,7 @@ def test_the_record_and_python(sd: Path, tmp_path: Path) -> None:
         progress=False,
         overrides=[f"model.source={sd}", "hardware.threads=1", "hardware.deterministic=strict", "hardware=cpu"],
     )
-    assert np.array_equal(made.pixels[0], np.asarray(Image.open(path)))
+    assert np.array_equal(made.frames[0, 0], np.asarray(Image.open(path)))
 
 
 # The pipeline

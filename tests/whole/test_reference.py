@@ -118,9 +118,10 @@ def test_what_the_lines_give(ran: dict[str, Any]) -> None:
     assert ran["pixels"].shape == (64, 64, 3)
     assert ran["made_xl"].record["hardware"]["memory_profile"]["name"] == "unet_gpu"
     assert set(ran["devices"]) == {"unet", "vae", "text_encoder"} == set(ran["dtypes"])
-    assert ran["decoded"].shape[2:] == (ran["made"].pixels.shape[1:3])
+    assert ran["decoded"].shape[2:] == (ran["made"].frames.shape[2:4])
     assert (
-        np.abs(ran["decoded"].clamp(-1, 1).permute(0, 2, 3, 1).numpy() * 127.5 + 127.5 - ran["made"].pixels).max() < 2
+        np.abs(ran["decoded"].clamp(-1, 1).permute(0, 2, 3, 1).numpy() * 127.5 + 127.5 - ran["made"].frames[:, 0]).max()
+        < 2
     )
     assert ran["states"].shape[:2] == ran["ids"].shape and ran["noise"].shape[2:] == (8, 8)
 

@@ -1,0 +1,152 @@
+"""The story of every pipeline: encode, denoise stage by stage, decode. A family fills in what each of them does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.device.memory import Memory
+from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
+from diffuse.sampling.denoise import Sampler
+from diffuse.sampling.guidance import ClassifierFreeGuidance
+from diffuse.sampling.results import PipelineOutput, Step
+from diffuse.sampling.start import Generators, InitialState, Start
+from diffuse.schema import GenerationRequest
+
+
+class DenoiseBatch(Protocol):
+    """Denoises a batch from its initial state, and returns latents `[B, ...]`."""
+
+    def __call__(
+        self, state: InitialState, guidance: ClassifierFreeGuidance, generators: Generators, steps: StepCounter
+    ) -> Tensor: ...
+
+
+class Stage(NamedTuple):
+    """One denoiser's part of the way from noise to latents."""
+
+    start: Start
+    sampler: Sampler  # with its timesteps set
+    calls: int  # of the denoiser, for one batch
+    guidance: ClassifierFreeGuidance
+    denoise: DenoiseBatch
+
+
+class DiffusionPipeline(ABC):
+    """A pipeline, ready to be called. Weights are read when a component is first used."""
+
+    memory: Memory
+
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """Returns the width and height in pixels that the denoiser was trained at."""
+
+    @abstractmethod
+    def complete(self, request: GenerationRequest) -> GenerationRequest:
+        """Returns the request with the family's own fields filled where they were left open."""
+
+    @abstractmethod
+    def check(self, request: GenerationRequest) -> None:
+        """Checks the request against the checkpoint's own configuration, before a weight is read.
+
+        Raises:
+            ConfigError: the checkpoint cannot make this.
+        """
+
+    @abstractmethod
+    def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
+        """Returns the shape of one result's latents, such as `[C, h, w]`.
+
+        Args:
+            latents: the request's initial noise `[N, ...]`, if any.
+
+        Raises:
+            ConfigError: `latents` are not of that shape.
+        """
+
+    @abstractmethod
+    def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
+        """Returns the sampler, or samplers, that `options` name, with the steps of the request.
+
+        Raises:
+            ConfigError: the sampler cannot do what the request asks.
+        """
+
+    @abstractmethod
+    def stages(
+        self, request: GenerationRequest, samplers: Any, image: np.ndarray | None, mask: np.ndarray | None
+    ) -> tuple[list[Stage], list[str]]:
+        """Encodes the prompts and the input image `[H, W, 3]`. Returns the stages, and a warning for each cut prompt.
+
+        Args:
+            samplers: the result of `plan`.
+            mask: bool `[H, W]`, true where the image is painted anew.
+        """
+
+    @abstractmethod
+    def decode(self, batches: Sequence[Tensor]) -> np.ndarray:
+        """Decodes the latents `[B, ...]` of every batch to uint8 frames `[N, F, H, W, 3]`."""
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        *,
+        image: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        latents: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> PipelineOutput:
+        """Makes the results of a request.
+
+        Args:
+            samplers: the result of `plan`.
+            image: the image to start from, uint8 `[H, W, 3]` of the request's size.
+            mask: bool `[H, W]`, true where the image is painted anew.
+            latents: initial noise `[N, ...]` of unit variance; drawn from the seeds where it is None.
+            seeds: one for each result, where they are not the request's own; so requests that differ in the seed alone
+                can be made as one.
+            on_step: called with each step that has ended.
+
+        Raises:
+            ConfigError: the latents' shape does not fit the request.
+            RunError: a component gave NaN, or the device ran out of memory.
+        """
+        self.memory.start()
+        clock = PhaseClock(self.memory)
+        self.latent_shape(request, latents)
+        seeds = request.seeds if seeds is None else seeds
+        batches = split_batches(len(seeds), self.memory.together(request.width, request.height))
+        generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
+
+        # 1. The prompts become the denoisers' conditioning, and an image the distribution of its latents.
+        with clock.phase("encode_s"):
+            stages, warnings = self.stages(request, samplers, image, mask)
+
+        # 2. Noise becomes latents. All batches pass a stage before the next one, so that denoisers change places once.
+        steps = StepCounter(sum(stage.calls for stage in stages) * len(batches), on_step)
+        states: list[Tensor | None] = [
+            None if latents is None else latents[batch.start : batch.stop].float() for batch in batches
+        ]
+        for stage in stages:
+            for place, batch_generators in enumerate(generators):
+                state = stage.start.begin(stage.sampler, batch_generators, states[place])
+                with clock.phase("denoise_s"):
+                    states[place] = stage.denoise(state, stage.guidance, batch_generators, steps)
+        denoised = [state for state in states if state is not None]
+
+        # 3. Latents become frames. All at the end, so that components change places once, not once a batch.
+        with clock.phase("decode_s"):
+            frames = self.decode(denoised)
+            if request.keep_unmasked and image is not None and mask is not None:
+                frames = np.where(mask[..., None], frames, image)
+
+        joined = torch.cat([batch.float().cpu() for batch in denoised])
+        return PipelineOutput(frames, {"image": joined}, clock.timings(), steps.seconds, self.memory.peaks(), warnings)

@@ -1,0 +1,97 @@
+"""Brings together what a run needs, and checks that the parts fit, before a weight is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.checkpoints.checkpoint import Checkpoint, checkpoint_record
+from diffuse.checkpoints.model_sources import locate_models
+from diffuse.config import objective
+from diffuse.config import request as validation
+from diffuse.config.inputs import Inputs
+from diffuse.config.request import Draft
+from diffuse.device import memory
+from diffuse.media.images import PictureInput
+from diffuse.pipelines.refined import request_fields
+from diffuse.run.open import OpenPipeline, component_names, load_family, models, open_pipeline
+from diffuse.schema import GenerationRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A request with all that is needed to run it."""
+
+    cfg: DictConfig
+    request: GenerationRequest
+    opened: OpenPipeline
+    samplers: Any  # the pipeline's plan
+    inputs: Inputs | None = None
+    latents: Tensor | None = None  # initial noise `[N, ...]`, where it is given
+    reference: PictureInput | None = None  # the image that quality is measured against
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The record of the weights that the run uses."""
+        return weights_record(self.opened.checkpoints)
+
+    @property
+    def inputs_record(self) -> dict[str, Any]:
+        """The record of what the results start from, beside the seed."""
+        record = {} if self.inputs is None else self.inputs.as_record(self.request)
+        if self.latents is not None:
+            digest = hashlib.sha256(self.latents.numpy().tobytes()).hexdigest()
+            record["latents"] = {"sha256": digest, "shape": list(self.latents.shape)}
+        return record
+
+    def with_seed(self, seed: int) -> PreparedRun:
+        """Returns the run of one result with another seed."""
+        return replace(self, request=replace(self.request, seed=seed, num_images=1))
+
+
+def prepare(
+    cfg: DictConfig, draft: Draft, latents: Tensor | None = None, opened: OpenPipeline | None = None
+) -> PreparedRun:
+    """Opens the pipeline and completes the request of `draft`, which is one of `cfg`'s.
+
+    Args:
+        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        opened: the result of `open_pipeline` for `cfg`, where there is one already.
+
+    Raises:
+        ConfigError, HardwareError, CheckpointError: something does not fit.
+    """
+    known = request_fields([load_family(model._target_) for model in models(cfg)])
+    validation.refuse_unknown(draft, known, " refiner=".join(model.name for model in models(cfg)))
+    opened = opened or open_pipeline(cfg)
+    pipeline = opened.pipeline
+    request = pipeline.complete(draft.request(pipeline.default_size()))
+    pipeline.check(request)
+    pipeline.latent_shape(request, latents)
+    memory.check_size(opened.profile, request.width, request.height)
+    options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
+    samplers = pipeline.plan(request, options)
+    objective.check_size(draft.reference, request.width, request.height)
+    return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, draft.reference)
+
+
+def locate_weights(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the record of the weights that `cfg` would use.
+
+    Raises:
+        ConfigError, CheckpointError: they are not there.
+    """
+    return weights_record(locate_models(cfg, component_names(cfg)))
+
+
+def weights_record(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Returns the record of a model's weights and, where there is a second checkpoint, of its refiner's."""
+    model, *refiners = checkpoints
+    return checkpoint_record(model) | ({"refiner": checkpoint_record(refiners[0])} if refiners else {})
