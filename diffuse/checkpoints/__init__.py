@@ -1,4 +1,4 @@
-"""Where weights come from, and how a module gets them.
+"""Weights: where they come from, and how a module gets them.
 
-It knows file formats and the hub, and no family of models by name.
+This room knows file formats and the hub, and no family of models by name.
 """

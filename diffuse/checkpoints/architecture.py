@@ -1,11 +1,12 @@
-"""From a published `config.json` to an architecture's dataclass, refusing whatever is not implemented.
+"""From a published `config.json` to the dataclass of an architecture; whatever is not implemented is refused.
 
 A configuration class is a frozen dataclass whose fields carry the published names. It may declare
 
 - `FIXED`: published keys for which only the listed values are implemented;
-- `IGNORED`: published keys that change nothing in what is computed.
+- `IGNORED`: published keys that do not change what is computed.
 
-Any other key is a setting this program does not know. It is let through only where it is off."""
+Any other key is a setting that this program does not know. It is accepted only where it is off.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +20,15 @@ from diffuse.errors import CheckpointError
 T = TypeVar("T")
 
 
-def architecture(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
-    """An instance of `cls` from the published settings `raw`, which were read from `where` (for messages).
+def read_architecture(cls: type[T], published: Mapping[str, Any], file: str) -> T:
+    """Builds a `cls` from the settings of a published `config.json`.
 
     Lists become tuples. Keys that begin with an underscore are bookkeeping and skipped, unless `cls` names them.
+
+    Args:
+        cls: the configuration class.
+        published: the file's content.
+        file: names the file in messages.
 
     Raises:
         CheckpointError: a value is of the wrong type or not implemented, a needed key is missing, or an unknown
@@ -33,44 +39,48 @@ def architecture(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(cls)
     known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for key, value in raw.items():
+    for key, value in published.items():
         if key in ignored or (key.startswith("_") and key not in fixed):
             continue
         if key in fixed:
-            if not any(_same(value, allowed) for allowed in fixed[key]):
+            if not any(_equal(value, allowed) for allowed in fixed[key]):
                 implemented = " or ".join(_show(allowed) for allowed in fixed[key])
                 raise CheckpointError(
-                    f"{where}: {key}={_show(value)} is not implemented, only {implemented}; use another checkpoint"
+                    f"{file}: {key}={_show(value)} is not implemented, only {implemented}; use another checkpoint"
                 )
         elif key in known:
             try:
                 values[key] = _fit(value, hints[key])
             except TypeError:
                 raise CheckpointError(
-                    f"{where}: {key}={_show(value)} should be {_describe(hints[key])}; the file is damaged or of "
+                    f"{file}: {key}={_show(value)} should be {_describe(hints[key])}; the file is damaged or of "
                     "another kind of model"
                 ) from None
-        elif not _off(value):
-            raise CheckpointError(f"{where}: {key}={_show(value)} is not implemented; use another checkpoint")
+        elif not _is_off(value):
+            raise CheckpointError(f"{file}: {key}={_show(value)} is not implemented; use another checkpoint")
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise CheckpointError(f"{where}: lacks the setting {name}; the file is incomplete")
+            raise CheckpointError(f"{file}: lacks the setting {name}; the file is incomplete")
     return cls(**values)
 
 
-def _off(value: Any) -> bool:
+def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
 
 
-def _same(value: Any, allowed: Any) -> bool:
-    """Equality that keeps numbers and truth values apart."""
+def _equal(value: Any, allowed: Any) -> bool:
+    """Compares two values; a number is not equal to a truth value."""
     if isinstance(value, list):
         value = tuple(value)
     return bool(value == allowed) and isinstance(value, bool) == isinstance(allowed, bool)
 
 
 def _fit(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, where JSON can only have meant that; otherwise TypeError."""
+    """Returns `value` as the type `hint` where JSON can only have meant that.
+
+    Raises:
+        TypeError: it is of another type.
+    """
     if hint is Any:
         return value
     origin, arguments = get_origin(hint), get_args(hint)

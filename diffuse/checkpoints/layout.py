@@ -1,6 +1,6 @@
-"""How the files of a checkpoint in the diffusers layout are named, and which of them make up a component.
+"""The file names of the diffusers layout: which files of a component are its weights, in which variant.
 
-Names alone are looked at, so that a folder and a repository's listing are judged alike.
+Only names are looked at, so that a folder and a repository's listing are judged alike.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from diffuse.errors import CheckpointError
 
-# Parts of published pipelines that take no part in making a picture.
+# Components of published pipelines that are not used here.
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _STEMS = ("diffusion_pytorch_model", "model")
-# A variant stands before or after a shard's number, and anywhere in an index's name, as the years went by.
+# Over the years the variant has stood before or after a shard's number, and anywhere in an index's name.
 WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<b>\w+))?\.safetensors"
 )
@@ -24,10 +24,10 @@ INDEX = re.compile(
 )
 
 
-def variants(names: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
-    """Variant -> the files that make it up, from a component folder's file names. None is the plain variant.
+def find_variants(names: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
+    """Maps each published variant to its files, from the file names of a component's folder. None is the plain variant.
 
-    One whole file, or an index followed by its shards; where both are published, the shards.
+    The files are one whole file, or an index followed by its shards; where both are published, the latter.
     """
     whole: dict[tuple[str, str | None], str] = {}
     shards: dict[tuple[str, str | None], list[str]] = {}
@@ -41,44 +41,48 @@ def variants(names: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
                 whole[key] = name
         elif match := INDEX.fullmatch(name):
             indices[match["stem"], match["a"] or match["b"] or match["c"]] = name
-    found: dict[str | None, tuple[str, ...]] = {}
+    variants: dict[str | None, tuple[str, ...]] = {}
     for stem in _STEMS:
         for key in sorted({*whole, *shards}, key=str):
-            if key[0] != stem or key[1] in found:
+            if key[0] != stem or key[1] in variants:
                 continue
             if key in indices and key in shards:
-                found[key[1]] = (indices[key], *shards[key])
+                variants[key[1]] = (indices[key], *shards[key])
             elif key in whole:
-                found[key[1]] = (whole[key],)
+                variants[key[1]] = (whole[key],)
             else:
-                found[key[1]] = tuple(shards[key])
-    return found
+                variants[key[1]] = tuple(shards[key])
+    return variants
 
 
-def pick(
-    listing: Mapping[str, Sequence[str]], component: str, variant: str | None, where: str, field: str = "model"
+def pick_files(
+    listing: Mapping[str, Sequence[str]], component: str, variant: str | None, where: str, setting: str = "model"
 ) -> tuple[str, ...]:
-    """The files of `component` to read, from a listing of every component's file names.
+    """Chooses the files of `component` to read: one whole file, or an index followed by its shards.
 
-    `where` and `field` are for messages: where that is, and what its settings begin with in the configuration.
-
-    A component that is not published in the wanted variant is read in the plain one, as long as the variant exists
+    A component that is not published in `variant` is read in the plain one, as long as the variant exists
     somewhere in the checkpoint.
+
+    Args:
+        listing: component -> its file names.
+        variant: such as `fp16`; None for the plain one.
+        where: names the component in messages.
+        setting: what the source's fields begin with in the configuration, for messages.
 
     Raises:
         CheckpointError: there is no such variant, or there are only pickles, or no weights at all.
     """
     names = listing.get(component, ())
-    found = variants(names)
-    if variant in found:
-        return found[variant]
-    if None in found and any(variant in variants(others) for others in listing.values()):
-        return found[None]
-    if found:
-        present = ", ".join(sorted(name or "the plain one" for name in found))
-        wanted = f"variant {variant}" if variant else "weights without a variant"
-        instead = next((name for name in found if name), None) if None not in found else None
-        raise CheckpointError(f"{where}: no {wanted}; present: {present}; set {field}.variant={instead or 'null'}")
+    variants = find_variants(names)
+    if variant in variants:
+        return variants[variant]
+    if None in variants and any(variant in find_variants(others) for others in listing.values()):
+        return variants[None]
+    if variants:
+        present = ", ".join(sorted(name or "the plain one" for name in variants))
+        missing = f"variant {variant}" if variant else "weights without a variant"
+        other = next((name for name in variants if name), None) if None not in variants else None
+        raise CheckpointError(f"{where}: no {missing}; present: {present}; set {setting}.variant={other or 'null'}")
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         raise CheckpointError(
@@ -92,7 +96,7 @@ def pick(
 
 
 def is_component(component: str, names: Collection[str]) -> bool:
-    """Whether a folder with files of these `names` may be `component` itself."""
+    """Tells whether a folder with files of these `names` may be `component` itself."""
     if component.startswith("tokenizer"):
         return {"vocab.json", "merges.txt"} <= {*names} or "tokenizer.json" in names
     return "config.json" in names

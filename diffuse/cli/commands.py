@@ -56,13 +56,13 @@ def _download(arguments: list[str]) -> None:
 
     check_targets(cfg)
 
-    from diffuse.checkpoints import locate as hub
-    from diffuse.checkpoints import sources
+    from diffuse.checkpoints.locate import download_checkpoints
+    from diffuse.checkpoints.model_sources import model_sources
     from diffuse.run import open as opening
     from diffuse.schema import Download
 
     consent = Download.yes if yes else cfg.model.download
-    for checkpoint in hub.download(sources.wanted(cfg, opening.component_names(cfg)), consent):
+    for checkpoint in download_checkpoints(model_sources(cfg, opening.component_names(cfg)), consent):
         print_line(checkpoint.folder)
 
 

@@ -52,7 +52,9 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
     check_targets(config)
-    sampler_options.check({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
+    sampler_options.check_options(
+        {key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")}
+    )
     _check_timesteps(fields["timesteps"], config.num_inference_steps)
     for field in _NUMBERS:
         check_number(field, fields[field.name])

@@ -47,10 +47,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Linear(inner, query_dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """`x` `[B, T, D]`, `context` `[B, T', D']` -> `[B, T, D]`.
+        """Attends from `x` `[B, T, D]` to `context` `[B, T', D']`; returns `[B, T, D]`.
 
-        Fewer contexts, `[G, T', D']`, are each that of `B / G` neighbours, which are then attended as one with all
-        their tokens: keys and values are made once a context.
+        Fewer contexts, `[G, T', D']`, are shared: each belongs to `B / G` neighbours, whose tokens attend to it
+        together, so that keys and values are computed once a context.
         """
         context = x if context is None else context
         shape = x.shape
@@ -76,7 +76,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., dim_in]` -> `[..., dim_out]`."""
+        """Maps `[..., dim_in]` to `[..., dim_out]`."""
         value, gate = self.proj(x).chunk(2, dim=-1)
         return F.gelu(gate).mul_(value)
 
@@ -89,7 +89,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, dim * 4), nn.Identity(), Linear(dim * 4, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., D]` -> `[..., D]`."""
+        """Maps `[..., D]` to `[..., D]`."""
         for layer in self.net:
             x = layer(x)
         return x
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; each normalised first and added to its input."""
 
-    compiled: ClassVar[bool] = True  # as one, where hardware.compile asks for it
+    compiled: ClassVar[bool] = True  # as a whole, where hardware.compile asks for it
 
     def __init__(self, dim: int, heads: int, context_dim: int, upcast: bool) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """`x` `[B, T, D]`, `context` `[G, T', D']` -> `[B, T, D]`."""
+        """Maps `x` `[B, T, D]` with `context` `[G, T', D']` to `[B, T, D]`."""
         x = self.attn1(self.norm1(x)).add_(x)
         x = self.attn2(self.norm2(x), context).add_(x)
         result: Tensor = self.ff(self.norm3(x)).add_(x)
@@ -144,7 +144,7 @@ class Transformer2DModel(nn.Module):
         self.proj_out: nn.Module = Linear(inner, channels) if linear_projection else Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """`x` `[B, C, H, W]`, `context` `[G, T, D]` -> `[B, C, H, W]`."""
+        """Maps `x` `[B, C, H, W]` with `context` `[G, T, D]` to `[B, C, H, W]`."""
         h = self.norm(x)
         if not self.linear_projection:
             h = self.proj_in(h)

@@ -1,4 +1,4 @@
-"""How a timestep becomes a vector."""
+"""Embeddings of timesteps: numbers become vectors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from diffuse.layers.packed import Linear
 
 
 def sinusoidal_embedding(timesteps: Tensor, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
-    """Sines and cosines of `timesteps` `[B]` at `dim / 2` geometric frequencies from 1 down to 1/10000 -> `[B, dim]`.
+    """Returns sines and cosines `[B, dim]` of `timesteps` `[B]` at `dim / 2` geometric frequencies, 1 down to 1/10000.
 
-    Float32 whatever the model's precision: a timestep of 981 has no neighbour in bfloat16.
+    They are float32 whatever the model's precision: a timestep of 981 has no neighbour in bfloat16.
     `flip_sin_to_cos` puts the cosines first; `freq_shift` moves the last frequency.
 
     Source: Vaswani et al., 2017, as used by Ho et al., "Denoising Diffusion Probabilistic Models", 2020.
@@ -39,7 +39,7 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = Linear(dim_out, dim_out)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """`x` `[B, dim_in]`, `condition` `[B, cond_dim]` -> `[B, dim_out]`."""
+        """Maps `x` `[B, dim_in]` with `condition` `[B, cond_dim]` to `[B, dim_out]`."""
         if self.cond_proj is not None and condition is not None:
             x = x + self.cond_proj(condition)
         result: Tensor = self.linear_2(F.silu(self.linear_1(x)))

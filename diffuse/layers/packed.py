@@ -1,13 +1,16 @@
-"""Linear layers and convolutions whose weights are brought once, when first used, into the order they are read in.
+"""Linear layers and convolutions that reorder their weights once, at first use, for the processor.
 
 PyTorch rearranges a published weight for the processor at every call. For a convolution of the small maps in a U-Net's
 lower levels that takes longer than the convolution itself, and for a linear layer over the 77 tokens of a text up to
 two fifths of the time. On a CPU weights are therefore packed into the blocks that oneDNN computes with. It happens at
 first use rather than at loading, so that a weight that is mapped from a file is not read before it is needed.
 
-Outside of a layer nothing of it shows: the state dict holds weights as they are published, a module that is moved,
-converted, copied or pickled has them plain again until its next use, and one in training, or under autocast, is left as
-it is. Results do not depend on which input came first.
+Nothing of this shows outside a layer: the state dict holds weights as they are published; a module that is moved,
+converted, copied or pickled has them plain again until its next use; one in training, or under autocast, is left as it
+is. Results do not depend on which input came first.
+
+The operators `torch.ops.mkldnn` and the overridden `_apply` and `_save_to_state_dict` are private to PyTorch. No public
+interface computes with a reordered weight: `torch.utils.mkldnn` converts whole modules and their inputs.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from torch import Tensor, nn
 
 
 class _Packed(nn.Module):
-    """What the two kinds of layer share. Packed, a weight has no strides: it is a tensor of oneDNN's own layout."""
+    """The base of both kinds of layer. A packed weight has no strides: it is a tensor of oneDNN's own layout."""
 
     weight: Tensor
 
     def _packs(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether oneDNN can be asked directly, without the conversions and gradients that PyTorch adds."""
+        """Tells whether oneDNN can be called directly, without the conversions and gradients that PyTorch adds."""
         if torch.compiler.is_compiling():  # the compiler orders weights itself, and does not know oneDNN's layout
             return False
         plain = x.dtype == weight.dtype and x.is_cpu and not (x.requires_grad or weight.requires_grad)
@@ -59,12 +62,12 @@ class _Packed(nn.Module):
 
 
 class Linear(_Packed, nn.Linear):
-    """`nn.Linear`, see above."""
+    """A linear layer with a packed weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., D]` -> `[..., D']`."""
+        """Maps `[..., D]` to `[..., D']`."""
         weight = self.weight
-        # What is small in float32 PyTorch gives to another library, which is called faster.
+        # PyTorch gives small float32 layers to another library, whose calls cost less.
         small = weight.dtype == torch.float32 and weight.numel() <= 1 << 16
         if small or not self._packs(x, weight):
             self._unpack()
@@ -76,10 +79,10 @@ class Linear(_Packed, nn.Linear):
 
 
 class Conv2d(_Packed, nn.Conv2d):
-    """`nn.Conv2d` of maps that lie channels last in memory. Where nothing is packed, its kernel comes to lie so too."""
+    """A convolution of maps that lie channels last in memory. A kernel that is not packed is brought to lie so, too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C', H', W']`."""
+        """Maps `[B, C, H, W]` to `[B, C', H', W']`."""
         weight = self.weight
         if not self._packs(x, weight):
             self._unpack()

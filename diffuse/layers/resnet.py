@@ -13,7 +13,7 @@ from diffuse.layers.packed import Conv2d, Linear
 class ResnetBlock2D(nn.Module):
     """Norm, SiLU, convolution, twice; a timestep embedding is added between them where `temb_channels` is given."""
 
-    compiled: ClassVar[bool] = True  # as one, where hardware.compile asks for it
+    compiled: ClassVar[bool] = True  # as a whole, where hardware.compile asks for it
 
     def __init__(
         self, in_channels: int, out_channels: int, *, groups: int, eps: float, temb_channels: int | None = None
@@ -28,7 +28,7 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, activated_temb: Tensor | None = None) -> Tensor:
-        """`x` `[B, C, H, W]`, `activated_temb` `[B, D]` (already through SiLU) -> `[B, C', H, W]`."""
+        """Maps `x` `[B, C, H, W]` with `activated_temb` `[B, D]` (already through SiLU) to `[B, C', H, W]`."""
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         if activated_temb is not None:
             h += self.time_emb_proj(activated_temb)[:, :, None, None]
@@ -48,7 +48,7 @@ class Downsample2D(nn.Module):
         self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C, ceil(H / 2), ceil(W / 2)]`; floor where only the far sides are padded."""
+        """Maps `[B, C, H, W]` to `[B, C, ceil(H / 2), ceil(W / 2)]`; floor where only the far sides are padded."""
         if self.far_sides_only:
             x = F.pad(x, (0, 1, 0, 1))
         result: Tensor = self.conv(x)
@@ -63,7 +63,7 @@ class Upsample2D(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C, 2H, 2W]`, or `[B, C, *size]`."""
+        """Maps `[B, C, H, W]` to `[B, C, 2H, 2W]`, or `[B, C, *size]`."""
         size = size or (x.shape[-2] * 2, x.shape[-1] * 2)
         result: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
         return result

@@ -10,34 +10,25 @@ from typing import Any
 
 from diffuse.schema import PromptSyntax
 
-_SAMPLERS = {  # diffuse's name -> the name that viewers know
-    "ddim": "DDIM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lcm": "LCM",
-    "pndm": "PLMS",
-    "unipc": "UniPC",
-}
 
-
-def parameters_text(record: Mapping[str, Any]) -> str:
+def parameters_text(record: Mapping[str, Any], sampler: str | None = None) -> str:
     """Returns the parameters of one image from its record (`record.image_record`), as AUTOMATIC1111's web UI does.
 
     They are the prompt, `Negative prompt: ...` unless it is empty, and one line of `Name: value` pairs, in which a
     value with a comma, a colon or a line break is JSON-quoted.
+
+    Args:
+        record: of one image.
+        sampler: the name under which viewers know the sampler; None for the scheduler's own name.
     """
     request, weights = record["request"], record["weights"]
     texts = request["prompt"] + (request["negative_prompt"] or "")
     literal = request.get("prompt_syntax") != PromptSyntax.weighted.name and any(c in texts for c in "([")
-    sampler = record["config"]["scheduler"]["name"]
     parts = weights.get("components", {})
     model, vae = parts.get("unet", weights), parts.get("vae", {})
     pairs = {
         "Steps": request["num_inference_steps"],
-        "Sampler": _SAMPLERS.get(sampler, sampler),
+        "Sampler": sampler or record["config"]["scheduler"]["name"],
         "CFG scale": f"{request['guidance_scale']:g}",
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",

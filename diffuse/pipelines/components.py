@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffuse.checkpoints import weights
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.weights import check_weights, load_weights
 from diffuse.device.memory import Memory
 
 
@@ -53,7 +54,7 @@ def read_configs(components: Components, checkpoint: Checkpoint) -> dict[str, An
     for name, component in components.items():
         if component.config is not None:
             part = checkpoint.part(name)
-            configs[name] = weights.architecture(
+            configs[name] = read_architecture(
                 component.config, part.config(name), str(part.path(f"{name}/config.json"))
             )
     return configs
@@ -79,7 +80,7 @@ def declare(
         return module(config)
 
     def load(device: torch.device, dtype: torch.dtype) -> nn.Module:
-        return weights.load(build, part, name, device=device, dtype=dtype, rename=component.rename)
+        return load_weights(build, part, name, device=device, dtype=dtype, rename=component.rename)
 
-    weights.check(build, part, name, rename=component.rename)
+    check_weights(build, part, name, rename=component.rename)
     memory.add(name, load, float32=float32, tileable=component.role is Role.image_codec)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.models.text_encoder import clip
@@ -36,7 +36,7 @@ from diffuse.sampling.start import (
     InpaintingModel,
     Start,
 )
-from diffuse.schedulers import build
+from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.sampler import State
 from diffuse.schema import GenerationRequest
 
@@ -162,7 +162,7 @@ class LatentDiffusion(DiffusionPipeline):
 
     def scheduler(self, options: Mapping[str, Any]) -> Sampler:
         """Builds the sampler that `options` name, with the checkpoint's published setting where an option is null."""
-        scheduler: Sampler = build.build(options, self.checkpoint.config("scheduler"))
+        scheduler: Sampler = build_sampler(options, self.checkpoint.config("scheduler"))
         return scheduler
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
@@ -205,7 +205,7 @@ class LatentDiffusion(DiffusionPipeline):
 
         def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
             self.memory.after_step(index)
-            steps.end_step(timestep, seconds, state.sample, lambda: self._decode(state.seen()))
+            steps.end_step(timestep, seconds, state.sample, lambda: self._decode(state.denoised()))
 
         with self.memory.use(self.denoiser) as denoiser:
             return denoise(
@@ -224,9 +224,9 @@ class LatentDiffusion(DiffusionPipeline):
 
     def mismatch(self, reason: str) -> CheckpointError:
         """Builds the error for components that do not belong together."""
-        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.elsewhere.values())
+        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.parts.values())
         advice = f"choose another {settings}" if settings else "the folders are of different models"
-        return CheckpointError(f"{self.checkpoint.folder}: {reason}; {advice}")
+        return CheckpointError(f"{self.checkpoint.source}: {reason}; {advice}")
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Decodes latents `[B, C, h, w]` without noise to uint8 frames `[B, 1, H, W, 3]`."""

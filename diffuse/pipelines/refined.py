@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
@@ -65,7 +65,7 @@ class RefinedPipeline(DiffusionPipeline):
             ours, theirs = getattr(base.vae_config, name), getattr(refiner.vae_config, name)
             if ours != theirs:
                 raise CheckpointError(
-                    f"{refiner.checkpoint.folder}: cannot refine {base.checkpoint.folder}: the {name} of its vae is "
+                    f"{refiner.checkpoint.source}: cannot refine {base.checkpoint.source}: the {name} of its vae is "
                     f"{theirs} and should be {ours}; choose a refiner that was made for it"
                 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.checkpoints.folder import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.config.checks import check_targets
 from diffuse.config.compose import config_from_data
 from diffuse.config.groups import TINY, load_group
@@ -124,7 +124,7 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
     if source.startswith(("//", "\\\\")):
         raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
     if name == "model" and source != str(TINY) and not Path(source).expanduser().is_dir():
-        ships = recorded.get("sha256") == Checkpoint.open(TINY).digest()
+        ships = recorded.get("sha256") == CheckpointFolder.open(TINY).digest()
         if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
             node.source = str(TINY)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffuse.checkpoints import sources
+from diffuse.checkpoints.checkpoint import checkpoint_record
 from diffuse.errors import RunError
 from diffuse.media.pixels import largest_difference, pixels_sha256, psnr
 from diffuse.record.differences import record_differences, weights_differences
@@ -47,7 +47,7 @@ def _compare_weights(reproduction: Reproduction) -> None:
     weights = reproduction.recorded.record["weights"]
     opened = open_pipeline(reproduction.cfg)
     for checkpoint, recorded in zip(opened.checkpoints, (weights, weights.get("refiner")), strict=False):
-        for cause in weights_differences(recorded, sources.as_record(checkpoint), "weights"):
+        for cause in weights_differences(recorded, checkpoint_record(checkpoint), "weights"):
             say(f"{checkpoint.source}: {cause}")
 
 

@@ -18,6 +18,7 @@ from diffuse.media.pixels import pixels_sha256
 from diffuse.media.save import save_media
 from diffuse.record.record import image_record, record_with_images
 from diffuse.sampling.results import PipelineOutput
+from diffuse.schedulers.build import sampler_label
 from diffuse.schema import ImageFormat
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Generation:
             format=format,
             quality=quality,
             record=result,
-            parameters=parameters_text(result),
+            parameters=parameters_text(result, sampler_label(result["config"]["scheduler"])),
         )
 
     def __repr__(self) -> str:

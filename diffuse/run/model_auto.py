@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffuse.checkpoints import locate
-from diffuse.checkpoints.hub.repository import Wanted
+from diffuse.checkpoints.locate import model_index
+from diffuse.checkpoints.source import Source
 from diffuse.config.compose import compose_config
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
@@ -56,7 +56,7 @@ def resolve_model(overrides: Sequence[str]) -> list[str]:
         raise ConfigError(f"{AUTO}: reads from a checkpoint what it is; add model.source=FOLDER or OWNER/NAME")
     # A value that is none of them is refused when the configuration is composed.
     consent = Download.__members__.get(values.get("model.download", ""), Download.ask)
-    model = f"model={family_option(locate.index(Wanted(source, revision), consent), source)}"
+    model = f"model={family_option(model_index(Source(source, revision), consent), source)}"
     return [model if override == AUTO else override for override in overrides]
 
 

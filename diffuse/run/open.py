@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.checkpoints import sources
-from diffuse.checkpoints.folder import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config.checks import check_target
 from diffuse.config.groups import load_group
 from diffuse.device import hardware
@@ -55,7 +55,7 @@ def open_pipeline(cfg: DictConfig) -> OpenPipeline:
 
     targets = [model._target_ for model in models(cfg)]
     families = [load_family(target) for target in targets]
-    checkpoints = sources.locate(cfg, component_names(cfg))
+    checkpoints = locate_models(cfg, component_names(cfg))
     identities = [[checkpoint.identity, target] for checkpoint, target in zip(checkpoints, targets, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     if key in _pipelines:

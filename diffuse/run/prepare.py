@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.checkpoints import sources
-from diffuse.checkpoints.folder import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint, checkpoint_record
+from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config import objective
 from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
@@ -88,10 +88,10 @@ def locate_weights(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError, CheckpointError: they are not there.
     """
-    return weights_record(sources.locate(cfg, component_names(cfg)))
+    return weights_record(locate_models(cfg, component_names(cfg)))
 
 
 def weights_record(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     """Returns the record of a model's weights and, where there is a second checkpoint, of its refiner's."""
     model, *refiners = checkpoints
-    return sources.as_record(model) | ({"refiner": sources.as_record(refiners[0])} if refiners else {})
+    return checkpoint_record(model) | ({"refiner": checkpoint_record(refiners[0])} if refiners else {})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from diffuse import tracking
-from diffuse.checkpoints import sources
+from diffuse.checkpoints.checkpoint import weights_tag
 from diffuse.config.request import RequestDraft
 from diffuse.errors import Stop
 from diffuse.media.files import file_stem
@@ -130,7 +130,7 @@ def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
     tags = {
         VERSION_TAG: record["diffuse"],
-        WEIGHTS_TAG: sources.tag(record["weights"]),
+        WEIGHTS_TAG: weights_tag(record["weights"]),
         GIT_COMMIT_TAG: (record["git"] or {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}

@@ -1,4 +1,4 @@
-"""From configuration and a checkpoint's published settings to a sampler. Samplers are found by name, one a module."""
+"""From configuration and a checkpoint's published settings to a sampler, which is found by its module's name."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 from diffuse import schedulers
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.schedulers import options as option_checks
+from diffuse.schedulers.options import KNOWN, check_options
 
 # Published values that ask for nothing, of settings that no sampler here has.
 _NEUTRAL = {"timestep_type": "discrete"}
 
 
-def build(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
-    """The sampler that `options` names by `_target_`, a class in `diffuse.schedulers`.
+def build_sampler(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
+    """Builds the sampler that `options` names by `_target_`, a class in `diffuse.schedulers`.
 
     An option that is null or absent takes the value in `published`, a checkpoint's `scheduler_config.json`, and the
     sampler's own default where that has none either.
 
     Raises:
-        ConfigError: the target is not a sampler of this package or is not for what the model predicts, or an option is
-            unknown or has a wrong value.
+        ConfigError: the target is not a sampler of this package or does not fit what the model predicts, or an option
+            is unknown or has a wrong value.
         CheckpointError: the checkpoint asks for something that no sampler here implements.
     """
     target = str(options.get("_target_", ""))
@@ -40,18 +40,18 @@ def build(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
     for key in chosen:
         if key not in known:
             raise ConfigError(f"scheduler.{key}: {name} has no such option; it has {', '.join(sorted(known))}")
-    option_checks.check(chosen, sampler.choices)
+    check_options(chosen, sampler.choices)
     prediction = chosen.get("prediction_type") or published_prediction(published)
     if prediction not in sampler.predictions:
         raise ConfigError(
             f"scheduler={name} does not fit this model, which predicts {prediction}; "
-            f"these do: {', '.join(fitting(prediction)) or 'none yet'}"
+            f"these do: {', '.join(samplers_for(prediction)) or 'none yet'}"
         )
     settings = {}
     for key, value in published.items():
         if key.startswith("_") or value is None:  # the published null of an optional value is the default
             continue
-        if key not in option_checks.KNOWN and value not in (False, _NEUTRAL.get(key)):
+        if key not in KNOWN and value not in (False, _NEUTRAL.get(key)):
             raise CheckpointError(f"scheduler/scheduler_config.json: {key}={value} is not implemented")
         # A name that two samplers give different values to, such as solver_type, is the other's here.
         if key in known and value in sampler.choices.get(key, (value,)):
@@ -60,14 +60,26 @@ def build(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
 
 
 def published_prediction(published: Mapping[str, Any]) -> str:
-    """What the model of a `scheduler_config.json` predicts; flow matching is known by its sampler alone."""
+    """Returns what the model of a `scheduler_config.json` predicts, such as `epsilon`.
+
+    Flow matching is recognised by the name of the sampler alone.
+    """
     if str(published.get("_class_name", "")).startswith("FlowMatch"):
         return "flow_prediction"
     return str(published.get("prediction_type") or "epsilon")
 
 
-def fitting(prediction: str) -> list[str]:
-    """The samplers, as `scheduler=` names them, for a model that predicts `prediction`."""
+def sampler_label(options: Mapping[str, Any]) -> str:
+    """Returns the name under which picture viewers know the sampler of `options`, which a record may hold.
+
+    It is the option `name` where `_target_` is not a sampler of this package, as in records of other versions.
+    """
+    module, _, class_name = str(options.get("_target_", "")).rpartition(".")
+    return str(getattr(_samplers(module).get(class_name), "label", options["name"]))
+
+
+def samplers_for(prediction: str) -> list[str]:
+    """Returns the samplers, as `scheduler=` names them, for a model that predicts `prediction`."""
     modules = sorted(module.name for module in pkgutil.iter_modules(schedulers.__path__))
     return [
         module
@@ -77,7 +89,7 @@ def fitting(prediction: str) -> list[str]:
 
 
 def _samplers(module: str) -> dict[str, Any]:
-    """The classes that a module of this room defines and that can make a step."""
+    """Returns the sampler classes of a module in this room: those with a method `step`."""
     if module.rpartition(".")[0] != schedulers.__name__:
         return {}
     try:

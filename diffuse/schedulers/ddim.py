@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from diffuse.schedulers.sampler import DiscreteSampler, State
 class DDIM(DiscreteSampler):
     """Walks from noise to a sample along the timesteps, deterministically for `eta` 0, as DDPM does for `eta` 1."""
 
+    label: ClassVar[str] = "DDIM"
+
     set_alpha_to_one: bool = True
     clip_sample: bool = True
     clip_sample_range: float = 1.0
@@ -27,11 +30,11 @@ class DDIM(DiscreteSampler):
     eta: float = 0.0
 
     def set_timesteps(self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0) -> None:
-        """Chooses the timesteps to visit, without the first `skip`; `timesteps` gives them outright.
+        """Chooses the timesteps to visit, without the first `skip`, or takes `timesteps` as they are.
 
-        A step leads as far as the spacing's stride, `num_train_timesteps // num_inference_steps`, below its timestep,
-        which is the next timestep or, under `linspace` and `trailing`, near it: so does the field's reference. From
-        given timesteps it leads to the next of them.
+        A step leads as far as the spacing's stride, `num_train_timesteps // num_inference_steps`, below its timestep.
+        That is the next timestep or, under `linspace` and `trailing`, near it; diffusers does the same. With
+        `timesteps`, it leads to the next of them.
 
         Raises:
             ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
@@ -43,7 +46,7 @@ class DDIM(DiscreteSampler):
             ).round()
             after = spaced - train_steps // num_inference_steps
         else:
-            spaced = noise_schedule.given_timesteps(timesteps, train_steps)
+            spaced = noise_schedule.check_timesteps(timesteps, train_steps)
             after = np.append(spaced[1:], -1)
         self.timesteps = torch.from_numpy(spaced.astype(np.int64))[skip:]
         self._after = after.astype(np.int64).tolist()[skip:]
@@ -55,10 +58,12 @@ class DDIM(DiscreteSampler):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down: equation 12 of the paper, with equation 16's sigma.
+        """Makes one step down: equation 12 of the paper, with equation 16's sigma.
 
         Args:
-            model_output: `[B, ...]`, for the sample of `state` at timestep `index`.
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
             generators: one a sample, on the CPU; needed where `eta` is above 0.
         """
         sample, after = state.sample, self._after[index]
@@ -67,11 +72,11 @@ class DDIM(DiscreteSampler):
         original = self._original(model_output, sample, alpha)
         noise = noise_schedule.to_noise(self.prediction_type, model_output, sample, alpha)
         if self.eta == 0:
-            # In the original's own memory, where that is not the model's: it is made anew for whoever looks.
+            # Written into the original's memory, unless that is the model's; it is computed again for a preview.
             spare = None if original is model_output else original
             return State(
                 torch.mul(alpha_after**0.5, original, out=spare).add_((1 - alpha_after) ** 0.5 * noise),
-                later=partial(self._original, model_output, sample, alpha),
+                compute_original=partial(self._original, model_output, sample, alpha),
             )
         if generators is None:
             raise ValueError("eta above 0 needs the images' generators")

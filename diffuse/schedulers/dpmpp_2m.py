@@ -19,19 +19,22 @@ from diffuse.schedulers.sigma_sampler import VariancePreserving, signal_and_nois
 
 @dataclass(kw_only=True)
 class DPMpp2M(VariancePreserving):
-    """Solves the equation for the original exactly but for its change, which it draws on from the step before.
+    """Solves the equation exactly for a constant original; its change is extrapolated from the step before.
 
     `solver_type` says how: by the original half way (`midpoint`, the paper's), or in a straight line (`heun`).
     """
+
+    label: ClassVar[str] = "DPM++ 2M"
 
     solver_type: str = "midpoint"
     euler_at_final: bool = False
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"solver_type": ("midpoint", "heun")}
 
-    def whole(self, timesteps: np.ndarray) -> np.ndarray:
+    def round_timesteps(self, timesteps: np.ndarray) -> np.ndarray:
+        """Returns the timesteps `[S]` of spaced sigmas without fractions."""
         # The reference cuts the fractions of a cosine schedule even for Karras, here but not in UniPC.
-        return np.floor(timesteps) if self.beta_schedule == "squaredcos_cap_v2" else super().whole(timesteps)
+        return np.floor(timesteps) if self.beta_schedule == "squaredcos_cap_v2" else super().round_timesteps(timesteps)
 
     def step(
         self,
@@ -40,7 +43,14 @@ class DPMpp2M(VariancePreserving):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down. `model_output` is `[B, ...]`, for the sample of `state` at step `index`."""
+        """Makes one step down.
+
+        Args:
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; not used: the method is deterministic.
+        """
         original = self.to_original(model_output, index, state.sample)
         sigma, after = self.sigmas[index : index + 2]
         if after == 0:
@@ -52,10 +62,10 @@ class DPMpp2M(VariancePreserving):
         return State(sample, original, (original,))
 
     def integral(self, index: int, state: State, span: float) -> tuple[float, ...]:
-        """What originals add over a step: the integral of `exp(-u) * original` over a `span` of half the log SNR.
+        """Integrates `exp(-u) * original` over a `span` of half the log SNR.
 
-        As weights of the original as it is now and, for second order, which takes its slope too, of that in `state`
-        from the step before.
+        Returns the weight of the current original and, for second order, which also takes its slope, the weight of the
+        original in `state` from the step before.
         """
         constant = -math.expm1(-span)
         if not state.past or span == 0 or self._first_order(index):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from diffuse.schedulers.sigma_sampler import signal_and_noise
 
 @dataclass(kw_only=True)
 class DPMpp2MSDE(DPMpp2M):
-    """Solves the diffusion's stochastic equation: less is kept of the sample, and new noise takes its place."""
+    """Solves the diffusion's stochastic equation: it keeps less of the sample and adds new noise in its place."""
+
+    label: ClassVar[str] = "DPM++ 2M SDE"
 
     def step(
         self,
@@ -27,9 +30,13 @@ class DPMpp2MSDE(DPMpp2M):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down. `model_output` is `[B, ...]`, for the sample of `state` at step `index`.
+        """Makes one step down.
 
-        `generators` are the images' own, on the CPU.
+        Args:
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; the noise comes from them.
         """
         original = self.to_original(model_output, index, state.sample)
         sigma, after = self.sigmas[index : index + 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from diffuse.schedulers.sigma_sampler import VarianceExploding
 class Euler(VarianceExploding):
     """Follows the probability-flow equation `dx / dsigma = (x - original) / sigma` in straight lines."""
 
+    label: ClassVar[str] = "Euler"
+
     final_sigmas_type: str = "zero"
 
     @property
     def final_sigma(self) -> float:
+        """Is the sigma that the last step leads to."""
         return 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
 
     def step(
@@ -30,7 +34,14 @@ class Euler(VarianceExploding):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down. `model_output` is `[B, ...]`, for what the model was shown of `state` at step `index`."""
+        """Makes one step down.
+
+        Args:
+            model_output: `[B, ...]`, for what the model was shown of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; not used: the method is deterministic.
+        """
         sigma, after = self.sigmas[index : index + 2]
         original = self.to_original(model_output, index, state.sample)
         # Along the derivative, (x - original) / sigma, the way to the original is straight and ends at sigma 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from diffuse.schedulers.sigma_sampler import VarianceExploding
 class EulerAncestral(VarianceExploding):
     """Goes further down than the next sigma, and comes up to it with fresh noise."""
 
+    label: ClassVar[str] = "Euler a"
+
     def step(
         self,
         model_output: Tensor,
@@ -25,9 +28,13 @@ class EulerAncestral(VarianceExploding):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down. `model_output` is `[B, ...]`, for what the model was shown of `state` at step `index`.
+        """Makes one step down.
 
-        `generators` are the images' own, on the CPU.
+        Args:
+            model_output: `[B, ...]`, for what the model was shown of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; the noise comes from them.
         """
         sigma, after = self.sigmas[index : index + 2]
         up = after * (1 - (after / sigma) ** 2) ** 0.5

@@ -23,13 +23,15 @@ from diffuse.schedulers.sampler import State
 class FlowMatchEuler:
     """Follows the velocity `noise - original` that the model predicts, along `sigma * noise + (1 - sigma) * original`.
 
-    Sigmas fall evenly from 1 before they are shifted towards noise: by `shift`, or with `use_dynamic_shifting` by what
-    `set_timesteps` is told. `shift_terminal` then stretches them to end there. With `invert_sigmas` they rise from 0,
+    Sigmas fall evenly from 1 before they are shifted towards noise: by `shift`, or with `use_dynamic_shifting` by the
+    `mu` of `set_timesteps`. `shift_terminal` then stretches them to end there. With `invert_sigmas` they rise from 0,
     and the velocity is `original - noise`. With `stochastic_sampling` each step draws its noise anew.
 
     Raises:
         ConfigError: a value is not one that the option can have, or two do not go together.
     """
+
+    label: ClassVar[str] = "flow_match_euler"  # viewers know no name for it
 
     num_train_timesteps: int = 1000
     shift: float = 1.0
@@ -53,8 +55,8 @@ class FlowMatchEuler:
     init_noise_sigma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        options.check(vars(self))
-        self._space = sigmas.chosen_spacing(self)
+        options.check_options(vars(self))
+        self._space = sigmas.choose_spacing(self)
         if self.invert_sigmas and self.stochastic_sampling:
             # The reference takes the noise for the original there, and ends in noise.
             raise ConfigError("scheduler.invert_sigmas and stochastic_sampling are both true; set one of them to false")
@@ -67,7 +69,7 @@ class FlowMatchEuler:
         self.sigmas: list[float] = []
 
     def calculate_shift(self, tokens: int) -> float:
-        """`mu` for so many tokens, on the line through (`base_image_seq_len`, `base_shift`) and the two maxima."""
+        """Returns `mu` for a number of tokens, on the line from the two base options to the two maxima."""
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         return self.base_shift + slope * (tokens - self.base_image_seq_len)
 
@@ -83,7 +85,8 @@ class FlowMatchEuler:
         """Chooses the sigmas to visit, without the first `skip`.
 
         Args:
-            timesteps: what the model is shown; the sigmas are these by `num_train_timesteps`, shifted, unless given.
+            timesteps: for the model; unless `sigmas` are given, these are the timesteps divided by
+                `num_train_timesteps`, and shifted.
             sigmas: before they are shifted, falling and without the 0 at the end.
             mu: the dynamic shift, see `calculate_shift`; it has no effect on a static one.
 
@@ -115,7 +118,7 @@ class FlowMatchEuler:
         self.timesteps = torch.from_numpy(shown.astype(np.float32))[skip:]
 
     def scale_model_input(self, sample: Tensor, index: int) -> Tensor:
-        """What the model is shown: the sample as it is."""
+        """Returns the model's input at step `index`: the sample `[B, ...]` as it is."""
         return sample
 
     def step(
@@ -125,22 +128,26 @@ class FlowMatchEuler:
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down. `model_output` is `[B, ...]`, for the sample of `state` at step `index`.
+        """Makes one step down.
 
-        `generators` are the images' own, on the CPU; needed for stochastic sampling.
+        Args:
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; needed for stochastic sampling.
         """
         sigma, after = self.sigmas[index : index + 2]
         end = 1.0 if self.invert_sigmas else 0.0
         original = partial(state.sample.add, model_output, alpha=end - sigma)
         if not self.stochastic_sampling:
-            return State(state.sample.add(model_output, alpha=after - sigma), later=original)
+            return State(state.sample.add(model_output, alpha=after - sigma), compute_original=original)
         if generators is None:
             raise ValueError("stochastic sampling needs the images' generators")
         noise, clean = noise_schedule.unit_noise(state.sample, generators), original()
         return State(noise_schedule.weighted_sum((1 - after, after), (clean, noise)), clean)
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
-        """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`.
+        """Returns `original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`.
 
         The reference calls this `scale_noise`, and does not invert it where sigmas are inverted.
         """

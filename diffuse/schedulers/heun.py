@@ -22,6 +22,8 @@ class Heun(VarianceExploding):
     Every step but the last calls the model twice.
     """
 
+    label: ClassVar[str] = "Heun"
+
     beta_start: float = 0.00085
     beta_end: float = 0.012
     clip_sample: bool = False
@@ -35,7 +37,7 @@ class Heun(VarianceExploding):
     def set_timesteps(
         self, num_inference_steps: int, timesteps: Sequence[float] | None = None, *, skip: int = 0
     ) -> None:
-        """As for one call a step, with the second call in between, at the timestep to which the step leads."""
+        """Chooses the timesteps to visit; the second call of a step is at the timestep to which the step leads."""
         super().set_timesteps(num_inference_steps, timesteps, skip=skip)
         self.timesteps = self.timesteps.repeat_interleave(2)[1:]
         first, *between, last = self.sigmas
@@ -48,9 +50,13 @@ class Heun(VarianceExploding):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """Half a step: to the next sigma, or by its slope a better way there.
+        """Makes half a step: to the next sigma, or the same way again with a better slope.
 
-        `model_output` is `[B, ...]`, for what the model was shown of `state` at call `index`.
+        Args:
+            model_output: `[B, ...]`, for what the model was shown of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; not used: the method is deterministic.
         """
         sigma = self.sigmas[index]
         original = self.to_original(model_output, index, state.sample)

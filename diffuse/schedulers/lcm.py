@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class LCM(DiscreteSampler):
 
     The timesteps are some of the `original_inference_steps` that the model was distilled with.
     """
+
+    label: ClassVar[str] = "LCM"
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -52,7 +55,7 @@ class LCM(DiscreteSampler):
             ConfigError: more steps than the distillation had, or timesteps that do not fall or leave training's range.
         """
         if timesteps is not None:
-            visited = noise_schedule.given_timesteps(timesteps, self.num_train_timesteps)
+            visited = noise_schedule.check_timesteps(timesteps, self.num_train_timesteps)
         elif not 1 <= num_inference_steps <= self.original_inference_steps:
             raise ConfigError(
                 f"num_inference_steps={num_inference_steps}: should be from 1 to {self.original_inference_steps}, the "
@@ -72,9 +75,13 @@ class LCM(DiscreteSampler):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """One step down. `model_output` is `[B, ...]`, for the sample of `state` at step `index`.
+        """Makes one step down.
 
-        `generators` are the images' own, on the CPU; needed for every step but the last.
+        Args:
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; needed for every step but the last.
         """
         t = int(self.timesteps[index])
         original = noise_schedule.to_original(self.prediction_type, model_output, state.sample, self.alphas_cumprod[t])

@@ -1,5 +1,4 @@
-"""What samplers share: how much noise each training timestep has, which timesteps are visited, and what a
-prediction says about the clean sample.
+"""The noise of each training timestep, the timesteps to visit, and the clean sample that a prediction implies.
 
 `alphas_cumprod[t]` is the share of the signal's variance that is left at timestep `t`: a noised sample is
 `sqrt(a) * original + sqrt(1 - a) * noise`.
@@ -21,11 +20,11 @@ from diffuse.errors import ConfigError
 def betas(
     schedule: str, count: int, start: float, end: float, trained: Sequence[float] | None = None, zero_snr: bool = False
 ) -> Tensor:
-    """The variance `[count]`, float32, that each training timestep adds.
+    """Returns the variance `[count]`, float32, that each training timestep adds.
 
     `linear` is of Ho et al., 2020; `scaled_linear`, linear in the square root, of Rombach et al., 2022;
     `squaredcos_cap_v2`, the cosine, of Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021.
-    `trained` replaces them all. `zero_snr` see `rescale_to_zero_terminal_snr`.
+    `trained` replaces them all. With `zero_snr` they are rescaled by `rescale_to_zero_terminal_snr`.
     """
     if trained is not None:
         result = torch.tensor(trained, dtype=torch.float32)
@@ -42,7 +41,7 @@ def betas(
 
 
 def rescale_to_zero_terminal_snr(variances: Tensor) -> Tensor:
-    """Betas `[N]` stretched so that nothing of the signal is left at the last timestep.
+    """Rescales betas `[N]` so that nothing of the signal is left at the last timestep.
 
     Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024, algorithm 1.
     """
@@ -54,7 +53,7 @@ def rescale_to_zero_terminal_snr(variances: Tensor) -> Tensor:
 
 
 def timesteps(spacing: str, steps: int, train_steps: int, offset: int, *, spare: int = 0) -> np.ndarray:
-    """The `steps` timesteps to visit, float64 `[steps]`, which fall; `linspace` leaves fractions.
+    """Returns the `steps` timesteps to visit, float64 `[steps]`, which fall; `linspace` leaves fractions.
 
     Source: table 2 of Lin et al., 2024. Solvers that stop short of the last timestep place `spare` more and leave them
     out, except under `trailing`, which never reaches it.
@@ -91,8 +90,8 @@ def timesteps(spacing: str, steps: int, train_steps: int, offset: int, *, spare:
     return values
 
 
-def given_timesteps(values: Sequence[float], train_steps: int) -> np.ndarray:
-    """Timesteps that the caller chose, float64 `[n]`.
+def check_timesteps(values: Sequence[float], train_steps: int) -> np.ndarray:
+    """Checks timesteps that the caller chose, and returns them as float64 `[S]`.
 
     Raises:
         ConfigError: they do not fall, or leave the range of training.
@@ -104,7 +103,7 @@ def given_timesteps(values: Sequence[float], train_steps: int) -> np.ndarray:
 
 
 def to_original(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
-    """What a model's output says the clean sample is; all of one shape.
+    """Returns the clean sample that a model's output implies; all are `[B, ...]`.
 
     `v_prediction` is the velocity of Salimans and Ho, "Progressive Distillation", 2022, appendix D.
     """
@@ -119,7 +118,7 @@ def to_original(prediction_type: str, output: Tensor, sample: Tensor, alpha_cump
 
 
 def to_noise(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
-    """What a model's output says the noise is; all of one shape. See `to_original`."""
+    """Returns the noise that a model's output implies; all are `[B, ...]`. See `to_original`."""
     signal, noise = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
     if prediction_type == "epsilon":
         return output
@@ -139,12 +138,12 @@ def dynamic_threshold(original: Tensor, ratio: float, largest: float) -> Tensor:
 
 
 def add_noise(original: Tensor, noise: Tensor, alpha_cumprod: Tensor | float) -> Tensor:
-    """`original` noised until `alpha_cumprod` of its variance is left; both `[B, ...]`."""
+    """Adds noise to `original`, both `[B, ...]`, until `alpha_cumprod` of its variance is left."""
     return (alpha_cumprod**0.5 * original).add_((1 - alpha_cumprod) ** 0.5 * noise)
 
 
 def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """`weights[0] * tensors[0] + ...`, one pass over memory each."""
+    """Returns `weights[0] * tensors[0] + ...`, tensors `[B, ...]`, with one pass over memory each."""
     result = weights[0] * tensors[0]
     for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
         result.add_(tensor, alpha=weight)
@@ -152,6 +151,6 @@ def weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
 
 
 def unit_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Noise of the shape of `like` `[B, ...]`: each image's from its own CPU generator, in float32, then moved."""
+    """Draws noise of the shape of `like` `[B, ...]`: each image's from its own CPU generator, in float32."""
     shape = (1, *like.shape[1:])
     return torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(like)

@@ -1,4 +1,4 @@
-"""The field's names for what a sampler can be told, and a check of their values that needs no torch."""
+"""The options of samplers, under their published names, and a check of their values that needs no torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "linspace", "trailing")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
-Check = Callable[[Any], str | None]  # a value -> what it should be, None where it is that
+Check = Callable[[Any], str | None]  # a value -> what it should be, None if it is right
 
 
-def check(options: Mapping[str, Any], choices: Mapping[str, Sequence[str]] | None = None) -> None:
+def check_options(options: Mapping[str, Any], choices: Mapping[str, Sequence[str]] | None = None) -> None:
     """Refuses a wrong value among a sampler's options. Null, which means "as the checkpoint publishes it", passes.
 
-    `choices` are of options whose values are a sampler's own.
+    Args:
+        options: option -> value; a name that no sampler has is not refused here.
+        choices: option -> its values, for options whose values depend on the sampler.
 
     Raises:
         ConfigError: naming the option, its value and what it can be.
     """
     checks = _CHECKS | {name: _one_of(*values) for name, values in (choices or {}).items()}
     for name, value in options.items():
-        wanted = None if value is None or name not in checks else checks[name](value)
-        if wanted is not None:
-            raise ConfigError(f"scheduler.{name}={value}: should be {wanted}")
+        expected = None if value is None or name not in checks else checks[name](value)
+        if expected is not None:
+            raise ConfigError(f"scheduler.{name}={value}: should be {expected}")
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Check:
@@ -73,8 +75,8 @@ def _anything(value: Any) -> str | None:
     return None
 
 
-# Every name of the published configurations. A checkpoint names one sampler, and any that fits may be chosen instead:
-# it leaves out what only the others know.
+# Every name of the published configurations. A checkpoint names one sampler, and any other that fits may be chosen: it
+# ignores the options that only other samplers have.
 _CHECKS: dict[str, Check] = {
     # how the model was trained
     "num_train_timesteps": _whole(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,9 +28,11 @@ _ADAMS_BASHFORTH = (  # by the number of slopes there are, the latest first
 class PNDM(DiscreteSampler):
     """Linear multistep over the last four predictions, each step being one of DDIM with their combination.
 
-    It begins with three Runge-Kutta steps of four calls each, or with `skip_prk_steps`, as is usual, with what slopes
-    there are: one, and then that step again with the mean of the slopes at both its ends.
+    It begins with three Runge-Kutta steps of four calls each. With `skip_prk_steps`, as is usual, it begins with the
+    slopes that there are: one, and then the same step again with the mean of the slopes at both its ends.
     """
+
+    label: ClassVar[str] = "PLMS"
 
     set_alpha_to_one: bool = False
     skip_prk_steps: bool = False
@@ -55,7 +58,7 @@ class PNDM(DiscreteSampler):
             stride = train_steps // num_inference_steps
             after, before = spaced - stride, spaced + stride
         else:
-            spaced = noise_schedule.given_timesteps(timesteps, train_steps)
+            spaced = noise_schedule.check_timesteps(timesteps, train_steps)
             stride = int(spaced[0] - spaced[1]) if len(spaced) > 1 else 0
             after, before = np.append(spaced[1:], -1), np.append(spaced[0], spaced[:-1])
         t, after, before = (values.astype(np.int64).tolist()[skip:] for values in (spaced, after, before))
@@ -83,7 +86,14 @@ class PNDM(DiscreteSampler):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """What one call of the model leads to. `model_output` is `[B, ...]`, for the sample of `state`."""
+        """Makes the step, or the part of a Runge-Kutta step, that one call of the model leads to.
+
+        Args:
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; not used: the method is deterministic.
+        """
         slopes, start, total = state.past or ((), state.sample, 0.0)
         if not self.skip_prk_steps and index < 12:
             stage = index % 4
@@ -100,7 +110,7 @@ class PNDM(DiscreteSampler):
         return self._transfer(start, slope, t, after)._replace(past=(slopes, start, total))
 
     def _transfer(self, sample: Tensor, slope: Tensor, t: int, after: int) -> State:
-        """The paper's equation 11, which is a step of DDIM.
+        """Applies the paper's equation 11, which is a step of DDIM.
 
         Outputs are combined as the model gives them, whatever it predicts: so does the reference, and pictures from
         models that predict the velocity depend on it.

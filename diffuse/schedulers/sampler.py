@@ -1,4 +1,4 @@
-"""What every sampler for a model trained at discrete timesteps is told, and the state it carries from step to step."""
+"""The base class of samplers for models trained at discrete timesteps, and the state that goes from step to step."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from diffuse.schedulers import noise_schedule, options
 
 
 class State(NamedTuple):
-    """Where a sampler stands. Nothing else changes between steps, so that one sampler serves any number of batches."""
+    """The state of one batch. Nothing else changes between steps, so that one sampler serves any number of batches."""
 
     sample: Tensor  # [B, ...]
-    original: Tensor | None = None  # the clean sample as the last step saw it, [B, ...]
-    past: tuple[Any, ...] = ()  # what the sampler remembers of earlier steps; its own affair
-    later: Callable[[], Tensor] | None = None  # gives the original, where the step itself has no use for it
+    original: Tensor | None = None  # the clean sample as the last step estimated it, [B, ...]
+    past: tuple[Any, ...] = ()  # what the sampler keeps of earlier steps; only the sampler reads it
+    compute_original: Callable[[], Tensor] | None = None  # where the step itself does not need the original
 
-    def seen(self) -> Tensor:
-        """The clean sample as the last step saw it; before the first step, the sample."""
+    def denoised(self) -> Tensor:
+        """Returns the clean sample `[B, ...]` as the last step estimated it; before the first step, the sample."""
         if self.original is not None:
             return self.original
-        return self.sample if self.later is None else self.later()
+        return self.sample if self.compute_original is None else self.compute_original()
 
 
 @dataclass(kw_only=True)
 class DiscreteSampler:
-    """The options that samplers have in common, by the names of published scheduler configurations.
+    """The options that samplers have in common, under the names of published scheduler configurations.
 
-    A sampler adds its own options, `set_timesteps`, which fills `timesteps`, one for each call of the model, and
-    `step`. The state is `sqrt(a) * original + sqrt(1 - a) * noise` unless the sampler says otherwise.
+    A sampler adds its `label`, its own options, `set_timesteps`, which fills `timesteps` with one entry for each call
+    of the model, and `step`. The state is `sqrt(a) * original + sqrt(1 - a) * noise` unless the sampler says otherwise.
 
     Raises:
         ConfigError: a value is not one that the option can have, or two do not go together.
@@ -49,18 +49,19 @@ class DiscreteSampler:
     timestep_spacing: str = "leading"
     steps_offset: int = 0
 
-    predictions: ClassVar[tuple[str, ...]] = options.PREDICTIONS  # what a model may predict
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # of options whose values are this sampler's own
+    label: ClassVar[str]  # the name that picture viewers know, as AUTOMATIC1111's web UI writes it
+    predictions: ClassVar[tuple[str, ...]] = options.PREDICTIONS  # what the model may predict
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # for options whose values depend on the sampler
     needs_signal: ClassVar[bool] = True  # whether each step needs to know the original
     calls_per_step: ClassVar[int] = 1  # of the model
 
     @property
     def init_noise_sigma(self) -> float:
-        """The standard deviation of the noise that sampling starts from; to be read after `set_timesteps`."""
+        """Is the standard deviation of the noise that sampling starts from; valid after `set_timesteps`."""
         return 1.0
 
     def __post_init__(self) -> None:
-        options.check(vars(self), self.choices)
+        options.check_options(vars(self), self.choices)
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon" and self.needs_signal:
             raise ConfigError(
                 "scheduler.rescale_betas_zero_snr=true leaves no signal at the last timestep, from which "
@@ -83,9 +84,9 @@ class DiscreteSampler:
         self.timesteps = torch.empty(0, dtype=torch.int64)
 
     def scale_model_input(self, sample: Tensor, index: int) -> Tensor:
-        """What the model is shown at step `index`: the sample as it is."""
+        """Returns the model's input at step `index`: the sample `[B, ...]` as it is."""
         return sample
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
-        """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
+        """Returns `original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
         return noise_schedule.add_noise(original, noise, self.alphas_cumprod[int(self.timesteps[index])])

@@ -1,4 +1,4 @@
-"""Samplers that think in sigmas: those whose state grows with the noise, and solvers whose state keeps its variance."""
+"""The base classes of samplers that compute with sigmas: with a state that grows with the noise, or of one variance."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from diffuse.schedulers.sampler import DiscreteSampler
 
 @dataclass(kw_only=True)
 class SigmaSampler(DiscreteSampler):
-    """Sigmas at the timesteps' places in the noise schedule, or spaced for themselves, with the timesteps following.
+    """Sigmas of chosen timesteps, or spaced sigmas, whose timesteps follow from them.
 
-    After `set_timesteps`, `sigmas` has one more entry than there are steps: where the last one leads.
+    After `set_timesteps`, `sigmas` has one more entry than there are steps: the sigma that the last one leads to.
     """
 
     timestep_spacing: str = "linspace"
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    sigma_min: float | None = None  # of those three; null for what the noise schedule has
+    sigma_min: float | None = None  # of those three; None for the noise schedule's
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._space = sigmas.chosen_spacing(self)
+        self._space = sigmas.choose_spacing(self)
         self.schedule = sigmas.schedule(self.alphas_cumprod, self.rescale_betas_zero_snr)
         self.sigmas: list[float] = []
 
-    def visited(self, steps: int, given: Sequence[float] | None, spare: int = 0) -> np.ndarray:
-        """Timesteps that fall, float64: those given, or `steps` of them by the spacing.
+    def choose_timesteps(self, steps: int, given: Sequence[float] | None, spare: int = 0) -> np.ndarray:
+        """Returns the timesteps to visit, falling, float64 `[S]`: those given, or `steps` of them by the spacing.
 
         Raises:
-            ConfigError: they leave the range of training, or do not go with sigmas spaced for themselves.
+            ConfigError: they leave the range of training, or sigmas are spaced, which does not go together.
         """
         if given is None:
             return noise_schedule.timesteps(
@@ -50,10 +50,13 @@ class SigmaSampler(DiscreteSampler):
                 "timesteps are given and scheduler.use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas is "
                 "true; leave one of the two out"
             )
-        return noise_schedule.given_timesteps(given, self.num_train_timesteps)
+        return noise_schedule.check_timesteps(given, self.num_train_timesteps)
 
-    def spaced(self, steps: int, largest: float, smallest: float) -> np.ndarray | None:
-        """Sigmas spaced for themselves, between the given two unless `sigma_max` and `sigma_min` say otherwise."""
+    def choose_sigmas(self, steps: int, largest: float, smallest: float) -> np.ndarray | None:
+        """Returns spaced sigmas `[S]` between the two, or between `sigma_max` and `sigma_min` where these are set.
+
+        Returns None where the options ask for no spacing.
+        """
         if self._space is None:
             return None
         largest = self.sigma_max if self.sigma_max is not None else largest
@@ -61,8 +64,8 @@ class SigmaSampler(DiscreteSampler):
         sigmas.check_range(steps, largest, smallest)
         return self._space(steps, largest, smallest)
 
-    def place(self, timesteps: np.ndarray, sigmas: np.ndarray, final: float, skip: int) -> None:
-        """Sets the steps, without the first `skip`; the last leads to sigma `final`."""
+    def set_steps(self, timesteps: np.ndarray, sigmas: np.ndarray, final: float, skip: int) -> None:
+        """Sets timesteps and sigmas, both `[S]`, without the first `skip`; the last step leads to sigma `final`."""
         self.timesteps = torch.from_numpy(timesteps)[skip:]
         # As numbers of float32, which is what the reference computes with.
         self.sigmas = np.append(sigmas, final).astype(np.float32).tolist()[skip:]
@@ -75,7 +78,10 @@ class VarianceExploding(SigmaSampler):
 
     @property
     def init_noise_sigma(self) -> float:
-        """As the reference has it: the variance that the original would add counts under `leading` alone."""
+        """Is the standard deviation of the first noise.
+
+        The variance that the original would add counts under `leading` only, as in the reference.
+        """
         largest = max(self.sigmas)
         return (largest**2 + 1) ** 0.5 if self.timestep_spacing == "leading" else largest
 
@@ -87,31 +93,31 @@ class VarianceExploding(SigmaSampler):
         Raises:
             ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
         """
-        visited = self.visited(num_inference_steps, timesteps).astype(np.float32)
+        visited = self.choose_timesteps(num_inference_steps, timesteps).astype(np.float32)
         at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
-        spaced = self.spaced(len(visited), at[0], at[-1])
+        spaced = self.choose_sigmas(len(visited), at[0], at[-1])
         if spaced is not None:
-            visited, at = sigmas.timesteps_of(spaced, self.schedule).astype(np.float32), spaced
-        self.place(visited, at, self.final_sigma, skip)
+            visited, at = sigmas.interpolate_timesteps(spaced, self.schedule).astype(np.float32), spaced
+        self.set_steps(visited, at, self.final_sigma, skip)
 
     @property
     def final_sigma(self) -> float:
-        """Where the last step leads."""
+        """Is the sigma that the last step leads to."""
         return 0.0
 
     def scale_model_input(self, sample: Tensor, index: int) -> Tensor:
-        """The sample `[B, ...]` at unit variance."""
+        """Returns the model's input: the sample `[B, ...]` at unit variance."""
         return sample / (self.sigmas[index] ** 2 + 1) ** 0.5
 
     def to_original(self, model_output: Tensor, index: int, sample: Tensor) -> Tensor:
-        """What the model's output for `sample` at step `index` says the original is."""
+        """Returns the original that the model's output for `sample` at step `index` implies; all `[B, ...]`."""
         left = 1 / (self.sigmas[index] ** 2 + 1)
         return noise_schedule.to_original(
             self.prediction_type, model_output, self.scale_model_input(sample, index), left
         )
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
-        """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
+        """Returns `original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
         return original.add(noise, alpha=self.sigmas[index])
 
 
@@ -135,21 +141,24 @@ class VariancePreserving(SigmaSampler):
         Raises:
             ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
         """
-        visited = self.visited(num_inference_steps, timesteps, spare=1).round()
+        visited = self.choose_timesteps(num_inference_steps, timesteps, spare=1).round()
         at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
-        spaced = self.spaced(len(visited), float(self.schedule[-1]), float(self.schedule[0]))
+        spaced = self.choose_sigmas(len(visited), float(self.schedule[-1]), float(self.schedule[0]))
         if spaced is not None:
-            visited, at = self.whole(sigmas.timesteps_of(spaced, self.schedule)), spaced
+            visited, at = self.round_timesteps(sigmas.interpolate_timesteps(spaced, self.schedule)), spaced
         final = 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
         self.steps, self.skipped = len(visited), skip
-        self.place(visited.astype(np.int64), at, final, skip)
+        self.set_steps(visited.astype(np.int64), at, final, skip)
 
-    def whole(self, timesteps: np.ndarray) -> np.ndarray:
-        """Timesteps of spaced sigmas without fractions: as the reference has it, rounded for Karras, otherwise cut."""
+    def round_timesteps(self, timesteps: np.ndarray) -> np.ndarray:
+        """Returns the timesteps `[S]` of spaced sigmas without fractions: rounded for Karras, otherwise cut.
+
+        The reference does the same.
+        """
         return timesteps.round() if self.use_karras_sigmas else np.floor(timesteps)
 
     def to_original(self, model_output: Tensor, index: int, sample: Tensor) -> Tensor:
-        """What the model's output for `sample` at step `index` says the original is."""
+        """Returns the original that the model's output for `sample` at step `index` implies; all `[B, ...]`."""
         left = 1 / (self.sigmas[index] ** 2 + 1)
         original = noise_schedule.to_original(self.prediction_type, model_output, sample, left)
         if self.thresholding:
@@ -159,11 +168,11 @@ class VariancePreserving(SigmaSampler):
         return original
 
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor:
-        """`original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
+        """Returns `original` with as much of `noise`, both `[B, ...]`, as a sample has before step `index`."""
         return noise_schedule.weighted_sum(signal_and_noise(self.sigmas[index]), (original, noise))
 
 
 def signal_and_noise(sigma: float) -> tuple[float, float]:
-    """The shares `alpha` and `sigma` of original and noise in a state of unit variance whose ratio is `sigma`."""
+    """Returns the shares of original and noise in a state of unit variance whose ratio is `sigma`."""
     signal = 1 / math.sqrt(sigma**2 + 1)
     return signal, sigma * signal

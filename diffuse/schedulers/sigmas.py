@@ -1,4 +1,4 @@
-"""The noise schedule by its standard deviations, and how to space them.
+"""The noise schedule as standard deviations, and the ways to space them.
 
 `sigma` is the noise in units of the signal, `sqrt((1 - a) / a)` where `a` of the variance is the signal's. A `schedule`
 has the sigma of each timestep of training, and rises; other arrays are float64, and fall as sampling does.
@@ -22,20 +22,20 @@ _BETA = 0.6  # both parameters, as in the reference
 
 
 def schedule(alphas_cumprod: Tensor, zero_snr: bool) -> np.ndarray:
-    """Sigma at each timestep of training, float32 `[num_train_timesteps]`."""
+    """Returns sigma at each timestep of training, float32 `[num_train_timesteps]`."""
     left = alphas_cumprod.clone()
     if zero_snr:
         left[-1] = 2**-24  # sigma would be infinite; this is the reference's choice, 4096
     return np.asarray(((1 - left) / left) ** 0.5)
 
 
-def timesteps_of(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
-    """The timesteps at which a schedule has these sigmas, with fractions, linear in log sigma."""
+def interpolate_timesteps(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
+    """Returns the timesteps `[S]` at which a schedule has these sigmas `[S]`, with fractions, linear in log sigma."""
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(schedule), np.arange(len(schedule)))
 
 
 def karras(steps: int, largest: float, smallest: float) -> np.ndarray:
-    """Evenly in `sigma ** (1 / 7)`.
+    """Spaces sigmas `[steps]` evenly in `sigma ** (1 / 7)`.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5.
     """
@@ -44,12 +44,12 @@ def karras(steps: int, largest: float, smallest: float) -> np.ndarray:
 
 
 def exponential(steps: int, largest: float, smallest: float) -> np.ndarray:
-    """Evenly in log sigma."""
+    """Spaces sigmas `[steps]` evenly in log sigma."""
     return np.exp(np.linspace(math.log(largest), math.log(smallest), steps))
 
 
 def beta(steps: int, largest: float, smallest: float) -> np.ndarray:
-    """By the quantiles of a beta distribution, which are dense at both ends.
+    """Spaces sigmas `[steps]` by the quantiles of a beta distribution, which are dense at both ends.
 
     Source: Lee et al., "Beta Sampling is All You Need", 2024.
     """
@@ -57,7 +57,7 @@ def beta(steps: int, largest: float, smallest: float) -> np.ndarray:
 
 
 def beta_quantiles(p: np.ndarray) -> np.ndarray:
-    """The quantiles `p` of the distribution Beta(0.6, 0.6), by Newton's method on its series around 0.
+    """Returns the quantiles `p` `[S]` of the distribution Beta(0.6, 0.6), by Newton's method on its series around 0.
 
     With `u = x**a`, the cumulative distribution is `u / (a B) * sum (1 - a)_n / n! * a / (a + n) * x**n` (the series of
     the incomplete beta function, DLMF 8.17.7), which is nearly linear in `u`. The distribution is symmetric, so that x
@@ -84,8 +84,8 @@ SPACINGS: dict[str, Spacing] = {
 }
 
 
-def chosen_spacing(sampler: Any) -> Spacing | None:
-    """The one of the above that a sampler's options ask for.
+def choose_spacing(sampler: Any) -> Spacing | None:
+    """Returns the spacing that a sampler's options ask for, None for the timesteps' own sigmas.
 
     Raises:
         ConfigError: there are two.

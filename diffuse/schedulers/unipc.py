@@ -25,6 +25,8 @@ class UniPC(VariancePreserving):
     taken as originals, otherwise as noise. Steps that `disable_corrector` lists are not corrected.
     """
 
+    label: ClassVar[str] = "UniPC"
+
     solver_order: int = 2
     solver_type: str = "bh2"
     predict_x0: bool = True
@@ -44,7 +46,14 @@ class UniPC(VariancePreserving):
         state: State,
         generators: Sequence[torch.Generator] | None = None,
     ) -> State:
-        """Corrects the step before and makes one down. `model_output` is `[B, ...]`, for the sample of `state`."""
+        """Corrects the step before and makes one step down.
+
+        Args:
+            model_output: `[B, ...]`, for the sample of `state` at step `index`.
+            index: of the step among `timesteps`.
+            state: the samples `[B, ...]`, and what earlier steps left.
+            generators: one a sample, on the CPU; not used: the method is deterministic.
+        """
         sample = state.sample
         original = self.to_original(model_output, index, sample)
         prediction = original if self.predict_x0 else self.to_noise(model_output, index, sample)
@@ -62,10 +71,13 @@ class UniPC(VariancePreserving):
     def advance(
         self, sample: Tensor, index: int, predictions: Sequence[Tensor], at_end: Tensor | None = None
     ) -> Tensor:
-        """From `sample` at `index` to the next sigma: exact for a constant prediction, and what slopes add to that.
+        """Advances `sample` from `index` to the next sigma: exact for a constant prediction, plus what slopes add.
 
-        `predictions` are those at `index` and before, the latest first. `at_end` is the one at the end of the step,
-        which the corrector has and the predictor has not.
+        Args:
+            sample: `[B, ...]`, before the step; so is what comes back.
+            index: of the step.
+            predictions: at `index` and before, the latest first, `[B, ...]` each.
+            at_end: the prediction at the end of the step, which only the corrector has.
         """
         sigma, after = self.sigmas[index : index + 2]
         if after == sigma:
@@ -90,18 +102,18 @@ class UniPC(VariancePreserving):
         return result.sub(noise_schedule.weighted_sum(weights, slopes), alpha=own_t * width)
 
     def to_noise(self, model_output: Tensor, index: int, sample: Tensor) -> Tensor:
-        """What the model's output for `sample` at step `index` says the noise is."""
+        """Returns the noise that the model's output for `sample` at step `index` implies; all `[B, ...]`."""
         left = 1 / (self.sigmas[index] ** 2 + 1)
         return noise_schedule.to_noise(self.prediction_type, model_output, sample, left)
 
 
 def _weights(ratios: Sequence[float], h: float, width: float) -> list[float]:
-    """Of slopes to points at `ratios` of the step, so that as many terms are right as there are (section 3)."""
+    """Returns the weights of slopes to points at `ratios` of the step that make as many terms right (section 3)."""
     if len(ratios) == 1:
         return [0.5]  # accurate enough for either width, and what the reference takes
-    phi, rows, wanted = math.expm1(h) / h, [], []
+    phi, rows, values = math.expm1(h) / h, [], []
     for i in range(len(ratios)):
         phi = phi - 1 if i == 0 else phi / h - 1 / math.factorial(i + 1)
         rows.append([ratio**i for ratio in ratios])
-        wanted.append(math.factorial(i + 1) * phi / width)
-    return np.linalg.solve(rows, wanted).tolist()
+        values.append(math.factorial(i + 1) * phi / width)
+    return np.linalg.solve(rows, values).tolist()

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffuse.checkpoints.weights import architecture, skeleton
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.weights import skeleton
 from diffuse.config.groups import TINY
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
@@ -97,10 +98,10 @@ def _text_encoder(*, projected: bool) -> dict[str, Any]:
 def _module(component: str, config: Mapping[str, Any]) -> nn.Module:
     """Builds the module that `config` describes, without storage: its keys and shapes are needed."""
     if component == "unet":
-        return skeleton(lambda: UNet2DConditionModel(architecture(UNet2DConditionConfig, config, component)))
+        return skeleton(lambda: UNet2DConditionModel(read_architecture(UNet2DConditionConfig, config, component)))
     if component == "vae":
-        return skeleton(lambda: AutoencoderKL(architecture(AutoencoderKLConfig, config, component)))
-    return skeleton(lambda: CLIPTextModel(architecture(CLIPTextConfig, config, component)))
+        return skeleton(lambda: AutoencoderKL(read_architecture(AutoencoderKLConfig, config, component)))
+    return skeleton(lambda: CLIPTextModel(read_architecture(CLIPTextConfig, config, component)))
 
 
 def _draw(module: nn.Module, seed: int) -> dict[str, Tensor]:

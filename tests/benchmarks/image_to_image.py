@@ -20,7 +20,7 @@ from peers import TINY
 from PIL import Image
 from torch import Tensor
 
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.pipelines.stable_diffusion import StableDiffusion
@@ -32,7 +32,7 @@ PROMPT, STEPS, STRENGTH, SCALE = "a rocket on a blue background", 6, 0.9, 3.0
 def ours(folder: Path, picture: np.ndarray, device: str, dtype: str, threads: int) -> harness.Call:
     hw = hardware.detect(HardwareConfig("", Device[device], Dtype[dtype], threads=threads))
     hardware.apply(hw)
-    pipeline = StableDiffusion(Checkpoint.open(folder), Memory(MemoryProfileConfig("all", ["*"]), hw))
+    pipeline = StableDiffusion(CheckpointFolder.open(folder), Memory(MemoryProfileConfig("all", ["*"]), hw))
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     height, width = picture.shape[:2]
     request = GenerationRequest(

@@ -35,7 +35,9 @@ from module import MODELS
 from torch import nn
 from transformers import CLIPTextModel
 
-from diffuse.checkpoints.weights import Checkpoint, architecture, load
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.folder import CheckpointFolder
+from diffuse.checkpoints.weights import load_weights
 
 PEERS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 STORED = {"tiny": ["as shipped"], "medium": ["float32", "float16", "bfloat16"], "full": ["float32", "float16"]}
@@ -59,9 +61,9 @@ def make(root: Path, size: str, stored: str) -> Path:
 
 def ours(folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
     model, settings, rename = MODELS[component]
-    found = Checkpoint.open(folder)
-    config: Any = architecture(settings, found.config(component), f"{component}/config.json")
-    return load(lambda: model(config), found, component, device="cpu", dtype=dtype, rename=rename)
+    found = CheckpointFolder.open(folder)
+    config: Any = read_architecture(settings, found.config(component), f"{component}/config.json")
+    return load_weights(lambda: model(config), found, component, device="cpu", dtype=dtype, rename=rename)
 
 
 def theirs(folder: Path, component: str, dtype: torch.dtype) -> nn.Module:

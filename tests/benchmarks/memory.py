@@ -22,7 +22,7 @@ SHIPPED = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 
 def measure(folder: Path, profile_name: str, side: int | None, steps: int, device: str) -> dict[str, object]:
     """Make one picture in this process. Sizes are in GiB."""
-    from diffuse.checkpoints.weights import Checkpoint
+    from diffuse.checkpoints.folder import CheckpointFolder
     from diffuse.config.groups import load_group
     from diffuse.device import hardware
     from diffuse.device.allocator import reset_rss_peak, rss_peak
@@ -34,7 +34,7 @@ def measure(folder: Path, profile_name: str, side: int | None, steps: int, devic
     hw = hardware.detect(HardwareConfig(name=device, device=Device[device]))
     hardware.apply(hw)
     memory = Memory(load_group("memory_profile")[profile_name], hw)
-    pipeline = StableDiffusion(Checkpoint.open(folder), memory)
+    pipeline = StableDiffusion(CheckpointFolder.open(folder), memory)
     width, height = (side, side) if side else pipeline.default_size()
     request = GenerationRequest(
         prompt="a cactus on a pink background",

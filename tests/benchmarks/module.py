@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffuse.checkpoints import weights
+from diffuse.checkpoints.architecture import read_architecture
 from diffuse.models.text_encoder import clip
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
@@ -28,7 +28,7 @@ def from_peer(component: str, peer: Any) -> Any:
     else:
         settings = json.loads(peer.to_json_string())
     with torch.device("meta"):
-        module = model(weights.architecture(config, settings, f"{component}/config.json"))
+        module = model(read_architecture(config, settings, f"{component}/config.json"))
     state = {rename(key): copy.deepcopy(tensor) for key, tensor in peer.state_dict().items()}
     module.load_state_dict({key: tensor for key, tensor in state.items() if key is not None}, assign=True)
     return module.eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 from peers import TINY
 from torch import Tensor
 
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.config.groups import load_group
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
@@ -35,7 +35,7 @@ def ours(options: argparse.Namespace, profile: str, dtype: str) -> harness.Call:
     hw = hardware.detect(HardwareConfig("", Device[options.device], Dtype[dtype], threads=options.threads))
     hardware.apply(hw)
     memory = Memory(load_group("memory_profile")[profile], hw)
-    pipeline = StableDiffusion(Checkpoint.open(options.source), memory)
+    pipeline = StableDiffusion(CheckpointFolder.open(options.source), memory)
     scheduler = pipeline.scheduler({"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"})
     request = GenerationRequest(
         prompt=PROMPT,

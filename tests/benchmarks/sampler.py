@@ -20,7 +20,7 @@ import harness
 import torch
 from torch import Tensor
 
-from diffuse.schedulers import build
+from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.sampler import State
 
 SHAPES = [(1, 4, 64, 64), (4, 4, 128, 128)]
@@ -45,7 +45,7 @@ def ours(name: str, steps: int, noise: Tensor, outputs: list[Tensor]) -> harness
     class_name, _, settings = PEERS[name]
     known = {key: value for key, value in settings.items() if name != "lcm" or key != "steps_offset"}
     flow = {"_class_name": "FlowMatch"} if name == "flow_match_euler" else {}
-    sampler = build.build({"_target_": f"diffuse.schedulers.{name}.{class_name}"}, known | flow)
+    sampler = build_sampler({"_target_": f"diffuse.schedulers.{name}.{class_name}"}, known | flow)
     dtype = outputs[0].dtype
 
     def walk() -> Tensor:

@@ -45,11 +45,11 @@ def settings_line(line: str) -> dict[str, str]:
 
 
 def test_parameters_are_laid_out_as_viewers_know_them() -> None:
-    lines = parameters_text(made_record(negative_prompt="a dog")).split("\n")
+    lines = parameters_text(made_record(negative_prompt="a dog"), "DDIM").split("\n")
     assert lines[:2] == ["a cat", "Negative prompt: a dog"]
     assert lines[2].startswith("Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 8, Size: 48x64, Model hash: 0123456789, ")
     assert settings_line(lines[2])["Model"] == "some-model"
-    without = parameters_text(made_record()).split("\n")
+    without = parameters_text(made_record(), "DDIM").split("\n")
     assert without == [lines[0], lines[2]]
     assert settings_line(parameters_text(made_record(guidance_scale=1.25)).split("\n")[-1])["CFG scale"] == "1.25"
 

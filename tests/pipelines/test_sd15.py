@@ -18,7 +18,7 @@ from picture_parity import PROMPT, assert_same
 from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel as PeerText
 
-from diffuse.checkpoints import weights
+from diffuse.checkpoints.architecture import read_architecture
 from diffuse.media.load import read_record
 from diffuse.models.text_encoder import clip
 from diffuse.models.unet import unet2d_condition
@@ -173,7 +173,7 @@ def test_full_size_modules_of_sd15(
     settings: dict[str, Any], peer: Any, model: Any, config: Any, rename: Any, parameters: int
 ) -> None:
     with torch.device("meta"):
-        module = model(weights.architecture(config, settings, "config.json"))
+        module = model(read_architecture(config, settings, "config.json"))
         expected = {rename(key): tensor.shape for key, tensor in peer(settings).state_dict().items()}
     assert {key: tensor.shape for key, tensor in module.state_dict().items()} == expected
     assert sum(parameter.numel() for parameter in module.parameters()) == parameters

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import diffuse
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.config.groups import load_group
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
@@ -49,7 +49,7 @@ def pipeline(
 ) -> StableDiffusion:
     config = HardwareConfig(name="cpu", device=Device.cpu, deterministic=deterministic, dtype=dtype)
     profile = profile or MemoryProfileConfig(name="full_gpu", on_device=["text_encoder", "unet", "vae"], batch_size=4)
-    return StableDiffusion(Checkpoint.open(TINY), Memory(profile, hardware.detect(config)))
+    return StableDiffusion(CheckpointFolder.open(TINY), Memory(profile, hardware.detect(config)))
 
 
 def make(pipe: StableDiffusion, request: GenerationRequest = REQUEST, **options: object) -> PipelineOutput:

@@ -23,8 +23,8 @@ from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel as PeerText
 from transformers import CLIPTextModelWithProjection as PeerProjected
 
-from diffuse.checkpoints import weights
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.models.text_encoder import clip
@@ -75,7 +75,7 @@ def ours(component: str, peer: Any, settings: dict[str, Any] | None = None) -> A
     """Our module with the peer's settings and weights, all of which it must have a place for."""
     model, config = MODELS[component]
     with torch.device("meta"):
-        module = model(weights.architecture(config, settings or json.loads(peer.to_json_string()), component))
+        module = model(read_architecture(config, settings or json.loads(peer.to_json_string()), component))
     module.load_state_dict({renamed(component, key): t for key, t in peer.state_dict().items()}, assign=True)
     return module.eval()
 
@@ -153,7 +153,7 @@ def test_full_size_modules_have_the_published_keys_and_shapes(component: str, pa
     model, config = MODELS[component]
     peers = {"unet": PeerUNet, "vae": PeerVAE, "text_encoder": PeerText, "text_encoder_2": PeerProjected}
     with torch.device("meta"):
-        module = model(weights.architecture(config, published, component))
+        module = model(read_architecture(config, published, component))
         if component.startswith("text"):
             peer = peers[component](PeerTextConfig(**published))
         else:
@@ -305,7 +305,7 @@ def test_every_field_is_in_the_record(checkpoint: Callable[..., Path], tmp_path:
 def pipeline(folder: Path, dtype: Dtype = Dtype.auto, **profile: Any) -> StableDiffusionXL:
     config = HardwareConfig(name="cpu", device=Device.cpu, dtype=dtype)
     memory = Memory(MemoryProfileConfig(name="test", on_device=["*"], **profile), hardware.detect(config))
-    return StableDiffusionXL(Checkpoint.open(folder), memory)
+    return StableDiffusionXL(CheckpointFolder.open(folder), memory)
 
 
 REQUEST = GenerationRequest(

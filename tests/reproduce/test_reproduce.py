@@ -402,7 +402,7 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a target with a trick": (put("model._target_", "diffuse.pipelines..os.system"), "should be a class in"),
     "a scheduler's target": (put("scheduler._target_", "subprocess.Popen"), "scheduler._target_=subprocess.Popen"),
-    "a function of the scheduler's room": (put("scheduler._target_", "diffuse.schedulers.build.build"), "sampler"),
+    "a function of a sampler's room": (put("scheduler._target_", "diffuse.schedulers.build.build_sampler"), "sampler"),
     "a refiner's target": (put("refiner._target_", "builtins.eval"), "refiner._target_=builtins.eval"),
     "no target": (put("model", {"name": "tiny"}), "model._target_"),
     "a million steps": (put("num_inference_steps", 1_000_000), "num_inference_steps=1000000"),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
-from diffuse.schedulers import build
+from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.dpmpp_2m import DPMpp2M
 
 TARGET = {"_target_": "diffuse.schedulers.dpmpp_2m.DPMpp2M", "name": "dpmpp_2m"}
@@ -70,10 +70,10 @@ def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 def test_the_solver_type_of_another_sampler_is_not_taken() -> None:
-    assert build.build(TARGET, {**parity.SD, "solver_type": "bh2"}).solver_type == "midpoint"
-    assert build.build(TARGET, {**parity.SD, "solver_type": "heun"}).solver_type == "heun"
+    assert build_sampler(TARGET, {**parity.SD, "solver_type": "bh2"}).solver_type == "midpoint"
+    assert build_sampler(TARGET, {**parity.SD, "solver_type": "heun"}).solver_type == "heun"
     with pytest.raises(ConfigError, match="solver_type=bh2: should be one of midpoint, heun"):
-        build.build({**TARGET, "solver_type": "bh2"}, parity.SD)
+        build_sampler({**TARGET, "solver_type": "bh2"}, parity.SD)
 
 
 def test_no_signal_and_no_room_are_refused() -> None:

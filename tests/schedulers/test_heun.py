@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
-from diffuse.schedulers import build
+from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.heun import Heun
 from diffuse.schedulers.sampler import State
 
@@ -60,9 +60,9 @@ def test_one_step_is_one_call() -> None:
 
 def test_zero_terminal_snr_is_left_out() -> None:
     published = {**parity.SD, "rescale_betas_zero_snr": True}
-    assert torch.equal(build.build(TARGET, published).alphas_cumprod, build.build(TARGET, parity.SD).alphas_cumprod)
+    assert torch.equal(build_sampler(TARGET, published).alphas_cumprod, build_sampler(TARGET, parity.SD).alphas_cumprod)
     with pytest.raises(ConfigError, match="heun has no such option"):
-        build.build({**TARGET, "rescale_betas_zero_snr": True}, parity.SD)
+        build_sampler({**TARGET, "rescale_betas_zero_snr": True}, parity.SD)
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True}], ids=str)

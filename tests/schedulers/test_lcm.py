@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
-from diffuse.schedulers import build
+from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.lcm import LCM
 from diffuse.schedulers.sampler import State
 
@@ -76,6 +76,6 @@ def test_more_steps_than_the_distillation_had_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_inference_steps=51: should be from 1 to 50"):
         LCM().set_timesteps(51)
     with pytest.raises(ConfigError, match="original_inference_steps=2000"):
-        build.build({**TARGET, "original_inference_steps": 2000}, parity.SD)
+        build_sampler({**TARGET, "original_inference_steps": 2000}, parity.SD)
     with pytest.raises(ConfigError, match="lcm has no such option"):
-        build.build({**TARGET, "timestep_spacing": "leading"}, parity.SD)
+        build_sampler({**TARGET, "timestep_spacing": "leading"}, parity.SD)

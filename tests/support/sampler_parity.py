@@ -123,7 +123,7 @@ def walk(
         except torch.linalg.LinAlgError:  # of equations that hold infinities
             stepped = {"prev_sample": torch.full_like(before, torch.nan)}
         state = ours.step(prediction, index, state, mine)
-        clean = state.seen()
+        clean = state.denoised()
         size = tolerance * max(1.0, float(before.abs().max()), float(clean.abs().max()))
         if not torch.isfinite(stepped["prev_sample"]).all():
             assert broken(index), f"the reference gives NaN in step {index}"

@@ -28,7 +28,7 @@ from picture_parity import made
 from safetensors.torch import load_file, save_file
 
 import diffuse
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
 from diffuse.errors import RunError
@@ -118,7 +118,7 @@ def test_bfloat16_is_no_farther_from_float32_than_diffusers_is(checkpoints: dict
 def pipeline(folder: Path, model: str, dtype: Dtype) -> Any:
     family = StableDiffusionXL if model == "sdxl" else StableDiffusion
     profile = MemoryProfileConfig(name="test", on_device=["*"])
-    return family(Checkpoint.open(folder), Memory(profile, Hardware("cpu", dtype=dtype)))
+    return family(CheckpointFolder.open(folder), Memory(profile, Hardware("cpu", dtype=dtype)))
 
 
 def pictures(pipe: Any, sampler: str, **options: Any) -> np.ndarray:

@@ -30,7 +30,7 @@ from PIL import Image
 from prompt_oracle import Chunk
 
 import diffuse
-from diffuse.checkpoints.weights import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.media.load import read_record
@@ -412,7 +412,7 @@ REQUEST = GenerationRequest(
 def pipeline(folder: Path, kind: Callable[..., Any]) -> Any:
     profile = MemoryProfileConfig(name="test", on_device=["*"])
     memory = Memory(profile, hardware.detect(HardwareConfig(name="cpu", device=Device.cpu)))
-    return kind(Checkpoint.open(folder), memory)
+    return kind(CheckpointFolder.open(folder), memory)
 
 
 def test_encoding_depends_on_the_texts_alone(sd: Path) -> None:

@@ -1,1 +1,1 @@
-"""Repositories on the Hugging Face hub: what they have, and how their files get into its cache."""
+"""The Hugging Face hub: which files a repository has, which are cached, and how the others are fetched."""

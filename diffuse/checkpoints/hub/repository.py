@@ -1,4 +1,4 @@
-"""What a repository on the Hugging Face hub has, which of its files are needed, and which are in the cache already."""
+"""The files of a repository on the Hugging Face hub: which there are, and which of them are needed."""
 
 from __future__ import annotations
 
@@ -7,35 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffuse.checkpoints.folder import Checkpoint, no_component
-from diffuse.checkpoints.layout import is_component, pick, variants
+from diffuse.checkpoints.folder import CheckpointFolder, no_component
+from diffuse.checkpoints.layout import is_component, pick_files
+from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError
 
 _SMALL = (".json", ".txt", ".model")
-_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # of shards, of any library's weights
+SHARD_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # of shards, of any library's weights
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".xml")
-_MARKS = ("config.json", "vocab.json", "tokenizer.json")  # one of them is in every component's folder
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is needed of a source, a folder or a repository `OWNER/NAME`.
-
-    `revision` (a commit, tag or branch) matters to repositories only. `components` are the folders needed; None takes
-    all that `model_index.json` names. `setting` is what its fields begin with in the configuration.
-    """
-
-    source: str
-    revision: str | None = None
-    variant: str | None = None
-    components: tuple[str, ...] | None = None
-    setting: str = "model"
-    alone: bool = False  # one component without the rest of a checkpoint, from which it is taken or which it is
-
-    def checkpoint(self, folder: Path, commit: str | None = None, *, at_root: bool = False) -> Checkpoint:
-        """What is wanted, once it is in `folder`."""
-        component = self.components[0] if self.alone and self.components else None
-        return Checkpoint(folder, self.source, commit, self.variant, self.setting, component, at_root)
 
 
 @dataclass(frozen=True)
@@ -49,29 +28,31 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What would be fetched: the `files` that are needed at one commit, and those of them that are `missing` here."""
+class DownloadPlan:
+    """The `files` that are needed of a repository at one commit, and those of them that are `missing` here."""
 
-    wanted: Wanted
+    source: Source
     commit: str
     files: tuple[RemoteFile, ...]
     missing: tuple[RemoteFile, ...]
 
     @property
     def size(self) -> int:
+        """Is the size of all needed files, in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def missing_size(self) -> int:
+        """Is the size of the missing files, in bytes."""
         return sum(file.size for file in self.missing)
 
     @property
     def at_root(self) -> bool:
-        """Whether the component that is wanted is the repository itself."""
-        return self.wanted.alone and all("/" not in file.path for file in self.files)
+        """Tells whether the needed component is the repository itself."""
+        return self.source.single and all("/" not in file.path for file in self.files)
 
 
-def plan(wanted: Wanted) -> Plan:
+def plan_download(source: Source) -> DownloadPlan:
     """Asks the hub which files the repository has, and chooses those that are needed.
 
     Raises:
@@ -79,8 +60,8 @@ def plan(wanted: Wanted) -> Plan:
     """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    source, components = wanted.source, wanted.components
-    info = HfApi().model_info(source, revision=wanted.revision, files_metadata=True)
+    repository, components = source.location, source.components
+    info = HfApi().model_info(repository, revision=source.revision, files_metadata=True)
     commit = str(info.sha)
     listed = {
         entry.rfilename: RemoteFile(
@@ -88,28 +69,28 @@ def plan(wanted: Wanted) -> Plan:
         )
         for entry in info.siblings or []
     }
-    if "model_index.json" not in listed and not wanted.alone:
+    if "model_index.json" not in listed and not source.single:
         hint = "; it holds single-file checkpoints, which are not read" if _single_files(listed) else ""
-        raise CheckpointError(f"{source}: has no model_index.json, so it is not in the diffusers layout{hint}")
+        raise CheckpointError(f"{repository}: has no model_index.json, so it is not in the diffusers layout{hint}")
     if components is None:
-        index = hf_hub_download(source, "model_index.json", revision=commit)
-        components = tuple(Checkpoint(Path(index).parent, source).components)
-    files = tuple(listed[path] for path in needed_files(listed, wanted, components))
+        index = hf_hub_download(repository, "model_index.json", revision=commit)
+        components = tuple(CheckpointFolder(Path(index).parent, repository).components)
+    files = tuple(listed[path] for path in needed_files(listed, source, components))
     missing = tuple(
-        file for file in files if not isinstance(try_to_load_from_cache(source, file.path, revision=commit), str)
+        file for file in files if not isinstance(try_to_load_from_cache(repository, file.path, revision=commit), str)
     )
-    return Plan(wanted, commit, files, missing)
+    return DownloadPlan(source, commit, files, missing)
 
 
 def _single_files(paths: Iterable[str]) -> bool:
     return any("/" not in path and path.endswith((".safetensors", ".ckpt")) for path in paths)
 
 
-def needed_files(paths: Iterable[str], wanted: Wanted, components: Sequence[str]) -> list[str]:
-    """The paths, out of all that a repository has, from which `components` are made.
+def needed_files(paths: Iterable[str], source: Source, components: Sequence[str]) -> list[str]:
+    """Chooses the paths, out of all that a repository has, that `components` need.
 
-    Settings, tokenizers, and safetensors of one variant a component; no pickles, no weights of other libraries, no
-    second copy in another precision.
+    These are settings, tokenizers, and safetensors of one variant a component; no pickles, no weights of other
+    libraries, no second copy in another precision.
 
     Raises:
         CheckpointError: a component or the variant is not there, or only pickles are.
@@ -120,80 +101,23 @@ def needed_files(paths: Iterable[str], wanted: Wanted, components: Sequence[str]
         if "/" not in folder:
             listing.setdefault(folder, []).append(name)
     root = listing.pop("", [])
-    if wanted.alone and components[0] not in listing:
+    if source.single and components[0] not in listing:
         if not is_component(components[0], root):
-            raise no_component(wanted.source, components[0])
-        return _files_of(components[0], {components[0]: root}, "", wanted)
-    chosen = [] if wanted.alone else ["model_index.json"]
+            raise no_component(source.location, components[0])
+        return _files_of(components[0], {components[0]: root}, "", source)
+    chosen = [] if source.single else ["model_index.json"]
     for component in components:
         if component not in listing:
-            raise CheckpointError(f"{wanted.source}: has no folder {component}; it is of another family of models")
-        chosen += _files_of(component, listing, f"{component}/", wanted)
+            raise CheckpointError(f"{source.location}: has no folder {component}; it is of another family of models")
+        chosen += _files_of(component, listing, f"{component}/", source)
     return chosen
 
 
-def _files_of(component: str, listing: dict[str, list[str]], folder: str, wanted: Wanted) -> list[str]:
-    """Those of one component, which lie in `folder`."""
+def _files_of(component: str, listing: dict[str, list[str]], folder: str, source: Source) -> list[str]:
+    """Chooses the paths of one component, which lie in `folder`."""
     names = listing[component]
-    chosen = [name for name in names if name.endswith(_SMALL) and not _INDEX.fullmatch(name)]
+    chosen = [name for name in names if name.endswith(_SMALL) and not SHARD_INDEX.fullmatch(name)]
     if any(name.endswith(_WEIGHTS) for name in names) and not component.startswith("tokenizer"):
-        where = f"{wanted.source}/{folder}".rstrip("/")
-        chosen += pick(listing, component, wanted.variant, where, wanted.setting)
+        where = f"{source.location}/{folder}".rstrip("/")
+        chosen += pick_files(listing, component, source.variant, where, source.setting)
     return [f"{folder}{name}" for name in chosen]
-
-
-def cached(wanted: Wanted) -> Checkpoint | None:
-    """What is wanted from the hub's cache, if everything needed is there. Touches no network."""
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    found = _snapshot(wanted)
-    if found is None:
-        return None
-    folder, at_root = found
-    checkpoint = wanted.checkpoint(folder, folder.name, at_root=at_root)
-    names = checkpoint.components if wanted.components is None else wanted.components
-    try:
-        paths = [file.path for file in get_cached_repo_tree(wanted.source, revision=folder.name)]
-    except CachedRepoTreeNotFoundError:
-        # Fetched by another program, file by file: judge by what is there.
-        return checkpoint if all(_looks_complete(checkpoint, name) for name in names) else None
-    complete = all((folder / path).is_file() for path in needed_files(paths, wanted, names))
-    return checkpoint if complete else None
-
-
-def _snapshot(wanted: Wanted) -> tuple[Path, bool] | None:
-    """The folder in the cache that has the wanted revision, and whether a component is at its root."""
-    from huggingface_hub import try_to_load_from_cache
-
-    def folder(path: str) -> Path | None:
-        found = try_to_load_from_cache(wanted.source, path, revision=wanted.revision)
-        return Path(found).parents[path.count("/")] if isinstance(found, str) else None
-
-    if not wanted.alone:
-        whole = folder("model_index.json")
-        return None if whole is None else (whole, False)
-    assert wanted.components is not None
-    below = [f"{wanted.components[0]}/{mark}" for mark in _MARKS]
-    for at_root, paths in ((False, below), (True, _MARKS)):
-        for path in paths:
-            if (found := folder(path)) is not None:
-                return found, at_root
-    return None
-
-
-def _looks_complete(checkpoint: Checkpoint, component: str) -> bool:
-    folder = checkpoint.path(component)
-    names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
-    if component.startswith("scheduler"):
-        return "scheduler_config.json" in names
-    if not is_component(component, names):
-        return False
-    if component.startswith("tokenizer"):
-        return True
-    if not (variants(names) or any(_INDEX.fullmatch(name) for name in names)):
-        return False
-    try:
-        return bool(checkpoint.files(component))
-    except CheckpointError:
-        return False

@@ -61,12 +61,12 @@ class CLIPTextConfig:
 
     @property
     def projected(self) -> bool:
-        """Whether the pooled state passes through `text_projection`."""
+        """Tells whether the pooled state passes through `text_projection`."""
         return "CLIPTextModelWithProjection" in self.architectures
 
 
 class CLIPTextOutput(NamedTuple):
-    """What a text encoder gives.
+    """The output of a text encoder.
 
     `last_hidden_state` `[B, T, D]` after the final norm; `hidden_states`, the embeddings and every layer's output
     before that norm, so that `[-2]` is the penultimate state; `pooled` `[B, D]` or `[B, projection_dim]`.
@@ -95,7 +95,7 @@ class _SelfAttention(nn.Module):
         self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` -> `[B, T, D]`; a token sees itself and those before it."""
+        """Maps `[B, T, D]` to `[B, T, D]`; a token sees itself and those before it."""
         q, k, v = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, T, head_dim]
             for layer in (self.q_proj, self.k_proj, self.v_proj)
@@ -113,7 +113,7 @@ class _MLP(nn.Module):
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` -> `[B, T, D]`."""
+        """Maps `[B, T, D]` to `[B, T, D]`."""
         result: Tensor = self.fc2(self.activation(self.fc1(x)))
         return result
 
@@ -127,7 +127,7 @@ class _Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, T, D]` -> `[B, T, D]`."""
+        """Maps `[B, T, D]` to `[B, T, D]`."""
         x = x + self.self_attn(self.layer_norm1(x))
         result: Tensor = x + self.mlp(self.layer_norm2(x))
         return result
@@ -140,7 +140,7 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """`[B, T]` -> `[B, T, D]`."""
+        """Maps ids `[B, T]` to `[B, T, D]`."""
         result: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
         return result
 
@@ -154,7 +154,7 @@ class _TextTransformer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Ids `[B, T]` -> the normed last state, and all states, `[B, T, D]` each."""
+        """Maps ids `[B, T]` to the normed last state and all states, `[B, T, D]` each."""
         states = [self.embeddings(ids)]
         for layer in self.encoder.layers:  # type: ignore[union-attr]
             states.append(layer(states[-1]))
@@ -162,7 +162,7 @@ class _TextTransformer(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """Token ids to hidden states and a pooled vector."""
+    """The text encoder: from token ids to hidden states and a pooled vector."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -173,10 +173,10 @@ class CLIPTextModel(nn.Module):
         )
 
     def forward(self, input_ids: Tensor, skipped_layers: int = 0) -> CLIPTextOutput:
-        """Token ids `[B, T]` (int64) -> see `CLIPTextOutput`. The pooled state is the end token's.
+        """Encodes token ids `[B, T]`, int64, to states `[B, T, D]`; see `CLIPTextOutput`.
 
-        Without the last `skipped_layers` layers the states are as of a shorter encoder, with the same final norm; the
-        pooled state is always that of all layers.
+        Without the last `skipped_layers` layers the states are those of a shorter encoder, with the same final norm.
+        The pooled state is the end token's after all layers.
         """
         last, states = self.text_model(input_ids)
         if self.config.eos_token_id == 2:
@@ -192,7 +192,7 @@ class CLIPTextModel(nn.Module):
 
 
 def rename(key: str) -> str | None:
-    """Published key -> key here: some files lack the `text_model.` prefix, some hold a buffer of positions."""
+    """Maps a published key to the module's: some files lack the prefix `text_model.`, some hold the positions."""
     if key.endswith("position_ids"):
         return None
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"

@@ -23,7 +23,7 @@ _COMMA_WITHIN = 20  # tokens before a chunk's end
 
 
 class Tokens(NamedTuple):
-    """`ids` `[B, T]` int64, padded; `cut`, for each text the end that did not fit, or an empty string."""
+    """Token ids `[B, T]`, int64, padded, and for each text its end that did not fit, or an empty string."""
 
     ids: Tensor
     cut: list[str]
@@ -40,24 +40,24 @@ class Split:
     commas: list[bool]  # whether it is a comma
 
     def beyond(self, count: int) -> str:
-        """The end of the text, in the user's own words, that the first `count` tokens leave out."""
+        """Returns the end of the text, in the user's own words, that the first `count` tokens leave out."""
         return self.text[self.starts[count] :] if len(self.ids) > count else ""
 
     def chunks(self, size: int) -> list[slice]:
-        """The tokens in chunks of up to `size`, at least one.
+        """Splits the tokens into chunks of up to `size`, at least one.
 
-        A chunk that is full ends at the last comma if that is among its last 20 tokens, as AUTOMATIC1111's web UI has
-        it; else at the last word's end; only a word longer than a chunk is cut.
+        A full chunk ends at the last comma if that is among its last 20 tokens, as in AUTOMATIC1111's web UI; otherwise
+        at the last word's end. Only a word longer than a chunk is cut.
         """
-        found, start = [], 0
+        chunks, start = [], 0
         while len(self.ids) - start > size:
             end = start + size
             commas = [i + 1 for i in range(max(start, end - _COMMA_WITHIN), end) if self.commas[i]]
             words = [i + 1 for i in range(start, end) if self.words[i]]
             border = (commas or words or [end])[-1]
-            found.append(slice(start, border))
+            chunks.append(slice(start, border))
             start = border
-        return [*found, slice(start, len(self.ids))]
+        return [*chunks, slice(start, len(self.ids))]
 
 
 class CLIPTokenizer:
@@ -120,18 +120,18 @@ class CLIPTokenizer:
         )
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Texts to `Tokens` of `max_length` each; what does not fit is cut before the end token."""
+        """Returns the `Tokens` of texts, `[B, max_length]`; what does not fit is cut before the end token."""
         split = [self.split(text) for text in texts]
         rows = [self.row(one.ids[: self.room]) for one in split]
         return Tokens(torch.tensor(rows, dtype=torch.int64), [one.beyond(self.room) for one in split])
 
     @property
     def room(self) -> int:
-        """Tokens between start and end."""
+        """Is the number of tokens between start and end."""
         return self.max_length - 2
 
     def split(self, text: str) -> Split:
-        """All tokens of a text."""
+        """Returns all tokens of a text."""
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         special = {self.start, self.end, self.pad}
         return Split(
@@ -146,7 +146,7 @@ class CLIPTokenizer:
         )
 
     def row(self, ids: Sequence[int]) -> list[int]:
-        """`ids`, for which there is room, between start and end, padded."""
+        """Returns `ids`, at most `room`, between the start and end tokens, padded to `max_length`."""
         row = [self.start, *ids, self.end]
         return row + [self.pad] * (self.max_length - len(row))
 

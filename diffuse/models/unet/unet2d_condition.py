@@ -101,17 +101,17 @@ class UNet2DConditionConfig:
             )
 
     def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        """`value` for every level, first to last."""
+        """Returns `value` for every level, first to last."""
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Attention heads of every level."""
+        """Is the number of attention heads of every level."""
         return self.per_level(self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads)
 
 
-def _copied(x: Tensor, batch: int) -> Tensor:
-    """`[B, C, H, W]` -> `[batch, C, H, W]`: the whole again and again, channels last in memory if it was."""
+def _repeat(x: Tensor, batch: int) -> Tensor:
+    """Repeats `[B, C, H, W]` as a whole to `[batch, C, H, W]`, channels last in memory if it was."""
     return x if len(x) == batch else torch.cat([x] * (batch // len(x)))
 
 
@@ -139,15 +139,15 @@ class UNetBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample2D(channels)]) if upsample else None
 
     def down(self, x: Tensor, temb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`x` `[B, C, H, W]` -> the next level's input, and every state that the way up will need.
+        """Maps `x` `[B, C, H, W]` to the next level's input, and returns every state that the way up will need.
 
-        `x` may still be without its copies, see UNet2DConditionModel.forward.
+        `x` may still be without its copies, see `UNet2DConditionModel.forward`.
         """
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb[: len(x)])
             if self.attentions is not None:
-                x = self.attentions[i](_copied(x, len(temb)), text)
+                x = self.attentions[i](_repeat(x, len(temb)), text)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -155,9 +155,9 @@ class UNetBlock(nn.Module):
         return x, skips
 
     def up(self, x: Tensor, temb: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
-        """`x` `[B, C, H, W]` -> the next level's input; takes one state off `skips` for each residual block."""
+        """Maps `x` `[B, C, H, W]` to the next level's input; takes one state off `skips` for each residual block."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, _copied(skips.pop(), len(x))], dim=1), temb)
+            x = resnet(torch.cat([x, _repeat(skips.pop(), len(x))], dim=1), temb)
             if self.attentions is not None:
                 x = self.attentions[i](x, text)
         if self.upsamplers is not None:
@@ -177,7 +177,7 @@ class UNetMidBlock(nn.Module):
         self.attentions = nn.ModuleList([_transformer(config, channels, -1, depth)])
 
     def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        """Maps `[B, C, H, W]` to `[B, C, H, W]`."""
         x = self.resnets[0](x, temb)
         x = self.attentions[0](x, text)
         result: Tensor = self.resnets[1](x, temb)
@@ -235,14 +235,17 @@ class UNet2DConditionModel(nn.Module):
         timestep_cond: Tensor | None = None,
         copies: int = 1,
     ) -> Tensor:
-        """Latents `[B, C, H, W]`, a timestep (one, or `[B]`), text `[G, T, D]` -> prediction `[B, C_out, H, W]`.
+        """Predicts the noise, the sample or the velocity, `[B, C', H, W]`. Each of `G` texts is for `B / G` neighbours.
 
-        `text_embeds` `[G, D']` and `time_ids` `[G, N]`, SDXL's pooled text and sizes, are needed where the
-        configuration says `text_time`; `timestep_cond` `[G, time_cond_proj_dim]`, an embedded guidance scale, may be
-        given where it has that width. Each of the `G` is that of `B / G` neighbours.
-
-        With `copies`, `sample` is `[B / copies, C, H, W]`, and stands there so many times, one after the other: what
-        comes before anything that the text decides is then computed once.
+        Args:
+            sample: latents `[B / copies, C, H, W]`.
+            timestep: one for all, or `[B]`.
+            encoder_hidden_states: the text, `[G, T, D]`.
+            text_embeds: SDXL's pooled text, `[G, D']`; needed where the configuration says `text_time`.
+            time_ids: SDXL's sizes, `[G, N]`; likewise.
+            timestep_cond: an embedded guidance scale, `[G, time_cond_proj_dim]`, if the configuration has that width.
+            copies: how often `sample` stands in the batch, as a whole. The layers before the text has an effect then
+                compute it once.
         """
         batch = copies * sample.shape[0]
         each = batch // encoder_hidden_states.shape[0]
@@ -262,25 +265,25 @@ class UNet2DConditionModel(nn.Module):
         # Channels last: convolutions run faster, and a map becomes tokens without a copy.
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         if timestep_cond is not None or self.add_embedding is not None:
-            x = _copied(x, batch)
+            x = _repeat(x, batch)
         skips = [x]
         for block in cast(Iterable[UNetBlock], self.down_blocks):
             x, states = block.down(x, temb, encoder_hidden_states)
             skips += states
-        x = self.mid_block(_copied(x, batch), temb, encoder_hidden_states)
+        x = self.mid_block(_repeat(x, batch), temb, encoder_hidden_states)
         for block in cast(Iterable[UNetBlock], self.up_blocks):
             x = block.up(x, temb, encoder_hidden_states, skips)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x.contiguous()
 
     def _sinusoidal(self, values: Tensor, dim: int, like: Tensor) -> Tensor:
-        """`values` `[B]` -> `[B, dim]`, in the precision of `like`."""
+        """Embeds `values` `[B]` as `[B, dim]`, in the precision of `like`."""
         flip, shift = self.config.flip_sin_to_cos, self.config.freq_shift
         return sinusoidal_embedding(values, dim, flip_sin_to_cos=flip, freq_shift=shift).to(like.dtype)
 
 
 def rename(key: str) -> str | None:
-    """Published key -> key here. They are the same."""
+    """Returns the module's key for a published key: the same."""
     return key
 
 

@@ -18,7 +18,7 @@ from diffuse.layers.attention import Attention
 from diffuse.layers.packed import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
-_TOGETHER = 64 * 64 // 2  # latents that are decoded at once, if that is more than one image's
+_BATCH_LATENTS = 64 * 64 // 2  # decoded at once, if that is more than one image's
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -59,12 +59,12 @@ class AutoencoderKLConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a latent covers, along one side."""
+        """Is the number of pixels that a latent covers along one side."""
         return 1 << (len(self.block_out_channels) - 1)
 
 
 class DiagonalGaussian:
-    """What the encoder gives: an independent normal distribution for every latent.
+    """The encoder's output: an independent normal distribution for every latent.
 
     Source: Kingma and Welling, "Auto-Encoding Variational Bayes", 2014.
     """
@@ -75,11 +75,11 @@ class DiagonalGaussian:
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     def mode(self) -> Tensor:
-        """`[B, C, h, w]`."""
+        """Returns the means, `[B, C, h, w]`."""
         return self.mean
 
     def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """One draw an image, `[B, C, h, w]`: noise comes from the image's own CPU generator, in float32."""
+        """Draws once for each image, `[B, C, h, w]`, with noise from the image's own CPU generator, in float32."""
         shape = (1, *self.mean.shape[1:])
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)
@@ -93,7 +93,7 @@ class _AttentionBlock(Attention):
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        """Maps `[B, C, H, W]` to `[B, C, H, W]`."""
         tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, H * W, C]
         h = super().forward(tokens).unflatten(1, x.shape[-2:])  # [B, H, W, C]
         return x + h.permute(0, 3, 1, 2)
@@ -109,7 +109,7 @@ class _MidBlock(nn.Module):
             self.attentions = nn.ModuleList([_AttentionBlock(channels, config.norm_num_groups)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        """Maps `[B, C, H, W]` to `[B, C, H, W]`."""
         x = self.resnets[0](x)
         if self.attentions is not None:
             x = self.attentions[0](x)
@@ -127,7 +127,7 @@ class _Level(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, C', H', W']`."""
+        """Maps `[B, C, H, W]` to `[B, C', H', W']`."""
         for resnet in self.resnets:
             x = resnet(x)
         for name, sampler in self.named_children():
@@ -137,7 +137,7 @@ class _Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels `[B, 3, H, W]` -> moments `[B, 2C, H / f, W / f]`."""
+    """The encoder, from pixels to the moments of latents; `f` pixels a latent along one side."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Encodes pixels `[B, 3, H, W]` as moments `[B, 2C, H / f, W / f]`."""
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down_blocks:
             x = level(x)
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents `[B, C, h, w]` -> pixels `[B, 3, h * f, w * f]`."""
+    """The decoder, from latents to pixels; `f` pixels a latent along one side."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """See the class."""
+        """Decodes latents `[B, C, h, w]` to pixels `[B, 3, h * f, w * f]`."""
         x = self.conv_in(z.contiguous(memory_format=torch.channels_last))
         x = self.mid_block(x)
         for level in self.up_blocks:
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder between pixels in -1..1 and latents."""
+    """The autoencoder, between pixels in -1..1 and latents."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -203,24 +203,29 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = Conv2d(latents, latents, 1) if config.use_post_quant_conv else None
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Pixels `[B, 3, H, W]` in -1..1 -> the distribution of latents `[B, C, H / f, W / f]`."""
+        """Encodes pixels `[B, 3, H, W]` in -1..1 as the distribution of latents `[B, C, H / f, W / f]`."""
         moments = self.encoder(x)
         return DiagonalGaussian(moments if self.quant_conv is None else self.quant_conv(moments))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents `[B, C, h, w]` -> pixels `[B, 3, h * f, w * f]`, about -1..1, not clipped.
+        """Decodes latents `[B, C, h, w]` to pixels `[B, 3, h * f, w * f]`, about -1..1, not clipped.
 
-        Large images one at a time: the decoder's memory is what limits a batch, and it gains no speed from one. Small
-        ones, which leave a processor idle, as many together as have half the latents of one of 512 x 512.
+        Large images are decoded one at a time: a batch of them needs more memory and is no faster. Small ones, which
+        leave a processor idle, are decoded together, as many as have half the latents of one of 512 x 512.
         """
-        together = max(_TOGETHER // z[0, 0].numel(), 1)
-        return torch.cat([self._decode(images) for images in z.split(together)])
+        batch = max(_BATCH_LATENTS // z[0, 0].numel(), 1)
+        return torch.cat([self._decode(images) for images in z.split(batch)])
 
     def decode_tiled(self, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
-        """As `decode`, in square tiles of `tile` latents that share `overlap`, blended linearly where they meet.
+        """Decodes `[B, C, h, w]` to `[B, 3, h * f, w * f]`, like `decode` but in tiles, blended where they meet.
 
-        Memory is that of one tile and the picture. The result is near to `decode`, not equal: each tile's norms and
-        attention see that tile alone.
+        Memory is that of one tile and the picture. The result is near that of `decode`, not equal: each tile's norms
+        and attention see only that tile.
+
+        Args:
+            z: latents `[B, C, h, w]`.
+            tile: side of a square tile, in latents.
+            overlap: latents that neighbouring tiles share.
         """
         if not 0 <= overlap <= tile // 2:
             raise ValueError(f"overlap {overlap} must lie between 0 and half the tile, {tile}")
@@ -251,7 +256,7 @@ class AutoencoderKL(nn.Module):
 
 
 def rename(key: str) -> str | None:
-    """Published key -> key here: old files name the mid-block attention's layers differently."""
+    """Maps a published key to the module's: old files name the mid-block attention's layers differently."""
     head, separator, tail = key.partition("attentions.0.")
     name, dot, last = tail.rpartition(".")
     return f"{head}{separator}{_OLD_ATTENTION_NAMES.get(name, name)}{dot}{last}" if separator else key
@@ -262,12 +267,12 @@ def _resnet(config: AutoencoderKLConfig, channels_in: int, channels_out: int) ->
 
 
 def _tile_starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin so that they cover `size`; the last is moved back to end exactly there."""
+    """Returns where tiles begin so that they cover `size`; the last is moved back to end exactly there."""
     last = max(size - tile, 0)
     return [*range(0, last, tile - overlap), last]
 
 
 def _ramp(size: int, overlap: int, device: torch.device) -> Tensor:
-    """Weights `[size]`: rising over the first `overlap` pixels, falling over the last. Never zero."""
+    """Returns weights `[size]` that rise over the first `overlap` pixels and fall over the last. None is zero."""
     distance = torch.arange(1, size + 1, device=device, dtype=torch.float32)
     return torch.minimum(distance, distance.flip(0)).clamp(max=max(overlap, 1))

@@ -18,7 +18,7 @@ from diffusers import LCMScheduler, StableDiffusionXLPipeline
 from hub_server import MAIN, HubServer, Repository
 from PIL import Image
 
-from diffuse.checkpoints import sources
+from diffuse.checkpoints.checkpoint import weights_tag
 from diffuse.config.compose import compose_config
 from diffuse.media.load import read_record
 from diffuse.run import open as opening
@@ -117,7 +117,7 @@ def test_several_with_tokenizers_and_what_the_record_says(
     }
     digests = {weights["sha256"], *(part["sha256"] for part in weights["components"].values())}
     assert len(digests) == 4
-    assert sources.tag(weights) == "; ".join(
+    assert weights_tag(weights) == "; ".join(
         [f"{base}@{weights['sha256']}"]
         + [
             f"{name}={parts[name]}@{weights['components'][name]['sha256']}"

@@ -1,0 +1,80 @@
+"""The hub's cache on this machine: where it is, and whether a source's files are already in it.
+
+Nothing here touches the network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffuse.checkpoints.folder import CheckpointFolder
+from diffuse.checkpoints.hub.repository import SHARD_INDEX, needed_files
+from diffuse.checkpoints.layout import find_variants, is_component
+from diffuse.checkpoints.source import Source
+from diffuse.errors import CheckpointError
+
+_MARKS = ("config.json", "vocab.json", "tokenizer.json")  # one of them is in every component's folder
+
+
+def cache_folder() -> Path:
+    """Returns the folder where huggingface_hub keeps what it fetched: HF_HUB_CACHE, or `hub` below HF_HOME."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def cached_checkpoint(source: Source) -> CheckpointFolder | None:
+    """Returns the source's checkpoint in the cache, None unless every needed file is there."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    snapshot = _snapshot(source)
+    if snapshot is None:
+        return None
+    folder, at_root = snapshot
+    checkpoint = source.checkpoint(folder, folder.name, at_root=at_root)
+    names = checkpoint.components if source.components is None else source.components
+    try:
+        paths = [file.path for file in get_cached_repo_tree(source.location, revision=folder.name)]
+    except CachedRepoTreeNotFoundError:
+        # Fetched by another program, file by file: judge by what is there.
+        return checkpoint if all(_looks_complete(checkpoint, name) for name in names) else None
+    complete = all((folder / path).is_file() for path in needed_files(paths, source, names))
+    return checkpoint if complete else None
+
+
+def _snapshot(source: Source) -> tuple[Path, bool] | None:
+    """Returns the folder in the cache that has the source's revision, and whether its component is at the root."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def folder(path: str) -> Path | None:
+        file = try_to_load_from_cache(source.location, path, revision=source.revision)
+        return Path(file).parents[path.count("/")] if isinstance(file, str) else None
+
+    if not source.single:
+        whole = folder("model_index.json")
+        return None if whole is None else (whole, False)
+    assert source.components is not None
+    below = [f"{source.components[0]}/{mark}" for mark in _MARKS]
+    for at_root, paths in ((False, below), (True, _MARKS)):
+        for path in paths:
+            if (snapshot := folder(path)) is not None:
+                return snapshot, at_root
+    return None
+
+
+def _looks_complete(checkpoint: CheckpointFolder, component: str) -> bool:
+    folder = checkpoint.path(component)
+    names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
+    if component.startswith("scheduler"):
+        return "scheduler_config.json" in names
+    if not is_component(component, names):
+        return False
+    if component.startswith("tokenizer"):
+        return True
+    if not (find_variants(names) or any(SHARD_INDEX.fullmatch(name) for name in names)):
+        return False
+    try:
+        return bool(checkpoint.files(component))
+    except CheckpointError:
+        return False

@@ -1,0 +1,89 @@
+"""The sources that a configuration names: the checkpoint of each of its models, and components from other sources."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from omegaconf import DictConfig
+
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
+from diffuse.checkpoints.locate import locate_checkpoints
+from diffuse.checkpoints.source import Source
+from diffuse.config.compose import compose_config
+from diffuse.errors import ConfigError
+from diffuse.schema import COMPONENTS
+
+_FIELDS = ("source", "revision", "variant")
+
+
+def model_sources(cfg: DictConfig, models: Mapping[str, Sequence[str]]) -> list[Source]:
+    """Returns each model's source, followed by those of its components that have their own.
+
+    Args:
+        cfg: the composed configuration.
+        models: the models' groups in it, such as `refiner`, each with the component folders that it needs.
+
+    Raises:
+        ConfigError: a source is set for a component that the model does not have.
+    """
+    sources = []
+    for group, components in models.items():
+        model = cfg[group]
+        parts = [name for name in COMPONENTS if model[name].source is not None]
+        for name in parts:
+            if name not in components:
+                has = ", ".join(name for name in COMPONENTS if name in components)
+                raise ConfigError(
+                    f"{group}.{name}.source={model[name].source}: {group}={model.name} has no {name}; it has {has}"
+                )
+        own = tuple(name for name in components if name not in parts)
+        sources.append(Source(model.source, model.revision, model.variant, own, group))
+        for name in parts:
+            part = model[name]
+            sources.append(Source(part.source, part.revision, part.variant, (name,), f"{group}.{name}", single=True))
+    return sources
+
+
+def locate_models(cfg: DictConfig, models: Mapping[str, Sequence[str]]) -> list[Checkpoint]:
+    """Returns the checkpoint of each model of `cfg`, with its components from other sources as `parts`.
+
+    Raises:
+        ConfigError, CheckpointError: as `model_sources` and `locate_checkpoints`.
+    """
+    checkpoints: list[CheckpointFolder] = []
+    for checkpoint in locate_checkpoints(model_sources(cfg, models), cfg.model.download, _DownloadCommand(cfg)):
+        if checkpoint.component is None:
+            checkpoints.append(checkpoint)
+        else:
+            model = checkpoints[-1]
+            checkpoints[-1] = replace(model, parts={**model.parts, checkpoint.component: checkpoint})
+    return [*checkpoints]
+
+
+class _DownloadCommand:
+    """The `diffuse download` command for a configuration, composed only where it is shown."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+
+    def __str__(self) -> str:
+        words = [f"{group}={self.cfg[group].name}" for group in ("model", "refiner")]
+        words = [word for word in words if word != "refiner=none"]
+        for field in _FIELDS:  # a preset's revision goes with its source, so the sources come first
+            default = compose_config(words)
+            words += [
+                f"{name}={'null' if value is None else value}"
+                for name, value in _values(self.cfg, field)
+                if value != dict(_values(default, field))[name]
+            ]
+        return shlex.join(["diffuse", "download", *words])
+
+
+def _values(cfg: DictConfig, field: str) -> Iterator[tuple[str, str | None]]:
+    """Yields the dotted name and the value of each `field` of a source in the configuration."""
+    for group in ("model", "refiner"):
+        for prefix, node in ((group, cfg[group]), *((f"{group}.{name}", cfg[group][name]) for name in COMPONENTS)):
+            yield f"{prefix}.{field}", node[field]

@@ -1,0 +1,116 @@
+"""A safetensors file: which tensors it declares, checked without reading them, and how they are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffuse.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit; only a damaged file can claim more
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor's entry in the header. `start` counts bytes from the beginning of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """A file whose header has been checked; `name` is for messages, `tensors` maps published key -> entry."""
+
+    path: Path
+    name: str
+    tensors: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, path: Path, name: str | None = None) -> SafetensorsFile:
+        """Opens a file and checks that its header and its length fit together.
+
+        Raises:
+            CheckpointError: the file cannot be read, is cut short, or is not a safetensors file.
+        """
+        name = name or str(path)
+        return cls(path, name, _read_entries(path, name))
+
+    def read(self, dtypes: Mapping[str, torch.dtype], device: torch.device) -> dict[str, Tensor]:
+        """Reads some of the tensors, each once and straight into its place.
+
+        Args:
+            dtypes: the published keys to read, each with the dtype that its tensor is to have.
+            device: where the tensors are to be.
+
+        Returns:
+            Published key -> tensor of the published shape `[...]`.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        from diffuse.checkpoints import tensor_reading  # needs torch, which listing files does not
+
+        return tensor_reading.read_tensors(self.path, self.tensors, dtypes, device)
+
+
+def unreadable(name: str, error: OSError) -> CheckpointError:
+    """Returns the error for a file or folder `name` that the system does not let us read."""
+    return CheckpointError(f"{name}: cannot be read: {error.strerror or error}; check its permissions and the disk")
+
+
+def header_bytes(path: Path) -> bytes:
+    """Returns the header as it is stored: JSON, not checked.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES))
+
+
+def _read_entries(path: Path, name: str) -> dict[str, StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks that header and data fit together, reads no tensor
+            pass
+        header = header_bytes(path)
+    except OSError as error:
+        raise unreadable(name, error) from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{name}: {_explain_damage(path, str(error))}") from None
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    data = 8 + len(header)
+    return {
+        key: StoredTensor(
+            entry["dtype"],
+            tuple(entry["shape"]),
+            data + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for key, entry in entries.items()
+    }
+
+
+def _explain_damage(path: Path, message: str) -> str:
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start:
+        return "the file is empty; copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer and not the weights; run 'git lfs pull' in the checkpoint's folder"
+    if "not fully covered" in message or "IncompleteBuffer" in message:
+        return "the file is cut short; copy or download it again"
+    reason = message.removeprefix("Error while deserializing header: ").splitlines()[0]
+    return f"is not a readable safetensors file ({reason}); copy or download it again"

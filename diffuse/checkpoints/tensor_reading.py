@@ -1,0 +1,125 @@
+"""How tensors get from a safetensors file into their place: mapped where that is possible, otherwise through a window.
+
+On the CPU, a tensor that is published in the wanted dtype stays in the mapped file and is read when it is first used.
+Every other tensor is read through a small window into its final place, so that memory never holds a second copy.
+
+Large tensors are mapped in several parts, because a layer that packs its weight in another order when it is first used
+(`diffuse.layers.packed`) has no more use for the published one: its pages then leave memory.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from diffuse.checkpoints.safetensors_file import StoredTensor
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_LARGE_BYTES = 256 << 10  # of which a smaller one is not packed, or does not matter
+_PARTS = 16  # mappings, each of which holds a file descriptor
+_WINDOW_BYTES = 16 << 20
+
+
+def read_tensors(
+    path: Path, entries: Mapping[str, StoredTensor], dtypes: Mapping[str, torch.dtype], device: torch.device
+) -> dict[str, Tensor]:
+    """Reads some tensors of a file.
+
+    Args:
+        path: the safetensors file.
+        entries: its header, published key -> entry; every dtype in it is one of `DTYPES`.
+        dtypes: the published keys to read, each with the dtype that its tensor is to have.
+        device: where the tensors are to be.
+
+    Returns:
+        Published key -> tensor of the published shape `[...]`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    copied: list[str] = []
+    large: list[str] = []
+    with safe_open(path, framework="pt", device="cpu") as mapped:
+        for key, dtype in dtypes.items():
+            entry = entries[key]
+            stored = DTYPES[entry.dtype]
+            if device.type != "cpu" or stored != dtype or entry.start % stored.itemsize != 0:
+                copied.append(key)
+            elif entry.nbytes > _LARGE_BYTES:
+                large.append(key)
+            else:
+                tensors[key] = mapped.get_tensor(key)
+    if large:
+        tensors |= _map_in_parts(path, entries, large)
+    if copied:
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # a disk is asked for more at a time
+            for key in sorted(copied, key=lambda key: entries[key].start):
+                tensors[key] = _copy(file, entries[key], device, dtypes[key])
+    return tensors
+
+
+def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequence[str]) -> dict[str, Tensor]:
+    """Maps tensors, published key -> tensor, in about `_PARTS` mappings, each unmapped with the last of its tensors."""
+    keys = sorted(keys, key=lambda key: entries[key].start)
+    share = sum(entries[key].nbytes for key in keys) / _PARTS
+    parts: dict[int, list[str]] = {}
+    before = 0
+    for key in keys:
+        parts.setdefault(int(before / share), []).append(key)
+        before += entries[key].nbytes
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        for part in parts.values():
+            first, last = entries[part[0]], entries[part[-1]]
+            offset = first.start - first.start % mmap.ALLOCATIONGRANULARITY
+            length = last.start + last.nbytes - offset
+            # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
+            pages = mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_COPY)
+            for key in part:
+                entry = entries[key]
+                flat = torch.frombuffer(
+                    pages, dtype=DTYPES[entry.dtype], count=math.prod(entry.shape), offset=entry.start - offset
+                )
+                tensors[key] = flat.view(entry.shape)
+    return tensors
+
+
+def _copy(file: BinaryIO, entry: StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Reads one tensor piece by piece through a window on the file; on an accelerator it is converted there."""
+    stored = DTYPES[entry.dtype]
+    result = torch.empty(entry.shape, dtype=dtype, device=device)
+    flat = result.view(-1)
+    window = _WINDOW_BYTES // stored.itemsize
+    for first in range(0, flat.numel(), window):
+        target = flat[first : first + window]
+        piece = _window(file, entry.start + first * stored.itemsize, stored, target.numel())
+        if device.type != "cpu":
+            # Some accelerators have no float64.
+            piece = (piece.float() if stored == torch.float64 else piece).to(device)
+        elif stored != dtype and stored.itemsize == dtype.itemsize == 2:
+            piece = piece.float()  # on the way from one half to the other this costs a third
+        target.copy_(piece)
+    return result
+
+
+def _window(file: BinaryIO, start: int, dtype: torch.dtype, count: int) -> Tensor:
+    """Maps `count` numbers of the file from byte `start` on. Their pages leave memory with the tensor.
+
+    This is faster than reading them, which would copy each byte once more.
+    """
+    offset = start - start % mmap.ALLOCATIONGRANULARITY
+    length = start + count * dtype.itemsize - offset
+    # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
+    pages = mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=start - offset)

@@ -1,0 +1,53 @@
+"""Only the needed files of a repository are fetched."""
+
+from __future__ import annotations
+
+import pytest
+from hub_files import HALF, NAME, PLAIN, SMALL, files_in, locate, message
+from hub_server import MAIN, HubServer, Repository
+
+
+def test_only_what_is_needed_is_fetched(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    found = locate(NAME)
+    assert files_in(found.folder) == SMALL | PLAIN
+    assert server.fetched() == sorted(SMALL | PLAIN)
+    assert (found.source, found.revision, found.variant) == (NAME, MAIN, None)
+    assert [path.name for path in found.files("unet")] == ["diffusion_pytorch_model.safetensors"]
+    out, err = capsys.readouterr()
+    assert out == ""
+    size = sum(len(data) for data in (SMALL | PLAIN).values()) - len(SMALL["model_index.json"])
+    assert err == f"{NAME} is not here yet: fetching {size / 1000:.2f} kB (10 files)\n"
+
+
+def test_a_variant_and_the_plain_weights_where_it_is_missing(server: HubServer) -> None:
+    found = locate(NAME, variant="fp16")
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert files_in(found.folder) == SMALL | HALF | {vae: PLAIN[vae]}
+    assert len(found.files("text_encoder")) == 2
+
+
+def test_only_some_components(server: HubServer) -> None:
+    found = locate(NAME, components=("vae", "scheduler"))
+    assert sorted(files_in(found.folder)) == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    assert files_in(locate(NAME).folder) == SMALL | PLAIN
+
+
+def test_repositories_that_cannot_be_used(server: HubServer) -> None:
+    files = {**SMALL, **PLAIN}
+    unet = "unet/diffusion_pytorch_model"
+    cases: dict[str, tuple[dict[str, bytes], str]] = {
+        "pickles": ({**SMALL, f"{unet}.bin": b""}, "pickled weights (diffusion_pytorch_model.bin)"),
+        "single": ({"v2.safetensors": b""}, "has no model_index.json"),
+        "partial": ({k: v for k, v in files.items() if not k.startswith("vae/")}, "has no folder vae"),
+        "half": ({**SMALL, f"{unet}.fp16.safetensors": b""}, "set model.variant=fp16"),
+    }
+    for name, (content, says) in cases.items():
+        server.repositories[f"owner/{name}"] = Repository(content)
+        assert says in message(lambda name=name: locate(f"owner/{name}"))  # type: ignore[misc]
+    assert "no variant bf16" in message(lambda: locate(NAME, variant="bf16"))
+    assert not any(path.endswith((".safetensors", ".bin")) for path in server.fetched())
