@@ -3,12 +3,11 @@
 A request field stands once, in `GenerationRequest`, with its type, default, help text and range. The configuration, its
 checks, `diffuse --help`, `conf/config.yaml` and `diffuse/docs/fields.md` come from there. Adding one touches this file,
 the pipelines that know it (`request_fields`) and a test; then `python tests/support/field_texts.py` writes those texts.
-
-No torch, no files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -16,7 +15,6 @@ from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
 
 MISSING: Any = "???"  # `omegaconf.MISSING`, which is that text: a value that the configuration must set
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
-MOST_TOGETHER = 16  # images of a batch, unless its size is given; small ones gain nothing from larger batches
 
 
 class Device(Enum):
@@ -153,12 +151,6 @@ class MemoryProfileConfig:
     tiled_decode: bool = False
     max_side: int | None = None  # the largest width or height
 
-    def together(self, width: int, height: int) -> int:
-        """Returns how many images of that size (pixels) are denoised in one batch."""
-        if self.batch_size is not None:
-            return max(self.batch_size, 1)
-        return min(max((self.batch_pixels or 0) // (width * height), 1), MOST_TOGETHER)
-
 
 @dataclass
 class HardwareConfig:
@@ -216,90 +208,73 @@ _CROP = "SDXL: pixels that were cropped off that picture"
 _AFTER = "SDXL: pixels of that picture after scaling"
 
 
-def about(help: str, **facts: Any) -> dict[str, Any]:
-    """Returns the metadata of a request field: its help text, and other attributes of `RequestField`."""
-    return {"help": help, **facts}
+def request_field(help: str, *, default: Any = dataclasses.MISSING, **facts: Any) -> Any:
+    """Returns a dataclass field with its help text, and other attributes of `RequestField`, as metadata."""
+    return field(default=default, metadata={"help": help, **facts})
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """A request with nothing left open. Image `i` uses seed `seed + i`.
+    """A request with nothing left open. A pipeline lists those fields that not all families know."""
 
-    Fields with a default are not for every family: a pipeline names those it knows as its `request_fields`, and fills
-    them where they are None.
-    """
-
-    prompt: str = field(metadata=about("what the picture shows; taken literally", is_prompt=True))
+    prompt: str = request_field("what the picture shows; taken literally", is_prompt=True)
     # None is no negative prompt at all, which to SDXL is not the same as an empty one.
-    negative_prompt: str | None = field(metadata=about("what the picture does not show", is_prompt=True))
-    prompt_2: str | None = field(default=None, metadata=about(_SECOND, is_prompt=True))
-    negative_prompt_2: str | None = field(default=None, metadata=about(_SECOND, is_prompt=True))
-    long_prompt: LongPrompt = field(
-        default=LongPrompt.cut,
-        metadata=about("whether a prompt beyond the encoder's 77 tokens is cut, or read in chunks of 75"),
+    negative_prompt: str | None = request_field("what the picture does not show", is_prompt=True)
+    prompt_2: str | None = request_field(_SECOND, default=None, is_prompt=True)
+    negative_prompt_2: str | None = request_field(_SECOND, default=None, is_prompt=True)
+    long_prompt: LongPrompt = request_field(
+        "whether a prompt beyond the encoder's 77 tokens is cut, or read in chunks of 75", default=LongPrompt.cut
     )
-    prompt_syntax: PromptSyntax = field(
-        default=PromptSyntax.plain,
-        metadata=about("weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts"),
+    prompt_syntax: PromptSyntax = request_field(
+        "weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts", default=PromptSyntax.plain
     )
-    clip_skip: int | None = field(
+    clip_skip: int | None = request_field(
+        "last layers of the text encoders to leave out, for the prompt and not the negative one",
         default=None,
-        metadata=about(
-            "last layers of the text encoders to leave out, for the prompt and not the negative one",
-            least=0,
-            since="0.2",
-        ),
+        least=0,
+        since="0.2",
     )
-    seed: int = field(metadata=about("image i uses seed + i; drawn where not given", least=0, most=SEED_LIMIT - 1))
-    num_images: int = field(metadata=about("how many images a run makes", least=1, config_default=1))
-    width: int = field(metadata=about(_SIZE, least=1))
-    height: int = field(metadata=about(_SIZE, least=1))
-    num_inference_steps: int = field(metadata=about("more are slower and finer", least=1))
-    timesteps: tuple[int, ...] | None = field(
-        default=None,
-        metadata=about("those to visit, such as [999,749,499,249], instead of the scheduler's own choice"),
+    seed: int = request_field("image i uses seed + i; drawn where not given", least=0, most=SEED_LIMIT - 1)
+    num_images: int = request_field("how many images a run makes", least=1, config_default=1)
+    width: int = request_field(_SIZE, least=1)
+    height: int = request_field(_SIZE, least=1)
+    num_inference_steps: int = request_field("more are slower and finer", least=1)
+    timesteps: tuple[int, ...] | None = request_field(
+        "those to visit, such as [999,749,499,249], instead of the scheduler's own choice", default=None
     )
-    guidance_scale: float = field(
-        metadata=about("how closely to follow the prompt; 0 and 1 switch guidance off", least=0)
+    guidance_scale: float = request_field("how closely to follow the prompt; 0 and 1 switch guidance off", least=0)
+    guidance_rescale: float = request_field(
+        "0-1: back towards the contrast of a picture without guidance", default=0.0, least=0, most=1
     )
-    guidance_rescale: float = field(
-        default=0.0,
-        metadata=about("0-1: back towards the contrast of a picture without guidance", least=0, most=1),
+    original_width: int | None = request_field(_BEFORE, default=None, least=1)
+    original_height: int | None = request_field(_BEFORE, default=None, least=1)
+    crop_left: int | None = request_field(_CROP, default=None, least=0)
+    crop_top: int | None = request_field(_CROP, default=None, least=0)
+    target_width: int | None = request_field(_AFTER, default=None, least=1)
+    target_height: int | None = request_field(_AFTER, default=None, least=1)
+    aesthetic_score: float | None = request_field(
+        "0-10: how pleasing SDXL's refiner is to imagine the picture", default=None, least=0, most=10
     )
-    original_width: int | None = field(default=None, metadata=about(_BEFORE, least=1))
-    original_height: int | None = field(default=None, metadata=about(_BEFORE, least=1))
-    crop_left: int | None = field(default=None, metadata=about(_CROP, least=0))
-    crop_top: int | None = field(default=None, metadata=about(_CROP, least=0))
-    target_width: int | None = field(default=None, metadata=about(_AFTER, least=1))
-    target_height: int | None = field(default=None, metadata=about(_AFTER, least=1))
-    aesthetic_score: float | None = field(
-        default=None,
-        metadata=about("0-10: how pleasing SDXL's refiner is to imagine the picture", least=0, most=10),
+    negative_aesthetic_score: float | None = request_field(
+        "0-10: how pleasing the picture is that guidance leads away from", default=None, least=0, most=10
     )
-    negative_aesthetic_score: float | None = field(
-        default=None,
-        metadata=about("0-10: how pleasing the picture is that guidance leads away from", least=0, most=10),
+    denoising_end: float | None = request_field(
+        "0-1: the share of the denoising after which a refiner takes over", default=None, above=0, below=1
     )
-    denoising_end: float | None = field(
-        default=None,
-        metadata=about("0-1: the share of the denoising after which a refiner takes over", above=0, below=1),
+    input_image: str | None = request_field(
+        "a picture to start from; width and height are its own unless given", default=None, is_file=True
     )
-    input_image: str | None = field(
-        default=None,
-        metadata=about("a picture to start from; width and height are its own unless given", is_file=True),
+    mask_image: str | None = request_field(
+        "of the same size: white is painted anew, black is kept", default=None, is_file=True
     )
-    mask_image: str | None = field(
-        default=None, metadata=about("of the same size: white is painted anew, black is kept", is_file=True)
+    strength: float | None = request_field(
+        "above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask", default=None, above=0, most=1
     )
-    strength: float | None = field(
-        default=None,
-        metadata=about("above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask", above=0, most=1),
+    resize: Resize | None = request_field(
+        "how a picture of another size is made to fit; stretch where not given", default=None
     )
-    resize: Resize | None = field(
-        default=None, metadata=about("how a picture of another size is made to fit; stretch where not given")
-    )
-    keep_unmasked: bool = field(
-        default=False, metadata=about("true returns pixels outside the mask unchanged", config_default=False)
+    keep_unmasked: bool = request_field(
+        "true returns pixels outside the mask unchanged", default=False, config_default=False
     )
 
     @property
@@ -358,16 +333,14 @@ def _request_fields() -> dict[str, RequestField]:
 REQUEST_FIELDS = _request_fields()
 PROMPT_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_prompt)
 FILE_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_file)
-# Fields that came after the first version, with their default in the configuration. A sweep's identity leaves them out
-# while they have it, so that sweeps of earlier versions stay the same sweeps.
+# By name, defaults of fields that came later. A sweep's identity leaves such a field out while it has its default.
 LATER_FIELDS = {name: each.config_default for name, each in REQUEST_FIELDS.items() if each.since is not None}
 
 
 class RequestArguments(TypedDict, total=False):
-    """Request fields as arguments of Python functions; what is None or left out takes the model's default.
+    """Request fields as arguments of Python functions, written out for type checkers; see `diffuse.api`.
 
-    Written out for type checkers; a test compares it with `GenerationRequest`. The prompt, and the fields that go with
-    an input image, are parameters of the functions themselves, see `diffuse.api`.
+    A test compares them with `GenerationRequest`.
     """
 
     negative_prompt: str | None

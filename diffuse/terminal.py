@@ -53,19 +53,19 @@ class Progress:
     """A progress bar of denoising steps with the time that is left.
 
     It stands below the cell in a notebook, elsewhere on standard error. There is none where that is no terminal, or
-    where `shown` is false.
+    where `visible` is false.
     """
 
-    def __init__(self, title: str, shown: bool = True) -> None:
+    def __init__(self, title: str, visible: bool = True) -> None:
         self.title = title
-        self.shown = shown
+        self.visible = visible
         self.cell: Any = None  # a notebook's display
         self.bar: Any = None
         self.task: Any = None
 
     def __enter__(self) -> Progress:
         display = notebook_display()
-        if not self.shown:
+        if not self.visible:
             return self
         if display is not None:
             self.cell = display({"text/plain": ""}, raw=True, display_id=True)

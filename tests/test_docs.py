@@ -24,8 +24,6 @@ PACKAGE = Path(diffuse.__file__).parent
 ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
-RENAMED = pytest.mark.xfail(reason="modules are being renamed, room by room")
-NAMING = [pytest.param(page, marks=RENAMED if page.stem == "architecture" else ()) for page in PAGES]
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
 FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets"}
 VALUED_FLAGS = {"--junit", "--cfg"}
@@ -74,14 +72,14 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert {name_of(page) for page in PAGES} <= {name_of(page) for page in reached}
 
 
-@pytest.mark.parametrize("page", NAMING, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_a_page_names_exist(page: Path) -> None:
     spans = re.findall(r"`([^`\s]+)`", prose(page))
     paths = [span for span in spans if span.startswith(SOURCES) and not re.search(r"[A-Z]{3,}(?!\w*\.md)|[<*]", span)]
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize("page", NAMING, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_functions_that_a_page_places_in_a_file_are_there(page: Path) -> None:
     """The pages write: `name` in `path/of/the/file.py`."""
     places = re.findall(r"`([\w.]+)(?:\(\))?`\s+in\s+`(diffuse/[\w/]+\.py)`", prose(page))
@@ -144,7 +142,7 @@ def check_command(line: str) -> None:
     command = words.pop(0) if words and words[0] in COMMANDS else "generate"
     if command == "compare":
         if words:
-            compose_config(arguments.read(words).overrides)
+            compose_config(arguments.parse_compare_arguments(words).overrides)
         return
     if command == "reproduce":
         words = words[1:]

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import diffuse
 
 PACKAGE = Path(diffuse.__file__).parent
@@ -62,7 +60,6 @@ def test_the_root_has_few_modules() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} <= ROOT_MODULES
 
 
-@pytest.mark.xfail(reason="files are being split, room by room")
 def test_files_are_short() -> None:
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for path, name in MODULES.items()}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}

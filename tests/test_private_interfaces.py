@@ -17,6 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import diffuse
 
@@ -117,39 +118,18 @@ def compiler_errors() -> None:
         assert issubclass(error, exc.TorchDynamoException)
 
 
-def recompile_limits() -> None:
-    import torch._dynamo.config as config
+def function_mode() -> None:
+    """A mode sees the functions of `torch.nn.init`, by which modules fill their weights."""
+    seen = []
 
-    assert isinstance(config.recompile_limit, int) and isinstance(config.accumulated_recompile_limit, int)
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__module__", None))
+            return func(*args, **(kwargs or {}))
 
-
-def deterministic_kernels() -> None:
-    import torch._inductor.config as config
-
-    assert config.deterministic is False
-
-
-def cpp_compiler() -> None:
-    import torch._inductor.config as config
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    with config.patch({"cpp.cxx": ("/nowhere/compiler",)}), pytest.raises(InvalidCxxCompiler):
-        getattr(get_cpp_compiler, "__wrapped__", get_cpp_compiler)()
-
-
-def triton() -> None:
-    from torch.utils._triton import has_triton
-
-    assert isinstance(has_triton(), bool)
-
-
-def tensors_of_modules() -> None:
-    norm = nn.BatchNorm1d(2)
-    assert norm._parameters["weight"] is norm.weight and norm._buffers["running_mean"] is norm.running_mean
-    norm._parameters["weight"] = nn.Parameter(torch.full((2,), 3.0), requires_grad=False)
-    norm._buffers["running_mean"] = torch.full((2,), 4.0)
-    assert norm.weight[0] == 3 and norm.running_mean is not None and norm.running_mean[0] == 4
+    with Recorder():
+        nn.Linear(2, 2)
+    assert "torch.nn.init" in seen
 
 
 def moving_modules() -> None:
@@ -201,13 +181,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "mlflow.server.fastapi_app.app": mlflow_pages,
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": mlflow_artifacts,
     "torch._dynamo.exc.TorchDynamoException": compiler_errors,
-    "torch._dynamo.config": recompile_limits,
-    "torch._inductor.config": deterministic_kernels,
-    "torch._inductor.cpp_builder.get_cpp_compiler": cpp_compiler,
-    "torch._inductor.exc.InvalidCxxCompiler": cpp_compiler,
-    "torch.utils._triton.has_triton": triton,
-    "torch.nn.Module._parameters": tensors_of_modules,
-    "torch.nn.Module._buffers": tensors_of_modules,
+    "torch.overrides.TorchFunctionMode": function_mode,
     "torch.nn.Module._apply": moving_modules,
     "torch.nn.Module._save_to_state_dict": saving_modules,
     f"{MKLDNN}._is_mkldnn_bf16_supported": onednn,

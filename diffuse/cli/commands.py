@@ -58,11 +58,11 @@ def _download(arguments: list[str]) -> None:
 
     from diffuse.checkpoints.locate import download_checkpoints
     from diffuse.checkpoints.model_sources import model_sources
-    from diffuse.run import open as opening
+    from diffuse.run.open import component_names
     from diffuse.schema import Download
 
     consent = Download.yes if yes else cfg.model.download
-    for checkpoint in download_checkpoints(model_sources(cfg, opening.component_names(cfg)), consent):
+    for checkpoint in download_checkpoints(model_sources(cfg, component_names(cfg)), consent):
         print_line(checkpoint.folder)
 
 

@@ -20,7 +20,7 @@ _FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {"--cfg": _CFG_VALUES, "-c": _CF
 def run_generate(arguments: list[str]) -> None:
     """Runs `diffuse generate`: Hydra composes the configuration and runs the job, or launches the jobs of a sweep."""
     junit, arguments = _take_junit(arguments)
-    flags, typed = _split(arguments)
+    flags, command_line = _split(arguments)
 
     from diffuse.cli.hydra_main import run_hydra
     from diffuse.config.quoting import quote_overrides
@@ -28,18 +28,18 @@ def run_generate(arguments: list[str]) -> None:
     from diffuse.sweep.plan import is_sweep
 
     multirun = bool({"-m", "--multirun"} & {*flags})
-    if not flags and is_sweep(typed):
+    if not flags and is_sweep(command_line):
         multirun, flags = True, ["-m"]
     yes = bool({"-y", "--yes"} & {*flags})
     flags = [flag for flag in flags if flag not in ("-y", "--yes")]
-    typed = model_auto.resolve_model(typed)
-    overrides = quote_overrides(typed, sweep=multirun)
+    command_line = model_auto.resolve_model(command_line)
+    overrides = quote_overrides(command_line, sweep=multirun)
     if multirun:
         from diffuse.cli.sweep import run_sweep
 
-        run_sweep(flags, overrides, typed, yes)
+        run_sweep(flags, overrides, command_line, yes)
     else:
-        run_hydra(flags, overrides, typed, partial(_run_job, junit=junit))
+        run_hydra(flags, overrides, command_line, partial(_run_job, junit=junit))
 
 
 def _run_job(cfg: DictConfig, junit: Path | None) -> None:

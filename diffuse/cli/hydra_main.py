@@ -14,13 +14,15 @@ from diffuse.config.groups import CONFIG_NAME, conf_dir
 from diffuse.config.mistakes import explain_errors
 
 
-def run_hydra(flags: list[str], overrides: list[str], typed: list[str], task: Callable[[DictConfig], Any]) -> None:
+def run_hydra(
+    flags: list[str], overrides: list[str], command_line: list[str], task: Callable[[DictConfig], Any]
+) -> None:
     """Composes the configuration by Hydra, and runs or launches `task` with it.
 
     Args:
         flags: Hydra's own options.
         overrides: in Hydra's grammar.
-        typed: the same as the user typed them, for messages.
+        command_line: the same as the user typed them, for messages.
     """
     failures: list[Exception] = []
 
@@ -36,7 +38,7 @@ def run_hydra(flags: list[str], overrides: list[str], typed: list[str], task: Ca
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"
     try:
-        with explain_errors(typed):
+        with explain_errors(command_line):
             entry(run_task)()
     finally:
         sys.argv = argv

@@ -25,21 +25,21 @@ _MAX_REPORTED = 50  # failures
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
 
-def run_sweep(flags: list[str], overrides: list[str], typed: list[str], yes: bool) -> None:
+def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], yes: bool) -> None:
     """Runs `diffuse -m`.
 
     Args:
         flags: Hydra's own options.
         overrides: in Hydra's grammar.
-        typed: the same as the user typed them.
+        command_line: the same as the user typed them.
         yes: agrees to any number of jobs.
 
     Raises:
         DiffuseError: jobs failed, which are reported in a line each.
     """
     register_plugins()
-    with explain_errors(typed):
-        sweep, base, hydra_overrides = plan_sweep(overrides, typed, yes=yes)
+    with explain_errors(command_line):
+        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
     if not sweep.may_exist:  # otherwise there may be nothing to do
         tracking.start_worker(base.tracking)
     progress, interruption = SweepProgress(), Interruption()
@@ -49,8 +49,8 @@ def run_sweep(flags: list[str], overrides: list[str], typed: list[str], yes: boo
     with open_sweep_folder(sweep), interruption.handle_ctrl_c(_STOPPING, progress.stop, release):
         try:
             with launching(runner):
-                run_hydra(flags, hydra_overrides, typed, run_job)
-            if progress.has_new_pictures or (progress.done and not (sweep.folder / "report").is_dir()):
+                run_hydra(flags, hydra_overrides, command_line, run_job)
+            if progress.has_new_pictures or (progress.finished_jobs and not (sweep.folder / "report").is_dir()):
                 report = _make_report(sweep, progress, base.report.sheets) if base.report.make else []
                 runner.log_summary(progress.metrics, report)
         finally:

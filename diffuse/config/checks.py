@@ -19,7 +19,7 @@ from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.mistakes import suggestion
 from diffuse.errors import ConfigError
-from diffuse.schedulers import options as sampler_options
+from diffuse.schedulers.options import check_options
 from diffuse.schema import COMPONENTS, PROMPT_FIELDS, REQUEST_FIELDS, SEED_LIMIT, PromptSyntax, RequestField
 
 # The room in which the class of each group must be: no other class is ever imported or called.
@@ -52,9 +52,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
     check_targets(config)
-    sampler_options.check_options(
-        {key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")}
-    )
+    check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
     _check_timesteps(fields["timesteps"], config.num_inference_steps)
     for field in _NUMBERS:
         check_number(field, fields[field.name])

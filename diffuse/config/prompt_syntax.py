@@ -15,7 +15,7 @@ from typing import NamedTuple
 from diffuse.errors import ConfigError
 
 UP = 1.1  # the weight of one pair of round brackets
-_SHOWN = 40  # characters of a mistake
+_EXCERPT_CHARACTERS = 40  # characters of a mistake
 
 _OTHER = {"(": ")", "[": "]", ")": "(", "]": "["}
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -49,7 +49,7 @@ def parse_prompt(text: str, name: str = "prompt") -> list[Part]:
         elif closed := token["closed"]:
             partner = _OTHER[closed]
             if not waiting or waiting[-1][0] != partner:
-                raise _wrong(name, closed, f"at the end of {_shown(text[: token.end()], end=True)} is not opened")
+                raise _wrong(name, closed, f"at the end of {_excerpt(text[: token.end()], end=True)} is not opened")
             _, start, first = waiting.pop()
             weight, whole = token["weight"], text[start : token.end()]
             if partner == "[" and weight is not None and not _NUMBER.fullmatch(weight[1:].strip()):
@@ -61,7 +61,7 @@ def parse_prompt(text: str, name: str = "prompt") -> list[Part]:
             parts.append(Part(token["escaped"] or token["text"], 1.0))
     if waiting:
         bracket, start, _ = waiting[-1]
-        raise _wrong(name, bracket, f"of {_shown(text[start:])} is not closed")
+        raise _wrong(name, bracket, f"of {_excerpt(text[start:])} is not closed")
     if not all(math.isfinite(part.weight) for part in parts):
         raise ConfigError(f"{name}: the weights within one another multiply to more than a number can be; lower them")
     return [
@@ -76,16 +76,17 @@ def _factor(bracket: str, weight: str | None, whole: str, name: str) -> float:
         return UP if bracket == "(" else 1 / UP
     written = weight[1:].strip()
     if bracket == "[":
-        instead = _shown(f"({whole[1:-1]})")
+        instead = _excerpt(f"({whole[1:-1]})")
         raise ConfigError(
-            f"{name}: {_shown(whole)}: square brackets take no weight; write {instead}, or \\: for the colon"
+            f"{name}: {_excerpt(whole)}: square brackets take no weight; write {instead}, or \\: for the colon"
         )
     if not written:
-        raise ConfigError(f"{name}: the weight of {_shown(whole)} is empty; add a number, or write \\: for the colon")
+        raise ConfigError(f"{name}: the weight of {_excerpt(whole)} is empty; add a number, or write \\: for the colon")
     value = float(written) if _NUMBER.fullmatch(written) else math.nan
     if not math.isfinite(value):
         raise ConfigError(
-            f"{name}: the weight of {_shown(whole)} is not a finite number, such as 1.3; write \\: for the colon itself"
+            f"{name}: the weight of {_excerpt(whole)} is not a finite number, such as 1.3; "
+            "write \\: for the colon itself"
         )
     return value
 
@@ -96,8 +97,8 @@ def _wrong(name: str, bracket: str, what: str) -> ConfigError:
     )
 
 
-def _shown(text: str, end: bool = False) -> str:
-    """`text` in quotes and on one line, its beginning or its end if it is long."""
-    if len(text) > _SHOWN:
-        text = f"...{text[-_SHOWN:]}" if end else f"{text[:_SHOWN]}..."
+def _excerpt(text: str, end: bool = False) -> str:
+    """Returns `text` in quotes and on one line, its beginning or its end if it is long."""
+    if len(text) > _EXCERPT_CHARACTERS:
+        text = f"...{text[-_EXCERPT_CHARACTERS:]}" if end else f"{text[:_EXCERPT_CHARACTERS]}..."
     return "'" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "'"

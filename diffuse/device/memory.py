@@ -21,7 +21,7 @@ from diffuse.device.compile import compiler_advice, is_compiler_error
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.placement import Load, ManagedModule
-from diffuse.device.profile import EVERY
+from diffuse.device.profile import EVERY, profile_batch_size
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import Cleanup, Compile, Dtype, GuidanceMode, MemoryProfileConfig
 
@@ -108,7 +108,7 @@ class Memory:
 
     def batch_size(self, width: int, height: int) -> int:
         """Returns how many images of that size (pixels) are denoised in one batch; 1 in strict mode."""
-        return 1 if self.hw.strict else self.profile.together(width, height)
+        return 1 if self.hw.strict else profile_batch_size(self.profile, width, height)
 
     def device(self, name: str) -> torch.device:
         """Returns where the component runs, and its inputs have to be."""

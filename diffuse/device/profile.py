@@ -16,6 +16,7 @@ from diffuse.schema import MemoryProfileConfig
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+MAX_BATCH = 16  # images, unless the size is given; small ones gain nothing from larger batches
 EVERY = "*"  # in a profile's on_device: every component the model has
 
 Profiles = Mapping[str, MemoryProfileConfig]
@@ -96,6 +97,13 @@ def lighter_profile(profile: MemoryProfileConfig, profiles: Profiles, min_vram_g
     need = min_vram_gib.get(profile.name, float("inf"))
     below = [name for name in min_vram_gib if min_vram_gib[name] < need and name in profiles]
     return max(below, key=lambda name: min_vram_gib[name], default=None)
+
+
+def profile_batch_size(profile: MemoryProfileConfig, width: int, height: int) -> int:
+    """Returns how many images of that size (pixels) are denoised in one batch."""
+    if profile.batch_size is not None:
+        return max(profile.batch_size, 1)
+    return min(max((profile.batch_pixels or 0) // (width * height), 1), MAX_BATCH)
 
 
 def check_max_side(profile: MemoryProfileConfig, width: int, height: int) -> None:

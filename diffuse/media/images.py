@@ -175,26 +175,26 @@ def _resample(
 
 
 def _from_file(path: str, field: str, background: int) -> InputImage:
-    shown = f"{field}={path}"
-    content = _content(path, shown)
+    label = f"{field}={path}"
+    content = _content(path, label)
     # Pillow warns of odd EXIF data and the like through Python's warnings; what it can decode is decoded.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = _open(content, shown)
+        image = _open(content, label)
         try:
             frames = getattr(image, "n_frames", 1)
             image.load()
-            pixels = np.asarray(_opaque(_upright(image), background, shown))
+            pixels = np.asarray(_opaque(_upright(image), background, label))
         except MediaError:
             raise
         except MemoryError:
-            raise MediaError(f"{shown}: {_size(image)} do not fit in memory; scale the picture down first") from None
+            raise MediaError(f"{label}: {_size(image)} do not fit in memory; scale the picture down first") from None
         except Exception as error:  # a decoder says in many ways that what it reads makes no sense
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise MediaError(f"{shown}: is damaged or cut short ({reason}); save or copy it again") from error
+            raise MediaError(f"{label}: is damaged or cut short ({reason}); save or copy it again") from error
     notes = []
     if frames > 1 and image.format not in _PHOTOGRAPHS:
-        notes.append(f"{shown}: holds {frames} frames; the first is taken")
+        notes.append(f"{label}: holds {frames} frames; the first is taken")
     return InputImage(pixels, hashlib.sha256(content).hexdigest(), tuple(notes))
 
 
@@ -230,18 +230,18 @@ def _from_array(source: object, field: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _content(path: str, shown: str) -> bytes:
+def _content(path: str, label: str) -> bytes:
     try:
         with open(Path(path).expanduser(), "rb", opener=_open_without_waiting) as file:
             if not _is_regular(file.fileno()):
-                raise MediaError(f"{shown}: is no file; give one picture")
+                raise MediaError(f"{label}: is no file; give one picture")
             return file.read()
     except IsADirectoryError:
-        raise MediaError(f"{shown}: is a folder; give one picture in it") from None
+        raise MediaError(f"{label}: is a folder; give one picture in it") from None
     except FileNotFoundError:
-        raise MediaError(f"{shown}: there is no such file") from None
+        raise MediaError(f"{label}: there is no such file") from None
     except (OSError, ValueError, RuntimeError) as error:
-        raise MediaError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise MediaError(f"{label}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _is_regular(descriptor: int) -> bool:
@@ -252,20 +252,20 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or a named pipe would be waited for
 
 
-def _open(content: bytes, shown: str) -> Image.Image:
+def _open(content: bytes, label: str) -> Image.Image:
     """Returns the image with its header read, and nothing else."""
     try:
         image = Image.open(io.BytesIO(content), formats=INPUT_FORMATS)
     except Image.DecompressionBombError:
-        raise MediaError(f"{shown}: has more than {_millions()} million pixels; scale it down first") from None
+        raise MediaError(f"{label}: has more than {_millions()} million pixels; scale it down first") from None
     except UnidentifiedImageError:
         what = "is empty" if not content else "is not a picture that can be read"
-        raise MediaError(f"{shown}: {what}; give a PNG, JPG, WebP, GIF, TIFF, BMP or AVIF file") from None
+        raise MediaError(f"{label}: {what}; give a PNG, JPG, WebP, GIF, TIFF, BMP or AVIF file") from None
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MediaError(f"{shown}: is damaged or cut short ({reason}); save or copy it again") from error
+        raise MediaError(f"{label}: is damaged or cut short ({reason}); save or copy it again") from error
     if image.width * image.height > MOST_PIXELS:
-        raise MediaError(f"{shown}: {_size(image)} are more than {_millions()} million; scale it down first")
+        raise MediaError(f"{label}: {_size(image)} are more than {_millions()} million; scale it down first")
     return image
 
 
@@ -278,13 +278,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def _opaque(image: Image.Image, background: int, shown: str) -> Image.Image:
+def _opaque(image: Image.Image, background: int, label: str) -> Image.Image:
     """Returns 8-bit RGB, with the grey `background` where the image is transparent."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return _from_16_bits(image, background)
     if image.mode in ("I", "F", "LAB"):
         kind = {"I": "32-bit numbers", "F": "floating-point numbers", "LAB": "Lab colours"}[image.mode]
-        raise MediaError(f"{shown}: holds {kind}; save it as RGB of 8 or 16 bits")
+        raise MediaError(f"{label}: holds {kind}; save it as RGB of 8 or 16 bits")
     if image.mode == "CMYK":
         return _from_inks(image)
     if not image.has_transparency_data:

@@ -116,7 +116,7 @@ def _run(
         seeds_before = [] if neighbors is None else neighbors.before
         seeds_after = [] if neighbors is None else neighbors.after
         batch = [*map(prepared.with_seed, seeds_before), prepared, *map(prepared.with_seed, seeds_after)]
-        with Progress(request.prompt, shown=callbacks.messages) as progress:
+        with Progress(request.prompt, visible=callbacks.messages) as progress:
             output = compute(batch, [progress.on_step, callbacks.on_step])[len(seeds_before)]
         for warning in output.warnings:
             callbacks.say(f"warning: {warning}")

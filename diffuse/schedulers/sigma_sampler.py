@@ -35,13 +35,13 @@ class SigmaSampler(DiscreteSampler):
         self.schedule = sigmas.schedule(self.alphas_cumprod, self.rescale_betas_zero_snr)
         self.sigmas: list[float] = []
 
-    def choose_timesteps(self, steps: int, given: Sequence[float] | None, spare: int = 0) -> np.ndarray:
+    def choose_timesteps(self, steps: int, timesteps: Sequence[float] | None, spare: int = 0) -> np.ndarray:
         """Returns the timesteps to visit, falling, float64 `[S]`: those given, or `steps` of them by the spacing.
 
         Raises:
             ConfigError: they leave the range of training, or sigmas are spaced, which does not go together.
         """
-        if given is None:
+        if timesteps is None:
             return noise_schedule.timesteps(
                 self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset, spare=spare
             )
@@ -50,7 +50,7 @@ class SigmaSampler(DiscreteSampler):
                 "timesteps are given and scheduler.use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas is "
                 "true; leave one of the two out"
             )
-        return noise_schedule.check_timesteps(given, self.num_train_timesteps)
+        return noise_schedule.check_timesteps(timesteps, self.num_train_timesteps)
 
     def choose_sigmas(self, steps: int, largest: float, smallest: float) -> np.ndarray | None:
         """Returns spaced sigmas `[S]` between the two, or between `sigma_max` and `sigma_min` where these are set.

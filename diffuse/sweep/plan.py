@@ -52,7 +52,7 @@ def is_sweep(overrides: Sequence[str]) -> bool:
 
 
 def plan_sweep(
-    overrides: Sequence[str], typed: Sequence[str], *, yes: bool = False
+    overrides: Sequence[str], command_line: Sequence[str], *, yes: bool = False
 ) -> tuple[Sweep, DictConfig, list[str]]:
     """Returns the sweep, the configuration that its jobs share, and the overrides for Hydra.
 
@@ -60,7 +60,7 @@ def plan_sweep(
 
     Args:
         overrides: in Hydra's grammar.
-        typed: the same as the user typed them.
+        command_line: the same as the user typed them.
         yes: agrees to any number of jobs.
 
     Raises:
@@ -98,12 +98,12 @@ def plan_sweep(
         seed = earlier.seed if earlier is not None and is_resumed else None
         seed = secrets.randbelow(DRAWN_SEEDS) if seed is None else seed
         hydra_overrides.append(f"seed={seed}")
-    experiment = next((text.partition("=")[2] for text in typed if text.startswith("experiment=")), "")
+    experiment = next((text.partition("=")[2] for text in command_line if text.startswith("experiment=")), "")
     sweep = Sweep(
         identity,
         experiment or " x ".join(axis_overrides) or "one job",
         folder,
-        redact(list(typed), "overrides"),
+        redact(list(command_line), "overrides"),
         [axis.key for axis in axes],
         seed,
         jobs,

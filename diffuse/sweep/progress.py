@@ -85,7 +85,7 @@ class SweepProgress(SweepCallbacks):
         return self.count[JobStatus.MADE] > 0
 
     @property
-    def done(self) -> int:
+    def finished_jobs(self) -> int:
         """The number of jobs that have their pictures."""
         return self.count[JobStatus.MADE] + self.count[JobStatus.EXISTING]
 
@@ -150,7 +150,7 @@ class SweepProgress(SweepCallbacks):
         count = self.count
         counts = ((count[JobStatus.FAILED], "failed"), (count[JobStatus.EXISTING], "there"))
         state = ", ".join(f"{number} {text}" for number, text in counts if number)
-        completed = self.done + count[JobStatus.FAILED]
+        completed = self.finished_jobs + count[JobStatus.FAILED]
         self._bar.update(
             self._sweep, completed=completed, total=len(self.jobs) - count[JobStatus.DUPLICATE], state=state
         )

@@ -6,9 +6,9 @@ import queue
 import threading
 from collections.abc import Callable
 
-from diffuse.schema import MOST_TOGETHER
+from diffuse.device.profile import MAX_BATCH
 
-_MAX_WAITING = 2 * MOST_TOGETHER  # results in memory that are not saved yet
+_MAX_WAITING = 2 * MAX_BATCH  # results in memory that are not saved yet
 _THREADS = 3  # each waits for the disk three times a job
 
 

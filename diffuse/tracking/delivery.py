@@ -225,7 +225,7 @@ class Deliverer:
     def warn(self, prefix: str, error: Exception) -> None:
         """Keeps one line for each reason."""
         reason = failures.error_line(error)
-        self.warnings.setdefault(reason, f"tracking.uri={self.store.shown}: {' '.join((prefix + reason).split())}")
+        self.warnings.setdefault(reason, f"tracking.uri={self.store.public_uri}: {' '.join((prefix + reason).split())}")
 
 
 def deliver_orphan(claim: Claim, deliverer: Deliverer, store: Store) -> list[PendingRun]:

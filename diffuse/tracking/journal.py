@@ -196,14 +196,14 @@ def destination(spool: Path, configured: Store | None = None) -> Store | None:
     """
     values = json.loads((spool / _STORE).read_text(encoding="utf-8"))
     if values.pop("secret"):  # a password is not kept in the journal
-        if configured is None or configured.shown != values["uri"]:
+        if configured is None or configured.public_uri != values["uri"]:
             return None
         values["uri"] = configured.uri
     return Store.from_json({**values, "journal": str(spool.parent)})
 
 
 def _write_store(spool: Path, store: Store) -> None:
-    values = store.as_json() | {"uri": store.shown, "secret": store.shown != store.uri}
+    values = store.as_json() | {"uri": store.public_uri, "secret": store.public_uri != store.uri}
     del values["journal"]
     (spool / _STORE).write_text(json.dumps(values), encoding="utf-8")
 

@@ -61,7 +61,7 @@ class StoreReader:
             raise ConfigError("tracking=none keeps no runs to look for; use tracking=mlflow")
         self._store = Store.from_config(cfg)
         if self._store.file and not self._store.file.exists():
-            raise ConfigError(f"tracking.uri={self._store.shown}: nothing is recorded there yet")
+            raise ConfigError(f"tracking.uri={self._store.public_uri}: nothing is recorded there yet")
         try:
             if self._store.file is None:
                 failures.check_reachable(self._store.uri)
@@ -81,7 +81,7 @@ class StoreReader:
                 raise self._failed(error) from error
         for run in self._search(f"tags.`{RUN_TAG}` = {_quoted(name)}"):
             return run
-        raise ConfigError(f"there is no run {name} in {self._store.shown}; diffuse ui shows those there are")
+        raise ConfigError(f"there is no run {name} in {self._store.public_uri}; diffuse ui shows those there are")
 
     def sweep(self, identity: str) -> list[FoundRun]:
         """Returns the runs of the jobs of a sweep, the oldest first; `identity` may be its beginning.
@@ -94,7 +94,7 @@ class StoreReader:
         if len(identities) > 1:
             raise ConfigError(f"{identity} begins the names of {len(identities)} sweeps; write more of it")
         if not runs:
-            raise ConfigError(f"there is no sweep {identity} in {self._store.shown}")
+            raise ConfigError(f"there is no sweep {identity} in {self._store.public_uri}")
         return runs
 
     def experiment(self, name: str) -> list[FoundRun]:
@@ -104,7 +104,7 @@ class StoreReader:
         """
         experiment = self._ask(lambda: self._client.get_experiment_by_name(name))
         if experiment is None:
-            raise ConfigError(f"there is no experiment {name} in {self._store.shown}")
+            raise ConfigError(f"there is no experiment {name} in {self._store.public_uri}")
         runs = self._search("", experiments=[experiment.experiment_id])
         return [run for run in runs if KIND_TAG not in run.tags]
 
@@ -163,7 +163,7 @@ class StoreReader:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunError:
-        return RunError(f"tracking.uri={self._store.shown}: {failures.error_line(error)}")
+        return RunError(f"tracking.uri={self._store.public_uri}: {failures.error_line(error)}")
 
 
 def _run(run: Any) -> FoundRun:

@@ -71,7 +71,7 @@ class Store:
         return "diffuse sync" if default else f"diffuse sync tracking.journal={self.journal}"
 
     @property
-    def shown(self) -> str:
+    def public_uri(self) -> str:
         """The address without secrets."""
         return str(redact(self.uri))
 

@@ -72,7 +72,7 @@ def _deliver(
         if delivered:
             killed = sum(run.killed for run in delivered)
             note = f", {killed} of them killed in the middle" if killed else ""
-            say(f"{_runs(len(delivered))} delivered to {store.shown}{note}")
+            say(f"{_runs(len(delivered))} delivered to {store.public_uri}{note}")
     claim.release(remove=True)
     return len(journal.run_files(spool))
 

@@ -220,7 +220,7 @@ class JournaledTracker(Tracker):
         spool.close()
         if count := len(journal.run_files(spool.folder)):
             runs = "1 run waits" if count == 1 else f"{count} runs wait"
-            first = warnings[0] if warnings else f"tracking.uri={self._store.shown}: not delivered"
+            first = warnings[0] if warnings else f"tracking.uri={self._store.public_uri}: not delivered"
             waiting = f"{runs} in {self._store.journal} for: {self._store.sync_command}"
             warnings[:1] = [f"{first}; pictures are saved all the same, and {waiting}"]
         return warnings + self._write_warnings()
@@ -242,8 +242,8 @@ class JournaledTracker(Tracker):
         if error is None:
             return []
         reason = f"{error.filename or self._store.journal}: {error.strerror}"
-        shown = f"tracking.uri={self._store.shown}"
-        return [f"{shown}: {reason}; pictures are saved all the same, and what could not be written is not tracked"]
+        setting = f"tracking.uri={self._store.public_uri}"
+        return [f"{setting}: {reason}; pictures are saved all the same, and what could not be written is not tracked"]
 
     def _open_spool(self) -> Spool | None:
         """Returns this tracker's part of the journal; None where it cannot be written."""

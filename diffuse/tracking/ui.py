@@ -69,7 +69,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment), flush=True)
         return
     if store.file and not store.file.exists():
-        raise ConfigError(f"tracking.uri={store.shown}: nothing is recorded there yet; make a picture first")
+        raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
     with _terminable(), tempfile.TemporaryFile() as output:

@@ -22,7 +22,7 @@ from diffuse.device import memory as memory_module
 from diffuse.device.allocator import Allocator
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import lighter_profile
+from diffuse.device.profile import lighter_profile, profile_batch_size
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import Cleanup, Determinism, Dtype, MemoryProfileConfig
 
@@ -225,8 +225,8 @@ def test_strict_runs_are_unbatched() -> None:
 )
 def test_smaller_pictures_are_made_more_at_once(side: int, together: int) -> None:
     full = load_group("memory_profile")["full_gpu"]
-    assert full.together(side, side) == together
-    assert replace(full, batch_size=3).together(side, side) == 3, "what is given is obeyed"
+    assert profile_batch_size(full, side, side) == together
+    assert profile_batch_size(replace(full, batch_size=3), side, side) == 3, "what is given is obeyed"
 
 
 class Cache(Allocator):

@@ -21,5 +21,5 @@ def test_the_address_of_a_file_is_absolute_and_artifacts_and_journal_lie_beside(
 def test_a_server_has_its_own_artifacts_and_its_password_is_not_shown() -> None:
     store = Store.from_config(settings("http://name:secret@host:5000"))
     assert (store.artifacts, store.file, store.is_server) == (None, None, True)
-    assert "secret" in store.uri and "secret" not in store.shown
+    assert "secret" in store.uri and "secret" not in store.public_uri
     assert store.sync_command == "diffuse sync"
