@@ -71,13 +71,15 @@ def test_a_picture_decoded_in_a_batch_is_the_picture_decoded_alone() -> None:
     whole = model.decode(latents)
     assert whole.shape == (3, 3, 16, 16)
     for i in range(3):
-        assert torch.equal(whole[i : i + 1], model.decode(latents[i : i + 1]))
+        # Some processors have other kernels for other batch sizes, and sum in another order.
+        torch.testing.assert_close(whole[i : i + 1], model.decode(latents[i : i + 1]), rtol=0, atol=1e-5)
 
 
 def test_one_tile_is_the_whole_picture() -> None:
     model = ours("vae", oracle.vae(VAES["two levels"]))
     latents = noise(2, 4, 8, 6) * 5
-    assert torch.equal(model.decode_tiled(latents, tile=8, overlap=2), model.decode(latents))
+    tiled = model.decode_tiled(latents, tile=8, overlap=2)
+    torch.testing.assert_close(tiled, model.decode(latents), rtol=0, atol=1e-5)
 
 
 def test_tiles_are_close_to_the_whole_and_leave_no_seams() -> None:
