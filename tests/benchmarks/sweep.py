@@ -3,6 +3,7 @@
 python tests/benchmarks/sweep.py                  16 seeds x 5, 10, 20 steps of the tiny checkpoint, two threads
 python tests/benchmarks/sweep.py --threads 1      one thread, which leaves the others to what tracks
 python tests/benchmarks/sweep.py --repetitions 3  the median of more
+python tests/benchmarks/sweep.py --steps 100 --kinds "nothing saved"     pictures of half a second and more
 
 Each is a process of its own, from its start to its end, on a copy of an empty MLflow store, and comes after a run that
 is not timed. The loop keeps one pipeline and logs with MLflow what a run of diffuse logs: parameters, tags, metrics by
@@ -32,10 +33,9 @@ from typing import Any
 import diffuse
 
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
-SEEDS, STEPS = range(16), (5, 10, 20)
+SEEDS = range(16)
 PROMPT, SCALE = "a rocket on a blue background", 3.0
-JOBS = len(SEEDS) * len(STEPS)
-AXES = ("-m", f"seed=range(0,{len(SEEDS)})", f"num_inference_steps={','.join(map(str, STEPS))}")
+KINDS = ("sweep", "sweep, untracked", "nothing saved", "computing alone", "single runs", "diffusers' loop")
 _ADOPT = 36  # Linux's PR_SET_CHILD_SUBREAPER
 
 
@@ -44,18 +44,24 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", default="full_gpu", help="memory profile; the loop batches guidance as this one")
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="which to time; the sweep always is")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--computing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--forgetting", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
-        peer()
+        peer(options)
     elif options.forgetting:
         forgetting(options)
     elif options.computing:
         computing(options)
     else:
         compare(options)
+
+
+def axes(options: argparse.Namespace) -> tuple[str, ...]:
+    return "-m", f"seed=range(0,{len(SEEDS)})", f"num_inference_steps={','.join(map(str, options.steps))}"
 
 
 def command(options: argparse.Namespace, *overrides: str) -> list[str]:
@@ -70,24 +76,26 @@ def command(options: argparse.Namespace, *overrides: str) -> list[str]:
 
 def compare(options: argparse.Namespace) -> None:
     ctypes.CDLL(None).prctl(_ADOPT, 1)
-    this = [sys.executable, __file__, f"--threads={options.threads}", f"--profile={options.profile}"]
+    steps = ["--steps", *map(str, options.steps)]
+    this = [sys.executable, __file__, f"--threads={options.threads}", f"--profile={options.profile}", *steps]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         empty_store(folder / "empty.db")
         kinds: dict[str, Callable[[], tuple[float, float]]] = {
-            "sweep": lambda: timed(command(options, *AXES), folder),
-            "sweep, untracked": lambda: timed(command(options, *AXES, "tracking=none"), folder),
+            "sweep": lambda: timed(command(options, *axes(options)), folder),
+            "sweep, untracked": lambda: timed(command(options, *axes(options), "tracking=none"), folder),
             "nothing saved": lambda: timed([*this, "--forgetting"], folder),
             "computing alone": lambda: timed([*this, "--computing"], folder),
             "single runs": lambda: singles(options, folder),
             "diffusers' loop": lambda: timed([*this, "--peer"], folder),
         }
+        kinds = {kind: run for kind, run in kinds.items() if kind == "sweep" or kind in options.kinds}
         taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         for _ in range(options.repetitions):
             for kind, run in kinds.items():
                 timed(command(options, "seed=0", "num_inference_steps=5"), folder)  # the first after a pause is slow
                 taken[kind].append(run())
-    print(f"{JOBS} pictures, {options.threads} thread(s), {options.profile}")
+    print(f"{len(SEEDS) * len(options.steps)} pictures, {options.threads} thread(s), {options.profile}")
     print(f"{'':18}{'s':>8}{'CPU s':>8}{'ratio':>8}{'CPU':>8}")
     for kind, times in taken.items():
         ratios = [
@@ -117,7 +125,7 @@ def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
 
 
 def singles(options: argparse.Namespace, folder: Path) -> tuple[float, float]:
-    each = [timed(command(options, "seed=0", f"num_inference_steps={steps}"), folder) for steps in STEPS]
+    each = [timed(command(options, "seed=0", f"num_inference_steps={steps}"), folder) for steps in options.steps]
     return sum(wall for wall, _ in each) * len(SEEDS), sum(cpu for _, cpu in each) * len(SEEDS)
 
 
@@ -137,7 +145,7 @@ def forgetting(options: argparse.Namespace) -> None:
         self.end_job(job, JobStatus.MADE)
 
     setattr(JobRunner, "_save", forget)  # noqa: B010
-    cli.main([*command(options, *AXES, "tracking=none")[3:]])
+    cli.main([*command(options, *axes(options), "tracking=none")[3:]])
 
 
 def computing(options: argparse.Namespace) -> None:
@@ -150,7 +158,7 @@ def computing(options: argparse.Namespace) -> None:
     from diffuse.run.run import compute
 
     prepared = []
-    for steps in STEPS:
+    for steps in options.steps:
         for seed in SEEDS:
             overrides = [*command(options)[3:], f"seed={seed}", f"num_inference_steps={steps}"]
             cfg = compose_config(overrides)
@@ -164,7 +172,7 @@ def computing(options: argparse.Namespace) -> None:
     print("took", time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def peer() -> None:
+def peer(options: argparse.Namespace) -> None:
     """What one would write by hand."""
     import mlflow
     import torch
@@ -177,7 +185,7 @@ def peer() -> None:
     mlflow.set_tracking_uri("sqlite:///outputs/mlflow.db")
     mlflow.set_experiment("diffuse")
     Path("pictures").mkdir()
-    for steps in STEPS:
+    for steps in options.steps:
         for seed in SEEDS:
             with mlflow.start_run(run_name=f"{seed}_{steps}"):
                 one(pipeline, seed, steps, mlflow, torch)
