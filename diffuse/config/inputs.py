@@ -13,11 +13,10 @@ from PIL import Image
 
 from diffuse.errors import ConfigError
 from diffuse.media.images import InputImage, InputImageCache
-from diffuse.schema import GenerationRequest, Resize
+from diffuse.schema import INPUT_FIELDS, GenerationRequest, Resize
 
 STRENGTH = 0.8  # where none is given: enough to change things, and to keep their arrangement
 MASKED_STRENGTH = 1.0  # nothing under the mask is kept
-INPUT_FIELDS = ("input_image", "mask_image", "strength", "resize", "keep_unmasked")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import Sampler, denoise, require_finite
 from diffuse.sampling.guidance import ClassifierFreeGuidance, Conditioning, embedded_scale
 from diffuse.sampling.prompt_cache import PromptCache
+from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import (
     DrawLatents,
     FromImage,
@@ -38,7 +39,7 @@ from diffuse.sampling.start import (
 )
 from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.sampler import State
-from diffuse.schema import GenerationRequest
+from diffuse.schema import INPUT_FIELDS, GenerationRequest
 
 UNET = Component(
     Role.denoiser,
@@ -71,17 +72,7 @@ class LatentDiffusion(DiffusionPipeline):
 
     components: ClassVar[Components]
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {
-            "long_prompt",
-            "prompt_syntax",
-            "timesteps",
-            "guidance_rescale",
-            "input_image",
-            "mask_image",
-            "strength",
-            "resize",
-            "keep_unmasked",
-        }
+        {"long_prompt", "prompt_syntax", "timesteps", "guidance_rescale", *INPUT_FIELDS}
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
@@ -218,9 +209,13 @@ class LatentDiffusion(DiffusionPipeline):
                 after_step=after_step,
             )
 
-    def decode(self, batches: Sequence[Tensor]) -> np.ndarray:
-        """Decodes the latents `[B, C, h, w]` of every batch to uint8 frames `[N, 1, H, W, 3]`."""
-        return np.concatenate([self._decode(latents) for latents in batches])
+    def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
+        """Decodes the latents `[B, C, h, w]` of every batch to images, frames `[N, 1, H, W, 3]`."""
+        return DecodedMedia(np.concatenate([self._decode(latents) for latents in batches]))
+
+    def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
+        """See `DiffusionPipeline`."""
+        return {"image": latents}
 
     def mismatch(self, reason: str) -> CheckpointError:
         """Builds the error for components that do not belong together."""

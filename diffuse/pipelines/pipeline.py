@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from diffuse.device.memory import Memory
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
 from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.guidance import ClassifierFreeGuidance
-from diffuse.sampling.results import PipelineOutput, Step
+from diffuse.sampling.results import DecodedMedia, PipelineOutput, Step
 from diffuse.sampling.start import Generators, InitialState, Start
 from diffuse.schema import GenerationRequest
 
@@ -89,8 +90,12 @@ class DiffusionPipeline(ABC):
         """
 
     @abstractmethod
-    def decode(self, batches: Sequence[Tensor]) -> np.ndarray:
-        """Decodes the latents `[B, ...]` of every batch to uint8 frames `[N, F, H, W, 3]`."""
+    def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
+        """Decodes the latents `[B, ...]` of every batch to frames `[N, F, H, W, 3]`, and sound where there is any."""
+
+    @abstractmethod
+    def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
+        """Returns all latents `[N, ...]` by the names of what they decode to, such as `image`."""
 
     @torch.inference_mode()
     def __call__(
@@ -144,9 +149,18 @@ class DiffusionPipeline(ABC):
 
         # 3. Latents become frames. All at the end, so that components change places once, not once a batch.
         with clock.phase("decode_s"):
-            frames = self.decode(denoised)
+            media = self.decode(denoised)
             if request.keep_unmasked and image is not None and mask is not None:
-                frames = np.where(mask[..., None], frames, image)
+                media = replace(media, frames=np.where(mask[..., None], media.frames, image))
 
-        joined = torch.cat([batch.float().cpu() for batch in denoised])
-        return PipelineOutput(frames, {"image": joined}, clock.timings(), steps.seconds, self.memory.peaks(), warnings)
+        return PipelineOutput(
+            frames=media.frames,
+            latents=self.name_latents(torch.cat([batch.float().cpu() for batch in denoised])),
+            timings=clock.timings(),
+            step_seconds=steps.seconds,
+            memory=self.memory.peaks(),
+            warnings=warnings,
+            fps=media.fps,
+            sound=media.sound,
+            sample_rate=media.sample_rate,
+        )

@@ -16,16 +16,15 @@ from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
 from diffuse.sampling.denoise import Sampler
+from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
-from diffuse.schema import GenerationRequest
-
-_IMAGE_FIELDS = frozenset({"input_image", "mask_image", "strength", "resize", "keep_unmasked"})
+from diffuse.schema import INPUT_FIELDS, GenerationRequest
 
 
 def request_fields(families: Sequence[type[LatentDiffusion]]) -> frozenset[str]:
     """Returns the request fields that one model knows, or two together, which start from noise alone."""
     known = frozenset().union(*(family.request_fields for family in families))
-    return known if len(families) == 1 else (known | {"denoising_end"}) - _IMAGE_FIELDS
+    return known if len(families) == 1 else (known | {"denoising_end"}) - set(INPUT_FIELDS)
 
 
 def build_pipeline(
@@ -130,6 +129,10 @@ class RefinedPipeline(DiffusionPipeline):
             Stage(FromLatents(), relay.second, calls, refiner_guidance, self.refiner.denoise_batch),
         ], warnings
 
-    def decode(self, batches: Sequence[Tensor]) -> np.ndarray:
-        """Decodes the latents `[B, C, h, w]` of every batch to uint8 frames `[N, 1, H, W, 3]`."""
+    def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
+        """Decodes the latents `[B, C, h, w]` of every batch to images, frames `[N, 1, H, W, 3]`."""
         return self.refiner.decode(batches)
+
+    def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
+        """See `DiffusionPipeline`."""
+        return self.refiner.name_latents(latents)

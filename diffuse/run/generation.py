@@ -108,6 +108,7 @@ class Generation:
             format=format,
             quality=quality,
             record=result,
+            sound=None if self.sound is None else self.sound[index],
             parameters=parameters_text(result, sampler_label(result["config"]["scheduler"])),
         )
 

@@ -35,7 +35,7 @@ def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
     """Composes the configuration that `diffuse OVERRIDES` would run, `model=auto` among them.
 
     Raises:
-        ConfigError: as `config.compose.compose`.
+        ConfigError: as `compose_config`.
         ConfigError, CheckpointError: as `resolve_model`.
     """
     return compose_config(resolve_model(overrides))

@@ -100,7 +100,10 @@ def _run(
     callbacks: Callbacks,
     neighbors: BatchNeighbors | None,
 ) -> Generation:
-    """Runs a request. The configuration is composed and checked, and the pipeline open: points 1 to 3 of the design."""
+    """Runs a request, from point 4 on of the seven in diffuse/docs/architecture.md.
+
+    The configuration is composed and checked, and the pipeline open.
+    """
     request = prepared.request
 
     # 4. The tracked run starts, so that a failure is recorded too.

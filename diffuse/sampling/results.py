@@ -34,6 +34,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class DecodedMedia:
+    """Decoded results, before it is known how long they took."""
+
+    frames: np.ndarray  # uint8 `[N, F, H, W, 3]`
+    fps: float | None = None  # frames a second; None for images
+    sound: np.ndarray | None = None  # float32 `[N, C, S]` from -1 to 1
+    sample_rate: int | None = None  # of the sound, in Hz
+
+
+@dataclass(frozen=True)
 class PipelineOutput:
     """The results of a pipeline, in the order of the request's seeds. A single image is a film of one frame."""
 

@@ -1,7 +1,7 @@
 """The families of a smoke run: for each its checkpoint, drawn anew each time, and the requests that are made of it.
 
-This table is the only place that names them: the cases, the checkpoints and their tests come from it. Samplers are not
-in it. Each has a case of its own, from `conf/scheduler`.
+The cases, the checkpoints and their tests come from this table. Samplers are not in it: each has a case of its own,
+from `conf/scheduler`.
 """
 
 from __future__ import annotations

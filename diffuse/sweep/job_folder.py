@@ -123,7 +123,7 @@ def clear_job_folder(folder: Path) -> None:
 
 
 def _is_unchanged(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> bool:
-    if path.suffix[1:] not in (kind.value for kind in ImageFormat):
+    if path.suffix[1:] not in (kind.value for kind in ImageFormat):  # what a job saves; `.jpeg` is a user's own
         return False
     try:
         sha256 = image_sha256(path)

@@ -81,7 +81,7 @@ def test_a_task_is_of_one_model_and_so_are_those_that_follow(tmp_path: Path, mon
         return pools[-1]
 
     monkeypatch.setattr(JoblibLauncher, "open_pool", opened)
-    monkeypatch.setattr(opening, "forget", forgotten.append)
+    monkeypatch.setattr(opening, "close_pipeline", forgotten.append)
     joblib = ("hydra/launcher=joblib", "hydra.launcher.jobs_per_task=2", "hydra.launcher.attempts=2")
     done = diffuse("-m", *QUICK, *joblib, "seed=range(0,3)", "model.source=one,two", cwd=tmp_path)
     assert done.status == 1 and len(done.paths) == 4

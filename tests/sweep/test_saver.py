@@ -9,13 +9,14 @@ from diffuse.sweep.saver import Saver
 
 
 def test_everything_is_done_after_waiting_and_no_thread_is_left() -> None:
+    before = set(threading.enumerate())
     saver, done = Saver(), []
     for number in range(50):
         saver.submit(lambda number=number: (time.sleep(0.001), done.append(number)))  # type: ignore[misc]
     saver.wait()
     assert sorted(done) == list(range(50))
     saver.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffuse-saving-")]
+    assert not set(threading.enumerate()) - before
 
 
 def test_no_more_wait_than_there_is_memory_for() -> None:

@@ -263,7 +263,9 @@ def test_pictures_of_sdxl(name: str, sdxl: Path, tmp_path: Path) -> None:
 
 
 def test_an_absent_negative_prompt_is_zeros_as_long_as_the_prompt(sdxl: Path) -> None:
-    encoded = pipeline(sdxl, StableDiffusionXL).encode(replace(REQUEST, prompt=text(LONG), negative_prompt=None), True)
+    encoded = pipeline(sdxl, StableDiffusionXL).encode_prompts(
+        replace(REQUEST, prompt=text(LONG), negative_prompt=None), True
+    )
     assert encoded.negative is not None
     assert encoded.positive["encoder_hidden_states"].shape == (1, 154, 48)
     assert encoded.negative["encoder_hidden_states"].shape == (1, 154, 48)
@@ -421,8 +423,8 @@ def test_encoding_depends_on_the_texts_alone(sd: Path) -> None:
     long = replace(REQUEST, prompt=text(LONG), negative_prompt="(blurry:1.5)")
     other = replace(long, seed=7, num_images=3, width=128, num_inference_steps=9, guidance_scale=2.0)
     with torch.inference_mode():
-        first, second = pipe.encode(long, True), pipe.encode(other, True)
-        unguided = pipe.encode(long, False)
+        first, second = pipe.encode_prompts(long, True), pipe.encode_prompts(other, True)
+        unguided = pipe.encode_prompts(long, False)
     for one, two in zip(first[:2], second[:2], strict=True):
         assert torch.equal(one["encoder_hidden_states"], two["encoder_hidden_states"])
     assert unguided.negative is None
@@ -434,7 +436,7 @@ def test_a_chunk_is_encoded_once_however_often_it_stands_there(sd: Path) -> None
     with pipe.memory.use("text_encoder") as encoder:
         encoder.register_forward_hook(lambda *_: seen.append(1))
     with torch.inference_mode():
-        pipe.encode(replace(REQUEST, prompt="the " * 1000), True)
+        pipe.encode_prompts(replace(REQUEST, prompt="the " * 1000), True)
     assert len(seen) == 3  # of thirteen full chunks one, the last, and the empty one
 
 
@@ -442,7 +444,7 @@ def test_a_token_that_weighs_1_among_others_keeps_its_state_to_the_bit(sd: Path)
     pipe = pipeline(sd, StableDiffusion)
     with torch.inference_mode():
         plain, heavy = (
-            pipe.encode(replace(REQUEST, prompt=prompt), False).positive["encoder_hidden_states"][0]
+            pipe.encode_prompts(replace(REQUEST, prompt=prompt), False).positive["encoder_hidden_states"][0]
             for prompt in ("the cat and the dog", "the (cat:1.7) and the dog")
         )
     assert [i for i in range(77) if not torch.equal(plain[i], heavy[i])] == [2, 3]  # "ca" and "t", after the start
