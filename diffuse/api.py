@@ -69,8 +69,9 @@ class Fields(RequestArguments, total=False):
 class Options(Fields, total=False):
     """`Fields`, and the options of a single call."""
 
-    latents: Tensor | np.ndarray | None
-    """Initial noise of unit variance, `[N, C, h, w]`, instead of the noise that the seeds give."""
+    latents: Tensor | np.ndarray | Mapping[str, Tensor] | None
+    """Initial noise of unit variance, `[N, C, h, w]`, instead of the noise that the seeds give; also by name, as
+    `{"image": ...}`."""
     on_step: Callable[[Step], None] | None
     """Called with each step that has ended. It may call `step.preview()`, and raise `diffuse.Stop` to end the run."""
     save: bool | str | Path
@@ -284,6 +285,10 @@ def _as_noise(latents: Any) -> Tensor:
     """Returns latents of any kind as float32 on the CPU."""
     import torch
 
+    if isinstance(latents, Mapping):
+        if set(latents) != {"image"}:
+            raise ConfigError(f"latents: hold {', '.join(map(str, latents)) or 'nothing'}; give those of the image")
+        latents = latents["image"]
     try:
         tensor = torch.as_tensor(latents).detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:

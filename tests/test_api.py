@@ -153,7 +153,7 @@ def test_latents_are_the_noise_that_is_started_from_and_what_is_decoded() -> Non
     drawn = diffuse.txt2img("a cat", **QUICK)
     shape = drawn.latents["image"].shape
     noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0))
-    for latents in (noise.numpy(), noise.double()):
+    for latents in (noise.numpy(), noise.double(), {"image": noise}):
         given = diffuse.txt2img("a cat", latents=latents, **QUICK | {"seed": 5})
         assert np.array_equal(given.frames[:, 0], drawn.frames[:, 0]) and torch.equal(
             given.latents["image"], drawn.latents["image"]
@@ -166,6 +166,8 @@ def test_latents_are_the_noise_that_is_started_from_and_what_is_decoded() -> Non
         diffuse.txt2img("a cat", latents=noise * np.nan, **QUICK)
     with pytest.raises(ConfigError, match="latents: cannot be read as numbers"):
         diffuse.txt2img("a cat", latents="noise", **QUICK)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="latents: hold video; give those of the image"):
+        diffuse.txt2img("a cat", latents={"video": noise}, **QUICK)
 
 
 def test_timesteps_are_those_that_are_visited(tmp_path: Path) -> None:
