@@ -10,6 +10,11 @@ def one_line(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the name of its class where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class DiffuseError(Exception):
     """The request is wrong: the command prints the message alone and exits with status 2."""
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile
 from diffuse.checkpoints.tensor_reading import DTYPES
-from diffuse.errors import CheckpointError
+from diffuse.errors import CheckpointError, first_line
 
 _Match = list[tuple[TensorFile, dict[str, str]]]  # each file with {published key: the module's key}
 
@@ -37,7 +37,7 @@ def check_weights(
         expected = skeleton(build).state_dict()
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         where = checkpoint.display_name(component, "config.json")
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise CheckpointError(
             f"{where}: its numbers make no model ({reason}); copy or download it again, or use another checkpoint"
         ) from error

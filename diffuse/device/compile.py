@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from diffuse.errors import HardwareError
+from diffuse.errors import HardwareError, first_line
 from diffuse.schema import Compile
 
 if TYPE_CHECKING:
@@ -74,5 +74,5 @@ def is_compiler_error(error: BaseException) -> bool:
 
 def compiler_advice(name: str, error: BaseException) -> str:
     """Returns one line for a component that could not be compiled: the reason, and what to do."""
-    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".:")
+    reason = first_line(error).rstrip(".:")
     return f"the {name} could not be compiled ({reason}): use hardware.compile=none"

@@ -9,7 +9,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from diffuse.errors import MediaError, RunError
+from diffuse.errors import MediaError, RunError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -171,4 +171,4 @@ def _sync_folder(folder: Path) -> None:
 
 def reason(error: BaseException) -> str:
     """Returns why an operation failed, in one line."""
-    return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+    return getattr(error, "strerror", None) or first_line(error)

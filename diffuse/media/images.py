@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from diffuse.errors import MediaError
+from diffuse.errors import MediaError, first_line
 from diffuse.schema import Resize
 
 # The formats that Pillow reads without other programs; some of the rest start one, such as Ghostscript.
@@ -190,7 +190,7 @@ def _from_file(path: str, field: str, background: int) -> InputImage:
         except MemoryError:
             raise MediaError(f"{label}: {_size(image)} do not fit in memory; scale the picture down first") from None
         except Exception as error:  # a decoder says in many ways that what it reads makes no sense
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise MediaError(f"{label}: is damaged or cut short ({reason}); save or copy it again") from error
     notes = []
     if frames > 1 and image.format not in _PHOTOGRAPHS:
@@ -207,7 +207,7 @@ def _from_memory(source: Image.Image | np.ndarray, field: str, background: int) 
     except MediaError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise MediaError(f"{field}: cannot be read ({reason}); give another picture") from error
     return InputImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), in_memory=True)
 
@@ -262,7 +262,7 @@ def _open(content: bytes, label: str) -> Image.Image:
         what = "is empty" if not content else "is not a picture that can be read"
         raise MediaError(f"{label}: {what}; give a PNG, JPG, WebP, GIF, TIFF, BMP or AVIF file") from None
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise MediaError(f"{label}: is damaged or cut short ({reason}); save or copy it again") from error
     if image.width * image.height > MOST_PIXELS:
         raise MediaError(f"{label}: {_size(image)} are more than {_millions()} million; scale it down first")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diffuse.checkpoints.hub.cache import cache_folder
-from diffuse.errors import CheckpointError, DiffuseError
+from diffuse.errors import CheckpointError, DiffuseError, first_line
 
 
 @contextmanager
@@ -71,15 +71,11 @@ def _explain(error: BaseException, revision: str | None, source: str, setting: s
         return f"is not a name a hub repository can have; set {setting}.source to a folder or to OWNER/NAME"
     if isinstance(error, (*_network_errors(), ConnectionError)):
         return (
-            f"is not here, and the transfer from {_endpoint()} failed ({_first_line(error)}); check the network and "
+            f"is not here, and the transfer from {_endpoint()} failed ({first_line(error)}); check the network and "
             "run the command again: files that arrived are kept"
         )
-    reason = getattr(error, "strerror", None) or _first_line(error)
+    reason = getattr(error, "strerror", None) or first_line(error)
     return f"could not be fetched into {cache_folder()}: {reason}; run the command again: files that arrived are kept"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _endpoint() -> str:
