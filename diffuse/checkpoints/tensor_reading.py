@@ -64,8 +64,9 @@ def read_tensors(
         with path.open("rb") as file:
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # a disk is asked for more at a time
+            window = _Window(file)
             for key in sorted(copied, key=lambda key: entries[key].start):
-                tensors[key] = _copy(file, entries[key], device, dtypes[key])
+                tensors[key] = _copy(window, entries[key], device, dtypes[key])
     return tensors
 
 
@@ -95,15 +96,38 @@ def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequenc
     return tensors
 
 
-def _copy(file: BinaryIO, entry: StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+class _Window:
+    """A mapped part of a file, which moves on with what is read. The pages behind it leave memory.
+
+    This is faster than reading, which would copy each byte once more.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self._pages: mmap.mmap | bytes = b""
+        self._offset = 0
+
+    def numbers(self, start: int, dtype: torch.dtype, count: int) -> Tensor:
+        """Returns the `count` numbers from byte `start` of the file on, `[count]`, as they are mapped."""
+        end = start + count * dtype.itemsize
+        if not self._offset <= start < end <= self._offset + len(self._pages):
+            self._offset = start - start % mmap.ALLOCATIONGRANULARITY
+            length = min(max(end - self._offset, _WINDOW_BYTES), self._size - self._offset)
+            # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
+            self._pages = mmap.mmap(self._file.fileno(), length, offset=self._offset, access=mmap.ACCESS_COPY)
+        return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start - self._offset)
+
+
+def _copy(window: _Window, entry: StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Reads one tensor piece by piece through a window on the file; on an accelerator it is converted there."""
     stored = DTYPES[entry.dtype]
     result = torch.empty(entry.shape, dtype=dtype, device=device)
     flat = result.view(-1)
-    window = _WINDOW_BYTES // stored.itemsize
-    for first in range(0, flat.numel(), window):
-        target = flat[first : first + window]
-        piece = _window(file, entry.start + first * stored.itemsize, stored, target.numel())
+    at_most = _WINDOW_BYTES // stored.itemsize
+    for first in range(0, flat.numel(), at_most):
+        target = flat[first : first + at_most]
+        piece = window.numbers(entry.start + first * stored.itemsize, stored, target.numel())
         if device.type != "cpu":
             # Some accelerators have no float64.
             piece = (piece.float() if stored == torch.float64 else piece).to(device)
@@ -111,15 +135,3 @@ def _copy(file: BinaryIO, entry: StoredTensor, device: torch.device, dtype: torc
             piece = piece.float()  # on the way from one half to the other this costs a third
         target.copy_(piece)
     return result
-
-
-def _window(file: BinaryIO, start: int, dtype: torch.dtype, count: int) -> Tensor:
-    """Maps `count` numbers of the file from byte `start` on. Their pages leave memory with the tensor.
-
-    This is faster than reading them, which would copy each byte once more.
-    """
-    offset = start - start % mmap.ALLOCATIONGRANULARITY
-    length = start + count * dtype.itemsize - offset
-    # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
-    pages = mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_COPY)
-    return torch.frombuffer(pages, dtype=dtype, count=count, offset=start - offset)

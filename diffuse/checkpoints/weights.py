@@ -75,7 +75,8 @@ def load_weights(
     """
     device = torch.device(device)
     module = skeleton(build)
-    match = _match(checkpoint.tensor_files(component), module.state_dict(), rename, checkpoint, component)
+    expected = module.state_dict(keep_vars=True)
+    match = _match(checkpoint.tensor_files(component), expected, rename, checkpoint, component)
     owners = dict(module.named_modules())
     for file, keys in match:
         dtypes = {published: torch.float32 if keep_float32(key) else dtype for published, key in keys.items()}
@@ -84,8 +85,10 @@ def load_weights(
         except OSError as error:
             raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}") from None
         for published, tensor in tensors.items():
-            owner, _, name = keys[published].rpartition(".")
-            _assign(owners[owner], name, tensor)
+            key = keys[published]
+            owner, _, name = key.rpartition(".")
+            is_parameter = isinstance(expected[key], nn.Parameter)
+            setattr(owners[owner], name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
     _materialize(module, device)
     return module.eval()
 
@@ -167,30 +170,25 @@ def _enumerate(keys: list[str]) -> str:
     return ", ".join(sorted(keys)[:3]) + more
 
 
-def _assign(owner: nn.Module, name: str, tensor: Tensor) -> None:
-    if isinstance(getattr(owner, name), nn.Parameter):
-        setattr(owner, name, nn.Parameter(tensor, requires_grad=False))
-    else:
-        setattr(owner, name, tensor)
-
-
 def _materialize(module: nn.Module, device: torch.device) -> None:
     """Gives storage to the buffers that no file holds.
 
     Raises:
         RuntimeError: a module leaves a tensor without storage; a mistake in the module, not in the checkpoint.
     """
-    for name, owner in module.named_modules():
-        if any(buffer.is_meta for buffer in owner.buffers(recurse=False)):
-            if not hasattr(owner, "materialize"):
-                raise RuntimeError(
-                    f"{type(owner).__name__} {name}: has a buffer outside its state dict and no materialize()"
-                )
-            owner.materialize()
-            for buffer, value in [*owner.named_buffers(recurse=False)]:
-                setattr(owner, buffer, value.to(device))
-        attributes = (owner.named_parameters(recurse=False), owner.named_buffers(recurse=False), vars(owner).items())
-        for tensors in attributes:
-            for attribute, value in tensors:
-                if isinstance(value, Tensor) and value.is_meta:
-                    raise RuntimeError(f"{type(owner).__name__} {name}: {attribute} was left without storage")
+    owners = dict(module.named_modules())
+    unfilled = [name for name, buffer in module.named_buffers() if buffer.is_meta]  # parameters are in the state dict
+    for owner_name in {name.rpartition(".")[0] for name in unfilled}:
+        owner = owners[owner_name]
+        if not hasattr(owner, "materialize"):
+            raise RuntimeError(
+                f"{type(owner).__name__} {owner_name}: has a buffer outside its state dict and no materialize()"
+            )
+        owner.materialize()
+        for buffer, value in [*owner.named_buffers(recurse=False)]:
+            setattr(owner, buffer, value.to(device))
+    left = [name for name, buffer in module.named_buffers() if buffer.is_meta] if unfilled else []
+    for owner_name, owner in owners.items():
+        left += [f"{owner_name}.{k}" for k, value in vars(owner).items() if isinstance(value, Tensor) and value.is_meta]
+    if left:
+        raise RuntimeError(f"{type(module).__name__}: {', '.join(left)} was left without storage")
