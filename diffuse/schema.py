@@ -144,6 +144,8 @@ class MemoryProfileConfig:
     on_device: list[str] = field(default_factory=list)  # components that run on the device; others run on the CPU
     half: bool = True  # half precision on an accelerator; a CPU computes in float32
     guidance: GuidanceMode = GuidanceMode.batched
+    streamed: list[str] = field(default_factory=list)  # of these, components whose blocks pass over it one by one
+    resident_blocks: int = 0  # blocks of a streamed component that stay on the device
     cleanup: Cleanup = Cleanup.none  # phases: a component leaves the device when its phase ends
     cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
     batch_size: int | None = None  # images denoised together; null: as many as batch_pixels have room for

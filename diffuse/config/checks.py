@@ -42,7 +42,13 @@ def bounds(field: RequestField) -> str:
 # The seed's range depends on num_images.
 _NUMBERS = [each for each in REQUEST_FIELDS.values() if bounds(each) and each.name != "seed"]
 _OPTIONAL = {name: each.default for name, each in REQUEST_FIELDS.items() if each.default is not MISSING}
-_PROFILE_COUNTS = (("batch_size", 1), ("batch_pixels", 1), ("cleanup_every", 0), ("max_side", 1))
+_PROFILE_COUNTS = (
+    ("batch_size", 1),
+    ("batch_pixels", 1),
+    ("cleanup_every", 0),
+    ("resident_blocks", 0),
+    ("max_side", 1),
+)
 
 
 def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
