@@ -174,6 +174,8 @@ class TrackingConfig:
     artifact_location: str | None = None
     experiment: str = "diffuse"
     journal: str | None = None  # where runs wait until they are in the store
+    run_name: str | None = None  # of the run; in a sweep it stands before the name of each
+    tags: dict[str, Any] = field(default_factory=dict)  # the user's own, by name
 
 
 @dataclass

@@ -23,7 +23,7 @@ _MARKS = "???"
 OmegaConf.register_new_resolver("diffuse_marks", lambda: _MARKS, replace=True)
 _MARKS_RESOLVED = "${diffuse_marks:}"
 
-_TEXTS = frozenset({*PROMPT_FIELDS, "prompt_file", "output.name"})
+_TEXTS = frozenset({*PROMPT_FIELDS, "prompt_file", "output.name", "tracking.run_name"})
 _PATHS = frozenset(
     {
         *FILE_FIELDS,
@@ -38,7 +38,14 @@ _PATHS = frozenset(
 )
 # All jobs of a sweep share these, so a comma in them is no sweep.
 _SHARED_PATHS = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")
-_OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib", "refiner.request_defaults")  # keys may be added here
+_TAGS = re.compile(r"tracking\.tags(\..+)?")  # which may be set without `+`, as a field may
+_OPEN = (
+    "hydra",
+    "tracking.tags",
+    "model.request_defaults",
+    "model.min_vram_gib",
+    "refiner.request_defaults",
+)  # keys may be added here
 
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
@@ -61,7 +68,9 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         sign, key, value = match["sign"], match["key"].strip(), match["value"]
         if sign and not key.startswith(_OPEN):
             raise _refuse_sign(sign, key, value)
-        if value is None or sign:
+        if _TAGS.fullmatch(key) and value is not None and not sign:
+            quoted.append(f"++{override.lstrip()}")
+        elif value is None or sign:
             quoted.append(override)
         elif key in _TEXTS and sweep and (_SWEEP.fullmatch(value[1:]) or is_quoted_list(value[1:])):
             texts = read_text_list(key, value[1:])

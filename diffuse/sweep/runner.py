@@ -38,7 +38,7 @@ from diffuse.sweep.interrupt import Interruption
 from diffuse.sweep.job import Job, JobStatus, sort_jobs
 from diffuse.sweep.job_folder import json_digest, sha256_values
 from diffuse.sweep.saver import Saver
-from diffuse.tracking.tags import SWEEP_KIND, SWEEP_TAG, summary_id
+from diffuse.tracking.tags import SWEEP_KIND, SWEEP_TAG, run_name, summary_id, user_tags
 
 if TYPE_CHECKING:
     from diffuse.run.open import OpenPipeline
@@ -108,9 +108,10 @@ class JobRunner:
         tracker = self._open_tracker()
         files = {"sweep.json": json.dumps(sweep_as_json(sweep), indent=2)}
         params = {"overrides": sweep.overrides, "axes": sweep.axes, "folder": str(sweep.folder)}
-        tags = {**SWEEP_KIND, SWEEP_TAG: sweep.identity}
+        tags = {**user_tags(self.tracking_config), **SWEEP_KIND, SWEEP_TAG: sweep.identity}
+        name = run_name(self.tracking_config, sweep.name, in_sweep=True)
         run_id = summary_id(sweep.identity)
-        summary = tracker.start(sweep.name, params, tags, files, id=run_id, again=sweep.may_exist)
+        summary = tracker.start(name, params, tags, files, id=run_id, again=sweep.may_exist)
         summary.log_metrics(metrics)
         if report:
             summary.log_files(report[0].parent.name, report)
