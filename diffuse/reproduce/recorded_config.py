@@ -128,6 +128,9 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
         if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
             node.source = str(TINY)
             return
+    node.fetch_variant = None  # only what the run read
+    if node.variant is None and isinstance(recorded.get("variant"), str):
+        node.variant = recorded["variant"]
     revision = recorded.get("revision")
     if node.revision is None and isinstance(revision, str):
         node.revision = revision
