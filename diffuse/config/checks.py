@@ -43,6 +43,13 @@ def bounds(field: RequestField) -> str:
 # The seed's range depends on num_images.
 _NUMBERS = [each for each in REQUEST_FIELDS.values() if bounds(each) and each.name != "seed"]
 _OPTIONAL = {name: each.default for name, each in REQUEST_FIELDS.items() if each.default is not MISSING}
+# What the ends of a range do, which is what somebody wants who goes beyond them.
+_HINTS = {
+    "guidance_scale": "0 and 1 switch guidance off",
+    "guidance_rescale": "0 leaves the contrast as guidance makes it",
+    "strength": "1 forgets the input picture, and nothing goes beyond that",
+    "clip_skip": "0 or null leaves out none, 1 the last layer",
+}
 _PROFILE_COUNTS = (("batch_size", 1), ("batch_pixels", 1), ("cleanup_every", 0), ("max_side", 1))
 
 
@@ -87,7 +94,8 @@ def check_number(field: RequestField, value: Any) -> None:
     is_number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and _within(field, value)):
         kind = "whole number" if field.type is int else "number"
-        raise ConfigError(f"{field.name}={value}: should be a {kind} {bounds(field)}")
+        hint = f"; {_HINTS[field.name]}" if field.name in _HINTS else ""
+        raise ConfigError(f"{field.name}={value}: should be a {kind} {bounds(field)}{hint}")
 
 
 def _within(field: RequestField, value: float) -> bool:

@@ -15,6 +15,7 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.errors import RunError
 from diffuse.media.files import check_output, file_stem
+from diffuse.media.save import output_note
 from diffuse.record.values import indented_json
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation, result_record
@@ -108,6 +109,8 @@ def _run(
 
     # 4. The tracked run starts, so that a failure is recorded too.
     started = start_run(prepared, tracker, overrides)
+    if save and (line := output_note(prepared.cfg.output)) is not None:
+        callbacks.say(line)
     for note in [] if prepared.inputs is None else prepared.inputs.notes:
         callbacks.say(note)
     if prepared.inputs is not None:

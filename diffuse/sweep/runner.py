@@ -30,6 +30,7 @@ from diffuse.media.files import file_stem
 from diffuse.media.formats import is_lossless
 from diffuse.media.images import InputImageCache, read_image
 from diffuse.media.load import image_sha256
+from diffuse.media.save import output_note
 from diffuse.schema import PROMPT_FIELDS, TrackingConfig
 from diffuse.sweep import job_folder
 from diffuse.sweep.callbacks import SweepCallbacks
@@ -259,6 +260,8 @@ class JobRunner:
                     one = start_similar_run(started[0][1], cfg, draft, *arguments)
                 else:
                     one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg)), *arguments)
+                if (note := output_note(cfg.output)) is not None:
+                    self.callbacks.warnings.setdefault(note)
                 started.append((job, one))
             except Exception as error:
                 self.end_job(job, JobStatus.FAILED, error)
