@@ -37,6 +37,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launches the jobs. Returns what each batch of them returned."""
+        assert self.hydra_context is not None and self.config is not None
         lines = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = list(combine(parser.parse_overrides([*lines, *arguments]), self.zipped))
@@ -88,7 +89,7 @@ def axis_values(override: Override, options: Callable[[str], list[str]] | None =
     Args:
         options: gives the names of a group's options for `glob()`; left out where the override has them.
     """
-    value = override.value()
+    value: Any = override.value()
     if isinstance(value, Glob) and options is not None:
         return list(value.filter(options(override.key_or_group)))
     return list(override.sweep_string_iterator())
@@ -115,5 +116,5 @@ def combine(overrides: Sequence[Override], zipped: Sequence[Sequence[str]] = ())
     keys = [key for column in columns.values() for key in column]
     together = [list(zip(*(lines[key] for key in column), strict=True)) for column in columns.values()]
     for job in itertools.product(*together):
-        values = dict(zip(keys, itertools.chain(*job), strict=True))
-        yield [values[key] for key in sorted(values, key=order.__getitem__)]
+        chosen = dict(zip(keys, itertools.chain(*job), strict=True))
+        yield [chosen[key] for key in sorted(chosen, key=order.__getitem__)]
