@@ -91,6 +91,7 @@ class ComponentConfig:
     source: str | None = None  # a whole checkpoint, or a folder or hub repository that is this component
     revision: str | None = None
     variant: str | None = None
+    fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
 
 
 @dataclass
@@ -117,6 +118,7 @@ class ModelConfig(ComponentsConfig):
     source: str | None = None  # a folder in the diffusers layout, or a hub repository
     revision: str | None = None
     variant: str | None = None  # the published file variant, such as fp16
+    fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
     download: Download = Download.ask  # whether what is not here is fetched, for the refiner and components too
     half_dtype: Dtype = Dtype.bfloat16  # what a profile's "half" means for this model
     size_multiple: int = 8  # width and height are multiples of it
@@ -133,6 +135,7 @@ class RefinerConfig(ComponentsConfig):
     source: str | None = None  # a folder in the diffusers layout, or a hub repository
     revision: str | None = None
     variant: str | None = None
+    fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
     request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
 
 
@@ -176,6 +179,8 @@ class TrackingConfig:
     artifact_location: str | None = None
     experiment: str = "diffuse"
     journal: str | None = None  # where runs wait until they are in the store
+    run_name: str | None = None  # of the run; in a sweep it stands before the name of each
+    tags: dict[str, Any] = field(default_factory=dict)  # the user's own, by name
 
 
 @dataclass
