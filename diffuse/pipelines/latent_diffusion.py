@@ -219,6 +219,10 @@ class LatentDiffusion(DiffusionPipeline):
         sampler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
         guidance, warnings = self.guidance(request, embeddings)
         start = self._start(request, image, mask)
+        factor = self.vae_config.factor
+        if mask is not None and not mask[::factor, ::factor].any():
+            size = f"{request.width} x {request.height}"
+            warnings = [*warnings, f"mask_image: selects nothing at {size}; make white what is to be painted anew"]
         return [Stage(start, sampler, len(sampler.timesteps), guidance, self.denoise_batch)], warnings
 
     def guidance(

@@ -19,6 +19,7 @@ from diffuse.device.profile import check_max_side
 from diffuse.media.images import InputImage
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, component_names, load_family, models, open_pipeline
+from diffuse.schedulers.labels import schedule_settings
 from diffuse.schema import GenerationRequest
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ class PreparedRun:
     def weights(self) -> dict[str, Any]:
         """The record of the weights that the run uses."""
         return weights_record(self.opened.checkpoints)
+
+    @property
+    def sampler_settings(self) -> dict[str, str]:
+        """Are the settings that image viewers are told of the sampler, of the first one where there are two."""
+        first = getattr(self.samplers, "first", self.samplers)
+        return schedule_settings(first, given_timesteps=self.request.timesteps is not None)
 
     @property
     def inputs_record(self) -> dict[str, Any]:

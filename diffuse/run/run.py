@@ -181,6 +181,7 @@ def finish(
         fps=output.fps,
         sound=output.sound,
         sample_rate=output.sample_rate,
+        sampler_settings=prepared.sampler_settings,
     )
     for index in range(len(generation.frames) if save else 0):
         path = generation.save_one(index, Path(settings.dir), settings.name, settings.format, settings.quality)

@@ -170,6 +170,6 @@ def _read_json(path: Path) -> dict[str, object]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON ({error}); copy or download it again") from error
     return content if isinstance(content, dict) else {}
