@@ -345,7 +345,7 @@ class LatentDiffusion(DiffusionPipeline):
                     f"the tokenizer makes {tokenizer.max_length} tokens, the text encoder has "
                     f"{config.max_position_embeddings} positions"
                 )
-            words = tokenizer.tokenizer.get_vocab_size()
+            words = tokenizer.vocab_size
             if words > config.vocab_size:
                 raise self.mismatch(f"the tokenizer has {words} words, the text encoder knows {config.vocab_size}")
         width = sum(config.hidden_size for config in configs)
