@@ -62,6 +62,7 @@ class DiscreteSampler:
 
     def __post_init__(self) -> None:
         options.check_options(vars(self), self.choices)
+        self.notes: tuple[str, ...] = ()  # lines for the user, on how it was set up
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon" and self.needs_signal:
             raise ConfigError(
                 "scheduler.rescale_betas_zero_snr=true leaves no signal at the last timestep, from which "
