@@ -27,6 +27,10 @@ _KEY_CHARACTERS = 8  # of the key, in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
 
+# Options of samplers that the first version did not have.
+_SOLVER = ("algorithm_type", "lambda_min_clipped", "solver_order", "use_lu_lambdas")
+_LATER_OPTIONS = {"dpmpp_2m": _SOLVER, "dpmpp_2m_sde": _SOLVER, "euler": ("interpolation_type",)}
+
 
 def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a configuration that decides what a job's files hold.
@@ -41,6 +45,10 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = json_values(parts)
     values["output"].pop("dir")
     values["model"].pop("download", None)
+    scheduler = values["scheduler"]
+    for name in _LATER_OPTIONS.get(scheduler.get("name"), ()):  # earlier sweeps lack them too
+        if scheduler.get(name, 0) is None:
+            del scheduler[name]
     return values
 
 
