@@ -40,8 +40,10 @@ def leads_nowhere(sampler: DPMpp2MSDE, index: int) -> bool:
 
 
 @settings(max_examples=80, deadline=None)
-@given(OPTIONS, SPACED, st.integers(2, 40))
-def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], spaced: str | None, steps: int) -> None:
+@given(OPTIONS, SPACED, st.integers(2, 40), st.sampled_from([torch.float32, torch.float64]))
+def test_agrees_with_the_reference_step_by_step(
+    config: dict[str, Any], spaced: str | None, steps: int, dtype: torch.dtype
+) -> None:
     # The last step of both has no length, but for the rounding of a logarithm, in which the reference's h is nothing.
     assume(spaced != "use_lu_lambdas" or config["final_sigmas_type"] == "zero")
     config = parity.with_spacing(config, spaced)
@@ -50,7 +52,7 @@ def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], spaced: 
         assert ours.timesteps.tolist() == theirs.timesteps.tolist()
         assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=2e-6)
         # The reference takes differences of logarithms in float32, and twice them.
-        parity.walk(ours, theirs, tolerance=5e-6, broken=lambda index: leads_nowhere(ours, index))
+        parity.walk(ours, theirs, dtype=dtype, tolerance=5e-6, broken=lambda index: leads_nowhere(ours, index))
 
 
 def test_each_image_draws_its_own_noise() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import oracle
+import oracle_sdxl
 import picture_parity
 import pytest
 import torch
@@ -96,14 +97,55 @@ def test_pictures_are_as_diffusers_makes_them(case: str, checkpoint: Any, tmp_pa
     assert_same(np.asarray(Image.open(done.paths[0]))[None], expected(folder, sampler, changes))
 
 
-def test_painting_into_a_picture(checkpoint: Any, tmp_path: Path) -> None:
-    folder = checkpoint({"_class_name": "PNDMScheduler", "steps_offset": 1})
+@pytest.mark.parametrize(
+    ("sampler", "published", "note"),
+    [
+        ("pndm", {"_class_name": "PNDMScheduler", "steps_offset": 1}, "skip_prk_steps=false is taken as true"),
+        ("pndm", {"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "steps_offset=0 is taken as 1"),
+        ("ddim", {**DDIM, "steps_offset": 2, "clip_sample": False}, "steps_offset=2 is taken as 1"),
+        ("ddim", {**DDIM, "steps_offset": 1, "clip_sample": True}, None),  # diffusers leaves it for this pipeline
+    ],
+)
+def test_painting_into_a_picture(
+    sampler: str, published: dict[str, Any], note: str | None, checkpoint: Any, tmp_path: Path
+) -> None:
+    folder = checkpoint(published)
     files = {"input_image": photograph(tmp_path / "a.png"), "mask_image": stencil(tmp_path / "b.png")}
     request = {"num_inference_steps": 6, "guidance_scale": 7.5}
-    found = made(folder, tmp_path / "out", model="sd15", scheduler="pndm", strength=1, **request, **files)
+    done = run(folder, tmp_path / "out", "sd15", scheduler=sampler, strength=1, **request, **files)
+    assert done.status == 0, done.err
+    assert (NOTE in done.err) == (note is not None)
+    assert (note or "") in done.err
     pictures = {"image": Image.open(files["input_image"]), "mask_image": Image.open(files["mask_image"])}
     kind = "StableDiffusionInpaintPipeline"
-    assert_same(found, expected(folder, "pndm", {}, kind, strength=1.0, **request, **pictures))
+    theirs = expected(folder, sampler, {}, kind, strength=1.0, **request, **pictures)
+    assert_same(np.asarray(Image.open(done.paths[0]))[None], theirs)
+
+
+def test_starting_from_a_picture(checkpoint: Any, tmp_path: Path) -> None:
+    folder = checkpoint({**DDIM, "set_alpha_to_one": False})
+    photo = photograph(tmp_path / "a.png")
+    request = {"num_inference_steps": 6, "guidance_scale": 7.5, "strength": 0.7}
+    found = made(folder, tmp_path / "out", model="sd15", scheduler="ddim", input_image=photo, **request)
+    published = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(
+        folder, scheduler=diffusers.DDIMScheduler.from_config(published), torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(0)
+    images = pipeline(prompt=picture_parity.PROMPT, image=Image.open(photo), generator=generator, **request).images
+    assert_same(found, np.asarray(images[0])[None])
+
+
+def test_sdxl_is_drawn_as_it_is_published(tmp_path: Path) -> None:
+    schedule = {"clip_sample": True, "timestep_spacing": "leading"}
+    variant = oracle_sdxl.Variant(scheduler="DDIMScheduler", schedule=schedule)
+    folder = oracle_sdxl.build(tmp_path / "checkpoint", variant)
+    done = run(folder, tmp_path / "out", "sdxl", scheduler="ddim", guidance_scale=5.0, **SIZE)
+    assert done.status == 0, done.err
+    assert "outdated" not in done.err
+    request = {"prompt": picture_parity.PROMPT, "num_inference_steps": picture_parity.STEPS, "guidance_scale": 5.0}
+    assert_same(np.asarray(Image.open(done.paths[0]))[None], oracle_sdxl.picture(folder, **SIZE, **request))
 
 
 def test_what_the_user_gives_wins(checkpoint: Any, tmp_path: Path) -> None:
