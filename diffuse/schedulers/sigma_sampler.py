@@ -51,10 +51,8 @@ class SigmaSampler(DiscreteSampler):
                 reached=self.reached_timesteps,
             )
         if self._space is not None:
-            raise ConfigError(
-                "timesteps are given and scheduler.use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas is "
-                "true; leave one of the two out"
-            )
+            name = next(name for name in sigmas.SPACINGS if getattr(self, name, False))
+            raise ConfigError(f"timesteps are given and scheduler.{name} is true; leave one of the two out")
         return noise_schedule.check_timesteps(timesteps, self.num_train_timesteps)
 
     @property

@@ -122,6 +122,14 @@ def test_wrong_values_are_refused(name: str) -> None:
             build_sampler({**TARGET, name: [value] if name == "lambda_min_clipped" else value}, parity.SD)
 
 
+@pytest.mark.parametrize("name", ["use_lu_lambdas", "use_karras_sigmas", "use_beta_sigmas"])
+def test_given_timesteps_and_spaced_sigmas_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"timesteps are given and scheduler.{name} is true"):
+        DPMpp2M(**{name: True}).set_timesteps(2, timesteps=[500, 1])
+    with pytest.raises(ConfigError, match="are both true"):
+        DPMpp2M(**{name: True, "use_exponential_sigmas": True})
+
+
 def test_clipping_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="leaves nothing"):
         DPMpp2M(lambda_min_clipped=20.0)
