@@ -134,8 +134,8 @@ def to_noise(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod
 
 
 def dynamic_threshold(original: Tensor, ratio: float, largest: float) -> Tensor:
-    """Clips each image `[B, ...]` at the `ratio` quantile of its absolute values, between 1 and `largest`, and scales
-    it to -1..1 (Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3)."""
+    """Clips each image `[B, ...]` at the `ratio` quantile of its absolute values, at least 1 and at most `largest`,
+    and scales it to -1..1 (Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3)."""
     flat = original.float().flatten(1)  # [B, N]; quantiles need float32
     limit = torch.quantile(flat.abs(), ratio, dim=1).clamp(min=1, max=largest)[:, None]
     return (torch.clamp(flat, -limit, limit) / limit).view_as(original).to(original.dtype)

@@ -133,7 +133,7 @@ _CHECKS: dict[str, Check] = {
     "clip_sample_range": _number(0, above=True),
     "thresholding": _truth,
     "dynamic_thresholding_ratio": _number(0, 1),
-    "sample_max_value": _number(1),
+    "sample_max_value": _number(0, above=True),
 }
 KNOWN = frozenset(_CHECKS)
 

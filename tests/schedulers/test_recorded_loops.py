@@ -86,6 +86,7 @@ LOOPS = [
     Loop("heun", LONGER, 97.7538, 75074.8906, skip=8, tolerance=(1e-3, 0.1)),
     Loop("dpmpp_2m", DPM, 0.3301),
     Loop("dpmpp_2m", DPM, 0.4146, 318.4111, skip=5),
+    Loop("dpmpp_2m", DPM | {"thresholding": True, "dynamic_thresholding_ratio": 0.87, "sample_max_value": 0.5}, 1.1364),
     Loop("dpmpp_2m", DPM | VELOCITY, 0.2251),
     Loop("dpmpp_2m", DPM | VELOCITY | KARRAS, 0.2096),
     Loop("dpmpp_2m", DPM | VELOCITY | {"use_lu_lambdas": True}, 0.1554),
