@@ -195,14 +195,18 @@ class LatentDiffusion(DiffusionPipeline):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
         return shape
 
-    def scheduler(self, options: Mapping[str, Any]) -> Sampler:
-        """Builds the sampler that `options` name, with the checkpoint's published setting where an option is null."""
+    def scheduler(self, options: Mapping[str, Any], inpaints: bool = False) -> Sampler:
+        """Builds the sampler that `options` name, with the checkpoint's published setting where an option is null.
+
+        Args:
+            inpaints: a masked part of a picture is painted anew.
+        """
         scheduler: Sampler = build_sampler(options, self.checkpoint.config("scheduler"))
         return scheduler
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
         """See `DiffusionPipeline`."""
-        scheduler = self.scheduler(options)
+        scheduler = self.scheduler(options, inpaints=bool(request.mask_image))
         scheduler.set_timesteps(request.num_inference_steps, request.timesteps)
         return scheduler
 

@@ -27,6 +27,10 @@ _KEY_CHARACTERS = 8  # of the key, in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
 
+# Options of samplers that the first version did not have.
+_SOLVER = ("algorithm_type", "lambda_min_clipped", "solver_order", "use_lu_lambdas")
+_LATER_OPTIONS = {"dpmpp_2m": _SOLVER, "dpmpp_2m_sde": _SOLVER, "euler": ("interpolation_type",)}
+
 
 def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a configuration that decides what a job's files hold.
@@ -44,6 +48,14 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for group in (values["model"], values["refiner"]):
         for part in (group, *(group[name] for name in COMPONENTS)):
             part.pop("fetch_variant", None)  # the weights say which one it was
+    profile = values["memory_profile"]
+    for name in ("streamed", "resident_blocks"):  # earlier sweeps lack these
+        if not profile.get(name, True):
+            del profile[name]
+    scheduler = values["scheduler"]
+    for name in _LATER_OPTIONS.get(scheduler.get("name"), ()):  # earlier sweeps lack them too
+        if scheduler.get(name, 0) is None:
+            del scheduler[name]
     return values
 
 
