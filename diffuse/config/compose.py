@@ -9,7 +9,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from diffuse.config.groups import compose_quoted
+from diffuse.config.groups import compose_quoted, composing
 from diffuse.config.mistakes import explain_errors, plain_message
 from diffuse.config.quoting import escape_text, quote_overrides
 from diffuse.errors import ConfigError
@@ -41,7 +41,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override names or sets what does not exist or does not fit.
     """
-    with explain_errors(overrides):
+    with composing, explain_errors(overrides):
         return compose_quoted(quote_overrides(overrides))
 
 

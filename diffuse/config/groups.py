@@ -6,7 +6,10 @@ Importing this module registers with Hydra and OmegaConf everything that composi
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +18,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.schema import (
@@ -38,6 +43,10 @@ _CLASSES: dict[str, type[Any]] = {
     "tracking": TrackingConfig,
 }
 GROUPS = (*_CLASSES, "scheduler", "experiment")
+
+composing = threading.RLock()  # Hydra keeps its state in globals, one for all threads
+# A fork waits until no thread composes, so that the child has neither a lock nor a state that nobody gives back.
+os.register_at_fork(before=composing.acquire, after_in_parent=composing.release, after_in_child=composing.release)
 
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
@@ -98,17 +107,30 @@ def load_yaml(name: str) -> DictConfig:
 def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     """Composes `conf/` with overrides in Hydra's own grammar; with Hydra's settings under `hydra`, if `hydra`.
 
-    Works inside a running job of Hydra too. Raises what Hydra and OmegaConf raise.
+    Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
     """
-    outer = GlobalHydra.instance()
-    inner = copy.copy(outer)
-    inner.clear()
-    GlobalHydra.set_instance(inner)
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
-    finally:
-        GlobalHydra.set_instance(outer)
+    with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Gives the block a state of Hydra of its own, one thread at a time.
+
+    An application around us that uses Hydra finds its own again: GlobalHydra, the name of its job, its `version_base`.
+    """
+    with composing:
+        outer, job, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
+        job_values, base = copy.deepcopy(job.conf), version.getbase()
+        inner = copy.copy(outer)
+        inner.clear()
+        GlobalHydra.set_instance(inner)
+        try:
+            yield
+        finally:
+            GlobalHydra.set_instance(outer)
+            job.conf = job_values
+            version.version_base = base
 
 
 @cache
