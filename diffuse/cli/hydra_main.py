@@ -12,6 +12,9 @@ from omegaconf import DictConfig
 
 from diffuse.config.groups import CONFIG_NAME, conf_dir
 from diffuse.config.mistakes import explain_errors
+from diffuse.errors import RunError
+
+_PRINTING = {"--cfg", "-c", "--hydra-help"}  # options of Hydra that print and run nothing
 
 
 def run_hydra(
@@ -33,6 +36,7 @@ def run_hydra(
             failures.append(error)  # Hydra would add lines of its own to it
             return None
 
+    prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
     entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
@@ -40,6 +44,14 @@ def run_hydra(
     try:
         with explain_errors(command_line):
             entry(run_task)()
+        if prints:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not prints:
+            raise
+        raise RunError(f"standard output cannot be written: {error.strerror}") from error
     finally:
         sys.argv = argv
         if full_error is None:
