@@ -44,10 +44,24 @@ _CLASSES: dict[str, type[Any]] = {
 }
 GROUPS = (*_CLASSES, "scheduler", "experiment")
 
-composing = threading.RLock()  # Hydra keeps its state in globals, one for all threads
-# A fork waits until no thread composes, so that the child has neither a lock nor a state that nobody gives back.
-os.register_at_fork(before=composing.acquire, after_in_parent=composing.release, after_in_child=composing.release)
+_lock = threading.RLock()
 
+
+def composing() -> threading.RLock:
+    """Returns the lock that whoever composes holds: Hydra keeps its state in globals, one for all threads."""
+    return _lock
+
+
+def _renew_lock() -> None:
+    """Gives a forked child a lock of its own: the thread that holds its parent's does not exist there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
+
+Plugins.instance()  # imports the plugins now, so that no thread imports them while another one forks
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
 OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
@@ -63,20 +77,19 @@ def conf_dir() -> Path:
     return packaged if (packaged / f"{CONFIG_NAME}.yaml").is_file() else PACKAGE.parent / "conf"
 
 
-def _drop_nodes_of_plugins() -> None:
-    """Removes the launchers and sweepers that installed plugins of Hydra have stored and `conf/hydra` has too.
+def drop_nodes_of_plugins() -> dict[tuple[str, str], Any]:
+    """Removes the launchers and sweepers that plugins of Hydra have stored and `conf/hydra` has too; returns them.
 
     Hydra would validate those files against the plugins' classes, which have fewer fields. `ConfigStore` has no public
     method to remove a node: `ConfigStore.repo`, as in Hydra 1.3.
     """
-    Plugins.instance()  # loads the plugins
     stored = ConfigStore.instance().repo["hydra"]
+    dropped = {}
     for group in ("launcher", "sweeper"):
         for file in (conf_dir() / "hydra" / group).iterdir():
-            stored[group].pop(file.name, None)
-
-
-_drop_nodes_of_plugins()
+            if file.name in stored[group]:
+                dropped[group, file.name] = stored[group].pop(file.name)
+    return dropped
 
 
 def group_options(group: str) -> list[str]:
@@ -117,18 +130,22 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
 def _own_hydra() -> Iterator[None]:
     """Gives the block a state of Hydra of its own, one thread at a time.
 
-    An application around us that uses Hydra finds its own again: GlobalHydra, the name of its job, its `version_base`.
+    An application around us that uses Hydra finds its own again: GlobalHydra, the name of its job, its `version_base`,
+    and the launchers and sweepers of its plugins.
     """
-    with composing:
+    with composing():
         outer, job, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
         job_values, base = copy.deepcopy(job.conf), version.getbase()
         inner = copy.copy(outer)
         inner.clear()
         GlobalHydra.set_instance(inner)
+        dropped = drop_nodes_of_plugins()
         try:
             yield
         finally:
             GlobalHydra.set_instance(outer)
+            for (group, name), node in dropped.items():
+                ConfigStore.instance().repo["hydra"][group][name] = node
             job.conf = job_values
             version.version_base = base
 

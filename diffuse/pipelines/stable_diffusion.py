@@ -16,6 +16,7 @@ from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, Encod
 from diffuse.pipelines.pipeline import Stage
 from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.guidance import Conditioning
+from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.schedulers import outdated
 from diffuse.schedulers.build import build_sampler
 from diffuse.schema import GenerationRequest
@@ -58,10 +59,15 @@ class StableDiffusion(LatentDiffusion):
         return super().default_size()
 
     def stages(
-        self, request: GenerationRequest, samplers: Any, image: np.ndarray | None, mask: np.ndarray | None
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        image: np.ndarray | None,
+        mask: np.ndarray | None,
+        embeddings: PromptEmbeddings | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """See `LatentDiffusion`; the warnings say what was corrected in the checkpoint's settings."""
-        stages, warnings = super().stages(request, samplers, image, mask)
+        stages, warnings = super().stages(request, samplers, image, mask, embeddings)
         notes = [*samplers.notes]
         if image is None and self._says_small_size() and (request.width, request.height) == self.default_size():
             said = self.unet_config.sample_size
