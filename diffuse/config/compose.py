@@ -12,8 +12,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from diffuse.config.groups import compose_quoted, composing
 from diffuse.config.mistakes import explain_errors, plain_message
 from diffuse.config.quoting import escape_text, quote_overrides
+from diffuse.config.root import Config
 from diffuse.errors import ConfigError
-from diffuse.schema import Config
 
 HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
 _HYDRA_PATH = re.compile(r"(?<!\\)(?P<backslashes>(?:\\\\)*)\$\{hydra:(?P<path>[^}]*)\}")

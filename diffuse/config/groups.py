@@ -22,8 +22,8 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
+from diffuse.config.root import Config
 from diffuse.schema import (
-    Config,
     HardwareConfig,
     MemoryProfileConfig,
     ModelConfig,

@@ -16,8 +16,9 @@ from diffuse.config.checks import check_targets
 from diffuse.config.compose import config_from_data
 from diffuse.config.groups import TINY, load_group
 from diffuse.config.mistakes import explain_errors
+from diffuse.config.root import Config
 from diffuse.errors import ConfigError
-from diffuse.schema import COMPONENTS, Config
+from diffuse.schema import COMPONENTS
 
 OWN_GROUPS = ("output", "tracking", "report", "objective")  # of the user, whatever the record says
 

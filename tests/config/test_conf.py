@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.groups import conf_dir, group_options, load_group
 from diffuse.config.request import draft_requests
+from diffuse.config.root import Config
 from diffuse.run import open as opening
-from diffuse.schema import Config, GenerationRequest
+from diffuse.schema import GenerationRequest
 from diffuse.sweep.job_folder import job_identity
 
 CONF = conf_dir()
