@@ -39,7 +39,7 @@ def suggestion(name: str, names: Sequence[str], otherwise: str = "") -> str:
     tails = {known.rpartition(".")[2]: known for known in reversed(names)}
     near = (
         get_close_matches(name, names, 1, 0.75)
-        or [known for known in names if name in known.split("_")][:1]
+        or [known for known in names if "." not in known and name in known.split("_")][:1]
         or get_close_matches(name, [known for known in names if "." not in known], 1, 0.55)
         or [known for tail, known in tails.items() if tail == last]
         or [known for tail, known in tails.items() if len(last) > 2 and last in tail][-1:]
