@@ -10,7 +10,7 @@ from typing import Any
 from hydra import main
 from omegaconf import DictConfig
 
-from diffuse.config.groups import CONFIG_NAME, conf_dir, drop_nodes_of_plugins
+from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
 from diffuse.config.mistakes import explain_errors
 from diffuse.errors import RunError
 
@@ -37,13 +37,12 @@ def run_hydra(
             return None
 
     prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
-    drop_nodes_of_plugins()
     entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"
     try:
-        with explain_errors(command_line):
+        with explain_errors(command_line), without_nodes_of_plugins():
             entry(run_task)()
         if prints:
             sys.stdout.flush()

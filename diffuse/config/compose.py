@@ -41,7 +41,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override names or sets what does not exist or does not fit.
     """
-    with composing(), explain_errors(overrides):
+    with composing, explain_errors(overrides):
         return compose_quoted(quote_overrides(overrides))
 
 

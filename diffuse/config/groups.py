@@ -6,8 +6,6 @@ Importing this module registers with Hydra and OmegaConf everything that composi
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +21,7 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.root import Config
+from diffuse.config.turns import TurnLock
 from diffuse.schema import (
     HardwareConfig,
     MemoryProfileConfig,
@@ -44,24 +43,9 @@ _CLASSES: dict[str, type[Any]] = {
 }
 GROUPS = (*_CLASSES, "scheduler", "experiment")
 
-_lock = threading.RLock()
+composing = TurnLock()  # held by whoever composes: Hydra keeps its state in globals, one for all threads
 
-
-def composing() -> threading.RLock:
-    """Returns the lock that whoever composes holds: Hydra keeps its state in globals, one for all threads."""
-    return _lock
-
-
-def _renew_lock() -> None:
-    """Gives a forked child a lock of its own: the thread that holds its parent's does not exist there."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
-
-Plugins.instance()  # imports the plugins now, so that no thread imports them while another one forks
+Plugins.instance()  # loads the plugins
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
 OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
@@ -77,19 +61,24 @@ def conf_dir() -> Path:
     return packaged if (packaged / f"{CONFIG_NAME}.yaml").is_file() else PACKAGE.parent / "conf"
 
 
-def drop_nodes_of_plugins() -> dict[tuple[str, str], Any]:
-    """Removes the launchers and sweepers that plugins of Hydra have stored and `conf/hydra` has too; returns them.
+@contextmanager
+def without_nodes_of_plugins() -> Iterator[None]:
+    """Hides the launchers and sweepers that plugins of Hydra have stored and `conf/hydra` has too.
 
     Hydra would validate those files against the plugins' classes, which have fewer fields. `ConfigStore` has no public
     method to remove a node: `ConfigStore.repo`, as in Hydra 1.3.
     """
     stored = ConfigStore.instance().repo["hydra"]
-    dropped = {}
+    hidden = {}
     for group in ("launcher", "sweeper"):
         for file in (conf_dir() / "hydra" / group).iterdir():
             if file.name in stored[group]:
-                dropped[group, file.name] = stored[group].pop(file.name)
-    return dropped
+                hidden[group, file.name] = stored[group].pop(file.name)
+    try:
+        yield
+    finally:
+        for (group, name), node in hidden.items():
+            stored[group][name] = node
 
 
 def group_options(group: str) -> list[str]:
@@ -133,19 +122,17 @@ def _own_hydra() -> Iterator[None]:
     An application around us that uses Hydra finds its own again: GlobalHydra, the name of its job, its `version_base`,
     and the launchers and sweepers of its plugins.
     """
-    with composing():
+    with composing:
         outer, job, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
         job_values, base = copy.deepcopy(job.conf), version.getbase()
         inner = copy.copy(outer)
         inner.clear()
         GlobalHydra.set_instance(inner)
-        dropped = drop_nodes_of_plugins()
         try:
-            yield
+            with without_nodes_of_plugins():
+                yield
         finally:
             GlobalHydra.set_instance(outer)
-            for (group, name), node in dropped.items():
-                ConfigStore.instance().repo["hydra"][group][name] = node
             job.conf = job_values
             version.version_base = base
 

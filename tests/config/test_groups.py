@@ -20,11 +20,11 @@ from diffuse.config.groups import (
     PACKAGE,
     compose_quoted,
     conf_dir,
-    drop_nodes_of_plugins,
     group_options,
     known_keys,
     load_group,
     load_yaml,
+    without_nodes_of_plugins,
 )
 
 
@@ -52,12 +52,13 @@ def test_no_plugin_brings_a_launcher_or_sweeper_of_the_same_name() -> None:
             cfg = compose_quoted([f"hydra/{group}={name}"], hydra=True)
             assert cfg.hydra.runtime.choices[f"hydra/{group}"] == name
         assert own and set(stored[group]) == before  # a program around us finds them again
-    dropped = drop_nodes_of_plugins()
-    try:
-        assert ("sweeper", "basic.yaml") in dropped and not drop_nodes_of_plugins()
-    finally:
-        for (group, file), node in dropped.items():
-            stored[group][file] = node
+    before = {group: set(stored[group]) for group in ("launcher", "sweeper")}
+    with without_nodes_of_plugins():
+        for group in ("launcher", "sweeper"):
+            own = {path.name for path in (conf_dir() / "hydra" / group).iterdir()}
+            assert own and not own & set(stored[group])
+    assert "basic.yaml" in before["sweeper"]
+    assert {group: set(stored[group]) for group in before} == before
 
 
 def test_composing_leaves_hydra_as_it_was() -> None:
