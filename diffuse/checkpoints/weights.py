@@ -89,7 +89,7 @@ def load_weights(
             owner, _, name = key.rpartition(".")
             is_parameter = isinstance(expected[key], nn.Parameter)
             setattr(owners[owner], name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
-    _materialize(module, device)
+    _materialize(module, owners, device)
     return module.eval()
 
 
@@ -170,13 +170,12 @@ def _enumerate(keys: list[str]) -> str:
     return ", ".join(sorted(keys)[:3]) + more
 
 
-def _materialize(module: nn.Module, device: torch.device) -> None:
-    """Gives storage to the buffers that no file holds.
+def _materialize(module: nn.Module, owners: Mapping[str, Any], device: torch.device) -> None:
+    """Gives storage to the buffers that no file holds. `owners` are the parts of the module by their names.
 
     Raises:
         RuntimeError: a module leaves a tensor without storage; a mistake in the module, not in the checkpoint.
     """
-    owners = dict(module.named_modules())
     unfilled = [name for name, buffer in module.named_buffers() if buffer.is_meta]  # parameters are in the state dict
     for owner_name in {name.rpartition(".")[0] for name in unfilled}:
         owner = owners[owner_name]

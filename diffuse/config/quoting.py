@@ -73,10 +73,12 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         elif value is None or sign:
             quoted.append(override)
         elif key in _TEXTS and sweep and (_SWEEP.fullmatch(value[1:]) or is_quoted_list(value[1:])):
-            texts = read_text_list(key, value[1:])
-            listed = value[1:] if texts is None else f"choice({','.join(map(quote_text, texts))})"
-            # `"a","b"` is the same sweep as `choice("a","b")`, and so has the same identity.
-            quoted.append(f"{key}=choice({listed})" if texts is None and is_quoted_list(listed) else f"{key}={listed}")
+            listed, texts = value[1:], read_text_list(key, value[1:])
+            if texts is not None:
+                listed = f"choice({','.join(map(quote_text, texts))})"
+            elif is_quoted_list(listed):  # the same sweep as `choice("a","b")`, and so has the same identity
+                listed = f"choice({listed})"
+            quoted.append(f"{key}={listed}")
         elif key in _TEXTS:
             quoted.append(f"{key}={quote_text(value[1:])}")
         elif _is_bare_path(key, value, sweep):

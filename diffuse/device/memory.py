@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -103,10 +103,9 @@ class Memory:
             tileable: it can work on parts of an image, which takes less memory; see `memory_profile.tiled_decode`.
             blocks: the classes of its repeated blocks, which can stream; see `memory_profile.streamed`.
         """
-        on_device = name in self.profile.on_device or EVERY in self.profile.on_device
+        on_device = _includes(self.profile.on_device, name)
         if name in self.profile.streamed and not blocks:
             raise ConfigError(f"memory_profile.streamed names {name}, which has no repeated blocks; leave it out")
-        streams = name in self.profile.streamed or EVERY in self.profile.streamed
         device = self._device if on_device else _CPU
         self._components[self._prefix + name] = ManagedModule(
             load,
@@ -116,7 +115,7 @@ class Memory:
             tileable,
             compiled=self.hw.compile is Compile.regional,
             deterministic=self.hw.strict,
-            streamed_blocks=blocks if streams and on_device else (),
+            streamed_blocks=blocks if on_device and _includes(self.profile.streamed, name) else (),
             resident_blocks=self.profile.resident_blocks,
         )
         self._checked = False
@@ -160,7 +159,7 @@ class Memory:
                         f"({EVERY} for all)"
                     )
         for name in self.profile.streamed:
-            if name != EVERY and EVERY not in self.profile.on_device and name not in self.profile.on_device:
+            if name != EVERY and not _includes(self.profile.on_device, name):
                 raise ConfigError(
                     f"memory_profile.streamed names {name}, which memory_profile.on_device does not; add it there"
                 )
@@ -277,6 +276,11 @@ class Memory:
         elif not component.tileable and self.profile.batch_size != 1 and not self.hw.strict:
             ways.append("memory_profile.batch_size=1")
         return f"{message}: try {', '.join(ways)} or a smaller picture"
+
+
+def _includes(names: Sequence[str], name: str) -> bool:
+    """Returns whether a profile's list of components names this one, or all."""
+    return name in names or EVERY in names
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

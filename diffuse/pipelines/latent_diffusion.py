@@ -227,7 +227,12 @@ class LatentDiffusion(DiffusionPipeline):
         if mask is not None and not mask[::factor, ::factor].any():
             size = f"{request.width} x {request.height}"
             warnings = [*warnings, f"mask_image: selects nothing at {size}; make white what is to be painted anew"]
-        return [Stage(start, sampler, len(sampler.timesteps), guidance, self.denoise_batch)], warnings
+        stage = Stage(start, sampler, len(sampler.timesteps), guidance, self.denoise_batch)
+        return [stage], [*self.notes(request, sampler), *warnings]
+
+    def notes(self, request: GenerationRequest, sampler: Any) -> list[str]:
+        """Returns lines that tell the user what was corrected in the checkpoint's published settings."""
+        return [*sampler.notes]
 
     def guidance(
         self, request: GenerationRequest, embeddings: PromptEmbeddings | None = None

@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from diffuse.models.text_encoder.clip import CLIPTextOutput
 from diffuse.pipelines import clip_prompts
 from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, EncodedPrompts, LatentDiffusion
-from diffuse.pipelines.pipeline import Stage
 from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.guidance import Conditioning
-from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.schedulers import outdated
 from diffuse.schedulers.build import build_sampler
 from diffuse.schema import GenerationRequest
@@ -58,24 +55,17 @@ class StableDiffusion(LatentDiffusion):
             return (TRAINED_SIZE * self.vae_config.factor,) * 2
         return super().default_size()
 
-    def stages(
-        self,
-        request: GenerationRequest,
-        samplers: Any,
-        image: np.ndarray | None,
-        mask: np.ndarray | None,
-        embeddings: PromptEmbeddings | None = None,
-    ) -> tuple[list[Stage], list[str]]:
-        """See `LatentDiffusion`; the warnings say what was corrected in the checkpoint's settings."""
-        stages, warnings = super().stages(request, samplers, image, mask, embeddings)
-        notes = [*samplers.notes]
-        if image is None and self._says_small_size() and (request.width, request.height) == self.default_size():
+    def notes(self, request: GenerationRequest, sampler: Any) -> list[str]:
+        """See `LatentDiffusion`; a corrected size is told too, where a picture is made of nothing and has it."""
+        notes = super().notes(request, sampler)
+        corrected = request.input_image is None and self._says_small_size()
+        if corrected and (request.width, request.height) == self.default_size():
             said = self.unet_config.sample_size
             notes.append(
                 f"this checkpoint's unet/config.json is outdated: sample_size={said} is taken as {TRAINED_SIZE}, as "
                 "diffusers does; width= and height= choose another size"
             )
-        return stages, [*notes, *warnings]
+        return notes
 
     def _says_small_size(self) -> bool:
         """Is true for files from before version 0.9.0 of diffusers that say less than this family was trained at."""

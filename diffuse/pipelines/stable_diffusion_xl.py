@@ -128,21 +128,19 @@ class StableDiffusionXL(LatentDiffusion):
         No negative prompt at all stands for zeros where the checkpoint was trained so, and for an empty one elsewhere.
         """
         request = self.complete(request)
-        # Not in half precision, in which a size of 1083 pixels has no place.
-        time_ids = [torch.tensor([self.time_ids(request, negative)]) for negative in (False, True)]
+        added = [self.added_conditioning(request, negative) for negative in (False, True)]
+        same_sizes = torch.equal(*(each["time_ids"] for each in added))
         texts = [self.texts(request)]
         negative = self.negative_texts(request)
         use_zeros = negative is None and self.zeros_for_no_prompt
         if guided and not use_zeros:
             texts.append(negative or ("",) * len(self.encoders))
-        if texts[0] == texts[-1] and torch.equal(*time_ids) and not request.clip_skip:
+        if texts[0] == texts[-1] and same_sizes and not request.clip_skip:
             texts = texts[:1]
         states, warnings = self._encode_texts(request, texts)
         if guided and use_zeros:
             states.append({name: torch.zeros_like(value) for name, value in states[0].items()})
-        conditioning: list[Conditioning] = [
-            {**state, "time_ids": ids} for state, ids in zip(states, time_ids, strict=False)
-        ]
+        conditioning: list[Conditioning] = [{**state, **each} for state, each in zip(states, added, strict=False)]
         return EncodedPrompts(conditioning[0], conditioning[1] if len(conditioning) > 1 else None, warnings)
 
     def _encode_texts(

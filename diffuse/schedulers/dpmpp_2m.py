@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffuse.errors import ConfigError
-from diffuse.schedulers import noise_schedule
+from diffuse.schedulers import noise_schedule, sigmas
 from diffuse.schedulers.sampler import State
 from diffuse.schedulers.sigma_sampler import VariancePreserving, signal_and_noise
 
@@ -60,9 +60,7 @@ class DPMpp2M(VariancePreserving):
     @property
     def reached_timesteps(self) -> int:
         """Is how many timesteps have half a log SNR, lambda, of `lambda_min_clipped` or more."""
-        left = self.alphas_cumprod.clone()
-        if self.rescale_betas_zero_snr:
-            left[-1] = 2**-24  # as in the sigmas
+        left = sigmas.signal_left(self.alphas_cumprod, self.rescale_betas_zero_snr)
         half_log_snr = left.sqrt().log() - (1 - left).sqrt().log()
         return int((half_log_snr >= self.lambda_min_clipped).sum())
 

@@ -23,10 +23,16 @@ _BETA = 0.6  # both parameters, as in the reference
 
 def schedule(alphas_cumprod: Tensor, zero_snr: bool) -> np.ndarray:
     """Returns sigma at each timestep of training, float32 `[num_train_timesteps]`."""
+    left = signal_left(alphas_cumprod, zero_snr)
+    return np.asarray(((1 - left) / left) ** 0.5)
+
+
+def signal_left(alphas_cumprod: Tensor, zero_snr: bool) -> Tensor:
+    """Returns the share of the signal's variance at each timestep of training, `[num_train_timesteps]`, never zero."""
     left = alphas_cumprod.clone()
     if zero_snr:
         left[-1] = 2**-24  # sigma would be infinite; this is the reference's choice, 4096
-    return np.asarray(((1 - left) / left) ** 0.5)
+    return left
 
 
 def interpolate_timesteps(sigmas: np.ndarray, schedule: np.ndarray) -> np.ndarray:
