@@ -18,7 +18,7 @@ from PIL import Image
 from sweeps import swept
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
-from diffuse.config.groups import CONFIG_NAME, conf_dir
+from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
 from diffuse.media.load import read_record
 from diffuse.sweep.composer import JobComposer
 from diffuse.sweep.job_folder import job_identity
@@ -72,7 +72,7 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
 
 @pytest.fixture
 def composer() -> Iterator[tuple[JobComposer, DictConfig]]:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with without_nodes_of_plugins(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield JobComposer(loader), loader.load_configuration(CONFIG_NAME, [], RunMode.MULTIRUN)
 
