@@ -22,12 +22,15 @@ from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
 from diffuse.run.model_auto import compose_model
 from diffuse.run.open import open_pipeline
+from diffuse.run.prepare import prepare
 from diffuse.run.run import generate
 from diffuse.sampling.results import Step
-from diffuse.schema import RequestArguments
+from diffuse.schema import PROMPT_FIELDS, RequestArguments
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 
 __all__ = [
     "DiffuseError",
@@ -72,6 +75,14 @@ class Options(Fields, total=False):
     latents: Tensor | np.ndarray | Mapping[str, Tensor] | None
     """Initial noise of unit variance, `[N, C, h, w]`, instead of the noise that the seeds give; also by name, as
     `{"image": ...}`."""
+    prompt_embeds: Tensor | np.ndarray | None
+    """What the text encoders make of a prompt, `[1, T, D]`, in its place; see `Pipeline.encode`."""
+    negative_prompt_embeds: Tensor | np.ndarray | None
+    """The same of the negative prompt, of the same shape; needed where there is guidance."""
+    pooled_prompt_embeds: Tensor | np.ndarray | None
+    """SDXL's pooled text, `[1, D]`."""
+    negative_pooled_prompt_embeds: Tensor | np.ndarray | None
+    """The same of the negative prompt."""
     on_step: Callable[[Step], None] | None
     """Called with each step that has ended. It may call `step.preview()`, and raise `diffuse.Stop` to end the run."""
     save: bool | str | Path
@@ -122,9 +133,25 @@ class Pipeline:
         fields = {"prompt": prompt, "keep_unmasked": keep_unmasked, "strength": strength, "resize": resize}
         return self._generate(fields, {"input_image": input_image, "mask_image": mask_image}, options)
 
+    def encode(self, prompt: str | None = None, **fields: Unpack[Fields]) -> PromptEmbeddings:
+        """Encodes a prompt and a negative prompt, and makes no picture.
+
+            made = pipeline.encode("a cat")
+            pipeline(**made.as_arguments(), seed=7)  # the picture of "a cat"
+
+        Raises:
+            DiffuseError: as `txt2img`; or the pipeline has a refiner, which encodes by itself.
+        """
+        overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
+        cfg = compose_model(overrides)
+        prepared = prepare(cfg, draft_requests(cfg)[0])
+        embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
+        return embeddings
+
     def _generate(self, own_fields: Mapping[str, Any], images: Mapping[str, ImageLike], options: Options) -> Generation:
         fields: dict[str, Any] = {**options, **own_fields}
         latents, on_step = fields.pop("latents", None), fields.pop("on_step", None)
+        embeddings = _take_embeddings(fields)
         save, progress = fields.pop("save", False), fields.pop("progress", True)
         if save and not isinstance(save, bool):
             fields["output.dir"] = str(save)
@@ -141,6 +168,7 @@ class Pipeline:
             drafts,
             overrides=overrides,
             latents=None if latents is None else _as_noise(latents),
+            embeddings=embeddings,
             save=bool(save),
             callbacks=Callbacks(on_step=on_step, messages=progress),
         )
@@ -279,6 +307,21 @@ def _override_value(name: str, value: Any) -> str:
         return str(operator.index(value))
     except TypeError:
         raise ConfigError(f"{name}: is of type {type(value).__name__}; give text or a number") from None
+
+
+def _take_embeddings(fields: dict[str, Any]) -> PromptEmbeddings | None:
+    """Takes the prompt embeddings out of the arguments of a call, which then has an empty prompt."""
+    from diffuse.sampling.prompt_embeddings import EMBEDDINGS, read_embeddings
+
+    embeddings = read_embeddings({name: fields.pop(name, None) for name in EMBEDDINGS})
+    if embeddings is not None:
+        for name in (*PROMPT_FIELDS, "prompt_file", "clip_skip", "long_prompt", "prompt_syntax"):
+            if fields.get(name) is not None:
+                raise ConfigError(
+                    f"{name}: is read from no prompt where prompt_embeds are given; leave one of them out"
+                )
+        fields["prompt"] = ""
+    return embeddings
 
 
 def _as_noise(latents: Any) -> Tensor:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, TypedDict, TypeVar, get_args, get_type_hints
+from typing import Any, TypedDict, get_args, get_type_hints
 
 MISSING: Any = "???"  # `omegaconf.MISSING`, which is that text: a value that the configuration must set
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
@@ -91,6 +91,7 @@ class ComponentConfig:
     source: str | None = None  # a whole checkpoint, or a folder or hub repository that is this component
     revision: str | None = None
     variant: str | None = None
+    fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
 
 
 @dataclass
@@ -117,6 +118,7 @@ class ModelConfig(ComponentsConfig):
     source: str | None = None  # a folder in the diffusers layout, or a hub repository
     revision: str | None = None
     variant: str | None = None  # the published file variant, such as fp16
+    fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
     download: Download = Download.ask  # whether what is not here is fetched, for the refiner and components too
     half_dtype: Dtype = Dtype.bfloat16  # what a profile's "half" means for this model
     size_multiple: int = 8  # width and height are multiples of it
@@ -133,6 +135,7 @@ class RefinerConfig(ComponentsConfig):
     source: str | None = None  # a folder in the diffusers layout, or a hub repository
     revision: str | None = None
     variant: str | None = None
+    fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
     request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
 
 
@@ -144,6 +147,8 @@ class MemoryProfileConfig:
     on_device: list[str] = field(default_factory=list)  # components that run on the device; others run on the CPU
     half: bool = True  # half precision on an accelerator; a CPU computes in float32
     guidance: GuidanceMode = GuidanceMode.batched
+    streamed: list[str] = field(default_factory=list)  # of these, components whose blocks pass over it one by one
+    resident_blocks: int = 0  # blocks of a streamed component that stay on the device
     cleanup: Cleanup = Cleanup.none  # phases: a component leaves the device when its phase ends
     cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
     batch_size: int | None = None  # images denoised together; null: as many as batch_pixels have room for
@@ -174,6 +179,8 @@ class TrackingConfig:
     artifact_location: str | None = None
     experiment: str = "diffuse"
     journal: str | None = None  # where runs wait until they are in the store
+    run_name: str | None = None  # of the run; in a sweep it stands before the name of each
+    tags: dict[str, Any] = field(default_factory=dict)  # the user's own, by name
 
 
 @dataclass
@@ -367,34 +374,3 @@ class RequestArguments(TypedDict, total=False):
     aesthetic_score: float | None
     negative_aesthetic_score: float | None
     denoising_end: float | None
-
-
-ConfigClass = TypeVar("ConfigClass", bound=type)
-
-
-def _with_request_fields(config: ConfigClass) -> ConfigClass:
-    """Adds the request fields before the class's own, but for `prompt_file`, which follows `prompt`."""
-    types = {name: each.config_type for name, each in REQUEST_FIELDS.items()}
-    order = dict.fromkeys(("prompt", "prompt_file", *types, *config.__annotations__))
-    config.__annotations__ = {name: {**types, **config.__annotations__}[name] for name in order}
-    for name, each in REQUEST_FIELDS.items():
-        setattr(config, name, each.config_default)
-    return config
-
-
-@dataclass
-@_with_request_fields
-class Config:
-    """The root of the configuration: the fields of a request, where null takes the model's default, and these."""
-
-    prompt_file: str | None = None  # prompts from a file, one a line, each of them a run of its own
-    suite: Suite | None = None  # a suite of checks to run in place of a request
-    model: ModelConfig = field(default_factory=ModelConfig)
-    refiner: RefinerConfig = field(default_factory=RefinerConfig)
-    scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
-    memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
-    hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    output: OutputConfig = field(default_factory=OutputConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)

@@ -35,9 +35,15 @@ _errors: list[OSError] = []
 
 
 def print_path(path: Path) -> None:
-    """Prints a path on standard output. A reader that has gone costs no image: see `print_error`."""
+    """Prints a path on standard output. A reader that has gone costs no image: see `print_error`.
+
+    Letters that the stream's encoding lacks are escaped: an exception would end the thread that saves.
+    """
     try:
-        print(path, flush=True)
+        try:
+            print(path, flush=True)
+        except UnicodeEncodeError:
+            print(str(path).encode("ascii", "backslashreplace").decode(), flush=True)
     except OSError as error:
         _errors.append(error)
 

@@ -42,7 +42,7 @@ def locate_checkpoints(
         CheckpointError: there is no such folder or repository, it is gated, its files are not what is needed, or the
             network cannot be reached.
     """
-    checkpoints = [_local_checkpoint(source) or cached_checkpoint(source) for source in sources]
+    checkpoints = [_local_checkpoint(source) or _cached_checkpoint(source) for source in sources]
     absent = [source for source, checkpoint in zip(sources, checkpoints, strict=True) if checkpoint is None]
     if not absent:
         return [checkpoint for checkpoint in checkpoints if checkpoint]
@@ -121,6 +121,20 @@ def _plan_downloads(sources: Sequence[Source]) -> list[DownloadPlan]:
         with hub_errors(source.location, source.revision, source.setting):
             plans.append(plan_download(source))
     return plans
+
+
+def _cached_checkpoint(source: Source) -> CheckpointFolder | None:
+    """Returns the first of the source's choices that the cache has; None where it has neither."""
+    first_error: CheckpointError | None = None
+    for choice in source.choices:
+        try:
+            if checkpoint := cached_checkpoint(choice):
+                return checkpoint
+        except CheckpointError as error:  # that variant is not published
+            first_error = first_error or error
+    if first_error is not None and len(source.choices) == 1:
+        raise first_error
+    return None
 
 
 def _local_checkpoint(source: Source) -> CheckpointFolder | None:

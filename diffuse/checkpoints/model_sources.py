@@ -40,10 +40,13 @@ def model_sources(cfg: DictConfig, models: Mapping[str, Sequence[str]]) -> list[
                     f"{group}.{name}.source={model[name].source}: {group}={model.name} has no {name}; it has {has}"
                 )
         own = tuple(name for name in components if name not in parts)
-        sources.append(Source(model.source, model.revision, model.variant, own, group))
+        sources.append(
+            Source(model.source, model.revision, model.variant, own, group, fetch_variant=model.fetch_variant)
+        )
         for name in parts:
             part = model[name]
-            sources.append(Source(part.source, part.revision, part.variant, (name,), f"{group}.{name}", single=True))
+            fields = part.source, part.revision, part.variant, (name,), f"{group}.{name}"
+            sources.append(Source(*fields, single=True, fetch_variant=part.fetch_variant))
     return sources
 
 

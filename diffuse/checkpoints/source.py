@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffuse.checkpoints.folder import CheckpointFolder
@@ -19,6 +19,8 @@ class Source:
         components: the folders needed; None for all that `model_index.json` names.
         setting: what the source's fields begin with in the configuration, for messages.
         single: whether `components` is one component, which may be all that the source has.
+        fetch_variant: the variant that is fetched, if it is published and smaller, where `variant` is None and neither
+            is here.
     """
 
     location: str
@@ -27,6 +29,14 @@ class Source:
     components: tuple[str, ...] | None = None
     setting: str = "model"
     single: bool = False
+    fetch_variant: str | None = None
+
+    @property
+    def choices(self) -> tuple[Source, ...]:
+        """The source as it is, and where no variant is asked for, in the variant that is rather fetched."""
+        if self.variant is not None or self.fetch_variant is None:
+            return (self,)
+        return self, replace(self, variant=self.fetch_variant)
 
     def checkpoint(self, folder: Path, commit: str | None = None, *, at_root: bool = False) -> CheckpointFolder:
         """Returns the source's checkpoint, whose files are in `folder`; `commit` is None for a local folder."""

@@ -1,10 +1,12 @@
 """How tensors get from a safetensors file into their place: mapped where that is possible, otherwise through a window.
 
-On the CPU, a tensor that is published in the wanted dtype stays in the mapped file and is read when it is first used.
-Every other tensor is read through a small window into its final place, so that memory never holds a second copy.
+On the CPU, a large tensor that is published in the wanted dtype stays in the mapped file and is read when it is first
+used. Every other tensor is read through a small window into its final place, so that memory never holds a second copy.
 
 Large tensors are mapped in several parts, because a layer that packs its weight in another order when it is first used
-(`diffuse.layers.packed`) has no more use for the published one: its pages then leave memory.
+(`diffuse.layers.packed`) has no more use for the published one: its pages then leave memory. Small tensors are copied,
+because a small layer computes with its weight as it lies there, and MKL's last bits depend on where that is: the same
+weights give the same bits from every file.
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from diffuse.checkpoints.safetensors_file import StoredTensor
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_LARGE_BYTES = 256 << 10  # of which a smaller one is not packed, or does not matter
+_LARGE_BYTES = 256 << 10  # more than a layer has that is not packed
 _PARTS = 16  # mappings, each of which holds a file descriptor
 _WINDOW_BYTES = 16 << 20
 
@@ -48,16 +49,12 @@ def read_tensors(
     tensors: dict[str, Tensor] = {}
     copied: list[str] = []
     large: list[str] = []
-    with safe_open(path, framework="pt", device="cpu") as mapped:
-        for key, dtype in dtypes.items():
-            entry = entries[key]
-            stored = DTYPES[entry.dtype]
-            if device.type != "cpu" or stored != dtype or entry.start % stored.itemsize != 0:
-                copied.append(key)
-            elif entry.nbytes > _LARGE_BYTES:
-                large.append(key)
-            else:
-                tensors[key] = mapped.get_tensor(key)
+    for key, dtype in dtypes.items():
+        entry = entries[key]
+        stored = DTYPES[entry.dtype]
+        aligned = entry.start % stored.itemsize == 0
+        mapped = device.type == "cpu" and stored == dtype and aligned and entry.nbytes > _LARGE_BYTES
+        (large if mapped else copied).append(key)
     if large:
         tensors |= _map_in_parts(path, entries, large)
     if copied:

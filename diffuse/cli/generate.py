@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _CFG_VALUES = ("job", "hydra", "all")
-_FLAGS = ("-m", "--multirun", "--yes", "-y", "--resolve", "--hydra-help")
+_FLAGS = ("-m", "--multirun", "--yes", "-y", "--dry-run", "--resolve", "--hydra-help")
+_OWN_FLAGS = ("-y", "--yes", "--dry-run")  # the others are Hydra's
 _FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {"--cfg": _CFG_VALUES, "-c": _CFG_VALUES, "--package": (), "-p": ()}
 
 
@@ -27,14 +28,25 @@ def run_generate(arguments: list[str]) -> None:
     from diffuse.run import model_auto
     from diffuse.sweep.plan import is_sweep
 
+    yes, dry = bool({"-y", "--yes"} & {*flags}), "--dry-run" in flags
+    flags = [flag for flag in flags if flag not in _OWN_FLAGS]
     multirun = bool({"-m", "--multirun"} & {*flags})
     if not flags and is_sweep(command_line):
         multirun, flags = True, ["-m"]
-    yes = bool({"-y", "--yes"} & {*flags})
-    flags = [flag for flag in flags if flag not in ("-y", "--yes")]
+    if dry and (other := next((flag for flag in flags if flag not in ("-m", "--multirun")), None)):
+        raise ConfigError(f"--dry-run and {other}: each prints something else; leave one of them out")
+    if dry and junit is not None:
+        raise ConfigError(f"--dry-run and --junit {junit}: nothing is checked; leave one of them out")
     command_line = model_auto.resolve_model(command_line)
     overrides = quote_overrides(command_line, sweep=multirun)
-    if multirun:
+    if dry:
+        from diffuse.cli.dry_run import list_run, list_sweep
+
+        if multirun:
+            list_sweep(flags, overrides, command_line, yes)
+        else:
+            list_run(flags, overrides, command_line)
+    elif multirun:
         from diffuse.cli.sweep import run_sweep
 
         run_sweep(flags, overrides, command_line, yes)

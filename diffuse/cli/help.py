@@ -49,6 +49,7 @@ Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; s
   --no-sheets                     leave the contact sheets out
 
   --cfg job     print the configuration and make nothing
+  --dry-run     say what would be made, and of a sweep what is there already
   --version     print the version
   --help        this text
 

@@ -10,8 +10,11 @@ from typing import Any
 from hydra import main
 from omegaconf import DictConfig
 
-from diffuse.config.groups import CONFIG_NAME, conf_dir
+from diffuse.config.groups import CONFIG_NAME, conf_dir, drop_nodes_of_plugins
 from diffuse.config.mistakes import explain_errors
+from diffuse.errors import RunError
+
+_PRINTING = {"--cfg", "-c", "--hydra-help"}  # options of Hydra that print and run nothing
 
 
 def run_hydra(
@@ -33,6 +36,8 @@ def run_hydra(
             failures.append(error)  # Hydra would add lines of its own to it
             return None
 
+    prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
+    drop_nodes_of_plugins()
     entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
@@ -40,6 +45,14 @@ def run_hydra(
     try:
         with explain_errors(command_line):
             entry(run_task)()
+        if prints:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not prints:
+            raise
+        raise RunError(f"standard output cannot be written: {error.strerror}") from error
     finally:
         sys.argv = argv
         if full_error is None:

@@ -6,6 +6,7 @@ Nothing is imported before it is needed: help and refused requests import neithe
 from __future__ import annotations
 
 import atexit
+import codecs
 import gc
 import io
 import logging
@@ -20,6 +21,7 @@ from diffuse.errors import DiffuseError
 
 COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _INTERRUPTED = 130
+_PRINTABLE = "diffuse-printable"  # the name of an error handler
 _SPINS = "10000"  # libgomp's own 300,000 are for machines with nothing else to do
 _GC_THRESHOLDS = 100_000, 20, 100  # objects between Python's searches for cycles: imports make a million that stay
 
@@ -97,4 +99,15 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - takes the lowest free number: its own
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        codecs.register_error(_PRINTABLE, _printable)
+        sys.stdout.reconfigure(errors=_PRINTABLE)
+
+
+def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Returns the byte of a path that is not text, and the escape, as `\\u4e2d`, of a letter the encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    letter = error.object[error.start]
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # as os.fsdecode makes them
+        return bytes([code - 0xDC00]), error.start + 1
+    return letter.encode("ascii", "backslashreplace").decode(), error.start + 1

@@ -2,7 +2,11 @@
 
 function drawGrid(cells) {
   const grid = $('#grid');
-  const { x, y } = state;
+  const { y } = state;
+  // A single line that is wider than the window breaks into rows, in which each cell says where it belongs.
+  const wraps = state.x >= 0 && y < 0 && places(state.x).length * (state.size + 10) > innerWidth - 60;
+  const x = wraps ? -1 : state.x;
+  if (wraps) cells = cells.toSorted((a, b) => data.cells[a].at[state.x] - data.cells[b].at[state.x]);
   nearby.disconnect();
   grid.style.setProperty('--size', `${state.size}px`);
   grid.classList.toggle('flow', x < 0);

@@ -158,7 +158,7 @@ function fit() {
 
 // As large as lets all columns be seen, within reason.
 function fittingSize() {
-  const columns = state.x < 0 ? 6 : data.axes[state.x].values.length;
+  const columns = state.x < 0 ? 6 : Math.min(data.axes[state.x].values.length, state.y < 0 ? 8 : Infinity);
   const native = Math.max(...data.cells.slice(0, 50).map((cell) => Math.max(...cell.size)));
   const room = (innerWidth - (state.y < 0 ? 60 : 240)) / columns - 14;
   return Math.round(Math.max(96, Math.min(room, 384, Math.max(native * 2, 160))) / 8) * 8;

@@ -105,5 +105,5 @@ def _figure(
 
 
 def _short(text: str) -> str:
-    text = fonts.drawable_text(" ".join(text.split())).replace("$", r"\$")  # which would be mathematics
+    text = fonts.drawable_text(" ".join(text.split()), coloured=False).replace("$", r"\$")  # which would be mathematics
     return text if len(text) <= _NAME_CHARACTERS else f"{text[: _NAME_CHARACTERS - 1]}…"

@@ -64,11 +64,12 @@ def draw_sheets(cells: Sequence[Cell], layout: Layout, folder: Path) -> list[Pat
     """Draws the sheets as PNG files into `folder` and returns their paths."""
     paths: list[Path] = []
     sheets = arrange_sheets(cells, layout)
+    sizes = [_cell_size(list(sheet.cells.values())) for sheet in sheets]
+    sheets = [sheet if sheet.rows else _run_on(sheet, size[0]) for sheet, size in zip(sheets, sizes, strict=True)]
     texts = [text for sheet in sheets for text in (*sheet.columns, *sheet.rows, *sheet.captions.values())]
     fonts.find_fonts("".join(texts))
     fonts.find_fonts("".join(sheet.heading for sheet in sheets), bold=True)
-    for sheet in sheets:
-        size = _cell_size(list(sheet.cells.values()))
+    for sheet, size in zip(sheets, sizes, strict=True):
         pages = _pages(sheet, size)
         stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"sheet {sheet.heading}").strip("_.")[:_NAME_CHARACTERS]
         for number, page in enumerate(pages, 1):
@@ -106,7 +107,7 @@ def arrange_sheets(cells: Sequence[Cell], layout: Layout) -> list[Sheet]:
         heads = [axis.title(axis.values[value]) for axis, value in zip(layout.sheets, values, strict=True)]
         heading = "   ".join([*heads, f"again {again + 1}"] if again else heads)
         sheets.append(Sheet(heading, _titles(layout.x), _titles(layout.y), placed))
-    return [sheet if sheet.rows else _run_on(sheet) for sheet in sheets]
+    return sheets
 
 
 def _titles(axis: Axis | None) -> list[str]:
@@ -115,11 +116,15 @@ def _titles(axis: Axis | None) -> list[str]:
     return [Path(str(value)).name if axis.key == FILE else axis.title(value) for value in axis.values]
 
 
-def _run_on(sheet: Sheet) -> Sheet:
-    """Breaks the cells of a single axis, which could make a line of any length, into several lines."""
+def _run_on(sheet: Sheet, width: int) -> Sheet:
+    """Breaks the cells of a single axis, which could make a line of any length, into several lines.
+
+    A line fits on a page, so that cells which follow one another are on the same page.
+    """
     if not sheet.columns:
         return sheet
-    across = max(1, round(math.sqrt(len(sheet.columns) * 1.6)))
+    most = min(math.isqrt(MOST_PIXELS), MOST_SIDE - _ROW_HEAD - 2 * _MARGIN) // (width + _GAP)
+    across = max(1, min(round(math.sqrt(len(sheet.columns) * 1.6)), most))
     places = {column: (column % across, column // across) for column, _ in sheet.cells}
     cells = {places[column]: cell for (column, _), cell in sheet.cells.items()}
     captions = {place: sheet.columns[column] for column, place in places.items()}
@@ -185,13 +190,13 @@ def _draw(sheet: Sheet, page: SheetPage, size: tuple[int, int], heading: str) ->
     ink = ImageDraw.Draw(canvas)
     if heading:
         (line,) = fonts.wrap_text(heading, canvas.width - 2 * _MARGIN, _HEADING, 1, bold=True)
-        fonts.draw_text(ink, (_MARGIN, _MARGIN), line, _INK, _HEADING, bold=True)
+        fonts.draw_text(canvas, (_MARGIN, _MARGIN), line, _INK, _HEADING, bold=True)
     for across, column in enumerate(page.columns):
         x = left + across * (width + _GAP)
-        _write(ink, (x, top - _GAP), heads.get(column, ()))
+        _write(canvas, (x, top - _GAP), heads.get(column, ()))
         for down, row in enumerate(page.rows):
             y = top + down * step
-            _write(ink, (x, y - _GAP), captions.get((column, row), ()))
+            _write(canvas, (x, y - _GAP), captions.get((column, row), ()))
             if (column, row) in sheet.cells:
                 canvas.paste(_thumbnail(sheet.cells[column, row]), (x, y))
             elif not captions:
@@ -199,15 +204,15 @@ def _draw(sheet: Sheet, page: SheetPage, size: tuple[int, int], heading: str) ->
     for down, row in enumerate(page.rows):
         if sheet.rows:
             lines = fonts.wrap_text(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
-            _write(ink, (_MARGIN, top + down * step + len(lines) * _LINE), lines)
+            _write(canvas, (_MARGIN, top + down * step + len(lines) * _LINE), lines)
     return canvas
 
 
-def _write(ink: ImageDraw.ImageDraw, bottom: tuple[int, int], lines: Sequence[str]) -> None:
+def _write(canvas: Image.Image, bottom: tuple[int, int], lines: Sequence[str]) -> None:
     """Writes lines of text, the last of which ends at `bottom`."""
     x, y = bottom[0], bottom[1] - len(lines) * _LINE
     for number, line in enumerate(lines):
-        fonts.draw_text(ink, (x, y + number * _LINE), line, _INK, _TEXT)
+        fonts.draw_text(canvas, (x, y + number * _LINE), line, _INK, _TEXT)
 
 
 def _free(folder: Path, stem: str, taken: Sequence[Path]) -> Path:

@@ -18,6 +18,7 @@ from diffuse.config.compose import ConfigValues
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.mistakes import suggestion
+from diffuse.config.run_tags import check_run_tags
 from diffuse.errors import ConfigError
 from diffuse.schedulers.options import check_options
 from diffuse.schema import COMPONENTS, PROMPT_FIELDS, REQUEST_FIELDS, SEED_LIMIT, PromptSyntax, RequestField
@@ -42,7 +43,20 @@ def bounds(field: RequestField) -> str:
 # The seed's range depends on num_images.
 _NUMBERS = [each for each in REQUEST_FIELDS.values() if bounds(each) and each.name != "seed"]
 _OPTIONAL = {name: each.default for name, each in REQUEST_FIELDS.items() if each.default is not MISSING}
-_PROFILE_COUNTS = (("batch_size", 1), ("batch_pixels", 1), ("cleanup_every", 0), ("max_side", 1))
+_PROFILE_COUNTS = (
+    ("batch_size", 1),
+    ("batch_pixels", 1),
+    ("cleanup_every", 0),
+    ("resident_blocks", 0),
+    ("max_side", 1),
+)
+# What the ends of a range do, which is what somebody wants who goes beyond them.
+_HINTS = {
+    "guidance_scale": "0 and 1 switch guidance off",
+    "guidance_rescale": "0 leaves the contrast as guidance makes it",
+    "strength": "1 forgets the input picture, and nothing goes beyond that",
+    "clip_skip": "0 or null leaves out none, 1 the last layer",
+}
 
 
 def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
@@ -68,6 +82,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
             raise ConfigError(f"memory_profile.{name}={value}: should be a whole number of {least} or more")
     if not 1 <= config.output.quality <= 100:
         raise ConfigError(f"output.quality={config.output.quality}: should be from 1 to 100")
+    check_run_tags(config.tracking.tags, config.tracking.run_name)
     if not str(config.output.dir):
         raise ConfigError("output.dir is empty: give a folder")
 
@@ -85,7 +100,8 @@ def check_number(field: RequestField, value: Any) -> None:
     is_number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and _within(field, value)):
         kind = "whole number" if field.type is int else "number"
-        raise ConfigError(f"{field.name}={value}: should be a {kind} {bounds(field)}")
+        hint = f"; {_HINTS[field.name]}" if field.name in _HINTS else ""
+        raise ConfigError(f"{field.name}={value}: should be a {kind} {bounds(field)}{hint}")
 
 
 def _within(field: RequestField, value: float) -> bool:

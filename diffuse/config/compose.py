@@ -9,11 +9,11 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from diffuse.config.groups import compose_quoted
+from diffuse.config.groups import compose_quoted, composing
 from diffuse.config.mistakes import explain_errors, plain_message
 from diffuse.config.quoting import escape_text, quote_overrides
+from diffuse.config.root import Config
 from diffuse.errors import ConfigError
-from diffuse.schema import Config
 
 HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
 _HYDRA_PATH = re.compile(r"(?<!\\)(?P<backslashes>(?:\\\\)*)\$\{hydra:(?P<path>[^}]*)\}")
@@ -41,7 +41,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: an override names or sets what does not exist or does not fit.
     """
-    with explain_errors(overrides):
+    with composing(), explain_errors(overrides):
         return compose_quoted(quote_overrides(overrides))
 
 

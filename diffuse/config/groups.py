@@ -6,7 +6,10 @@ Importing this module registers with Hydra and OmegaConf everything that composi
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +18,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
+from diffuse.config.root import Config
 from diffuse.schema import (
-    Config,
     HardwareConfig,
     MemoryProfileConfig,
     ModelConfig,
@@ -39,6 +44,24 @@ _CLASSES: dict[str, type[Any]] = {
 }
 GROUPS = (*_CLASSES, "scheduler", "experiment")
 
+_lock = threading.RLock()
+
+
+def composing() -> threading.RLock:
+    """Returns the lock that whoever composes holds: Hydra keeps its state in globals, one for all threads."""
+    return _lock
+
+
+def _renew_lock() -> None:
+    """Gives a forked child a lock of its own: the thread that holds its parent's does not exist there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
+
+Plugins.instance()  # imports the plugins now, so that no thread imports them while another one forks
 ConfigStore.instance().store(name="schema", node=Config)
 # The shipped checkpoint is found beside the code, wherever that is installed.
 OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
@@ -54,20 +77,19 @@ def conf_dir() -> Path:
     return packaged if (packaged / f"{CONFIG_NAME}.yaml").is_file() else PACKAGE.parent / "conf"
 
 
-def _drop_nodes_of_plugins() -> None:
-    """Removes the launchers and sweepers that installed plugins of Hydra have stored and `conf/hydra` has too.
+def drop_nodes_of_plugins() -> dict[tuple[str, str], Any]:
+    """Removes the launchers and sweepers that plugins of Hydra have stored and `conf/hydra` has too; returns them.
 
     Hydra would validate those files against the plugins' classes, which have fewer fields. `ConfigStore` has no public
     method to remove a node: `ConfigStore.repo`, as in Hydra 1.3.
     """
-    Plugins.instance()  # loads the plugins
     stored = ConfigStore.instance().repo["hydra"]
+    dropped = {}
     for group in ("launcher", "sweeper"):
         for file in (conf_dir() / "hydra" / group).iterdir():
-            stored[group].pop(file.name, None)
-
-
-_drop_nodes_of_plugins()
+            if file.name in stored[group]:
+                dropped[group, file.name] = stored[group].pop(file.name)
+    return dropped
 
 
 def group_options(group: str) -> list[str]:
@@ -98,17 +120,34 @@ def load_yaml(name: str) -> DictConfig:
 def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     """Composes `conf/` with overrides in Hydra's own grammar; with Hydra's settings under `hydra`, if `hydra`.
 
-    Works inside a running job of Hydra too. Raises what Hydra and OmegaConf raise.
+    Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
     """
-    outer = GlobalHydra.instance()
-    inner = copy.copy(outer)
-    inner.clear()
-    GlobalHydra.set_instance(inner)
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
-    finally:
-        GlobalHydra.set_instance(outer)
+    with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Gives the block a state of Hydra of its own, one thread at a time.
+
+    An application around us that uses Hydra finds its own again: GlobalHydra, the name of its job, its `version_base`,
+    and the launchers and sweepers of its plugins.
+    """
+    with composing():
+        outer, job, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
+        job_values, base = copy.deepcopy(job.conf), version.getbase()
+        inner = copy.copy(outer)
+        inner.clear()
+        GlobalHydra.set_instance(inner)
+        dropped = drop_nodes_of_plugins()
+        try:
+            yield
+        finally:
+            GlobalHydra.set_instance(outer)
+            for (group, name), node in dropped.items():
+                ConfigStore.instance().repo["hydra"][group][name] = node
+            job.conf = job_values
+            version.version_base = base
 
 
 @cache

@@ -59,7 +59,9 @@ def plain_message(message: str) -> str:
     """Returns the first line of a message of OmegaConf, in the words of a user."""
     line = message.strip().splitlines()[0].rstrip(". ")
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
-        return f"{match[1]!r} is not {_KINDS.get(match[2], match[2])}"
+        dashed = re.fullmatch(r"(\d+)\s*-\s*(\d+)", match[1])
+        hint = f"; for a sweep write range({dashed[1]},{int(dashed[2]) + 1})" if dashed else ""
+        return f"{match[1]!r} is not {_KINDS.get(match[2], match[2])}{hint}"
     if match := re.search(r"Value '(.*)' is not a valid bool", line):
         return f"{match[1]!r} is not true or false"
     if "is not a ListConfig, list or tuple" in line:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from diffuse.config.groups import known_keys
 from diffuse.config.mistakes import unknown_field
+from diffuse.config.text_lists import is_quoted_list, read_text_list
 from diffuse.errors import ConfigError
 from diffuse.schema import COMPONENTS, FILE_FIELDS, PROMPT_FIELDS
 
@@ -22,7 +23,7 @@ _MARKS = "???"
 OmegaConf.register_new_resolver("diffuse_marks", lambda: _MARKS, replace=True)
 _MARKS_RESOLVED = "${diffuse_marks:}"
 
-_TEXTS = frozenset({*PROMPT_FIELDS, "prompt_file", "output.name"})
+_TEXTS = frozenset({*PROMPT_FIELDS, "prompt_file", "output.name", "tracking.run_name"})
 _PATHS = frozenset(
     {
         *FILE_FIELDS,
@@ -37,7 +38,14 @@ _PATHS = frozenset(
 )
 # All jobs of a sweep share these, so a comma in them is no sweep.
 _SHARED_PATHS = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")
-_OPEN = ("hydra", "model.request_defaults", "model.min_vram_gib", "refiner.request_defaults")  # keys may be added here
+_TAGS = re.compile(r"tracking\.tags(\..+)?")  # which may be set without `+`, as a field may
+_OPEN = (
+    "hydra",
+    "tracking.tags",
+    "model.request_defaults",
+    "model.min_vram_gib",
+    "refiner.request_defaults",
+)  # keys may be added here
 
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
@@ -47,11 +55,11 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
     """Returns overrides as Hydra's grammar takes them.
 
     A prompt, a file of prompts and a name are taken literally, whatever they hold; in a `sweep`, unless they are an
-    explicit one such as `choice(a, b)`. A path is quoted too, but `null` and `${...}` keep their meaning in it, and in
-    a sweep a comma does, unless all jobs share the path.
+    explicit one such as `choice(a, b)` or `"a","b"`. A path is quoted too, but `null` and `${...}` keep their meaning
+    in it, and in a sweep a comma does, unless all jobs share the path.
 
     Raises:
-        ConfigError: an override adds (`+`) or removes (`~`) a field.
+        ConfigError: an override adds (`+`) or removes (`~`) a field, or a list of texts cannot be read.
     """
     quoted = []
     for override in overrides:
@@ -60,9 +68,16 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         sign, key, value = match["sign"], match["key"].strip(), match["value"]
         if sign and not key.startswith(_OPEN):
             raise _refuse_sign(sign, key, value)
-        if value is None or sign:
+        if _TAGS.fullmatch(key) and value is not None and not sign:
+            quoted.append(f"++{override.lstrip()}")
+        elif value is None or sign:
             quoted.append(override)
-        elif key in _TEXTS and not (sweep and _SWEEP.fullmatch(value[1:])):
+        elif key in _TEXTS and sweep and (_SWEEP.fullmatch(value[1:]) or is_quoted_list(value[1:])):
+            texts = read_text_list(key, value[1:])
+            listed = value[1:] if texts is None else f"choice({','.join(map(quote_text, texts))})"
+            # `"a","b"` is the same sweep as `choice("a","b")`, and so has the same identity.
+            quoted.append(f"{key}=choice({listed})" if texts is None and is_quoted_list(listed) else f"{key}={listed}")
+        elif key in _TEXTS:
             quoted.append(f"{key}={quote_text(value[1:])}")
         elif _is_bare_path(key, value, sweep):
             quoted.append(f"{key}={quote_value(value[1:])}")

@@ -15,6 +15,7 @@ from copy import copy
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffuse.device.allocator import allocator_of, reset_rss_peak, rss_peak
 from diffuse.device.compile import compiler_advice, is_compiler_error
@@ -85,15 +86,27 @@ class Memory:
         """Seconds since `start()` that were spent reading weights."""
         return self._load_seconds[0]
 
-    def add(self, name: str, load: Load, *, float32: bool = False, tileable: bool = False) -> None:
+    def add(
+        self,
+        name: str,
+        load: Load,
+        *,
+        float32: bool = False,
+        tileable: bool = False,
+        blocks: tuple[type[nn.Module], ...] = (),
+    ) -> None:
         """Declares a component.
 
         Args:
             load: called with the device and the dtype when the component is first used.
             float32: never compute it in half precision.
             tileable: it can work on parts of an image, which takes less memory; see `memory_profile.tiled_decode`.
+            blocks: the classes of its repeated blocks, which can stream; see `memory_profile.streamed`.
         """
         on_device = name in self.profile.on_device or EVERY in self.profile.on_device
+        if name in self.profile.streamed and not blocks:
+            raise ConfigError(f"memory_profile.streamed names {name}, which has no repeated blocks; leave it out")
+        streams = name in self.profile.streamed or EVERY in self.profile.streamed
         device = self._device if on_device else _CPU
         self._components[self._prefix + name] = ManagedModule(
             load,
@@ -103,6 +116,8 @@ class Memory:
             tileable,
             compiled=self.hw.compile is Compile.regional,
             deterministic=self.hw.strict,
+            streamed_blocks=blocks if streams and on_device else (),
+            resident_blocks=self.profile.resident_blocks,
         )
         self._checked = False
 
@@ -130,13 +145,38 @@ class Memory:
         reset_rss_peak()
 
     def check(self) -> None:
-        """Raises ConfigError where the profile's `on_device` names a component that this model has not."""
-        for name in self.profile.on_device:
-            if name != EVERY and name not in self._components:
-                known = ", ".join(self._components)
+        """Checks that the profile and this model go together.
+
+        Raises:
+            ConfigError: a field names a component that this model has not, a streamed one is not on the device, or its
+                blocks are to be compiled as well.
+        """
+        known = ", ".join(self._components)
+        for field in ("on_device", "streamed"):
+            for name in getattr(self.profile, field):
+                if name != EVERY and name not in self._components:
+                    raise ConfigError(
+                        f"memory_profile.{field} names {name}, which this model has not; it has {known} "
+                        f"({EVERY} for all)"
+                    )
+        for name in self.profile.streamed:
+            if name != EVERY and EVERY not in self.profile.on_device and name not in self.profile.on_device:
                 raise ConfigError(
-                    f"memory_profile.on_device names {name}, which this model has not; it has {known} ({EVERY} for all)"
+                    f"memory_profile.streamed names {name}, which memory_profile.on_device does not; add it there"
                 )
+        if self.profile.streamed and not self.profile.on_device:
+            raise ConfigError(
+                "memory_profile.streamed needs components on the device, and memory_profile.on_device is empty"
+            )
+        if self.profile.resident_blocks and not self.profile.streamed:
+            raise ConfigError(
+                "memory_profile.resident_blocks has no effect without memory_profile.streamed; set that, such as [unet]"
+            )
+        if self.profile.streamed and self.hw.compile is Compile.regional:
+            raise ConfigError(
+                "hardware.compile=regional cannot compile blocks that stream; use hardware.compile=none, or set "
+                "memory_profile.streamed=[]"
+            )
         self._checked = True
 
     @contextmanager

@@ -14,6 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import nn
 
 from diffuse.device.compile import compile_blocks
+from diffuse.device.streaming import BlockStream
 
 Load = Callable[[torch.device, torch.dtype], nn.Module]
 
@@ -47,6 +48,9 @@ class ManagedModule:
         tileable: it can work on parts of an image, see `memory_profile.tiled_decode`.
         compiled: its blocks are compiled.
         deterministic: its compiled blocks must compute the same bits in every run.
+        streamed_blocks: the classes of the blocks that stream, empty where it is on the device as a whole.
+        resident_blocks: how many of these blocks stay on the device.
+        stream: made when the module is loaded, if it streams.
         hook: attached when the module leaves the device for the first time.
         present: the module is on its own device now.
         users: how many `with` blocks are using it.
@@ -59,6 +63,9 @@ class ManagedModule:
     tileable: bool = False
     compiled: bool = False
     deterministic: bool = False
+    streamed_blocks: tuple[type[nn.Module], ...] = ()
+    resident_blocks: int = 0
+    stream: BlockStream | None = None
     module: nn.Module | None = None
     hook: _DeviceHook | None = None
     present: bool = False
@@ -67,19 +74,25 @@ class ManagedModule:
     def arrive(self) -> nn.Module:
         """Returns the module on its device; loads it where it is not loaded."""
         if self.module is None:
-            self.module = self.load(self.device, self.dtype)
+            self.module = self.load(torch.device("cpu") if self.streamed_blocks else self.device, self.dtype)
             if self.compiled:
                 compile_blocks(self.module, deterministic=self.deterministic)
+            if self.streamed_blocks:
+                self.stream = BlockStream(self.module, self.streamed_blocks, self.device, self.resident_blocks)
         elif not self.present and self.hook is not None:
             # accelerate calls a hook before forward() only, and an autoencoder is used through decode().
             self.hook.pre_forward(self.module)
+        if self.stream is not None and not self.present:
+            self.stream.arrive()
         self.present = True
         return self.module
 
     def leave(self) -> None:
         """Moves the module to the CPU's memory. Attaching the hook is the first move: loading went to the device."""
         assert self.module is not None
-        if self.hook is None:
+        if self.stream is not None:
+            self.stream.leave()
+        elif self.hook is None:
             self.hook = _DeviceHook(self.device)
             add_hook_to_module(self.module, self.hook)
         else:
@@ -90,4 +103,4 @@ class ManagedModule:
         """Drops the module. What is used again is loaded again."""
         if self.module is not None:
             remove_hook_from_module(self.module)
-        self.module, self.hook, self.present = None, None, False
+        self.module, self.hook, self.stream, self.present = None, None, None, False

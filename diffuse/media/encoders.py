@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.media.metadata import exif_data, jpeg_exif_data, png_chunks
+from diffuse.media.metadata import exif_data, jpeg_exif_data, png_chunks, tiff_exif_data
 
 _FULL_CHROMA = 90  # from this JPG quality on, colour is stored at full resolution
 
@@ -36,7 +36,7 @@ def encode_tiff(image: np.ndarray, record: Mapping[str, Any], parameters: str, q
 
     Pillow compresses a TIFF through libtiff, which refuses the EXIF data that hold the parameters.
     """
-    return _encode(image, "TIFF", exif=exif_data(record, parameters, byte_order="le"))
+    return _encode(image, "TIFF", exif=tiff_exif_data(record, parameters))
 
 
 def _encode(image: np.ndarray, pillow_format: str, **options: Any) -> bytes:

@@ -2,8 +2,8 @@
 memory instead.
 
 An image is read as a viewer shows it: turned by the orientation in its EXIF data, over white where it is transparent,
-16 bits a channel scaled to 8, and the first frame of an animation. Colour profiles are applied to CMYK alone; for RGB
-they are ignored, as diffusers ignores them.
+more than 8 bits a channel scaled to 8, and the first frame of an animation. Colour profiles are applied to CMYK alone;
+for RGB they are ignored, as diffusers ignores them. What is odd in PNG and TIFF files is in `png` and `tiff`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from diffuse.errors import MediaError, first_line
+from diffuse.media.png import drop_metadata, scale_transparency, transparent_places
+from diffuse.media.tiff import check_tiff, grey_depth, is_tiff, mend_colormap
 from diffuse.schema import Resize
 
 # The formats that Pillow reads without other programs; some of the rest start one, such as Ghostscript.
@@ -30,9 +32,18 @@ INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "AVI
 MOST_PIXELS = 2**27  # a file of a few kilobytes may claim billions of them
 
 _WHITE, _BLACK = 255, 0
-_LARGEST_16_BITS = 65535
 _PHOTOGRAPHS = ("MPO",)  # the further images in such a file are previews, or another view of the same
 _EXIF_ORIENTATION = 0x0112
+# How a stored image is turned upright: EXIF 2.32, tag 0x0112.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -124,13 +135,19 @@ def read_image(source: str | Image.Image | np.ndarray, field: str = "input_image
 def read_mask(source: str | Image.Image | np.ndarray, field: str = "mask_image") -> InputImage:
     """Reads the mask in a file, or one in memory, as grey `[H, W]`.
 
-    White is painted anew, black is kept, and transparent places are kept too.
+    White is painted anew, black is kept, and transparent places are kept too. A mask of 0 and 1, as programs for
+    segmentation write it, is understood, and says so in its notes.
 
     Raises:
         MediaError: as `read_image`.
     """
     image = _from_file(source, field, _BLACK) if isinstance(source, str) else _from_memory(source, field, _BLACK)
-    return replace(image, pixels=np.asarray(Image.fromarray(image.pixels).convert("L")))
+    grey = np.asarray(Image.fromarray(image.pixels).convert("L"))
+    if grey.max() != 1:
+        return replace(image, pixels=grey)
+    label = f"{field}={source}" if isinstance(source, str) else field
+    note = f"{label}: holds 0 and 1 only; 1 is taken for white"
+    return replace(image, pixels=grey * np.uint8(_WHITE), notes=(*image.notes, note))
 
 
 def file_sha256(path: str) -> str | None:
@@ -182,9 +199,9 @@ def _from_file(path: str, field: str, background: int) -> InputImage:
         warnings.simplefilter("ignore")
         image = _open(content, label)
         try:
+            notes = check_tiff(image, content, label)
             frames = getattr(image, "n_frames", 1)
-            image.load()
-            pixels = np.asarray(_opaque(_upright(image), background, label))
+            pixels = _pixels(image, content, background, label)
         except MediaError:
             raise
         except MemoryError:
@@ -192,7 +209,6 @@ def _from_file(path: str, field: str, background: int) -> InputImage:
         except Exception as error:  # a decoder says in many ways that what it reads makes no sense
             reason = first_line(error)
             raise MediaError(f"{label}: is damaged or cut short ({reason}); save or copy it again") from error
-    notes = []
     if frames > 1 and image.format not in _PHOTOGRAPHS:
         notes.append(f"{label}: holds {frames} frames; the first is taken")
     return InputImage(pixels, hashlib.sha256(content).hexdigest(), tuple(notes))
@@ -202,14 +218,14 @@ def _from_memory(source: Image.Image | np.ndarray, field: str, background: int) 
     """Reads an image in memory by the same rules."""
     image = source if isinstance(source, Image.Image) else _from_array(source, field)
     try:
-        image.load()  # which Pillow puts off
-        pixels = np.asarray(_opaque(_upright(image), background, field))
+        notes = check_tiff(image, None, field)
+        pixels = _pixels(image, None, background, field)
     except MediaError:
         raise
     except Exception as error:
         reason = first_line(error)
         raise MediaError(f"{field}: cannot be read ({reason}); give another picture") from error
-    return InputImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), in_memory=True)
+    return InputImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), tuple(notes), in_memory=True)
 
 
 def _from_array(source: object, field: str) -> Image.Image:
@@ -255,11 +271,13 @@ def _open_without_waiting(path: str, flags: int) -> int:
 def _open(content: bytes, label: str) -> Image.Image:
     """Returns the image with its header read, and nothing else."""
     try:
-        image = Image.open(io.BytesIO(content), formats=INPUT_FORMATS)
+        image = Image.open(io.BytesIO(drop_metadata(content)), formats=INPUT_FORMATS)
     except Image.DecompressionBombError:
         raise MediaError(f"{label}: has more than {_millions()} million pixels; scale it down first") from None
     except UnidentifiedImageError:
         what = "is empty" if not content else "is not a picture that can be read"
+        if is_tiff(content):
+            raise MediaError(f"{label}: is a TIFF that is damaged or of a rare kind; save it as 8-bit RGB") from None
         raise MediaError(f"{label}: {what}; give a PNG, JPG, WebP, GIF, TIFF, BMP or AVIF file") from None
     except Exception as error:
         reason = first_line(error)
@@ -269,19 +287,36 @@ def _open(content: bytes, label: str) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turns and mirrors an image as its EXIF orientation says; EXIF data that cannot be read are ignored."""
+def _pixels(image: Image.Image, content: bytes | None, background: int, label: str) -> np.ndarray:
+    """Returns an open image as RGB `[H, W, 3]`, upright, with the grey `background` where it is transparent."""
+    scale_transparency(image)
+    image.load()  # which Pillow puts off
+    mend_colormap(image)
+    places = transparent_places(image, content)
+    if places is None:
+        return np.asarray(_upright(image, _opaque(image, background, label)))
+    pixels = np.array(image)
+    pixels[places] = background
+    return np.asarray(_upright(image, Image.fromarray(pixels)))
+
+
+def _upright(image: Image.Image, result: Image.Image) -> Image.Image:
+    """Turns and mirrors `result` as the EXIF orientation of `image` says.
+
+    EXIF data are read and never written: those that cannot be written again turn an image as well as any others. Those
+    that cannot be read are ignored.
+    """
     try:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+        return result
+    return result if turn is None else result.transpose(turn)
 
 
 def _opaque(image: Image.Image, background: int, label: str) -> Image.Image:
     """Returns 8-bit RGB, with the grey `background` where the image is transparent."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        return _from_16_bits(image, background)
+        return _from_wide_grey(image, background)
     if image.mode in ("I", "F", "LAB"):
         kind = {"I": "32-bit numbers", "F": "floating-point numbers", "LAB": "Lab colours"}[image.mode]
         raise MediaError(f"{label}: holds {kind}; save it as RGB of 8 or 16 bits")
@@ -290,7 +325,8 @@ def _opaque(image: Image.Image, background: int, label: str) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     under = Image.new("RGBA", image.size, (background, background, background, 255))
-    return Image.alpha_composite(under, image.convert("RGBA")).convert("RGB")
+    straight = image.convert("LA") if image.mode == "La" else image  # grey that is multiplied by its alpha
+    return Image.alpha_composite(under, straight.convert("RGBA")).convert("RGB")
 
 
 def _from_inks(image: Image.Image) -> Image.Image:
@@ -307,10 +343,16 @@ def _from_inks(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image, background: int) -> Image.Image:
-    """Scales grey of 16 bits to 8: Pillow's own conversion would cut off everything above 255."""
+def _from_wide_grey(image: Image.Image, background: int) -> Image.Image:
+    """Scales grey of 9 to 16 bits to 8: Pillow's own conversion would cut off everything above 255."""
     wide = np.asarray(image).astype(np.uint32)  # [H, W]
-    grey = ((wide * 255 + _LARGEST_16_BITS // 2) // _LARGEST_16_BITS).astype(np.uint8)
+    largest, white_is_zero = grey_depth(image)
+    if wide.max() <= 1:  # a mask of 0 and 1, or black: it stays what it is
+        grey = wide.astype(np.uint8)
+    else:
+        grey = ((np.minimum(wide, largest) * 255 + largest // 2) // largest).astype(np.uint8)
+    if white_is_zero:
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if transparent is not None:
         grey[wide == transparent] = background

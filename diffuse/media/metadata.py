@@ -2,6 +2,8 @@
 
 The record is JSON under `diffuse` in a PNG, and in the EXIF ImageDescription of every other format. The parameters,
 which image viewers know from AUTOMATIC1111's web UI, are PNG's `parameters` and EXIF's UserComment.
+
+Source: CIPA DC-008, "Exchangeable image file format for digital still cameras: Exif", sections 4.6.2 and 4.6.5.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
@@ -21,7 +24,9 @@ log = logging.getLogger(__name__)
 
 _RECORD = "diffuse"
 _PARAMETERS = "parameters"
-_EXIF_BYTES = 65533 - 6  # a JPEG marker's content, less "Exif\0\0"
+_EXIF_BYTES = 65533  # a JPEG marker's content
+_ASCII, _LONG, _UNDEFINED = 2, 4, 7  # types of EXIF values
+_UNICODE = b"UNICODE\0"  # how a UserComment begins
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how undecodable bytes of the command line arrive
 
 
@@ -33,34 +38,70 @@ def png_chunks(record: Mapping[str, Any], parameters: str) -> PngImagePlugin.Png
     return chunks
 
 
-def exif_data(record: Mapping[str, Any], parameters: str, *, byte_order: Literal["be", "le"] = "be") -> Image.Exif:
-    """Returns EXIF data with the record as ImageDescription and the parameters as UserComment.
+def exif_data(record: Mapping[str, Any], parameters: str) -> bytes:
+    """Returns EXIF data with the record as ImageDescription and the parameters as UserComment, as a JPG or a WebP
+    holds them.
 
-    Args:
-        byte_order: of the numbers and of the UTF-16 in UserComment. AUTOMATIC1111 writes big-endian data; in a TIFF,
-            they have the order of the file.
+    They are written here because Pillow has no way to give UserComment its type, UNDEFINED, without which readers such
+    as piexif refuse it. Numbers and UTF-16 are big-endian, as AUTOMATIC1111's web UI writes them.
     """
+    description = record_json(record, ascii_only=True).encode("ascii") + b"\0"
+    first: list[tuple[int, int, bytes]] = [(ExifTags.Base.ImageDescription, _ASCII, description)]
+    header = b"Exif\0\0MM\0*" + struct.pack(">I", 8)
+    if not parameters:
+        return header + _directory(first, 8)
+    comment = _UNICODE + printable(parameters).encode("utf-16-be")
+    place = 8 + len(_directory([*first, (ExifTags.IFD.Exif, _LONG, bytes(4))], 8))
+    first.append((ExifTags.IFD.Exif, _LONG, struct.pack(">I", place)))
+    return header + _directory(first, 8) + _directory([(ExifTags.Base.UserComment, _UNDEFINED, comment)], place)
+
+
+def _directory(entries: list[tuple[int, int, bytes]], offset: int) -> bytes:
+    """Returns an EXIF directory that begins at `offset`: entries of 12 bytes, then the values of more than 4 bytes."""
+    table, values = struct.pack(">H", len(entries)), b""
+    behind = offset + 2 + 12 * len(entries) + 4
+    for tag, kind, value in entries:
+        count = len(value) // (4 if kind == _LONG else 1)
+        if len(value) > 4:
+            place = struct.pack(">I", behind + len(values))
+            values += value + bytes(len(value) % 2)
+        else:
+            place = value.ljust(4, b"\0")
+        table += struct.pack(">HHI", tag, kind, count) + place
+    return table + bytes(4) + values
+
+
+def tiff_exif_data(record: Mapping[str, Any], parameters: str) -> Image.Exif:
+    """Returns the same for a TIFF, whose own tags they become; numbers and UTF-16 have the order of the file."""
     exif = Image.Exif()
-    exif.endian = ">" if byte_order == "be" else "<"
+    exif.endian = "<"
     exif[ExifTags.Base.ImageDescription] = record_json(record, ascii_only=True)
     if parameters:
         comments = exif.get_ifd(ExifTags.IFD.Exif)
-        comments[ExifTags.Base.UserComment] = b"UNICODE\0" + printable(parameters).encode(f"utf-16-{byte_order}")
-        if byte_order == "le":
-            exif[ExifTags.IFD.Exif] = comments  # Pillow writes those of a TIFF only if they are set
+        comments[ExifTags.Base.UserComment] = _UNICODE + printable(parameters).encode("utf-16-le")
+        exif[ExifTags.IFD.Exif] = comments  # Pillow writes those of a TIFF only if they are set
     return exif
 
 
-def jpeg_exif_data(record: Mapping[str, Any], parameters: str) -> Image.Exif:
-    """Returns as much EXIF data as the 64 KiB of a JPG hold.
+def jpeg_exif_data(record: Mapping[str, Any], parameters: str) -> bytes:
+    """Returns as much EXIF data as the 64 KiB of a JPG hold, and says what is left out.
 
     That is everything, or the record alone, or the part of it that finds the record in the tracking store.
     """
-    for text in (parameters, ""):
-        exif = exif_data(record, text)
-        if len(exif.tobytes()) <= _EXIF_BYTES:
-            return exif
-    log.warning("the record is longer than the 64 KiB that a JPG can hold and is not in it; use output.format=png")
+    exif = exif_data(record, parameters)
+    if len(exif) <= _EXIF_BYTES:
+        return exif
+    exif = exif_data(record, "")
+    if len(exif) <= _EXIF_BYTES:
+        log.warning(
+            "the parameters that image viewers show do not fit in the 64 KiB of a JPG beside the record and are not in "
+            "it; use output.format=png or webp"
+        )
+        return exif
+    log.warning(
+        "the record is longer than the 64 KiB that a JPG can hold and is not in it, and neither are the parameters "
+        "that image viewers show; use output.format=png"
+    )
     return exif_data({"left_out": "longer than 64 KiB", "image": record.get("image")}, "")
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from diffuse.schema import PromptSyntax
 
 
-def parameters_text(record: Mapping[str, Any], sampler: str | None = None) -> str:
+def parameters_text(
+    record: Mapping[str, Any], sampler: str | None = None, settings: Mapping[str, str] | None = None
+) -> str:
     """Returns the parameters of one image from its record (`record.image_record`), as AUTOMATIC1111's web UI does.
 
     They are the prompt, `Negative prompt: ...` unless it is empty, and one line of `Name: value` pairs, in which a
@@ -20,24 +22,30 @@ def parameters_text(record: Mapping[str, Any], sampler: str | None = None) -> st
     Args:
         record: of one image.
         sampler: the name under which viewers know the sampler; None for the scheduler's own name.
+        settings: of the sampler, by the names that viewers know (`schedulers.labels`).
     """
     request, weights = record["request"], record["weights"]
     texts = request["prompt"] + (request["negative_prompt"] or "")
     literal = request.get("prompt_syntax") != PromptSyntax.weighted.name and any(c in texts for c in "([")
     parts = weights.get("components", {})
+    sampler_settings = dict(settings or {})
     model, vae = parts.get("unet", weights), parts.get("vae", {})
     pairs = {
         "Steps": request["num_inference_steps"],
         "Sampler": sampler or record["config"]["scheduler"]["name"],
+        "Schedule type": sampler_settings.pop("Schedule type", ""),
         "CFG scale": f"{request['guidance_scale']:g}",
         "Seed": record["image"]["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Denoising strength": "" if request.get("strength") is None else f"{request['strength']:g}",
+        "Clip skip": request["clip_skip"] + 1 if request.get("clip_skip") else "",  # there, 1 leaves out none
         "Emphasis": "None" if literal else "",  # there, brackets are weights unless this is said
         "Model hash": (model.get("sha256") or "")[:10],
         "Model": Path(str(model.get("source") or record["config"]["model"]["name"])).name,
         "VAE hash": vae.get("sha256", "")[:10],
         "VAE": Path(str(vae.get("source", ""))).name,
+        **sampler_settings,
+        "RNG": "CPU",  # each image has a generator of its own there
         "Version": f"diffuse {record['diffuse']}",
     }
     lines = [request["prompt"].strip()]

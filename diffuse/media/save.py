@@ -10,8 +10,8 @@ import numpy as np
 
 from diffuse.errors import MediaError
 from diffuse.media.files import check_name, write_new_file
-from diffuse.media.formats import output_format
-from diffuse.schema import ImageFormat
+from diffuse.media.formats import STILL_FORMATS, output_format
+from diffuse.schema import ImageFormat, OutputConfig
 
 
 def save_media(
@@ -53,6 +53,15 @@ def save_media(
     if row.max_side and max(height, width) > row.max_side:
         raise MediaError(f"{row.name} holds at most {row.max_side} pixels a side, not {width} x {height}; use png")
     return write_new_file(row.encode(frames[0], record, parameters, quality), folder, stem, row.name)
+
+
+def output_note(output: OutputConfig) -> str | None:
+    """Returns a line on a setting that has no effect: a quality for a format that loses nothing; None otherwise."""
+    row = output_format(output.format)
+    if not row.lossless or output.quality == OutputConfig.quality:
+        return None
+    lossy = " or ".join(each.name for each in STILL_FORMATS if not each.lossless)
+    return f"output.quality={output.quality}: has no effect with output.format={row.name}; {lossy} has a quality"
 
 
 def check_quality(quality: int) -> None:

@@ -83,4 +83,5 @@ def declare(
         return load_weights(build, part, name, device=device, dtype=dtype, rename=component.rename)
 
     check_weights(build, part, name, rename=component.rename)
-    memory.add(name, load, float32=float32, tileable=component.role is Role.image_codec)
+    blocks = getattr(module, "streamed_blocks", ())
+    memory.add(name, load, float32=float32, tileable=component.role is Role.image_codec, blocks=blocks)

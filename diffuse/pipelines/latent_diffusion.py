@@ -26,6 +26,7 @@ from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import Sampler, denoise, require_finite
 from diffuse.sampling.guidance import ClassifierFreeGuidance, Conditioning, embedded_scale
 from diffuse.sampling.prompt_cache import PromptCache
+from diffuse.sampling.prompt_embeddings import PromptEmbeddings, check_embeddings
 from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import (
     DrawLatents,
@@ -117,6 +118,49 @@ class LatentDiffusion(DiffusionPipeline):
     def encode_prompts(self, request: GenerationRequest, guided: bool) -> EncodedPrompts:
         """Encodes the prompts; the negative ones where `guided`, and where they differ from the positive ones."""
 
+    @property
+    def pooled_width(self) -> int | None:
+        """The width of the pooled text that the denoiser takes; None where it takes none."""
+        return None
+
+    def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
+        """See `DiffusionPipeline`."""
+        width, pooled = self.unet_config.per_level(self.unet_config.cross_attention_dim)[0], self.pooled_width
+        check_embeddings(embeddings, width=width, pooled_width=pooled, guided=self.is_guided(request))
+
+    def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
+        """See `DiffusionPipeline`."""
+        with torch.inference_mode():
+            prompts = self.encode_prompts(request, guided=True)
+        states: dict[str, Tensor] = {}
+        # A negative prompt that is the prompt itself is not encoded twice.
+        for side, conditioning in (("", prompts.positive), ("negative_", prompts.negative or prompts.positive)):
+            states[f"{side}prompt_embeds"] = conditioning["encoder_hidden_states"]
+            if self.pooled_width is not None:
+                states[f"{side}pooled_prompt_embeds"] = conditioning["text_embeds"]
+        # Copied out of inference mode, in which nobody could change them.
+        return PromptEmbeddings(**{name: value.float().cpu().clone() for name, value in states.items()})
+
+    def given_prompts(self, request: GenerationRequest, embeddings: PromptEmbeddings, guided: bool) -> EncodedPrompts:
+        """Returns what `encode_prompts` would, of embeddings that were given."""
+        dtype = self.memory.dtype(self.denoiser)
+        sides = []
+        for side in ("", "negative_") if guided else ("",):
+            states = {"encoder_hidden_states": getattr(embeddings, f"{side}prompt_embeds").to(dtype)}
+            if self.pooled_width is not None:
+                states["text_embeds"] = getattr(embeddings, f"{side}pooled_prompt_embeds").to(dtype)
+            sides.append({**states, **self.added_conditioning(request, negative=bool(side))})
+        return EncodedPrompts(sides[0], sides[1] if guided else None, [])
+
+    def added_conditioning(self, request: GenerationRequest, negative: bool) -> dict[str, Tensor]:
+        """Returns what the denoiser takes beside the text, `[1, ...]` each; nothing unless the family says so."""
+        return {}
+
+    def is_guided(self, request: GenerationRequest) -> bool:
+        """Returns whether a negative prediction is needed: at 0 the formula would leave the prompt out, and published
+        settings write 0 for "no guidance"; a distilled denoiser takes the scale itself."""
+        return request.guidance_scale not in (0, 1) and self.unet_config.time_cond_proj_dim is None
+
     @abstractmethod
     def check_conditioning(self) -> None:
         """Raises CheckpointError where the denoiser does not take the conditioning that this family gives."""
@@ -151,33 +195,51 @@ class LatentDiffusion(DiffusionPipeline):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
         return shape
 
-    def scheduler(self, options: Mapping[str, Any]) -> Sampler:
-        """Builds the sampler that `options` name, with the checkpoint's published setting where an option is null."""
+    def scheduler(self, options: Mapping[str, Any], inpaints: bool = False) -> Sampler:
+        """Builds the sampler that `options` name, with the checkpoint's published setting where an option is null.
+
+        Args:
+            inpaints: a masked part of a picture is painted anew.
+        """
         scheduler: Sampler = build_sampler(options, self.checkpoint.config("scheduler"))
         return scheduler
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
         """See `DiffusionPipeline`."""
-        scheduler = self.scheduler(options)
+        scheduler = self.scheduler(options, inpaints=bool(request.mask_image))
         scheduler.set_timesteps(request.num_inference_steps, request.timesteps)
         return scheduler
 
     def stages(
-        self, request: GenerationRequest, samplers: Any, image: np.ndarray | None, mask: np.ndarray | None
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        image: np.ndarray | None,
+        mask: np.ndarray | None,
+        embeddings: PromptEmbeddings | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """Returns one stage, from noise or an image `[H, W, 3]` with its mask `[H, W]` to latents without noise."""
         sampler: Sampler = samplers
         sampler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
-        guidance, warnings = self.guidance(request)
+        guidance, warnings = self.guidance(request, embeddings)
         start = self._start(request, image, mask)
+        factor = self.vae_config.factor
+        if mask is not None and not mask[::factor, ::factor].any():
+            size = f"{request.width} x {request.height}"
+            warnings = [*warnings, f"mask_image: selects nothing at {size}; make white what is to be painted anew"]
         return [Stage(start, sampler, len(sampler.timesteps), guidance, self.denoise_batch)], warnings
 
-    def guidance(self, request: GenerationRequest) -> tuple[ClassifierFreeGuidance, list[str]]:
+    def guidance(
+        self, request: GenerationRequest, embeddings: PromptEmbeddings | None = None
+    ) -> tuple[ClassifierFreeGuidance, list[str]]:
         """Builds the guidance for a request. Returns it with one warning for each prompt that was cut."""
         # A distilled denoiser takes the guidance scale itself, embedded in this width.
         width = self.unet_config.time_cond_proj_dim
-        # At 0 the formula would leave the prompt out; published settings write 0 for "no guidance".
-        prompts = self.encode_prompts(request, guided=request.guidance_scale not in (0, 1) and width is None)
+        guided = self.is_guided(request)
+        if embeddings is None:
+            prompts = self.encode_prompts(request, guided=guided)
+        else:
+            prompts = self.given_prompts(request, embeddings, guided)
         dtype = self.memory.dtype(self.denoiser)
         scale = {} if width is None else {"timestep_cond": embedded_scale(request.guidance_scale, width).to(dtype)}
         guidance = ClassifierFreeGuidance(
@@ -287,7 +349,7 @@ class LatentDiffusion(DiffusionPipeline):
                     f"the tokenizer makes {tokenizer.max_length} tokens, the text encoder has "
                     f"{config.max_position_embeddings} positions"
                 )
-            words = tokenizer.tokenizer.get_vocab_size()
+            words = tokenizer.vocab_size
             if words > config.vocab_size:
                 raise self.mismatch(f"the tokenizer has {words} words, the text encoder knows {config.vocab_size}")
         width = sum(config.hidden_size for config in configs)

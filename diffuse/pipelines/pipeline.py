@@ -15,6 +15,7 @@ from diffuse.device.memory import Memory
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
 from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.guidance import ClassifierFreeGuidance
+from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia, PipelineOutput, Step
 from diffuse.sampling.start import Generators, InitialState, Start
 from diffuse.schema import GenerationRequest
@@ -60,6 +61,22 @@ class DiffusionPipeline(ABC):
         """
 
     @abstractmethod
+    def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
+        """Checks embeddings that are given in place of the prompts.
+
+        Raises:
+            ConfigError: the model does not take them.
+        """
+
+    @abstractmethod
+    def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
+        """Encodes the prompts of a request, in float32 on the CPU, for a program that changes them.
+
+        Raises:
+            ConfigError: the model does not take them back.
+        """
+
+    @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
         """Returns the shape of one result's latents, such as `[C, h, w]`.
 
@@ -80,13 +97,19 @@ class DiffusionPipeline(ABC):
 
     @abstractmethod
     def stages(
-        self, request: GenerationRequest, samplers: Any, image: np.ndarray | None, mask: np.ndarray | None
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        image: np.ndarray | None,
+        mask: np.ndarray | None,
+        embeddings: PromptEmbeddings | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """Encodes the prompts and the input image `[H, W, 3]`. Returns the stages, and a warning for each cut prompt.
 
         Args:
             samplers: the result of `plan`.
             mask: bool `[H, W]`, true where the image is painted anew.
+            embeddings: in place of the prompts.
         """
 
     @abstractmethod
@@ -106,6 +129,7 @@ class DiffusionPipeline(ABC):
         image: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         latents: Tensor | None = None,
+        embeddings: PromptEmbeddings | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> PipelineOutput:
@@ -116,6 +140,7 @@ class DiffusionPipeline(ABC):
             image: the image to start from, uint8 `[H, W, 3]` of the request's size.
             mask: bool `[H, W]`, true where the image is painted anew.
             latents: initial noise `[N, ...]` of unit variance; drawn from the seeds where it is None.
+            embeddings: in place of the prompts.
             seeds: one for each result, where they are not the request's own; so requests that differ in the seed alone
                 can be made as one.
             on_step: called with each step that has ended.
@@ -133,7 +158,7 @@ class DiffusionPipeline(ABC):
 
         # 1. The prompts become the denoisers' conditioning, and an image the distribution of its latents.
         with clock.phase("encode_s"):
-            stages, warnings = self.stages(request, samplers, image, mask)
+            stages, warnings = self.stages(request, samplers, image, mask, embeddings)
 
         # 2. Noise becomes latents. All batches pass a stage before the next one, so that denoisers change places once.
         steps = StepCounter(sum(stage.calls for stage in stages) * len(batches), on_step)

@@ -16,6 +16,7 @@ from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
 from diffuse.sampling.denoise import Sampler
+from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
 from diffuse.schema import INPUT_FIELDS, GenerationRequest
@@ -84,6 +85,16 @@ class RefinedPipeline(DiffusionPipeline):
         """See `DiffusionPipeline`."""
         self.base.check(request)
 
+    def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
+        """Refuses them: the refiner has another text encoder, and would need others."""
+        raise ConfigError(
+            "prompt_embeds: a refiner encodes the prompt by itself; leave the refiner out, or give a prompt"
+        )
+
+    def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
+        """Refuses to; see `check_prompt_embeddings`."""
+        raise ConfigError("encode(): a refiner encodes the prompt by itself; leave the refiner out")
+
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Relay:
         """Returns the samplers that `options` name, each with its checkpoint's published settings, and where they meet.
 
@@ -111,11 +122,16 @@ class RefinedPipeline(DiffusionPipeline):
         return Relay(first, second, step, calls - len(second.timesteps))
 
     def stages(
-        self, request: GenerationRequest, samplers: Any, image: np.ndarray | None, mask: np.ndarray | None
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        image: np.ndarray | None,
+        mask: np.ndarray | None,
+        embeddings: PromptEmbeddings | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """Returns two stages: from noise to latents `[B, C, h, w]` with some noise left, and from there to the end.
 
-        There is no `image` `[H, W, 3]` and no `mask`: a refiner refines the base's own images.
+        There is no `image` `[H, W, 3]`, no `mask` and no `embeddings`: a refiner refines the base's own images.
         """
         relay: Relay = samplers
         relay.first.set_timesteps(request.num_inference_steps, request.timesteps)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from diffuse.models.text_encoder.clip import CLIPTextOutput
 from diffuse.pipelines import clip_prompts
 from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, EncodedPrompts, LatentDiffusion
+from diffuse.pipelines.pipeline import Stage
+from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.guidance import Conditioning
+from diffuse.sampling.prompt_embeddings import PromptEmbeddings
+from diffuse.schedulers import outdated
+from diffuse.schedulers.build import build_sampler
 from diffuse.schema import GenerationRequest
+
+TRAINED_SIZE = 64  # latent rows and columns of the first checkpoints
 
 
 class StableDiffusion(LatentDiffusion):
@@ -28,6 +39,51 @@ class StableDiffusion(LatentDiffusion):
         """See `DiffusionPipeline`."""
         super().check(request)
         clip_prompts.check_clip_skip(request, self.configs["text_encoder"].num_hidden_layers)
+
+    def scheduler(self, options: Mapping[str, Any], inpaints: bool = False) -> Sampler:
+        """See `LatentDiffusion`; outdated published settings are corrected, as diffusers does for this family alone."""
+        published = self.checkpoint.config("scheduler")
+        sampler = build_sampler(options, published)
+        changes = outdated.corrections(sampler, options, inpaints)
+        if changes:
+            note = outdated.correction_note(sampler, changes)
+            sampler = build_sampler({**options, **changes}, published)
+            sampler.notes = (note,)
+        built: Sampler = sampler
+        return built
+
+    def default_size(self) -> tuple[int, int]:
+        """See `DiffusionPipeline`. Too small a size that an old file says is not meant, as diffusers takes it too."""
+        if self._says_small_size():
+            return (TRAINED_SIZE * self.vae_config.factor,) * 2
+        return super().default_size()
+
+    def stages(
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        image: np.ndarray | None,
+        mask: np.ndarray | None,
+        embeddings: PromptEmbeddings | None = None,
+    ) -> tuple[list[Stage], list[str]]:
+        """See `LatentDiffusion`; the warnings say what was corrected in the checkpoint's settings."""
+        stages, warnings = super().stages(request, samplers, image, mask, embeddings)
+        notes = [*samplers.notes]
+        if image is None and self._says_small_size() and (request.width, request.height) == self.default_size():
+            said = self.unet_config.sample_size
+            notes.append(
+                f"this checkpoint's unet/config.json is outdated: sample_size={said} is taken as {TRAINED_SIZE}, as "
+                "diffusers does; width= and height= choose another size"
+            )
+        return stages, [*notes, *warnings]
+
+    def _says_small_size(self) -> bool:
+        """Is true for files from before version 0.9.0 of diffusers that say less than this family was trained at."""
+        size = self.unet_config.sample_size
+        config = self.checkpoint.part(self.denoiser).config(self.denoiser)
+        version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version")))
+        is_old = version is not None and (int(version[1]), int(version[2])) < (0, 9)
+        return isinstance(size, int) and size < TRAINED_SIZE and is_old
 
     def encode_prompts(self, request: GenerationRequest, guided: bool) -> EncodedPrompts:
         """Encodes the prompts as `encoder_hidden_states` `[1, n * T, D]`, of `n` chunks."""

@@ -52,6 +52,16 @@ class StableDiffusionXL(LatentDiffusion):
         """True where the denoiser learned zeros for no prompt, as it did in a checkpoint that does not say."""
         return bool(self.checkpoint.index.get("force_zeros_for_empty_prompt", True))
 
+    @property
+    def pooled_width(self) -> int | None:
+        """See `LatentDiffusion`."""
+        width: int = self.configs[self.encoders[-1]].projection_dim
+        return width
+
+    def added_conditioning(self, request: GenerationRequest, negative: bool) -> dict[str, Tensor]:
+        """Returns the time ids, `[1, 6]`. Not in half precision, in which a size of 1083 pixels has no place."""
+        return {"time_ids": torch.tensor([self.time_ids(self.complete(request), negative)])}
+
     def check_conditioning(self) -> None:
         """See `LatentDiffusion`: the U-Net takes the pooled text of the last encoder, and the time ids."""
         unet, last = self.unet_config, self.encoders[-1]

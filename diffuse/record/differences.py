@@ -21,7 +21,7 @@ _NOT_COMPARED = (
     "input_image",
     "mask_image",
 )
-_MODELS = ("source", "revision", "name", "download", "request_defaults", "min_vram_gib", *COMPONENTS)
+_MODELS = ("source", "revision", "name", "download", "fetch_variant", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
 _PROFILE = ("half", "on_device", "guidance", "batch_size", "tiled_decode")
 _LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "tokenizers", "accelerate", "python")

@@ -8,9 +8,10 @@ import os
 import platform
 import re
 import subprocess
+import time
 import tomllib
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import diffuse
 _PACKAGE = Path(diffuse.__file__).resolve().parent
 _CODE = ("diffuse", "conf")  # the folders of a checkout that decide how an image comes out
 _GIT_SECONDS = 5
+_FRESH_SECONDS = 60
 _EXTRA = re.compile(r"""\bextra\s*==\s*['"]([^'"]+)['"]""")
 
 # Variables that change how numbers are computed.
@@ -119,10 +121,34 @@ def git_commit() -> dict[str, Any] | None:
     return _checkout(_PACKAGE) or _installed_from()
 
 
+def user_commit() -> dict[str, Any] | None:
+    """Returns the commit of the repository that the working directory is in, and whether its files are as committed.
+
+    Files that are not under version control do not count, such as pictures. It is looked up at most once a minute.
+    Returns None where there is no repository, no commit, or no git.
+    """
+    try:
+        folder = Path.cwd()
+    except OSError:  # it was deleted
+        return None
+    return _user_commit(folder, int(time.monotonic() // _FRESH_SECONDS))
+
+
+@lru_cache(4)
+def _user_commit(folder: Path, minute: int) -> dict[str, Any] | None:
+    # A repository's own settings may name a program to run here.
+    return _status(folder, "-c", "core.fsmonitor=false", options=("--untracked-files=no",))
+
+
 def _checkout(package: Path) -> dict[str, Any] | None:
     if not (package.parent / ".git").exists():  # an enclosing repository, around a virtual environment, is another's
         return None
-    command = ["git", "-C", str(package.parent), "status", "--porcelain=v2", "--branch", "--", *_CODE]
+    return _status(package.parent, options=("--", *_CODE))
+
+
+def _status(folder: Path, *settings: str, options: Sequence[str]) -> dict[str, Any] | None:
+    """Returns the commit that is checked out in `folder`, and whether nothing differs from it; None if unknown."""
+    command = ["git", "-C", str(folder), *settings, "status", "--porcelain=v2", "--branch", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         process = subprocess.run(

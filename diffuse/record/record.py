@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import diffuse
-from diffuse.record.environment import determinism_settings, git_commit, library_versions
+from diffuse.record.environment import determinism_settings, git_commit, library_versions, user_commit
 from diffuse.record.values import json_values, redact, resolved_values
 from diffuse.schema import COMPONENTS, GenerationRequest
 
@@ -29,6 +29,10 @@ PARTS: dict[str, type | tuple[type, ...]] = {
     "determinism": dict,
     "versions": dict,
     "git": (dict, type(None)),
+}
+# Parts that a record may have.
+OPTIONAL_PARTS: dict[str, type] = {
+    "user_git": dict,  # the commit of the repository that the command ran in
 }
 
 
@@ -68,6 +72,8 @@ def run_record(
         "versions": library_versions(),
         "git": git_commit(),
     }
+    if (user_git := user_commit()) is not None:
+        record["user_git"] = user_git
     redacted: dict[str, Any] = redact(json_values(record))
     return redacted
 

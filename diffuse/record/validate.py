@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import diffuse
 from diffuse.errors import ConfigError
-from diffuse.record.record import PARTS
+from diffuse.record.record import OPTIONAL_PARTS, PARTS
 from diffuse.record.values import short_text
 from diffuse.schema import SEED_LIMIT
 
@@ -35,12 +35,12 @@ def check_record(record: Any, label: str) -> None:
     if _is_deeper(record, _MAX_DEPTH):
         raise ConfigError(f"{label}: is nested more than {_MAX_DEPTH} deep, which no record is; refused")
     for name in record:
-        if name not in PARTS and name not in _RESULT_PARTS:
+        if name not in PARTS and name not in OPTIONAL_PARTS and name not in _RESULT_PARTS:
             raise ConfigError(
                 f"{label}: a record has no {short_text(name)}; it was made by diffuse "
                 f"{short_text(record.get('diffuse'))}, and this is {diffuse.__version__}"
             )
-    for name, kind in PARTS.items():
+    for name, kind in [*PARTS.items(), *((name, kind) for name, kind in OPTIONAL_PARTS.items() if name in record)]:
         if name not in record or not isinstance(record[name], kind):
             raise ConfigError(f"{label}: its {name} is missing or of another kind; the record was changed")
     if not all(isinstance(override, str) for override in record["overrides"]):

@@ -16,8 +16,9 @@ from diffuse.config.checks import check_targets
 from diffuse.config.compose import config_from_data
 from diffuse.config.groups import TINY, load_group
 from diffuse.config.mistakes import explain_errors
+from diffuse.config.root import Config
 from diffuse.errors import ConfigError
-from diffuse.schema import COMPONENTS, Config
+from diffuse.schema import COMPONENTS
 
 OWN_GROUPS = ("output", "tracking", "report", "objective")  # of the user, whatever the record says
 
@@ -55,6 +56,11 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
         if name not in known:
             raise ConfigError(f"{name}: there is no such field; it was made by diffuse {record['diffuse']}")
     values = {name: value for name, value in record["config"].items() if name not in OWN_GROUPS}
+    if "prompt_embeds" in record["inputs"]:
+        raise ConfigError(
+            "started from prompt embeddings given in Python, of which a record holds the SHA-256 alone; make it again "
+            "in Python, with the same embeddings"
+        )
     if "latents" in record["inputs"]:
         raise ConfigError(
             "started from latents given in Python, of which a record holds the SHA-256 alone; make it again "
@@ -128,6 +134,9 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
         if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
             node.source = str(TINY)
             return
+    node.fetch_variant = None  # only what the run read
+    if node.variant is None and isinstance(recorded.get("variant"), str):
+        node.variant = recorded["variant"]
     revision = recorded.get("revision")
     if node.revision is None and isinstance(revision, str):
         node.revision = revision

@@ -56,6 +56,8 @@ class Generation:
     """float32 `[N, C, S]` from -1 to 1; None where there is no sound."""
     sample_rate: int | None = None
     """Samples of sound a second."""
+    sampler_settings: Mapping[str, str] = field(default_factory=dict)
+    """What image viewers are told of the sampler, by the names that they know."""
 
     @cached_property
     def images(self) -> list[Image.Image]:
@@ -109,7 +111,7 @@ class Generation:
             quality=quality,
             record=result,
             sound=None if self.sound is None else self.sound[index],
-            parameters=parameters_text(result, sampler_label(result["config"]["scheduler"])),
+            parameters=parameters_text(result, sampler_label(result["config"]["scheduler"]), self.sampler_settings),
         )
 
     def __repr__(self) -> str:

@@ -19,10 +19,13 @@ from diffuse.device.profile import check_max_side
 from diffuse.media.images import InputImage
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, component_names, load_family, models, open_pipeline
+from diffuse.schedulers.labels import schedule_settings
 from diffuse.schema import GenerationRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class PreparedRun:
     samplers: Any  # the pipeline's plan
     inputs: Inputs | None = None
     latents: Tensor | None = None  # initial noise `[N, ...]`, where it is given
+    embeddings: PromptEmbeddings | None = None  # in place of the prompts
     reference: InputImage | None = None  # the image that quality is measured against
 
     @property
@@ -43,13 +47,19 @@ class PreparedRun:
         return weights_record(self.opened.checkpoints)
 
     @property
+    def sampler_settings(self) -> dict[str, str]:
+        """Are the settings that image viewers are told of the sampler, of the first one where there are two."""
+        first = getattr(self.samplers, "first", self.samplers)
+        return schedule_settings(first, given_timesteps=self.request.timesteps is not None)
+
+    @property
     def inputs_record(self) -> dict[str, Any]:
         """The record of what the results start from, beside the seed."""
         record = {} if self.inputs is None else self.inputs.as_record(self.request)
         if self.latents is not None:
             digest = hashlib.sha256(self.latents.numpy().tobytes()).hexdigest()
             record["latents"] = {"sha256": digest, "shape": list(self.latents.shape)}
-        return record
+        return record | ({} if self.embeddings is None else self.embeddings.as_record())
 
     def with_seed(self, seed: int) -> PreparedRun:
         """Returns the run of one result with another seed."""
@@ -57,13 +67,18 @@ class PreparedRun:
 
 
 def prepare(
-    cfg: DictConfig, draft: RequestDraft, latents: Tensor | None = None, opened: OpenPipeline | None = None
+    cfg: DictConfig,
+    draft: RequestDraft,
+    latents: Tensor | None = None,
+    opened: OpenPipeline | None = None,
+    embeddings: PromptEmbeddings | None = None,
 ) -> PreparedRun:
     """Opens the pipeline and completes the request of `draft`, which is one of `cfg`'s.
 
     Args:
         latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
         opened: the result of `open_pipeline` for `cfg`, where there is one already.
+        embeddings: in place of the prompts.
 
     Raises:
         ConfigError, HardwareError, CheckpointError: something does not fit.
@@ -75,11 +90,13 @@ def prepare(
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     pipeline.latent_shape(request, latents)
+    if embeddings is not None:
+        pipeline.check_prompt_embeddings(request, embeddings)
     check_max_side(opened.profile, request.width, request.height)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
     objective.check_reference_size(draft.reference, request.width, request.height)
-    return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, draft.reference)
+    return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, embeddings, draft.reference)
 
 
 def locate_weights(cfg: DictConfig) -> dict[str, Any]:

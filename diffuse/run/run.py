@@ -15,6 +15,7 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.errors import RunError
 from diffuse.media.files import check_output, file_stem
+from diffuse.media.save import output_note
 from diffuse.record.values import indented_json
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation, result_record
@@ -27,6 +28,8 @@ from diffuse.tracking.tags import PIXELS_TAG
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def generate(
     *,
     overrides: Sequence[str] = (),
     latents: Tensor | None = None,
+    embeddings: PromptEmbeddings | None = None,
     save: bool = False,
     neighbors: BatchNeighbors | None = None,
     callbacks: Callbacks | None = None,
@@ -71,6 +75,7 @@ def generate(
     Args:
         overrides: the overrides that `cfg` was composed with.
         latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        embeddings: of prompts, in place of the prompts.
         save: whether files are written and the run is recorded in the tracking store.
         neighbors: images to be made in one batch with those of each run, and not kept.
         callbacks: none, and no messages, where it is None.
@@ -83,7 +88,7 @@ def generate(
         check_output(Path(cfg.output.dir))
         for draft in drafts:
             file_stem(draft.prompt, draft.seed, cfg.output.name)
-    runs = [prepare(cfg, draft, latents) for draft in drafts]
+    runs = [prepare(cfg, draft, latents, embeddings=embeddings) for draft in drafts]
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
         return [_run(prepared, tracker, overrides, save, callbacks, neighbors) for prepared in runs]
@@ -108,6 +113,8 @@ def _run(
 
     # 4. The tracked run starts, so that a failure is recorded too.
     started = start_run(prepared, tracker, overrides)
+    if save and (line := output_note(prepared.cfg.output)) is not None:
+        callbacks.say(line)
     for note in [] if prepared.inputs is None else prepared.inputs.notes:
         callbacks.say(note)
     if prepared.inputs is not None:
@@ -149,6 +156,7 @@ def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None
         image=inputs.get("picture"),
         mask=inputs.get("mask"),
         latents=first.latents,
+        embeddings=first.embeddings,
         seeds=seeds,
         on_step=call_all,
     )
@@ -173,6 +181,7 @@ def finish(
         fps=output.fps,
         sound=output.sound,
         sample_rate=output.sample_rate,
+        sampler_settings=prepared.sampler_settings,
     )
     for index in range(len(generation.frames) if save else 0):
         path = generation.save_one(index, Path(settings.dir), settings.name, settings.format, settings.quality)

@@ -18,7 +18,16 @@ from diffuse.media.files import file_stem
 from diffuse.record.record import record_with_seed, run_record
 from diffuse.record.values import flatten, indented_json, yaml_text
 from diffuse.run.prepare import PreparedRun
-from diffuse.tracking.tags import GIT_COMMIT_TAG, JOB_TAG, SWEEP_TAG, VERSION_TAG, WEIGHTS_TAG
+from diffuse.tracking.tags import (
+    GIT_COMMIT_TAG,
+    JOB_TAG,
+    SWEEP_TAG,
+    USER_COMMIT_TAG,
+    VERSION_TAG,
+    WEIGHTS_TAG,
+    run_name,
+    user_tags,
+)
 
 _NOT_PARAMETERS = ("tracking", "report")  # they say who records the run, and what is made of many runs
 
@@ -105,10 +114,12 @@ def _track(
     prepared: PreparedRun, record: dict[str, Any], tracker: tracking.Tracker, tags: SweepJobTags | None
 ) -> StartedRun:
     request = prepared.request
+    settings = prepared.cfg.tracking
+    own = file_stem(request.prompt, request.seed, prepared.cfg.output.name) if tags is None else tags.name
     tracked = tracker.start(
-        file_stem(request.prompt, request.seed, prepared.cfg.output.name) if tags is None else tags.name,
+        run_name(settings, own, in_sweep=tags is not None),
         _parameters(record["config"]),
-        _tags(record) | ({} if tags is None else {SWEEP_TAG: tags.sweep, JOB_TAG: tags.key}),
+        user_tags(settings) | _tags(record) | ({} if tags is None else {SWEEP_TAG: tags.sweep, JOB_TAG: tags.key}),
         {
             "config.yaml": yaml_text(record["config"]),
             "overrides.yaml": yaml_text(record["overrides"]),
@@ -132,5 +143,6 @@ def _tags(record: Mapping[str, Any]) -> dict[str, str]:
         VERSION_TAG: record["diffuse"],
         WEIGHTS_TAG: weights_tag(record["weights"]),
         GIT_COMMIT_TAG: (record["git"] or {}).get("commit"),
+        USER_COMMIT_TAG: record.get("user_git", {}).get("commit"),
     }
     return {name: str(value) for name, value in tags.items() if value is not None}

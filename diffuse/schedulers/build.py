@@ -10,7 +10,7 @@ from typing import Any
 
 from diffuse import schedulers
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.schedulers.options import KNOWN, check_options
+from diffuse.schedulers.options import KNOWN, check_options, is_known_value
 
 # Published values that ask for nothing, of settings that no sampler here has.
 _NEUTRAL = {"timestep_type": "discrete"}
@@ -51,12 +51,25 @@ def build_sampler(options: Mapping[str, Any], published: Mapping[str, Any]) -> A
     for key, value in published.items():
         if key.startswith("_") or value is None:  # the published null of an optional value is the default
             continue
-        if key not in KNOWN and value not in (False, _NEUTRAL.get(key)):
+        if (key not in KNOWN and value not in (False, _NEUTRAL.get(key))) or _is_refused(sampler, key, value, chosen):
             raise CheckpointError(f"scheduler/scheduler_config.json: {key}={value} is not implemented")
         # A name that two samplers give different values to, such as solver_type, is the other's here.
         if key in known and value in sampler.choices.get(key, (value,)):
             settings[key] = value
     return sampler(**{**settings, **chosen})
+
+
+def _is_refused(sampler: Any, key: str, value: Any, chosen: Mapping[str, Any]) -> bool:
+    """Tells whether a published value asks `sampler` for what it has not, and that nothing `chosen` replaces.
+
+    It does where the sampler's namesake elsewhere would obey it, and where it is not even another sampler's value.
+    """
+    if key in chosen:
+        return False
+    values = sampler.refused.get(key)
+    if values is not None and (not values or value in values):
+        return True
+    return key in sampler.choices and not is_known_value(key, value)
 
 
 def published_prediction(published: Mapping[str, Any]) -> str:

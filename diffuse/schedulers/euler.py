@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.schedulers import sigmas
 from diffuse.schedulers.sampler import State
 from diffuse.schedulers.sigma_sampler import VarianceExploding
 
@@ -20,7 +22,29 @@ class Euler(VarianceExploding):
 
     label: ClassVar[str] = "Euler"
 
+    interpolation_type: str = "linear"
     final_sigmas_type: str = "zero"
+
+    def set_timesteps(
+        self, num_inference_steps: int, timesteps: Sequence[float] | None = None, *, skip: int = 0
+    ) -> None:
+        """Chooses the timesteps to visit; see `VarianceExploding`.
+
+        With `interpolation_type` log_linear, the sigmas are spaced evenly in their logarithm over all of training, to
+        its smallest, whatever the timesteps are: so does the reference.
+        """
+        if self.interpolation_type == "linear":
+            super().set_timesteps(num_inference_steps, timesteps, skip=skip)
+            return
+        visited = self.choose_timesteps(num_inference_steps, timesteps).astype(np.float32)
+        largest, smallest = float(self.schedule[-1]), float(self.schedule[0])
+        spaced, final = self.choose_sigmas(len(visited), largest, smallest), self.final_sigma
+        if spaced is None:
+            *even, final = sigmas.exponential(len(visited) + 1, largest, smallest)
+            spaced = np.array(even)
+        else:
+            visited = sigmas.interpolate_timesteps(spaced, self.schedule).astype(np.float32)
+        self.set_steps(visited, spaced, final, skip)
 
     @property
     def final_sigma(self) -> float:

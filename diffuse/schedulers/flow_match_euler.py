@@ -49,6 +49,8 @@ class FlowMatchEuler:
     stochastic_sampling: bool = False
 
     predictions: ClassVar[tuple[str, ...]] = ("flow_prediction",)
+    refused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    notes: ClassVar[tuple[str, ...]] = ()
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     calls_per_step: ClassVar[int] = 1
 

@@ -52,11 +52,14 @@ def rescale_to_zero_terminal_snr(variances: Tensor) -> Tensor:
     return 1 - alphas
 
 
-def timesteps(spacing: str, steps: int, train_steps: int, offset: int, *, spare: int = 0) -> np.ndarray:
+def timesteps(
+    spacing: str, steps: int, train_steps: int, offset: int, *, spare: int = 0, reached: int | None = None
+) -> np.ndarray:
     """Returns the `steps` timesteps to visit, float64 `[steps]`, which fall; `linspace` leaves fractions.
 
     Source: table 2 of Lin et al., 2024. Solvers that stop short of the last timestep place `spare` more and leave them
-    out, except under `trailing`, which never reaches it.
+    out, except under `trailing`, which never reaches it. Of the timesteps of training only the first `reached` are
+    visited where that is given; `trailing` keeps its stride and so makes fewer steps, as in the reference.
 
     Raises:
         ConfigError: there is no room for so many steps, or `offset` leads beyond the last timestep.
@@ -66,14 +69,15 @@ def timesteps(spacing: str, steps: int, train_steps: int, offset: int, *, spare:
             f"num_inference_steps={steps}: should be from 1 to {train_steps}, the steps that the model was trained with"
         )
     count = steps + spare
+    reached = train_steps if reached is None else reached
     values: np.ndarray
     if spacing == "linspace":
-        values = np.linspace(0, train_steps - 1, count)[::-1]
+        values = np.linspace(0, reached - 1, count)[::-1]
     elif spacing == "leading":
-        values = np.arange(count)[::-1] * float(train_steps // count) + offset
+        values = np.arange(count)[::-1] * float(reached // count) + offset
     elif spacing == "trailing":
         # Rounding can leave one value too many in arange: the last would be 0, and below it there is nothing.
-        values = np.round(np.arange(train_steps, 0, -train_steps / steps)) - 1
+        values = np.round(np.arange(reached, 0, -train_steps / steps)) - 1
     else:
         raise ConfigError(f"timestep_spacing={spacing} is not implemented")
     values = values[:steps]
@@ -130,8 +134,8 @@ def to_noise(prediction_type: str, output: Tensor, sample: Tensor, alpha_cumprod
 
 
 def dynamic_threshold(original: Tensor, ratio: float, largest: float) -> Tensor:
-    """Clips each image `[B, ...]` at the `ratio` quantile of its absolute values, between 1 and `largest`, and scales
-    it to -1..1 (Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3)."""
+    """Clips each image `[B, ...]` at the `ratio` quantile of its absolute values, at least 1 and at most `largest`,
+    and scales it to -1..1 (Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022, section 2.3)."""
     flat = original.float().flatten(1)  # [B, N]; quantiles need float32
     limit = torch.quantile(flat.abs(), ratio, dim=1).clamp(min=1, max=largest)[:, None]
     return (torch.clamp(flat, -limit, limit) / limit).view_as(original).to(original.dtype)

@@ -71,6 +71,10 @@ def _list_of(entry: Check, entries: str) -> Check:
     return check_list
 
 
+def _lower_bound(value: Any) -> str | None:
+    return None if value == -math.inf else _number(-math.inf)(value) and "a number, or -inf for none"
+
+
 def _anything(value: Any) -> str | None:
     return None
 
@@ -95,12 +99,12 @@ _CHECKS: dict[str, Check] = {
     "use_karras_sigmas": _truth,
     "use_exponential_sigmas": _truth,
     "use_beta_sigmas": _truth,
-    "use_lu_lambdas": _anything,
+    "use_lu_lambdas": _truth,
     "sigma_min": _number(0, above=True),
     "sigma_max": _number(0, above=True),
     "final_sigmas_type": _one_of("zero", "sigma_min"),
-    "interpolation_type": _anything,
-    "lambda_min_clipped": _anything,
+    "interpolation_type": _one_of("linear", "log_linear"),
+    "lambda_min_clipped": _lower_bound,
     # flow matching
     "shift": _number(0, above=True),
     "use_dynamic_shifting": _truth,
@@ -129,6 +133,17 @@ _CHECKS: dict[str, Check] = {
     "clip_sample_range": _number(0, above=True),
     "thresholding": _truth,
     "dynamic_thresholding_ratio": _number(0, 1),
-    "sample_max_value": _number(1),
+    "sample_max_value": _number(0, above=True),
 }
 KNOWN = frozenset(_CHECKS)
+
+# The values of options that have others in each sampler: every sampler's, of those that are not here too.
+_EVERY_VALUE = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
+    "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
+}
+
+
+def is_known_value(name: str, value: Any) -> bool:
+    """Tells whether some sampler can have `value` in its option `name`, whose values depend on the sampler."""
+    return name not in _EVERY_VALUE or value in _EVERY_VALUE[name]

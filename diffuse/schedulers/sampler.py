@@ -52,6 +52,8 @@ class DiscreteSampler:
     label: ClassVar[str]  # the name that picture viewers know, as AUTOMATIC1111's web UI writes it
     predictions: ClassVar[tuple[str, ...]] = options.PREDICTIONS  # what the model may predict
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # for options whose values depend on the sampler
+    # Published values of the namesake in diffusers that change pictures and are not implemented; none: every value.
+    refused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_signal: ClassVar[bool] = True  # whether each step needs to know the original
     calls_per_step: ClassVar[int] = 1  # of the model
 
@@ -62,6 +64,7 @@ class DiscreteSampler:
 
     def __post_init__(self) -> None:
         options.check_options(vars(self), self.choices)
+        self.notes: tuple[str, ...] = ()  # lines for the user, on how it was set up
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon" and self.needs_signal:
             raise ConfigError(
                 "scheduler.rescale_betas_zero_snr=true leaves no signal at the last timestep, from which "

@@ -43,14 +43,22 @@ class SigmaSampler(DiscreteSampler):
         """
         if timesteps is None:
             return noise_schedule.timesteps(
-                self.timestep_spacing, steps, self.num_train_timesteps, self.steps_offset, spare=spare
+                self.timestep_spacing,
+                steps,
+                self.num_train_timesteps,
+                self.steps_offset,
+                spare=spare,
+                reached=self.reached_timesteps,
             )
         if self._space is not None:
-            raise ConfigError(
-                "timesteps are given and scheduler.use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas is "
-                "true; leave one of the two out"
-            )
+            name = next(name for name in sigmas.SPACINGS if getattr(self, name, False))
+            raise ConfigError(f"timesteps are given and scheduler.{name} is true; leave one of the two out")
         return noise_schedule.check_timesteps(timesteps, self.num_train_timesteps)
+
+    @property
+    def reached_timesteps(self) -> int:
+        """Is how many of the timesteps of training, from the first on, can be visited."""
+        return self.num_train_timesteps
 
     def choose_sigmas(self, steps: int, largest: float, smallest: float) -> np.ndarray | None:
         """Returns spaced sigmas `[S]` between the two, or between `sigma_max` and `sigma_min` where these are set.
@@ -147,6 +155,11 @@ class VariancePreserving(SigmaSampler):
         if spaced is not None:
             visited, at = self.round_timesteps(sigmas.interpolate_timesteps(spaced, self.schedule)), spaced
         final = 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
+        if skip >= len(visited):  # fewer than asked for, where lambda_min_clipped leaves out the first
+            raise ConfigError(
+                f"num_inference_steps={num_inference_steps}: of these scheduler.lambda_min_clipped leaves "
+                f"{len(visited)}, and strength skips {skip}; raise strength"
+            )
         self.steps, self.skipped = len(visited), skip
         self.set_steps(visited.astype(np.int64), at, final, skip)
 

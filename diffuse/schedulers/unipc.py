@@ -33,6 +33,7 @@ class UniPC(VariancePreserving):
     disable_corrector: Sequence[int] = ()
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"solver_type": ("bh1", "bh2")}
+    refused: ClassVar[Mapping[str, tuple[str, ...]]] = {"solver_p": ()}  # another sampler as the predictor
 
     def __post_init__(self) -> None:
         super().__post_init__()

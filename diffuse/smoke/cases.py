@@ -16,6 +16,7 @@ _COMMON = ("seed=1", f"width={SIDE}", f"height={SIDE}", "num_inference_steps=2",
 SETTINGS = ("output", "hardware", "memory_profile", "tracking")  # groups that the user may set, for all cases
 _NAMES = ("experiment", "suite")
 _SAMPLERS = {  # overrides that single samplers need; the others take those of every case
+    "ddim": ("scheduler.clip_sample=true",),  # as published here, which would be corrected
     "flow_match_euler": ("model.source={sd_flow}",),  # a model that predicts a flow
     "pndm": ("num_inference_steps=4",),
 }

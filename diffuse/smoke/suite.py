@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from diffuse.config.request import draft_requests
+from diffuse.config.root import Config
 from diffuse.errors import DiffuseError, RunError, one_line
 from diffuse.media.files import check_output
 from diffuse.media.formats import is_lossless
@@ -25,7 +26,7 @@ from diffuse.run import model_auto
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
 from diffuse.run.run import generate
-from diffuse.schema import Config, GenerationRequest
+from diffuse.schema import GenerationRequest
 from diffuse.smoke.cases import SETTINGS, SIDE, Case, cases
 from diffuse.smoke.checkpoints import write_checkpoint
 from diffuse.smoke.families import CHECKPOINTS

@@ -18,7 +18,7 @@ from diffuse.media.files import TEMPORARY
 from diffuse.media.formats import is_lossless
 from diffuse.media.load import image_sha256, read_record
 from diffuse.record.values import json_values
-from diffuse.schema import LATER_FIELDS, ImageFormat
+from diffuse.schema import COMPONENTS, LATER_FIELDS, ImageFormat
 
 JOB_FILE = "job.json"
 _VERSION = 1
@@ -26,6 +26,10 @@ _NOT_IDENTITY = ("objective", "report", "tracking", "prompt_file")  # the prompt
 _KEY_CHARACTERS = 8  # of the key, in the folder's name
 _VALUE_CHARACTERS = 24
 _NAME_CHARACTERS = 120
+
+# Options of samplers that the first version did not have.
+_SOLVER = ("algorithm_type", "lambda_min_clipped", "solver_order", "use_lu_lambdas")
+_LATER_OPTIONS = {"dpmpp_2m": _SOLVER, "dpmpp_2m_sde": _SOLVER, "euler": ("interpolation_type",)}
 
 
 def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +45,17 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = json_values(parts)
     values["output"].pop("dir")
     values["model"].pop("download", None)
+    for group in (values["model"], values["refiner"]):
+        for part in (group, *(group[name] for name in COMPONENTS)):
+            part.pop("fetch_variant", None)  # the weights say which one it was
+    profile = values["memory_profile"]
+    for name in ("streamed", "resident_blocks"):  # earlier sweeps lack these
+        if not profile.get(name, True):
+            del profile[name]
+    scheduler = values["scheduler"]
+    for name in _LATER_OPTIONS.get(scheduler.get("name"), ()):  # earlier sweeps lack them too
+        if scheduler.get(name, 0) is None:
+            del scheduler[name]
     return values
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -21,10 +21,12 @@ from diffuse.config.compose import compose_with_hydra, resolve_config
 from diffuse.config.groups import conf_dir, group_options, load_yaml
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
+from diffuse.config.run_tags import check_run_tags
 from diffuse.errors import ConfigError
 from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.job_folder import job_identity, json_digest
+from diffuse.sweep.sweeper import axis_values, read_zip
 from diffuse.terminal import confirm
 
 SWEEPS = Path("outputs", "sweeps")  # the parent of folders without an output.dir
@@ -80,16 +82,23 @@ def plan_sweep(
             hydra_overrides.append("prompt_file=null")
     sweep_overrides = [o for o in parse([*_sweeper_params(base), *hydra_overrides]) if o.is_sweep_override()]
     axis_overrides = {o.key_or_group: o for o in sweep_overrides}  # the command line wins over the sweeper's own
-    is_basic = str(base.hydra.sweeper._target_).endswith(".BasicSweeper")
+    is_basic = str(base.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
     axes = [_axis(override, is_basic) for override in axis_overrides.values()]
-    jobs = math.prod(axis.count or 0 for axis in axes) if is_basic else None
+    zipped = read_zip(OmegaConf.select(base, "hydra.sweeper.zip"))
+    counts = _check_zip(zipped, axes)
+    jobs = math.prod(counts) if is_basic else None
     if jobs is not None and jobs > MAX_JOBS_UNASKED and not yes:
         _ask(jobs)
 
     sweeper = None if is_basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
     values = sorted(([axis.key, axis.values] for axis in axes), key=str)
-    config = job_identity(resolve_config(base))
-    identity = json_digest({"config": config, "sweep": values, "sweeper": sweeper})
+    resolved = resolve_config(base)
+    check_run_tags(resolved.tracking.tags, resolved.tracking.run_name)
+    config = job_identity(resolved)
+    parts = {"config": config, "sweep": values, "sweeper": sweeper}
+    if zipped:  # sweeps without keep the identity that they had before there was one
+        parts["zip"] = sorted((_zip_identity(keys, axes, axis_overrides) for keys in zipped), key=str)
+    identity = json_digest(parts)
     folder = _folder(base, identity)
     earlier = read_sweep(folder)
     is_resumed = earlier is not None and earlier.identity == identity
@@ -101,7 +110,7 @@ def plan_sweep(
     experiment = next((text.partition("=")[2] for text in command_line if text.startswith("experiment=")), "")
     sweep = Sweep(
         identity,
-        experiment or " x ".join(axis_overrides) or "one job",
+        experiment or _name(list(axis_overrides), zipped) or "one job",
         folder,
         redact(list(command_line), "overrides"),
         [axis.key for axis in axes],
@@ -153,6 +162,37 @@ def _axis(override: Override, is_basic: bool) -> _Axis:
         raise ConfigError(f"{override.input_line}: is empty, and so would be the sweep; give it a value")
     is_short = count <= MAX_JOBS_UNASKED
     return _Axis(key, sorted(override.sweep_string_iterator()) if is_short else override.get_value_string(), count)
+
+
+def _check_zip(zipped: Sequence[Sequence[str]], axes: Sequence[_Axis]) -> list[int]:
+    """Returns the number of values of each axis, where those that go together count as one.
+
+    Raises:
+        ConfigError: they do not have the same number of values, or one of them has a single value.
+    """
+    counts = {axis.key: axis.count or 0 for axis in axes}
+    for keys in zipped:
+        if missing := [key for key in keys if key not in counts]:
+            raise ConfigError(f"hydra.sweeper.zip: {missing[0]} is not swept; give it as many values as the others")
+        if len({counts[key] for key in keys}) > 1:
+            numbers = ", ".join(f"{key} has {counts[key]}" for key in keys)
+            raise ConfigError(f"hydra.sweeper.zip: {numbers} values; fields that go together need as many each")
+    seconds = {key for keys in zipped for key in keys[1:]}
+    return [count for key, count in counts.items() if key not in seconds]
+
+
+def _zip_identity(keys: Sequence[str], axes: Sequence[_Axis], overrides: Mapping[str, Override]) -> list[Any]:
+    """Returns which values go together, in whatever order they were typed."""
+    keys = sorted(keys)
+    if any(axis.count is not None and axis.count > MAX_JOBS_UNASKED for axis in axes if axis.key in keys):
+        return [keys, [overrides[key].get_value_string() for key in keys]]
+    values = zip(*(axis_values(overrides[key], group_options) for key in keys), strict=True)
+    return [keys, sorted(list(together) for together in values)]
+
+
+def _name(keys: Sequence[str], zipped: Sequence[Sequence[str]]) -> str:
+    groups = {key: group for group in zipped for key in group}
+    return " x ".join(dict.fromkeys(" + ".join(groups.get(key, (key,))) for key in keys))
 
 
 def _range_length(override: Override, values: RangeSweep) -> int:

@@ -30,6 +30,7 @@ from diffuse.media.files import file_stem
 from diffuse.media.formats import is_lossless
 from diffuse.media.images import InputImageCache, read_image
 from diffuse.media.load import image_sha256
+from diffuse.media.save import output_note
 from diffuse.schema import PROMPT_FIELDS, TrackingConfig
 from diffuse.sweep import job_folder
 from diffuse.sweep.callbacks import SweepCallbacks
@@ -38,7 +39,7 @@ from diffuse.sweep.interrupt import Interruption
 from diffuse.sweep.job import Job, JobStatus, sort_jobs
 from diffuse.sweep.job_folder import json_digest, sha256_values
 from diffuse.sweep.saver import Saver
-from diffuse.tracking.tags import SWEEP_KIND, SWEEP_TAG, summary_id
+from diffuse.tracking.tags import SWEEP_KIND, SWEEP_TAG, run_name, summary_id, user_tags
 
 if TYPE_CHECKING:
     from diffuse.run.open import OpenPipeline
@@ -108,9 +109,10 @@ class JobRunner:
         tracker = self._open_tracker()
         files = {"sweep.json": json.dumps(sweep_as_json(sweep), indent=2)}
         params = {"overrides": sweep.overrides, "axes": sweep.axes, "folder": str(sweep.folder)}
-        tags = {**SWEEP_KIND, SWEEP_TAG: sweep.identity}
+        tags = {**user_tags(self.tracking_config), **SWEEP_KIND, SWEEP_TAG: sweep.identity}
+        name = run_name(self.tracking_config, sweep.name, in_sweep=True)
         run_id = summary_id(sweep.identity)
-        summary = tracker.start(sweep.name, params, tags, files, id=run_id, again=sweep.may_exist)
+        summary = tracker.start(name, params, tags, files, id=run_id, again=sweep.may_exist)
         summary.log_metrics(metrics)
         if report:
             summary.log_files(report[0].parent.name, report)
@@ -258,6 +260,8 @@ class JobRunner:
                     one = start_similar_run(started[0][1], cfg, draft, *arguments)
                 else:
                     one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg)), *arguments)
+                if (note := output_note(cfg.output)) is not None:
+                    self.callbacks.warnings.setdefault(note)
                 started.append((job, one))
             except Exception as error:
                 self.end_job(job, JobStatus.FAILED, error)

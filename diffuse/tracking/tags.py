@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from diffuse.config.run_tags import tag_text
+from diffuse.schema import TrackingConfig
+
 RUN_TAG = "diffuse.run"  # the run's id in the journal, by which the store is asked for it
 SWEEP_TAG = "diffuse.sweep"  # the identity of the sweep that the run belongs to
 JOB_TAG = "diffuse.job"  # and of its job there
@@ -10,12 +13,29 @@ ERROR_TAG = "diffuse.error"
 VERSION_TAG = "diffuse.version"
 WEIGHTS_TAG = "diffuse.weights"
 PIXELS_TAG = "diffuse.pixels_sha256"
-GIT_COMMIT_TAG = "mlflow.source.git.commit"  # MLflow's own name, which its page shows
+GIT_COMMIT_TAG = "mlflow.source.git.commit"  # of this package; MLflow's own name, which its page shows
+USER_COMMIT_TAG = "diffuse.user_commit"  # of the repository that the command runs in
 
 SWEEP_KIND = {KIND_TAG: "sweep"}  # of the run that sums up a sweep
 LOGGED_IMAGES = {"mlflow.loggedImages": "True"}  # has MLflow's page look for images
 
 _SWEEP_CHARACTERS = 12
+
+
+def run_name(cfg: TrackingConfig, own: str, *, in_sweep: bool) -> str:
+    """Returns the name of a run: the user's, which in a sweep stands before the run's own.
+
+    Args:
+        own: the name that the run has where the user gives none.
+    """
+    if cfg.run_name is None:
+        return own
+    return f"{cfg.run_name} {own}" if in_sweep else cfg.run_name
+
+
+def user_tags(cfg: TrackingConfig) -> dict[str, str]:
+    """Returns the user's own tags as texts."""
+    return {str(key): tag_text(value) for key, value in cfg.tags.items()}
 
 
 def summary_id(sweep: str) -> str:

@@ -21,7 +21,7 @@ Metric = tuple[str, float, int, int]  # name, value, time in milliseconds, step
 
 def tag_values(tags: Mapping[str, str]) -> dict[str, str]:
     """Returns tags as MLflow takes them."""
-    return {_key(key): utf8(str(value))[:_TAG_CHARACTERS] for key, value in tags.items()}
+    return {key: utf8(str(value))[:_TAG_CHARACTERS] for key, value in tags.items()}
 
 
 def param_values(params: Mapping[str, Any]) -> dict[str, str]:

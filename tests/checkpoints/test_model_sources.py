@@ -124,7 +124,10 @@ def test_several_with_tokenizers_and_what_the_record_says(
             for name in ("vae", "text_encoder", "tokenizer")
         ]
     )
-    assert record["config"]["model"]["vae"] == {"source": str(other / "vae"), "revision": None, "variant": None}
+    assert record["config"]["model"]["vae"] == {
+        "source": str(other / "vae"),
+        **dict.fromkeys(("revision", "variant", "fetch_variant")),
+    }
     assert "unet" not in record["config"]["model"]
     shown = Image.open(tmp_path / done.paths[0]).text["parameters"]  # type: ignore[attr-defined]
     assert f"VAE hash: {weights['components']['vae']['sha256'][:10]}, VAE: vae" in shown

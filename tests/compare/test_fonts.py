@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from command import diffuse, finished, start
 from compared import save
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import newTable
+from fontTools.ttLib.tables.sbixGlyph import Glyph
+from fontTools.ttLib.tables.sbixStrike import Strike
 from matplotlib import font_manager
 from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from diffuse.compare import fonts
 
@@ -24,6 +28,7 @@ BLOCK_SIDE = 8  # pixels of what it draws, at least
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed, and nothing was looked for."""
     monkeypatch.setattr(fonts, "_font_files", {})
+    monkeypatch.setattr(fonts, "_coloured_files", {})
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
 
 
@@ -72,7 +77,7 @@ def test_letters_that_no_font_has_can_be_read(bare: None, tmp_path: Path) -> Non
 
 def drawn_width(line: str) -> int:
     drawn = Image.new("L", (400, 40))
-    fonts.draw_text(ImageDraw.Draw(drawn), (0, 0), line, "white", 15)
+    fonts.draw_text(drawn, (0, 0), line, "white", 15)
     return int(np.flatnonzero(np.asarray(drawn).max(axis=0))[-1])
 
 
@@ -104,3 +109,55 @@ def test_a_font_is_asked_for_what_it_draws(bare: None, installed: Path, monkeypa
     assert fonts.font_families(f"a{BLOCK}") == ["DejaVu Sans", "Blocks"]
     assert fonts.text_width(f"a{BLOCK}a", 15) == pytest.approx(2 * fonts.text_width("a", 15) + 15, abs=1)
     assert abs(drawn_width(f"a{BLOCK}a{BLOCK}a") - fonts.text_width(f"a{BLOCK}a{BLOCK}a", 15)) < 3
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A font with a picture for one letter, a red square of 64 x 64 pixels, and no outlines, as fonts of emoji are."""
+    names, nothing = [".notdef", "square"], TTGlyphPen(None)
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(NOWHERE): "square"})
+    builder.setupGlyf(dict.fromkeys(names, nothing.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Colours", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    out, strike, table = io.BytesIO(), Strike(ppem=64, resolution=72), newTable("sbix")
+    Image.new("RGBA", (64, 64), "red").save(out, "PNG")
+    strike.glyphs = {name: Glyph(glyphName=name) for name in names}
+    strike.glyphs["square"] = Glyph(glyphName="square", graphicType="png ", imageData=out.getvalue())
+    table.version, table.flags, table.numStrikes, table.strikes = 1, 1, 1, {64: strike}
+    builder.font["sbix"] = table
+    for outlines in ("glyf", "loca"):
+        del builder.font[outlines]
+    path = tmp_path_factory.mktemp("coloured") / "Colours.ttf"
+    builder.save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"a{NOWHERE}b", NOWHERE, f"{NOWHERE}\u200d{NOWHERE}", f"{NOWHERE}\ufe0f", f"{BLOCK}{NOWHERE}{EMPTY}", "\u200dab"],
+)
+def test_emoji_are_drawn_in_their_colours(
+    line: str, bare: None, coloured: str, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [coloured, *(str(path) for path in (installed / "fonts").iterdir())]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
+    assert fonts.drawable_text(line).replace(r"\u3042", EMPTY) == line
+    drawn = Image.new("RGB", (200, 40), "white")
+    fonts.draw_text(drawn, (4, 4), fonts.drawable_text(line), "black", 15)
+    red = (np.asarray(drawn) == (255, 0, 0)).all(axis=2)
+    assert red.any() == (NOWHERE in line)
+    if NOWHERE in line:
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        assert rows[-1] - rows[0] < 18 and columns[-1] < 4 + fonts.text_width(fonts.drawable_text(line), 15) + 1
+
+
+def test_plots_write_emoji_out(bare: None, coloured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib draws outlines alone."""
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [coloured])
+    assert fonts.drawable_text(NOWHERE, coloured=False) == r"\U0001f680"
+    assert {"seconds_by_steps.png", "sheet.png"} <= pictures(tmp_path, f"x{NOWHERE}").keys()

@@ -336,3 +336,23 @@ def test_what_is_in_a_prompt_stays_a_prompt(chromium: webdriver.Chrome, tmp_path
     commands = json.loads(page("JSON.stringify(data.cells.map(c => c.command.toWellFormed()))"))
     assert any("'</script>" in command for command in commands)
     assert PROMPT not in titles
+
+
+def test_one_axis_of_many_values_breaks_into_rows(chromium: webdriver.Chrome, tmp_path: Path) -> None:
+    """Nothing has to be scrolled sideways, the order stays, and each picture says which one it is."""
+    sweep(tmp_path / "sweep", 30, (4,))
+    page = Page(chromium, compare_folder(tmp_path / "sweep", options=ReportOptions(sheets=False))[0])
+    boxes = page("[...document.querySelectorAll('#grid .shot')].map(e => e.getBoundingClientRect().toJSON())")
+    assert len(boxes) == 30 and max(box["right"] for box in boxes) <= page("innerWidth")
+    assert len({box["top"] for box in boxes}) > 2
+    assert boxes == sorted(boxes, key=lambda box: (box["top"], box["left"]))
+    labels = page("[...document.querySelectorAll('#grid .shot .below span:first-child')].map(e => e.textContent)")
+    assert labels == [f"Seed: {seed}" for seed in range(30)]
+    page.quiet()
+
+
+def test_one_axis_of_few_values_stays_a_line(chromium: webdriver.Chrome, tmp_path: Path) -> None:
+    sweep(tmp_path / "sweep", 3, (4,))
+    page = Page(chromium, compare_folder(tmp_path / "sweep", options=ReportOptions(sheets=False))[0])
+    heads = page("[...document.querySelectorAll('#grid .column-head')].map(e => e.textContent)")
+    assert heads == [f"Seed: {seed}" for seed in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,3 +66,31 @@ def test_what_was_made_twice_gets_a_sheet_of_its_own(tmp_path: Path) -> None:
     sweep(tmp_path / "b", 2, (4, 8))
     names = [path.name for path in compare_folder(tmp_path) if path.name.startswith("sheet")]
     assert names == ["sheet.png", "sheet_again_2.png"]
+
+
+@pytest.mark.parametrize("count", [2, 7, 40, 130])
+def test_one_axis_breaks_into_rows_that_fit_on_a_page(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that neighbours stay on the same page, in reading order."""
+    monkeypatch.setattr(sheet, "MOST_SIDE", 1500)
+    monkeypatch.setattr(sheet, "MOST_PIXELS", 1500 * 1500)
+    sweep(tmp_path, count, (4,))
+    drawn: list[tuple[sheet.Sheet, sheet.SheetPage]] = []
+    draw = sheet._draw
+
+    def watched(one: sheet.Sheet, page: sheet.SheetPage, *rest: Any) -> Image.Image:
+        drawn.append((one, page))
+        return draw(one, page, *rest)
+
+    monkeypatch.setattr(sheet, "_draw", watched)
+    compare_folder(tmp_path)
+    shown = [
+        one.cells[column, row].config["seed"]
+        for one, page in drawn
+        for row in page.rows
+        for column in page.columns
+        if (column, row) in one.cells
+    ]
+    assert shown == list(range(count))
+    assert all(list(page.columns) == list(range(one.size[0])) for one, page in drawn)

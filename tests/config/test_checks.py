@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from diffuse.config.checks import TARGET_ROOMS, check_target, check_targets
+from diffuse.config.checks import TARGET_ROOMS, check_number, check_target, check_targets
 from diffuse.config.compose import compose_config, config_from_data
 from diffuse.config.groups import load_group
 from diffuse.errors import ConfigError
 from diffuse.run.open import load_family
+from diffuse.schema import REQUEST_FIELDS
 
 ELSEWHERE = [
     "os.system",
@@ -64,3 +65,19 @@ def test_targets_of_a_record_are_checked_too(values: dict[str, Any], message: st
     check_targets(config_from_data(good))
     with pytest.raises(ConfigError, match=message):
         check_targets(config_from_data({**good, **values}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("guidance_scale", -1, "0 and 1 switch guidance off"),
+        ("guidance_scale", -0.5, "0 and 1 switch guidance off"),
+        ("strength", 2, "1 forgets the input picture"),
+        ("strength", 0, "1 forgets the input picture"),
+        ("guidance_rescale", 2, "0 leaves the contrast"),
+        ("clip_skip", -2, "0 or null leaves out none"),
+    ],
+)
+def test_a_refusal_says_what_the_ends_of_the_range_do(name: str, value: float, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={value}: should be .*; {hint}"):
+        check_number(REQUEST_FIELDS[name], value)

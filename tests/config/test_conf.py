@@ -13,11 +13,13 @@ import yaml
 from command import diffuse
 from omegaconf import OmegaConf
 
-from diffuse.config.compose import compose_config
+from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.groups import conf_dir, group_options, load_group
 from diffuse.config.request import draft_requests
+from diffuse.config.root import Config
 from diffuse.run import open as opening
-from diffuse.schema import Config, GenerationRequest
+from diffuse.schema import GenerationRequest
+from diffuse.sweep.job_folder import job_identity
 
 CONF = conf_dir()
 HYDRAS = CONF / "hydra"  # launchers and sweepers, see test_launchers.py and test_optuna.py
@@ -120,3 +122,18 @@ def test_help_lists_every_option(tmp_path: Path) -> None:
     for group in GROUPS:
         line = next(line for line in said.splitlines() if line.strip().startswith(f"{group}="))
         assert line.split()[0] == f"{group}=" + "|".join(group_options(group))
+
+
+@pytest.mark.parametrize("model", [name for name in group_options("model") if name not in ("auto", "tiny")])
+def test_presets_fetch_half_precision_of_their_own_source_alone(model: str) -> None:
+    preset = compose_config([f"model={model}"]).model
+    assert (preset.variant, preset.fetch_variant) == (None, "fp16")
+    assert compose_config([f"model={model}", "model.source=someone/else"]).model.fetch_variant is None
+
+
+def test_what_is_fetched_is_no_part_of_a_jobs_identity() -> None:
+    """So that sweeps of earlier versions, which lack the field, go on."""
+    given = (["model=sdxl"], ["model=sdxl", "model.fetch_variant=null"], ["model=sdxl", "model.variant=fp16"])
+    jobs = [job_identity(resolve_config(compose_config([*overrides, "prompt=x"]))) for overrides in given]
+    assert jobs[0] == jobs[1] != jobs[2]
+    assert "fetch_variant" not in str(jobs[0])

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from diffuse import api
 from diffuse.config.checks import bounds, check_number
 from diffuse.config.compose import compose_config, config_from_data, resolve_config
+from diffuse.config.root import Config
 from diffuse.errors import ConfigError
 from diffuse.schema import (
     LATER_FIELDS,
     REQUEST_FIELDS,
-    Config,
     GenerationRequest,
     RequestArguments,
     RequestField,

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from diffuse.config.compose import compose_config
 from diffuse.config.quoting import quote_overrides, unquote_overrides
+from diffuse.config.text_lists import is_quoted_list
 from diffuse.media.load import read_record
 
 EXAMPLES = [
@@ -68,7 +69,7 @@ def test_hydra_reads_the_quoted_text_as_one_value(text: str) -> None:
 @given(TEXT)
 def test_in_a_sweep_only_an_explicit_one_is_no_text(text: str) -> None:
     (quoted,) = quote_overrides([f"prompt={text}"], sweep=True)
-    if not re.match(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(", text):
+    if not re.match(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(", text) and not is_quoted_list(text):
         assert unquote_overrides([quoted]) == [f"prompt={text}"]
         assert not OverridesParser.create().parse_override(quoted).is_sweep_override()
 

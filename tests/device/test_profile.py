@@ -96,6 +96,7 @@ def test_the_profiles_that_ship() -> None:
         "full_gpu": (["*"], True, GuidanceMode.batched, Cleanup.none, 0, 1536),
         "balanced": (["unet", "vae"], True, GuidanceMode.batched, Cleanup.phases, 0, 1024),
         "unet_gpu": (["unet"], True, GuidanceMode.sequential, Cleanup.phases, 10, 1024),
+        "streaming": (["*"], True, GuidanceMode.batched, Cleanup.phases, 0, 1024),
         "cpu_only": ([], False, GuidanceMode.sequential, Cleanup.none, 0, 768),
     }
     for name, (on_device, half, guidance, cleanup, every, side) in table.items():
@@ -104,7 +105,7 @@ def test_the_profiles_that_ship() -> None:
         assert (p.cleanup, p.cleanup_every, p.max_side) == (cleanup, every, side)
         memory = Memory(p, Hardware("cpu"))
         for component in ("text_encoder", "unet", "vae"):
-            memory.add(component, lambda device, dtype: nn.Linear(1, 1))
+            memory.add(component, lambda device, dtype: nn.Linear(1, 1), blocks=(nn.Linear,))
         memory.check()
     assert {*shipped} == {"auto", *table}
     needs = OmegaConf.load(conf_dir() / "model" / "sd21.yaml").min_vram_gib

@@ -59,6 +59,35 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
     near(read_image(str(tmp_path / f"x.{suffix}")).pixels, scene(), 4 if suffix == "jpg" else 0)
 
 
+def odd_exif(orientation: int, kind: int, value: bytes) -> bytes:
+    """EXIF data with an orientation, and a resolution that cannot be written again."""
+    table = struct.pack("<HHHII", 2, 0x0112, 3, 1, orientation) + struct.pack("<HHI", 0x011A, kind, 1)
+    inline = value if len(value) <= 4 else struct.pack("<I", 8 + 2 + 24 + 4)
+    return b"Exif\0\0II*\0\x08\0\0\0" + table + inline.ljust(4, b"\0") + bytes(4) + (value if len(value) > 4 else b"")
+
+
+ODD_NUMBERS = {
+    "a fraction of zero": (5, struct.pack("<II", 72, 0)),
+    "no fraction at all": (5, struct.pack("<II", 0, 0)),
+    "a signed fraction of zero": (10, struct.pack("<ii", -1, 0)),
+    "NaN": (11, struct.pack("<f", float("nan"))),
+    "infinity of 8 bytes": (12, struct.pack("<d", float("inf"))),
+    "text": (2, b"abc\0"),
+    "a value behind the end": (5, b""),
+}
+
+
+@pytest.mark.parametrize("name", ODD_NUMBERS)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_image_is_turned_without_writing_its_exif_data_again(name: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    options: dict[str, Any] = {"png": {}, "webp": {"lossless": True}}.get(suffix, {"quality": 100, "subsampling": 0})
+    stored = Image.fromarray(np.ascontiguousarray(STORED[6](scene())))
+    stored.save(path, exif=odd_exif(6, *ODD_NUMBERS[name]), **options)
+    for source in (str(path), Image.open(path)):
+        near(read_image(source).pixels, scene(), 4 if suffix == "jpg" else 0)
+
+
 def test_exif_data_that_make_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(scene()).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\x01\x12\0\x03" * 9)
@@ -258,7 +287,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not a picture that can be read",
     ),
     "floating point": (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "floating-point numbers; save it as"),
-    "32 bits": (lambda path: Image.new("I", (4, 4)).save(path, "TIFF"), "32-bit numbers; save it as"),
+    "32 bits": (lambda path: Image.new("I", (4, 4)).save(path, "TIFF"), "signed numbers; save it as"),
     "Lab": (lambda path: Image.new("LAB", (4, 4)).save(path, "TIFF"), "Lab colours; save it as"),
     "a name with a zero byte": (lambda path: None, "cannot be read"),
 }

@@ -6,11 +6,13 @@ import json
 import tempfile
 from pathlib import Path
 
+import piexif
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from saved_images import FORMATS, RECORD, exif, pixels, save, smooth
+from viewers import parameters_of, webui_parameters
 
 from diffuse.media.load import read_record
 
@@ -52,7 +54,7 @@ def test_a_record_that_no_jpg_can_hold_is_said_to_be_missing(tmp_path: Path, cap
     path = save(smooth(4, 4), tmp_path, format="jpg", record=half, parameters="y" * 40_000)
     assert read_record(path) == half
     assert exif(path)[1] == ""
-    assert not caplog.records
+    assert "parameters that image viewers show do not fit" in caplog.text
     path = save(smooth(4, 4), tmp_path, format="jpg", record={**half, "prompt": "x" * 70_000})
     assert pixels(path).shape == (4, 4, 3)
     assert read_record(path)["image"] == {"seed": 1}
@@ -60,3 +62,43 @@ def test_a_record_that_no_jpg_can_hold_is_said_to_be_missing(tmp_path: Path, cap
     for format in ("png", "webp"):  # which have no such limit
         large = {"prompt": "x" * 200_000}
         assert read_record(save(smooth(4, 4), tmp_path, format=format, record=large)) == large
+
+
+PARAMETERS = (
+    "a cat 猫 🚀, é\nNegative prompt: blue\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x48, RNG: CPU"
+)
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("record", [RECORD, {}, {"odd": "x" * 3}, {"long": "é" * 5000}])
+def test_the_web_ui_reads_the_parameters(format: str, record: dict[str, object], tmp_path: Path) -> None:
+    """Through piexif, which gives bytes for the type UNDEFINED alone."""
+    path = save(smooth(48, 64), tmp_path, format=format, record=record, parameters=PARAMETERS)
+    with Image.open(path) as picture:
+        assert parameters_of(picture) == PARAMETERS
+        pairs = webui_parameters(picture)
+        assert (pairs["Prompt"], pairs["Negative prompt"], pairs["Seed"]) == ("a cat 猫 🚀, é", "blue", "5")
+    assert read_record(path) == record
+
+
+@pytest.mark.parametrize("format", ["jpg", "webp"])
+def test_piexif_takes_the_whole_data_apart_and_together_again(format: str, tmp_path: Path) -> None:
+    path = save(smooth(8, 8), tmp_path, format=format, parameters=PARAMETERS)
+    with Image.open(path) as picture:
+        found = piexif.load(picture.info["exif"])
+    assert set(found["0th"]) == {piexif.ImageIFD.ImageDescription, piexif.ImageIFD.ExifTag}
+    assert set(found["Exif"]) == {piexif.ExifIFD.UserComment}
+    assert piexif.load(piexif.dump(found))["Exif"] == found["Exif"]
+    assert "Exif" in piexif.load(str(path))
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+def test_a_reader_of_prompts_reads_the_parameters(format: str, tmp_path: Path) -> None:
+    """sd-prompt-reader has a window and an old Pillow among its requirements: it is tried where it is there."""
+    reader = pytest.importorskip("sd_prompt_reader.image_data_reader")
+    path = save(smooth(48, 64), tmp_path, format=format, parameters=PARAMETERS)
+    with open(path, "rb") as file:
+        found = reader.ImageDataReader(file)
+    assert found.tool == "A1111 webUI"
+    assert (found.positive, found.negative) == ("a cat 猫 🚀, é", "blue")
+    assert (found.parameter["seed"], found.parameter["sampler"], found.parameter["size"]) == ("5", "Euler", "64x48")

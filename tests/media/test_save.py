@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import smoke
 from saved_images import FORMATS, refuse, save, smooth
 
 from diffuse.media.save import save_media
@@ -36,3 +37,22 @@ def test_several_frames_or_sound_are_refused(format: str, tmp_path: Path) -> Non
     refuse(lambda: save_media(one, tmp_path, "x", format=format, record={}, sound=sound), name, "sound")
     refuse(lambda: save_media(several[:0], tmp_path, "x", format=format, record={}), name, "0 frames")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("output.quality=80",), "output.quality=80: has no effect with output.format=png; jpg or webp has a quality"),
+        (("output.quality=100", "output.format=tiff"), "has no effect with output.format=tiff"),
+        (("output.quality=80", "output.format=jpg"), ""),
+        (("output.quality=95",), ""),
+        (("output.format=webp",), ""),
+    ],
+)
+@pytest.mark.parametrize("sweep", [(), ("-m", "report.make=false")], ids=["run", "sweep"])
+def test_a_quality_without_effect_is_told_once(
+    sweep: tuple[str, ...], given: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    done = smoke(*sweep, *given, cwd=tmp_path)
+    assert done.err.count("has no effect") == bool(said) and said in done.err
+    assert len(done.paths) == 1

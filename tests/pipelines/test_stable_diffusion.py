@@ -27,7 +27,7 @@ from diffuse.schema import (
 )
 
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
-PROFILES = ("full_gpu", "balanced", "unet_gpu", "cpu_only")
+PROFILES = ("full_gpu", "balanced", "unet_gpu", "streaming", "cpu_only")
 DDIM = {"_target_": "diffuse.schedulers.ddim.DDIM", "name": "ddim"}
 REQUEST = GenerationRequest(
     prompt="a cactus on a pink background",

@@ -40,6 +40,54 @@ def test_a_flow_matching_model_is_refused_with_what_fits_it() -> None:
         build_sampler(EULER, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
 
 
+DPM = {"_target_": "diffuse.schedulers.dpmpp_2m.DPMpp2M", "name": "dpmpp_2m"}
+SDE = {"_target_": "diffuse.schedulers.dpmpp_2m_sde.DPMpp2MSDE", "name": "dpmpp_2m_sde"}
+UNIPC = {"_target_": "diffuse.schedulers.unipc.UniPC", "name": "unipc"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        (DPM, "algorithm_type", "dpmsolver"),
+        (DPM, "algorithm_type", "sde-dpmsolver"),
+        (DPM, "algorithm_type", "dpmsolver+++"),
+        (DPM, "solver_type", "bh3"),
+        (SDE, "solver_type", "euler"),
+        (DPM, "variance_type", "learned_range"),
+        (SDE, "variance_type", "learned"),
+        (UNIPC, "solver_p", {"_class_name": "DDIMScheduler"}),
+        (UNIPC, "use_flow_sigmas", True),
+        (EULER, "timestep_type", "continuous"),
+    ],
+)
+def test_what_a_sampler_would_obey_and_has_not_is_refused_by_name(
+    options: dict[str, str], name: str, value: object
+) -> None:
+    with pytest.raises(CheckpointError, match=f"scheduler_config.json: {name}=.* is not implemented"):
+        build_sampler(options, {**SD21, name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "published", "taken"),
+    [
+        (DPM, {"algorithm_type": "sde-dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}),
+        (DPM, {"algorithm_type": "deis", "solver_type": "logrho"}, {"algorithm_type": "dpmsolver++"}),
+        (DPM, {"solver_order": 3, "use_lu_lambdas": True}, {"solver_order": 3, "use_lu_lambdas": True}),
+        (DPM, {"lambda_min_clipped": float("-inf")}, {"lambda_min_clipped": float("-inf")}),
+        (DPM, {"lambda_min_clipped": -5.1, "variance_type": "fixed_small"}, {"lambda_min_clipped": -5.1}),
+        (SDE, {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}),
+        ({**DPM, "algorithm_type": "dpmsolver++"}, {"algorithm_type": "dpmsolver"}, {"algorithm_type": "dpmsolver++"}),
+        (EULER, {"interpolation_type": "log_linear"}, {"interpolation_type": "log_linear"}),
+        (EULER, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, {}),  # another sampler's
+    ],
+)
+def test_what_is_taken_of_published_settings(
+    options: dict[str, str], published: dict[str, object], taken: dict[str, object]
+) -> None:
+    sampler = build_sampler(options, {**SD21, **published})
+    assert {name: getattr(sampler, name) for name in taken} == taken
+
+
 LABELS = {
     "ddim": "DDIM",
     "dpmpp_2m": "DPM++ 2M",

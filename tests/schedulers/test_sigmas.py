@@ -19,4 +19,4 @@ def test_the_beta_distribution_agrees_with_scipy(steps: int) -> None:
 def test_every_spacing_falls_from_the_largest_to_the_smallest(spacing: sigmas.Spacing) -> None:
     spaced = spacing(12, 14.6, 0.03)
     assert (np.diff(spaced) < 0).all()
-    np.testing.assert_allclose(spaced[[0, -1]], [14.6, 0.03], rtol=1e-9)
+    np.testing.assert_allclose(spaced[[0, -1]], [14.6, 0.03], rtol=1e-7)  # Lu's are of logarithms in float32

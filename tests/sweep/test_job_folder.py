@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from command import jobs_in
 from damaged import damaged, mend
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sweeps import QUICK, pixels, swept
 
+from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.groups import PACKAGE
 from diffuse.media.load import image_sha256
+from diffuse.sweep.job_folder import job_identity
 
 TINY = PACKAGE / "tiny" / "checkpoint"
 
@@ -86,3 +89,21 @@ def test_what_job_json_says(tmp_path: Path) -> None:
     assert done.paths[0].parent.name.endswith(said["key"][:8])
     assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": image_sha256(tmp_path / done.paths[0])}]
     assert said["record"]["request"]["seed"] == 5 and "seed=5" in said["overrides"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "option", "value"),
+    [
+        ("dpmpp_2m", "algorithm_type", "sde-dpmsolver++"),
+        ("dpmpp_2m", "solver_order", 3),
+        ("dpmpp_2m_sde", "use_lu_lambdas", True),
+        ("dpmpp_2m_sde", "lambda_min_clipped", -5.1),
+        ("euler", "interpolation_type", "log_linear"),
+    ],
+)
+def test_options_that_earlier_sweeps_lack_count_where_they_are_given(sampler: str, option: str, value: Any) -> None:
+    plain = job_identity(resolve_config(compose_config([f"scheduler={sampler}"])))["scheduler"]
+    given = job_identity(resolve_config(compose_config([f"scheduler={sampler}", f"scheduler.{option}={value}"])))
+    assert option not in plain
+    assert given["scheduler"] == {**plain, option: value}
+    assert "use_karras_sigmas" in plain  # which the first version had

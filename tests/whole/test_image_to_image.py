@@ -12,6 +12,7 @@ import oracle
 import picture_parity
 import pytest
 import torch
+from command import smoke
 from diffusers import StableDiffusionImg2ImgPipeline
 from oracle import Variant
 from picture_parity import apart, assert_same, made, photograph, refused
@@ -211,3 +212,27 @@ def test_a_file_that_is_text(folder: Callable[[str], Path], tmp_path: Path) -> N
     out = tmp_path / "out"
     done = picture_parity.run(folder("epsilon"), out, input_image=tmp_path / "x.png")
     refused(done, f"input_image={tmp_path / 'x.png'}: is not a picture that can be read", out)
+
+
+@pytest.mark.parametrize(
+    ("selected", "said"),
+    [
+        ((slice(0), 255), True),  # nothing
+        ((slice(16, 32), 100), True),  # less than half white
+        ((slice(17, 18), 255), True),  # a line that no latent begins with
+        ((slice(16, 32), 255), False),
+        ((slice(16, 32), 1), False),  # a mask of 0 and 1
+    ],
+)
+def test_a_mask_that_selects_nothing_says_so(selected: tuple[slice, int], said: bool, tmp_path: Path) -> None:
+    values = np.zeros((64, 64), np.uint8)
+    values[selected[0]] = selected[1]
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    photograph(tmp_path / "photo.png")
+    with Image.open(tmp_path / "photo.png") as picture:
+        picture.resize((64, 64)).save(tmp_path / "photo.png")
+    done = smoke("input_image=photo.png", "mask_image=mask.png", cwd=tmp_path)
+    assert (
+        "warning: mask_image: selects nothing at 64 x 64; make white what is to be painted anew" in done.err
+    ) == said
+    assert ("holds 0 and 1 only; 1 is taken for white" in done.err) == (selected[1] == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +76,19 @@ def plan_download(source: Source) -> DownloadPlan:
     if components is None:
         index = hf_hub_download(repository, "model_index.json", revision=commit)
         components = tuple(CheckpointFolder(Path(index).parent, repository).components)
-    files = tuple(listed[path] for path in needed_files(listed, source, components))
-    missing = tuple(
-        file for file in files if not isinstance(try_to_load_from_cache(repository, file.path, revision=commit), str)
-    )
-    return DownloadPlan(source, commit, files, missing)
+
+    def plan(choice: Source) -> DownloadPlan:
+        files = tuple(listed[path] for path in needed_files(listed, choice, components))
+        here = [isinstance(try_to_load_from_cache(repository, file.path, revision=commit), str) for file in files]
+        return DownloadPlan(
+            choice, commit, files, tuple(file for file, is_here in zip(files, here, strict=True) if not is_here)
+        )
+
+    plans = []
+    for choice in source.choices:
+        with suppress(CheckpointError):  # it is not published
+            plans.append(plan(choice))
+    return min(plans, key=lambda each: each.missing_size) if plans else plan(source)
 
 
 def _single_files(paths: Iterable[str]) -> bool:

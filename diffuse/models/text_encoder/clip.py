@@ -164,6 +164,8 @@ class _TextTransformer(nn.Module):
 class CLIPTextModel(nn.Module):
     """The text encoder: from token ids to hidden states and a pooled vector."""
 
+    streamed_blocks: ClassVar[tuple[type[nn.Module], ...]] = (_Layer,)
+
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.config = config

@@ -1,8 +1,7 @@
-"""CLIP's tokenizer on the `tokenizers` library, from either layout in which checkpoints publish it."""
+"""CLIP's tokenizer on the `tokenizers` library."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from diffuse.errors import CheckpointError
-
-START, END = "<|startoftext|>", "<|endoftext|>"
+from diffuse.models.text_encoder.clip_tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 # Words, single digits and runs of other marks are cut apart before any merge: "cat," is "cat" and ",".
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -61,63 +59,38 @@ class Split:
 
 
 class CLIPTokenizer:
-    """Byte-pair encoding as CLIP does it: lower case, white space folded, start and end tokens, padded to a length."""
+    """Byte-pair encoding as CLIP does it: lower case, white space folded, start and end tokens, padded to a length.
 
-    def __init__(self, tokenizer: Tokenizer, *, pad_token: str, max_length: int, where: str = "tokenizer") -> None:
-        ids: dict[str, int] = {}
-        for token in (START, END, pad_token):
-            id_ = tokenizer.token_to_id(token)
-            if id_ is None:
-                raise CheckpointError(f"{where}: the vocabulary has no token {token!r}; copy or download it again")
-            ids[token] = id_
-        # Recognised inside a text too, as by the field's reference implementation: where "!" pads, as in SD 2.x, a "!"
-        # in a prompt is the padding's id and not the word "!".
-        tokenizer.add_special_tokens(list(ids))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self.tokenizer = tokenizer
-        self.start, self.end, self.pad = ids[START], ids[END], ids[pad_token]
-        self.max_length = max_length
+    Added words, such as the start and end tokens, are found inside a text too, as by the field's reference
+    implementation: where "!" pads, as in SD 2.x, a "!" in a prompt is the padding's id and not the word "!". Those that
+    the files call normalized are found whatever their case.
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.tokenizer = _byte_pair_tokenizer(files)
+        self.tokenizer.add_tokens(files.added)
+        self.start, self.end, self.pad = (
+            files.vocabulary[files.named[name]] for name in ("bos_token", "eos_token", "pad_token")
+        )
+        self.max_length = files.max_length
+        self.vocab_size = max(files.vocabulary.values()) + 1
+        self._added = {token.content: files.vocabulary[token.content] for token in files.added}
 
     @classmethod
     def from_folder(cls, folder: Path) -> CLIPTokenizer:
-        """Reads `vocab.json` and `merges.txt`, or `tokenizer.json` where those are absent.
+        """Reads a tokenizer's folder, in any layout that `read_tokenizer_files` knows.
 
         Raises:
             CheckpointError: files are missing or cannot be read.
         """
-        settings = _read_json(folder / "tokenizer_config.json")
-        if "added_tokens_decoder" not in settings:
-            # Older files: SD 2.1's tokenizer_config.json names a padding token that this one corrects.
-            settings |= _read_json(folder / "special_tokens_map.json")
-        vocabulary, merges, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
         try:
-            if vocabulary.is_file() and merges.is_file():
-                tokenizer = _byte_pair_tokenizer(vocabulary, merges)
-            elif whole.is_file():
-                tokenizer = Tokenizer.from_file(str(whole))
-            else:
-                raise CheckpointError(
-                    f"{folder}: neither vocab.json and merges.txt nor tokenizer.json is there; copy or download them"
-                )
+            return cls(read_tokenizer_files(folder))
         except CheckpointError:
             raise
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(
                 f"{folder}: the tokenizer cannot be read ({error}); copy or download it again"
             ) from error
-        pad = settings.get("pad_token", END)
-        pad = pad.get("content") if isinstance(pad, dict) else pad
-        if not isinstance(pad, str):
-            raise CheckpointError(f"{folder}: pad_token is {pad!r}, which is no token; copy or download it again")
-        length = settings.get("model_max_length", 77)
-        return cls(
-            tokenizer,
-            pad_token=pad,
-            # Published files say 10^30 for "not set".
-            max_length=length if isinstance(length, int) and 2 < length <= 10_000 else 77,
-            where=str(folder),
-        )
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Returns the `Tokens` of texts, `[B, max_length]`; what does not fit is cut before the end token."""
@@ -131,19 +104,32 @@ class CLIPTokenizer:
         return self.max_length - 2
 
     def split(self, text: str) -> Split:
-        """Returns all tokens of a text."""
+        """Returns all tokens of a text.
+
+        An added word that was learned in several vectors, `<cat>`, `<cat>_1`, `<cat>_2`, stands for all of them, as in
+        diffusers.
+        """
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        special = {self.start, self.end, self.pad}
-        return Split(
-            text,
-            encoding.ids,
-            [start for start, _ in encoding.offsets],  # they refer to the text as given
-            [
-                name.endswith(_WORD_END) or id_ in special
-                for name, id_ in zip(encoding.tokens, encoding.ids, strict=True)
-            ],
-            [name == _COMMA for name in encoding.tokens],
-        )
+        ids: list[int] = []
+        starts: list[int] = []
+        words: list[bool] = []
+        commas: list[bool] = []
+        added = set(self._added.values())
+        for name, id_, (start, end) in zip(encoding.tokens, encoding.ids, encoding.offsets, strict=True):
+            # Offsets refer to the text as given. A word in another case stands for its first vector, as in diffusers.
+            vectors = [id_, *(self._vectors(name) if id_ in added and name in text[start:end] else [])]
+            ids += vectors
+            starts += [start] * len(vectors)
+            words += [False] * (len(vectors) - 1) + [name.endswith(_WORD_END) or id_ in added]
+            commas += [name == _COMMA] * len(vectors)
+        return Split(text, ids, starts, words, commas)
+
+    def _vectors(self, word: str) -> list[int]:
+        """Returns the ids of an added word's further vectors."""
+        ids: list[int] = []
+        while (further := self._added.get(f"{word}_{len(ids) + 1}")) is not None:
+            ids.append(further)
+        return ids
 
     def row(self, ids: Sequence[int]) -> list[int]:
         """Returns `ids`, at most `room`, between the start and end tokens, padded to `max_length`."""
@@ -151,8 +137,15 @@ class CLIPTokenizer:
         return row + [self.pad] * (self.max_length - len(row))
 
 
-def _byte_pair_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=END))
+def _byte_pair_tokenizer(files: TokenizerFiles) -> Tokenizer:
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=dict(files.vocabulary),
+            merges=files.merges,
+            end_of_word_suffix="</w>",
+            unk_token=files.named["unk_token"],
+        )
+    )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -163,13 +156,3 @@ def _byte_pair_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
         ]
     )
     return tokenizer
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); copy or download it again") from error
-    return content if isinstance(content, dict) else {}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError
-from diffuse.layers.attention import Transformer2DModel
+from diffuse.layers.attention import BasicTransformerBlock, Transformer2DModel
 from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
 from diffuse.layers.packed import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
@@ -186,6 +186,8 @@ class UNetMidBlock(nn.Module):
 
 class UNet2DConditionModel(nn.Module):
     """Predicts the noise, the sample or the velocity of latents at a timestep, given the text's hidden states."""
+
+    streamed_blocks: ClassVar[tuple[type[nn.Module], ...]] = (ResnetBlock2D, BasicTransformerBlock)
 
     def __init__(self, config: UNet2DConditionConfig) -> None:
         super().__init__()

@@ -193,6 +193,8 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """The autoencoder, between pixels in -1..1 and latents."""
 
+    streamed_blocks: ClassVar[tuple[type[nn.Module], ...]] = (ResnetBlock2D,)
+
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         self.config = config

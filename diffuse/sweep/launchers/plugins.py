@@ -1,4 +1,4 @@
-"""Makes the launchers and the sweeper of this package known to Hydra.
+"""Makes the launchers and the sweepers of this package known to Hydra.
 
 Hydra instantiates only plugins whose name begins with `hydra_plugins.`, and names a plugin that `Plugins.register` gets
 by its module. So ours are entered under `hydra_plugins.diffuse.NAME`, as `conf/hydra` has them, in the table that
@@ -16,8 +16,9 @@ from diffuse.sweep.launchers.joblib import JoblibLauncher
 from diffuse.sweep.launchers.ray import RayLauncher
 from diffuse.sweep.launchers.submitit import LocalLauncher, SlurmLauncher
 from diffuse.sweep.optuna import OptunaSweeper
+from diffuse.sweep.sweeper import GridSweeper
 
-_PLUGINS = (SweepLauncher, JoblibLauncher, LocalLauncher, OptunaSweeper, RayLauncher, SlurmLauncher)
+_PLUGINS = (GridSweeper, SweepLauncher, JoblibLauncher, LocalLauncher, OptunaSweeper, RayLauncher, SlurmLauncher)
 
 
 def register_plugins() -> None:

@@ -26,6 +26,45 @@ def test_a_variant_and_the_plain_weights_where_it_is_missing(server: HubServer) 
     assert len(found.files("text_encoder")) == 2
 
 
+def test_the_smaller_variant_is_fetched_where_nothing_is_here(server: HubServer) -> None:
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    whole = {path: data * 4 for path, data in PLAIN.items() if path != vae}
+    server.repositories["owner/both"] = Repository({**SMALL, **whole, **HALF, vae: PLAIN[vae]})
+    found = locate("owner/both", fetch_variant="fp16")
+    assert files_in(found.folder) == SMALL | HALF | {vae: PLAIN[vae]} and found.variant == "fp16"
+    server.log.clear()
+    assert locate("owner/both", fetch_variant="fp16") == found and server.log == []
+
+
+def test_full_precision_that_is_here_is_used(server: HubServer) -> None:
+    here = locate(NAME)
+    server.log.clear()
+    assert locate(NAME, fetch_variant="fp16") == here and server.log == []
+    # A file of it that is gone is fetched, and not all of the other variant.
+    (here.folder / "tokenizer" / "merges.txt").unlink()
+    assert locate(NAME, fetch_variant="fp16").variant is None
+    assert server.fetched() == ["tokenizer/merges.txt"]
+
+
+def test_a_variant_that_is_asked_for_goes_first(server: HubServer) -> None:
+    locate(NAME)
+    assert locate(NAME, variant="fp16", fetch_variant="bf16").variant == "fp16"
+
+
+def test_a_variant_that_nobody_has_published_is_not_missed(server: HubServer) -> None:
+    assert locate(NAME, fetch_variant="bf16").variant is None
+    assert server.fetched() == sorted(SMALL | PLAIN)
+
+
+def test_weights_published_in_half_precision_alone(server: HubServer) -> None:
+    names = {path: data for path, data in HALF.items() if path not in PLAIN}
+    vae = {"vae/diffusion_pytorch_model.fp16.safetensors": PLAIN["vae/diffusion_pytorch_model.safetensors"]}
+    server.repositories["owner/half"] = Repository({**SMALL, **names, **vae})
+    assert locate("owner/half", fetch_variant="fp16").variant == "fp16"
+    server.log.clear()
+    assert locate("owner/half", fetch_variant="fp16").variant == "fp16" and server.log == []
+
+
 def test_only_some_components(server: HubServer) -> None:
     found = locate(NAME, components=("vae", "scheduler"))
     assert sorted(files_in(found.folder)) == [

@@ -1,0 +1,121 @@
+"""`--dry-run`: says what would be made and what is there already. Loads no weights, writes nothing, opens no store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffuse.cli.hydra_main import run_hydra
+from diffuse.cli.output import print_line, report_line
+from diffuse.config.mistakes import explain_errors
+from diffuse.config.quoting import quote_value
+from diffuse.config.request import RequestDraft, draft_requests
+from diffuse.errors import ConfigError
+from diffuse.media.files import file_stem
+from diffuse.schema import Download
+from diffuse.sweep.job import Job, JobStatus
+from diffuse.terminal import say
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_WORDS = {JobStatus.EXISTING: "there", JobStatus.DUPLICATE: "double", JobStatus.FAILED: "wrong", None: "make"}
+_NOTHING = "nothing was made"
+
+
+def list_run(flags: list[str], overrides: list[str], command_line: list[str]) -> None:
+    """Lists the runs of a command without `-m`: one, or one for each prompt of a file.
+
+    Raises:
+        DiffuseError: the request is wrong.
+    """
+    run_hydra(flags, overrides, command_line, _list_drafts)
+
+
+def _list_drafts(cfg: DictConfig) -> None:
+    if cfg.suite is not None:
+        raise ConfigError(f"--dry-run: lists pictures, and experiment={cfg.suite.name} runs checks; leave it out")
+    drafts = draft_requests(cfg)
+    are_here = _are_here(cfg)
+    for draft in drafts:
+        width, height = _size(cfg, draft) if are_here else (draft.width, draft.height)
+        size = f"{width} x {height}" if width and height else "the checkpoint's size"
+        parts = ["a drawn seed" if cfg.seed is None else f"seed {draft.seed}", size]
+        parts.append(f"{draft.fields['num_inference_steps']} steps")
+        count = draft.fields["num_images"]
+        parts += [f"{count} pictures"] if count > 1 else []
+        stem = file_stem(draft.prompt, draft.seed, cfg.output.name)
+        file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}.{cfg.output.format.name}"
+        print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {Path(cfg.output.dir, file)}")
+    runs = "1 run" if len(drafts) == 1 else f"{len(drafts)} runs"
+    weights = "its weights are here" if are_here else "not all of its weights are here, they would be fetched"
+    say(f"{runs} to make with model={cfg.model.name}; {weights}; {_NOTHING}")
+
+
+def _size(cfg: DictConfig, draft: RequestDraft) -> tuple[int, int]:
+    """Checks the request against the checkpoint, of which no weight is read. Returns width and height in pixels."""
+    from diffuse.run.prepare import prepare
+
+    request = prepare(cfg, draft).request
+    return request.width, request.height
+
+
+def _are_here(cfg: DictConfig) -> bool:
+    """Returns whether all weights are here. Nothing is fetched, and no weight is read."""
+    from diffuse.checkpoints.model_sources import locate_models
+    from diffuse.run.open import component_names
+
+    cfg = cfg.copy()
+    cfg.model.download = Download.never
+    try:
+        locate_models(cfg, component_names(cfg))
+    except ConfigError as error:
+        if "model.download=never" in str(error):
+            return False
+        raise
+    return True
+
+
+def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], yes: bool) -> None:
+    """Lists the jobs of a sweep: those that are there, with their files, and those that would be made.
+
+    Raises:
+        ConfigError: jobs are wrong, which are reported in a line each.
+    """
+    from diffuse.sweep.launcher import launching
+    from diffuse.sweep.launchers.foreign import run_job
+    from diffuse.sweep.launchers.plugins import register_plugins
+    from diffuse.sweep.listing import JobLister
+    from diffuse.sweep.plan import plan_sweep
+
+    register_plugins()
+    with explain_errors(command_line):
+        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
+    if sweep.jobs is None:
+        sweeper = base.hydra.runtime.choices["hydra/sweeper"]
+        say(f"hydra/sweeper={sweeper} chooses each job by the results of those before; {_NOTHING}")
+        return
+    lister = JobLister(sweep, base.tracking)
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
+        elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
+        run_hydra(flags, [*hydra_overrides, "model.download=never", elsewhere], command_line, run_job)
+    for job in lister.jobs:
+        _print_job(job, sweep.axes)
+    count = Counter(_WORDS[job.status] for job in lister.jobs)
+    parts = [f"{count['there']} are there", f"{count['make']} to make"]
+    parts += [f"{count['double']} given twice"] if count["double"] else []
+    parts += [f"{count['wrong']} wrong"] if count["wrong"] else []
+    jobs = "1 job" if len(lister.jobs) == 1 else f"{len(lister.jobs)} jobs"
+    say(f"{jobs}: {', '.join(parts)}, in {sweep.folder}; {_NOTHING}")
+    if count["wrong"]:
+        raise ConfigError(f"{count['wrong']} of the sweep's jobs are wrong, as said above")
+
+
+def _print_job(job: Job, axes: list[str]) -> None:
+    label = " ".join(job.label(axes).split())
+    files = "".join(f" -> {path}" for path in job.paths)
+    print_line(f"{_WORDS[job.status]:<7} {label}{files}")
+    if job.error is not None:
+        report_line(f"{label}: {job.error}")

@@ -1,0 +1,55 @@
+"""Checks the tags and the name that a user gives to runs, by MLflow's own rules. MLflow is not imported for it."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from diffuse.errors import ConfigError
+
+# As MLflow 3 checks names of tags; on Windows a colon cannot be in the name of a file.
+_KEY = re.compile(r"[/\w.\- ]*" if sys.platform == "win32" else r"[/\w.\- :]*")
+_KEY_CHARACTERS = 250
+_VALUE_CHARACTERS = 8000
+_NAME_CHARACTERS = 250
+_OWN = ("diffuse.", "mlflow.source.")
+_OWN_KEYS = ("mlflow.user", "mlflow.runName", "mlflow.loggedImages")
+
+
+def check_run_tags(tags: Mapping[str, Any], name: str | None) -> None:
+    """Checks `tracking.tags` and `tracking.run_name`.
+
+    Raises:
+        ConfigError: MLflow would refuse or cut one, or a tag is one that diffuse sets itself.
+    """
+    for key, value in tags.items():
+        where = f"tracking.tags.{key}"
+        if not key or not _KEY.fullmatch(key):
+            raise ConfigError(f"{where}: MLflow takes letters, digits, spaces and / _ . - : in the name of a tag")
+        normal = posixpath.normpath(key)
+        if normal != key or normal == "." or normal.startswith(("..", "/")):
+            raise ConfigError(f"{where}: MLflow takes no name of a tag that is not a plain path; try {_plain(normal)}")
+        if len(key) > _KEY_CHARACTERS:
+            raise ConfigError(f"{where[:80]}...: has {len(key)} characters; MLflow takes {_KEY_CHARACTERS} in a name")
+        if key.startswith(_OWN) or key in _OWN_KEYS:
+            raise ConfigError(f"{where}: diffuse sets this tag itself; choose another name")
+        if value is None or isinstance(value, Mapping | list):
+            raise ConfigError(f"{where}: should be a text or a number; leave a tag without a value out")
+        if len(tag_text(value)) > _VALUE_CHARACTERS:
+            raise ConfigError(f"{where}: is longer than the {_VALUE_CHARACTERS} characters that MLflow keeps of a tag")
+    if name is not None and not name.strip():
+        raise ConfigError("tracking.run_name is empty: give a name, or leave it out")
+    if name is not None and len(name) > _NAME_CHARACTERS:
+        raise ConfigError(f"tracking.run_name: has {len(name)} characters; MLflow keeps {_NAME_CHARACTERS}")
+
+
+def tag_text(value: Any) -> str:
+    """Returns the value of a tag as MLflow keeps it, a text, written as it is in YAML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _plain(path: str) -> str:
+    return path.lstrip("./") or "another one"

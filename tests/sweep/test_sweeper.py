@@ -1,0 +1,104 @@
+"""Fields that go together in a sweep, beside those that are crossed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import diffuse
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from sweeps import swept
+
+from diffuse.config.quoting import quote_overrides
+from diffuse.errors import ConfigError
+from diffuse.media.load import read_record
+from diffuse.sweep.folder import Sweep
+from diffuse.sweep.plan import plan_sweep
+from diffuse.sweep.sweeper import combine, read_zip
+
+ZIP = "hydra.sweeper.zip"
+
+
+def plan(*overrides: str) -> Sweep:
+    return plan_sweep(quote_overrides(overrides, sweep=True), overrides)[0]
+
+
+def jobs(*overrides: str, zipped: Any = ()) -> list[str]:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [" ".join(job) for job in combine(parsed, zipped)]
+
+
+def test_values_are_crossed_or_go_together() -> None:
+    crossed = jobs("a=1,2", "b=x,y", "c=0")
+    assert crossed == ["a=1 b=x c=0", "a=1 b=y c=0", "a=2 b=x c=0", "a=2 b=y c=0"]
+    assert jobs("a=1,2", "b=x,y", "c=0", zipped=[("a", "b")]) == ["a=1 b=x c=0", "a=2 b=y c=0"]
+    apart = jobs("a=1,2", "c=5,6", "b=x,y", zipped=[("b", "a")])
+    assert apart == ["a=1 c=5 b=x", "a=1 c=6 b=x", "a=2 c=5 b=y", "a=2 c=6 b=y"]
+    two = jobs("a=1,2", "b=x,y", "c=range(0,3)", "d=choice(p,q,r)", zipped=[("a", "b"), ("c", "d")])
+    assert len(two) == 6 and two[:2] == ["a=1 b=x c=0 d=p", "a=1 b=x c=1 d=q"]
+    assert jobs("a=1,2", "a=3") == ["a=3"]
+
+
+def test_pictures_of_fields_that_go_together(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog, small\n")
+    given = ("prompt_file=prompts.txt", "seed=5,6", "num_inference_steps=1", f"{ZIP}=[prompt_file,seed]")
+    done = swept(*given, cwd=tmp_path)
+    made = [read_record(tmp_path / path)["request"] for path in done.paths]
+    assert [(request["prompt"], request["seed"]) for request in made] == [("a cat", 5), ("a dog, small", 6)]
+    again = swept(*given, cwd=tmp_path)
+    assert again.paths == done.paths and "2 were there" in again.err
+
+
+def test_groups_go_together_with_values(tmp_path: Path) -> None:
+    given = ("scheduler=ddim,euler", "num_inference_steps=1,2", "seed=0", f"{ZIP}=[scheduler,num_inference_steps]")
+    made = [read_record(tmp_path / path) for path in swept(*given, cwd=tmp_path).paths]
+    assert [(each["config"]["scheduler"]["name"], each["request"]["num_inference_steps"]) for each in made] == [
+        ("ddim", 1),
+        ("euler", 2),
+    ]
+
+
+def test_only_where_it_is_used_it_belongs_to_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    crossed = plan("seed=1,2", "width=64,72")
+    assert crossed.identity == plan("seed=1,2", "width=64,72", "hydra/sweeper=basic").identity
+    assert crossed.identity == plan("seed=1,2", "width=64,72", f"{ZIP}=null").identity
+    zipped = plan("seed=1,2", "width=64,72", f"{ZIP}=[seed,width]")
+    assert (crossed.jobs, zipped.jobs, zipped.name) == (4, 2, "seed + width")
+    assert plan("width=72,64", "seed=2,1", f"{ZIP}=[width,seed]").identity == zipped.identity
+    other = plan("seed=2,1", "width=64,72", f"{ZIP}=[seed,width]")
+    assert len({crossed.identity, zipped.identity, other.identity}) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("seed=1,2,3", "width=64,72", f"{ZIP}=[seed,width]"), "seed has 3, width has 2 values"),
+        (("seed=range(0,3)", "scheduler=glob(d*)", f"{ZIP}=[seed,scheduler]"), "seed has 3, scheduler has"),
+        (("seed=1,2", "width=64", f"{ZIP}=[seed,width]"), "width is not swept"),
+        (("seed=1,2", f"{ZIP}=[seed,sed]"), "sed is not swept"),
+        (("seed=1,2", "width=64,72", f"{ZIP}=[[seed,width],[width,seed]]"), "is named twice"),
+        (("seed=1,2", f"{ZIP}=[seed]"), "two fields or more"),
+        (("seed=1,2", f"{ZIP}=seed"), "two fields or more"),
+    ],
+)
+def test_what_cannot_go_together_is_one_line(overrides: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = diffuse("-m", *overrides, "tracking=none", cwd=tmp_path)
+    assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done.err
+    assert said in done.err and ZIP in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_groups_of_fields() -> None:
+    assert read_zip(None) == read_zip([]) == []
+    assert read_zip(["seed", "prompt_file"]) == [("seed", "prompt")]
+    with pytest.raises(ConfigError, match="two fields"):
+        read_zip([["a", "b"], ["c"]])
+
+
+def test_an_experiment_says_what_goes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shared = ("experiment=scheduler_shootout", "scheduler=ddim,euler,heun")
+    assert plan(*shared).jobs == 9
+    assert plan(*shared, f"{ZIP}=[scheduler,num_inference_steps]").jobs == 3
