@@ -68,39 +68,39 @@ class DDPM(DiscreteSampler):
         Args:
             model_output: `[B, ...]`, for the sample of `state` at step `index`.
             index: of the step among `timesteps`.
-            state: the samples `[B, ...]`, and what earlier steps left.
+            state: the samples `[B, ...]`, and what earlier steps alpha_prod.
             generators: one a sample, on the CPU; the noise comes from them.
         """
-        left = self._left(index)
-        left_after = self._left(index + 1)
-        original = self._original(model_output, state.sample, left)
-        kept = left / left_after
+        alpha_prod = self._alpha_prod(index)
+        alpha_prod_after = self._alpha_prod(index + 1)
+        original = self._original(model_output, state.sample, alpha_prod)
+        alpha = alpha_prod / alpha_prod_after
         weights = (
-            float(left_after**0.5 * (1 - kept) / (1 - left)),
-            float(kept**0.5 * (1 - left_after) / (1 - left)),
+            float(alpha_prod_after**0.5 * (1 - alpha) / (1 - alpha_prod)),
+            float(alpha**0.5 * (1 - alpha_prod_after) / (1 - alpha_prod)),
         )
         sample = noise_schedule.weighted_sum(weights, (original, state.sample))
         if int(self.timesteps[index]) == 0:
             return State(sample, original)
         if generators is None:
             raise ValueError("new noise needs the images' generators")
-        variance = 1 - kept
+        variance = 1 - alpha
         if self.variance_type != "fixed_large":
-            variance = variance * (1 - left_after) / (1 - left)
-        # No variance is left where a step leads to the original: the least, as in the reference, cannot be seen.
+            variance = variance * (1 - alpha_prod_after) / (1 - alpha_prod)
+        # No variance remains where a step leads to the original: the least, as in the reference, cannot be seen.
         return State(
             sample.add_(noise_schedule.unit_noise(sample, generators), alpha=float(variance.clamp(min=1e-20) ** 0.5)),
             original,
         )
 
-    def _left(self, index: int) -> Tensor:
+    def _alpha_prod(self, index: int) -> Tensor:
         """Returns the share of the signal's variance before step `index`; all of it after the last step."""
         if index == len(self.timesteps):
             return torch.tensor(1.0)
         return self.alphas_cumprod[int(self.timesteps[index])]
 
-    def _original(self, model_output: Tensor, sample: Tensor, left: Tensor) -> Tensor:
-        original = noise_schedule.to_original(self.prediction_type, model_output, sample, left)
+    def _original(self, model_output: Tensor, sample: Tensor, alpha_prod: Tensor) -> Tensor:
+        original = noise_schedule.to_original(self.prediction_type, model_output, sample, alpha_prod)
         if self.thresholding:
             return noise_schedule.dynamic_threshold(original, self.dynamic_thresholding_ratio, self.sample_max_value)
         return original.clamp(-self.clip_sample_range, self.clip_sample_range) if self.clip_sample else original
