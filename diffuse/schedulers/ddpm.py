@@ -68,7 +68,7 @@ class DDPM(DiscreteSampler):
         Args:
             model_output: `[B, ...]`, for the sample of `state` at step `index`.
             index: of the step among `timesteps`.
-            state: the samples `[B, ...]`, and what earlier steps alpha_prod.
+            state: the samples `[B, ...]`, and what earlier steps left.
             generators: one a sample, on the CPU; the noise comes from them.
         """
         alpha_prod = self._alpha_prod(index)
