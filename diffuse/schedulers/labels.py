@@ -13,7 +13,7 @@ _SPACED = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential
 # Solvers that stop short of the last timestep place one more under `linspace`, and leave it out, as SGM Uniform does.
 _SPACINGS = {"leading": "DDIM", "linspace": "Uniform", "trailing": "SGM Uniform"}
 _OWN_SPACING = ("DDIM", "PLMS", "UniPC", "LCM")  # these space their steps themselves there, where nothing is said
-_ETA = {"Euler a": 1.0, "DPM++ 2M SDE": 1.0}  # as our samplers of these names have it
+_ETA = {"Euler a": 1.0, "DPM++ 2M SDE": 1.0, "DPM++ SDE": 1.0}  # as our samplers of these names have it
 
 
 def schedule_settings(sampler: Any, given_timesteps: bool = False) -> dict[str, str]:

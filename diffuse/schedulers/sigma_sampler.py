@@ -189,3 +189,11 @@ def signal_and_noise(sigma: float) -> tuple[float, float]:
     """Returns the shares of original and noise in a state of unit variance whose ratio is `sigma`."""
     signal = 1 / math.sqrt(sigma**2 + 1)
     return signal, sigma * signal
+
+
+def ancestral_split(sigma: float, after: float) -> tuple[float, float]:
+    """Returns how far down a step from `sigma` to `after` goes, and the fresh noise with which it comes up again.
+
+    The two make `after` in squares.
+    """
+    return after**2 / sigma, after * (1 - (after / sigma) ** 2) ** 0.5

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import command
@@ -133,6 +135,19 @@ def walk(
         seen = stepped.get("pred_original_sample", stepped.get("denoised"))
         if seen is not None:
             close(clean, seen, size, f"original at {index}")
+
+
+@contextmanager
+def noise_in_float32(reference: ModuleType) -> Iterator[None]:
+    """Lets a module of the reference draw noise in float32, as ours does, whatever it computes in."""
+    drawn = reference.randn_tensor
+
+    def draw(shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None) -> Any:
+        return drawn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "randn_tensor", draw)
+        yield
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float, where: str) -> None:
