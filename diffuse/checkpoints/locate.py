@@ -18,6 +18,7 @@ from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError, ConfigError
+from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
@@ -140,7 +141,7 @@ def _cached_checkpoint(source: Source) -> CheckpointFolder | None:
 def _local_checkpoint(source: Source) -> CheckpointFolder | None:
     """Returns the checkpoint in the folder that a source names; None if it names a repository."""
     location, setting = source.location, source.setting
-    folder = Path(location).expanduser()
+    folder = user_path(location, f"{setting}.source")
     if location and folder.is_dir():
         if source.single and source.components:
             component = source.components[0]
