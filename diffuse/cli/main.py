@@ -18,6 +18,7 @@ import diffuse
 from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
 from diffuse.errors import DiffuseError
+from diffuse.sweep.interrupt import stop_signals_as_ctrl_c
 
 COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _INTERRUPTED = 130
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # such as the one that tracks, that makes everything five times slower. It changes no number.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
-        _dispatch(arguments)
+        with stop_signals_as_ctrl_c():
+            _dispatch(arguments)
         status = 0
     except KeyboardInterrupt:
         report_line("interrupted")

@@ -18,8 +18,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
@@ -72,7 +72,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
-    with _terminable(), tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output:
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
@@ -182,22 +182,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
                 server.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             server.wait(_STOP_SECONDS)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM and a closed terminal end the page as Ctrl-C does, so that they leave no server behind."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    with suppress(ValueError):  # only a main thread can
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
