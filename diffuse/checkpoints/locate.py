@@ -16,6 +16,7 @@ from diffuse.checkpoints.hub.download import download_files, partial_size
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download
+from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.paths import user_path
@@ -142,14 +143,18 @@ def _local_checkpoint(source: Source) -> CheckpointFolder | None:
     """Returns the checkpoint in the folder that a source names; None if it names a repository."""
     location, setting = source.location, source.setting
     folder = user_path(location, f"{setting}.source")
-    if location and folder.is_dir():
+    try:
+        is_folder, is_file = bool(location) and folder.is_dir(), folder.is_file()
+    except OSError as error:
+        raise unreadable(f"{setting}.source={location}", error) from None
+    if is_folder:
         if source.single and source.components:
             component = source.components[0]
             return CheckpointFolder.open_component(
                 folder, component, variant=source.variant, source=location, setting=setting
             )
         return CheckpointFolder.open(folder, variant=source.variant, source=location, setting=setting)
-    if folder.is_file():
+    if is_file:
         raise CheckpointError(
             f"{location}: is a file; {setting}.source is a folder in the diffusers layout or a hub repository "
             "OWNER/NAME, and a single-file checkpoint must first be converted"

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -53,10 +53,10 @@ def _charts(keys: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def serve(cfg: TrackingConfig, port: int | None = None) -> None:
-    """Serves the pages of a store, and prints the link to its pictures. Ctrl-C ends it.
+def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], None] = print) -> None:
+    """Serves the pages of a store, and shows the link to its pictures. Ctrl-C ends it.
 
-    A store that is a server has its pages already: then it only prints the link. `port` is a free one by default.
+    A store that is a server has its pages already: then it only shows the link. `port` is a free one by default.
 
     Raises:
         ConfigError: nothing is tracked, nothing has been recorded in the store yet, or the port is taken.
@@ -66,7 +66,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
     store = Store.from_config(cfg)
     if store.is_server:
-        print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment), flush=True)
+        show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment))
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
@@ -76,7 +76,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
-            print(_link(page, store.experiment), flush=True)
+            show(_link(page, store.experiment))
             server.wait()
             raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
         except KeyboardInterrupt:
