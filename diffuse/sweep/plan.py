@@ -23,6 +23,7 @@ from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.config.run_tags import check_run_tags
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.job_folder import job_identity, json_digest
@@ -208,7 +209,7 @@ def _folder(base: DictConfig, identity: str) -> Path:
     output = OmegaConf.to_container(base.output, resolve=False)
     default = OmegaConf.to_container(load_yaml("config").output, resolve=False)
     assert isinstance(output, dict) and isinstance(default, dict)
-    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else Path(str(base.output.dir))
+    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else user_path(str(base.output.dir), "output.dir")
 
 
 def _ask(jobs: int) -> None:

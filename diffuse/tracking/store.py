@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 
@@ -40,14 +41,19 @@ class Store:
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2])
             location = _absolute(cfg.artifact_location) or (file.parent / "mlartifacts").as_uri()
-            journal = _path(cfg.journal) if cfg.journal else file.parent / _JOURNAL
+            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / _JOURNAL
             return cls(f"{match[1]}:///{file}{match[3] or ''}", cfg.experiment, location, journal, file)
         scheme = urllib.parse.urlsplit(uri).scheme
         if uri != "databricks" and ("://" not in uri or scheme == "file" or scheme.startswith("sqlite")):
             raise ConfigError(
                 f"tracking.uri={redact(uri)} can hold no runs; use sqlite:///FILE, http://SERVER:PORT, or tracking=none"
             )
-        return cls(uri, cfg.experiment, _absolute(cfg.artifact_location), _path(cfg.journal or DEFAULT_JOURNAL))
+        return cls(
+            uri,
+            cfg.experiment,
+            _absolute(cfg.artifact_location),
+            _path(cfg.journal or DEFAULT_JOURNAL, "tracking.journal"),
+        )
 
     def as_json(self) -> dict[str, str | None]:
         """Returns the address as plain values, password included, for `from_json`."""
@@ -79,8 +85,8 @@ class Store:
 def _absolute(location: str | None) -> str | None:
     if not location or "://" in location:
         return location or None
-    return _path(location).as_uri()
+    return _path(location, "tracking.artifact_location").as_uri()
 
 
-def _path(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+def _path(path: str, setting: str = "tracking.uri") -> Path:
+    return Path(os.path.abspath(user_path(path, setting)))
