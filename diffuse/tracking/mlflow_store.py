@@ -97,32 +97,60 @@ class StoredRun:
     tags: frozenset[str] = frozenset()
 
 
+class UnusableExperiment(ValueError):
+    """An experiment that takes no runs, whoever asks and whenever: it is deleted, or MLflow refuses its name."""
+
+
 class Connection:
     """An open store. A method raises what MLflow raises; see `failures`."""
 
     def __init__(self, store: Store) -> None:
         self._client = open_store(store)
-        self._experiments: dict[str, str] = {}
+        self._experiments: dict[tuple[str | None, str | None], str] = {}
 
     def experiment(self, store: Store) -> str:
         """Returns the id of the store's experiment. Several processes may begin at once, and one of them creates it."""
-        if store.experiment not in self._experiments:
-            self._experiments[store.experiment] = self._experiment(store.experiment, store.artifacts)
-        return self._experiments[store.experiment]
+        key = store.experiment, store.experiment_id
+        if key not in self._experiments:
+            self._experiments[key] = self._experiment(store)
+        return self._experiments[key]
 
-    def _experiment(self, name: str, artifacts: str | None) -> str:
+    def _experiment(self, store: Store) -> str:
+        if store.experiment_id is not None:
+            return self._experiment_by_id(store.experiment_id, store.experiment)
+        return self._experiment_by_name(str(store.experiment), store.artifacts)
+
+    def _experiment_by_id(self, number: str, name: str | None) -> str:
+        try:
+            experiment = self._client.get_experiment(number)
+        except Exception as error:
+            if not failures.is_refusal(error):
+                raise
+            raise UnusableExperiment(f"there is no experiment with the id {number}") from error
+        if name is not None and experiment.name != name:
+            raise UnusableExperiment(f"the experiment with the id {number} is {experiment.name}, and not {name}")
+        if experiment.lifecycle_stage == "deleted":
+            raise UnusableExperiment(f"the experiment {experiment.name} is deleted")
+        return str(experiment.experiment_id)
+
+    def _experiment_by_name(self, name: str, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(self._client.create_experiment(name, artifact_location=artifacts))
-            except MlflowException:
-                experiment = self._client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
+        try:
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                try:
+                    return str(self._client.create_experiment(name, artifact_location=artifacts))
+                except MlflowException:
+                    experiment = self._client.get_experiment_by_name(name)
+                    if experiment is None:
+                        raise
+        except MlflowException as error:
+            if not failures.is_refusal(error):
+                raise
+            raise UnusableExperiment(f"{_experiment_label(name)}: {failures.error_line(error)}") from error
         if experiment.lifecycle_stage == "deleted":
-            raise ValueError(f"the experiment {name} is deleted: restore it, or set tracking.experiment=NAME")
+            raise UnusableExperiment(f"the experiment {name} is deleted")
         return str(experiment.experiment_id)
 
     def find(self, experiment: str, name: str) -> StoredRun | None:
@@ -225,3 +253,10 @@ def replace_files(client: Any, run_id: str, name: str, files: Sequence[Path]) ->
             if failures.is_unavailable(error):
                 raise
             return  # not every place of files lets them be removed; then the old ones lie beside the new
+
+
+def _experiment_label(name: str) -> str:
+    """Returns how a message calls an experiment that cannot be."""
+    return (
+        f"the experiment {name if len(name) <= 60 else f'{name[:57]}...'}" if name else "an experiment without a name"
+    )

@@ -66,7 +66,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
     store = Store.from_config(cfg)
     if store.is_server:
-        print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment), flush=True)
+        print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store), flush=True)
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
@@ -76,7 +76,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
-            print(_link(page, store.experiment), flush=True)
+            print(_link(page, store), flush=True)
             server.wait()
             raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
         except KeyboardInterrupt:
@@ -129,11 +129,14 @@ def _wait(server: subprocess.Popen[bytes], page: str, output: IO[bytes]) -> None
     raise RunError(f"MLflow's server did not answer within {_START_SECONDS} s: {_last_line(output)}")
 
 
-def _link(page: str, experiment: str) -> str:
-    """Returns the address of the experiment's pictures; of all experiments, where there is none of that name."""
-    query = urllib.parse.urlencode({"experiment_name": experiment})
+def _link(page: str, store: Store) -> str:
+    """Returns the address of the experiment's pictures; of all experiments, where it is not there."""
+    if store.experiment_id is None:
+        method, query = "get-by-name", urllib.parse.urlencode({"experiment_name": store.experiment})
+    else:
+        method, query = "get", urllib.parse.urlencode({"experiment_id": store.experiment_id})
     try:
-        with _get(f"{page}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
+        with _get(f"{page}/api/2.0/mlflow/experiments/{method}?{query}") as answer:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return f"{page}/#/experiments"
