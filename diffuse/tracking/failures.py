@@ -37,10 +37,23 @@ def is_unavailable(error: BaseException) -> bool:
     return _is_unreachable(error) or getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Returns whether the store will never take the data, so that another try is of no use."""
-    code = getattr(error, "error_code", None)
-    return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST") and not _is_unreachable(error)
+def is_refusal(error: BaseException, *, of_value: bool = False) -> bool:
+    """Returns whether the store will never take the data, so that another try is of no use.
+
+    Args:
+        of_value: it was data alone, which a database may refuse for its own reasons.
+    """
+    codes = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", *(["BAD_REQUEST"] if of_value else [])}
+    return getattr(error, "error_code", None) in codes and not _is_unreachable(error)
+
+
+def remedy(error: BaseException) -> str:
+    """Returns what the user can do about a run that could not be delivered."""
+    if isinstance(error, OSError):
+        return "make that place usable, then diffuse sync"
+    if getattr(error, "error_code", None) in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return "log in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then diffuse sync"
+    return "diffuse sync tries it again"
 
 
 def error_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from diffuse.tracking import failures, values
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, RUN_TAG
 
+_RESTORE = "restore it, or set tracking.experiment=NAME"
 _LOCK_SECONDS = 90  # for another process to create the store
 
 # MLflow's own defaults wait minutes for a server that is gone, print links on standard output, and report usage to a
@@ -100,6 +101,10 @@ class StoredRun:
 class UnusableExperiment(ValueError):
     """An experiment that takes no runs, whoever asks and whenever: it is deleted, or MLflow refuses its name."""
 
+    def __init__(self, reason: str, remedy: str = "set tracking.experiment=NAME") -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
+
 
 class Connection:
     """An open store. A method raises what MLflow raises; see `failures`."""
@@ -114,6 +119,11 @@ class Connection:
         if key not in self._experiments:
             self._experiments[key] = self._experiment(store)
         return self._experiments[key]
+
+    def check_experiment(self, store: Store) -> None:
+        """Asks for the experiment again. Raises UnusableExperiment where it takes no runs any more."""
+        self._experiments.pop((store.experiment, store.experiment_id), None)
+        self.experiment(store)
 
     def _experiment(self, store: Store) -> str:
         if store.experiment_id is not None:
@@ -130,7 +140,7 @@ class Connection:
         if name is not None and experiment.name != name:
             raise UnusableExperiment(f"the experiment with the id {number} is {experiment.name}, and not {name}")
         if experiment.lifecycle_stage == "deleted":
-            raise UnusableExperiment(f"the experiment {experiment.name} is deleted")
+            raise UnusableExperiment(f"the experiment {experiment.name} is deleted", _RESTORE)
         return str(experiment.experiment_id)
 
     def _experiment_by_name(self, name: str, artifacts: str | None) -> str:
@@ -150,7 +160,7 @@ class Connection:
                 raise
             raise UnusableExperiment(f"{_experiment_label(name)}: {failures.error_line(error)}") from error
         if experiment.lifecycle_stage == "deleted":
-            raise UnusableExperiment(f"the experiment {name} is deleted")
+            raise UnusableExperiment(f"the experiment {name} is deleted", _RESTORE)
         return str(experiment.experiment_id)
 
     def find(self, experiment: str, name: str) -> StoredRun | None:

@@ -28,6 +28,7 @@ class Store:
     journal: Path  # where runs wait until they are there
     file: Path | None = None  # of an SQLite store
     experiment_id: str | None = None  # of an experiment that is there; where it has a name too, both have to agree
+    is_experiment_given: bool = False  # by the user; then it takes those runs too that have none any more
 
     @classmethod
     def from_config(cls, cfg: TrackingConfig) -> Store:
@@ -41,23 +42,25 @@ class Store:
         Raises ConfigError for an address that can hold no runs, or an experiment that MLflow would refuse.
         """
         settings = tracking_settings(cfg)
-        uri, experiment = settings.uri.strip(), (settings.experiment, settings.experiment_id)
+        uri, location = settings.uri.strip(), _absolute(cfg.artifact_location)
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2])
-            location = _absolute(cfg.artifact_location) or (file.parent / "mlartifacts").as_uri()
+            location = location or (file.parent / "mlartifacts").as_uri()
             journal = _path(cfg.journal) if cfg.journal else file.parent / _JOURNAL
             uri = f"{match[1]}:///{file}{match[3] or ''}"
-            return cls(uri, experiment[0], location, journal, file, experiment[1])
-        if (reason := address_error(uri)) is not None:
+        elif (reason := address_error(uri)) is not None:
             raise ConfigError(f"{settings.origin('uri')}={redact(uri)} {reason}")
-        journal = _path(cfg.journal or DEFAULT_JOURNAL)
-        return cls(uri, experiment[0], _absolute(cfg.artifact_location), journal, experiment_id=experiment[1])
+        else:
+            file, journal = None, _path(cfg.journal or DEFAULT_JOURNAL)
+        experiment = settings.experiment, settings.experiment_id, settings.is_experiment_given
+        return cls(uri, experiment[0], location, journal, file, *experiment[1:])
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> dict[str, str | bool | None]:
         """Returns the address as plain values, password included, for `from_json`."""
         values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        if self.experiment_id is None:  # which earlier versions do not know
-            del values["experiment_id"]
+        for name in ("experiment_id", "is_experiment_given"):
+            if not values[name]:  # earlier versions do not know it
+                del values[name]
         return values
 
     @classmethod
