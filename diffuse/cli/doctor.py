@@ -31,6 +31,7 @@ from diffuse.device.profile import EVERY, auto_profile
 from diffuse.errors import DiffuseError
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig
 from diffuse.tracking.address import address_error
+from diffuse.tracking.upgrade import store_age
 
 LIBRARIES = (
     "torch",
@@ -255,8 +256,12 @@ def _database(uri: str) -> str:
             (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
     except sqlite3.Error as error:
         return f"[red]is no MLflow store[/] ({escape(_line(error))})"
+    age = {
+        "older": ", [yellow]of an older MLflow, which the next run upgrades[/]",
+        "newer": ", [red]of a newer MLflow than this one[/]",
+    }.get(store_age(path.absolute()), "")
     locked = "" if os.access(path, os.W_OK) else ", [red]not writable[/]"
-    return f"[green]there[/], {runs} run{'' if runs == 1 else 's'}{locked}"
+    return f"[green]there[/], {runs} run{'' if runs == 1 else 's'}{age}{locked}"
 
 
 def _gib(count: int) -> str:

@@ -22,6 +22,7 @@ from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, StoredRun, UnusableExperiment
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, LOGGED_IMAGES, RUN_TAG
+from diffuse.tracking.upgrade import take_notes
 from diffuse.tracking.values import Metric
 
 _LIVE_SECONDS = 2.0  # new data of a run waits this long for more of it
@@ -279,7 +280,7 @@ class Deliverer:
 
     def take_warnings(self) -> list[str]:
         """Returns a line for each thing that went wrong since the last call, and what to do about it."""
-        lines = list(self._warnings.values())
+        lines = [*self._warnings.values(), *(self._line(note) for note in take_notes())]
         for (reason, remedy), names in self._left.items():
             more = len(names) - _MAX_NAMED
             listed = ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

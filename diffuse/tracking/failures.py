@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import urllib.parse
 
 from diffuse.record.values import redact
+from diffuse.tracking.upgrade import is_known_revision, newer_line
 
 CONNECT_SECONDS = 5.0
+# As MLflow and alembic call the schema of a database.
+_SCHEMA = re.compile(r"Can't locate revision identified by '(\w+)'|database schema \(found version (\w+)")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -64,6 +68,8 @@ def error_line(error: BaseException) -> str:
         return f"MLflow cannot be imported ({error}); install it, or set tracking=none"
     if _is_unreachable(error):
         return "the server does not answer"
+    if (found := _SCHEMA.search(str(error))) and not is_known_revision(found[1] or found[2]):
+        return newer_line(found[1] or found[2])
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return str(redact(line))[:300]
 

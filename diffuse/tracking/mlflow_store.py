@@ -16,9 +16,9 @@ from typing import Any
 from diffuse.tracking import failures, values
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, RUN_TAG
+from diffuse.tracking.upgrade import store_lock, upgrade_store
 
 _RESTORE = "restore it, or set tracking.experiment=NAME"
-_LOCK_SECONDS = 90  # for another process to create the store
 
 # MLflow's own defaults wait minutes for a server that is gone, print links on standard output, and report usage to a
 # server of theirs. What the user has set stays, except that standard output belongs to the saved paths.
@@ -51,12 +51,13 @@ def open_client(uri: str) -> Any:
 
 
 def open_store(store: Store) -> Any:
-    """Returns MLflow's client of a store, which is created where it is an SQLite file that is not there yet.
+    """Returns MLflow's client of a store. An SQLite file is created or upgraded where needed.
 
-    Raises OSError at once where no server or database answers, and whatever MLflow raises.
+    Raises OSError at once where no server or database answers, UnusableStore, and whatever MLflow raises.
     """
     if store.file:
         create_store(store.file, store.uri)
+        upgrade_store(store.file)
     else:
         failures.check_reachable(store.uri)
     return open_client(store.uri)
@@ -71,10 +72,8 @@ def create_store(file: Path, uri: str) -> None:
     """
     if file.exists() and file.stat().st_size:
         return
-    from filelock import FileLock
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock"), timeout=_LOCK_SECONDS):
+    with store_lock(file):
         if file.exists() and file.stat().st_size:
             return
         unfinished = file.with_name(f".{file.name}-{secrets.token_hex(8)}.tmp")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import signal
@@ -28,7 +29,9 @@ from diffuse.tracking import app
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
+from diffuse.tracking.upgrade import UnusableStore, take_notes, upgrade_store
 
+log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 _START_SECONDS = 120  # MLflow's imports, on a busy machine
 _STOP_SECONDS = 10
@@ -70,6 +73,13 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
+    if store.file:
+        try:
+            upgrade_store(store.file)
+        except UnusableStore as error:
+            raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
+        for line in take_notes():
+            log.warning("%s", line)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
     with _terminable(), tempfile.TemporaryFile() as output:
