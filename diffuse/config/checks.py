@@ -6,7 +6,7 @@ No torch, no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import MISSING
 from enum import Enum
 from typing import Any
@@ -59,6 +59,9 @@ _HINTS = {
 }
 
 
+_GIVEN_STEPS = {"timesteps": "[999,749,499,249]", "sigmas": "[14.6,3.9,1.4,0.4]"}
+
+
 def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """Checks the filled fields of a request, and what goes with them in the configuration.
 
@@ -67,7 +70,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """
     check_targets(config)
     check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
-    _check_timesteps(fields["timesteps"], config.num_inference_steps)
+    _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:
         check_number(field, fields[field.name])
     _check_seed(fields["seed"], fields["num_images"])
@@ -200,13 +203,21 @@ def _check_size(fields: Mapping[str, Any], config: ConfigValues) -> None:
             )
 
 
-def _check_timesteps(timesteps: tuple[int, ...] | None, steps: int | None) -> None:
-    if timesteps is None:
-        return
-    if not timesteps:
-        raise ConfigError("timesteps=[]: should be those to visit, such as [999,749,499,249]")
-    if steps not in (None, len(timesteps)):
-        raise ConfigError(f"num_inference_steps={steps}: timesteps says {len(timesteps)} of them; leave one out")
+def given_steps(name: str, values: Sequence[float]) -> int:
+    """Returns how many steps given timesteps or sigmas make; a sigma of 0 at the end is where the last one leads."""
+    return len(values) - (name == "sigmas" and len(values) > 1 and values[-1] == 0)
+
+
+def _check_given_steps(fields: Mapping[str, Any], steps: int | None) -> None:
+    given = [name for name in _GIVEN_STEPS if fields[name] is not None]
+    if len(given) > 1:
+        raise ConfigError("timesteps and sigmas are both set: leave one of them out")
+    for name in given:
+        if not fields[name]:
+            raise ConfigError(f"{name}=[]: should be those to visit, such as {_GIVEN_STEPS[name]}")
+        count = given_steps(name, fields[name])
+        if steps not in (None, count):
+            raise ConfigError(f"num_inference_steps={steps}: {name} says {count} of them; leave one out")
 
 
 def _check_prompts(fields: Mapping[str, Any], config: ConfigValues) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffuse.config.checks import check_prompt, check_request
+from diffuse.config.checks import check_prompt, check_request, given_steps
 from diffuse.config.compose import ConfigValues, resolve_config
 from diffuse.config.inputs import Inputs, fill_input_fields, read_inputs
 from diffuse.config.mistakes import explain_errors, suggestion
@@ -104,9 +104,11 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
     for name in PROMPT_FIELDS:
         if fields[name] is not None:
             fields[name] = str(fields[name])
-    if fields["timesteps"] is not None:
-        fields["timesteps"] = tuple(fields["timesteps"])
-        fields["num_inference_steps"] = len(fields["timesteps"])
+    for name in ("timesteps", "sigmas"):
+        given = fields[name]
+        if given is not None:
+            fields[name] = tuple(given)
+            fields["num_inference_steps"] = given_steps(name, given)
     fill_input_fields(fields)
     return fields
 

@@ -144,8 +144,8 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
 
 def _check_limits(cfg: DictConfig) -> None:
     """Refuses numbers that no image needs, and that would keep this machine busy for days or fill its memory."""
-    steps, timesteps = cfg.num_inference_steps, cfg.timesteps or ()
-    if max(steps or 0, len(timesteps)) > MAX_STEPS:
+    steps = cfg.num_inference_steps
+    if max(steps or 0, len(cfg.timesteps or ()), len(cfg.sigmas or ())) > MAX_STEPS:
         raise ConfigError(f"num_inference_steps={steps}: more than {MAX_STEPS}; refused")
     for name in map(str, cfg.scheduler):
         value = cfg.scheduler[name]

@@ -48,6 +48,7 @@ MADE: dict[str, tuple[str, ...]] = {
     "image to image": ("input_image={picture}", "strength=0.7", "width=40", "resize=pad", "output.format=jpg"),
     "inpainting": ("input_image={picture}", "mask_image={mask}", "keep_unmasked=true", "output.format=webp"),
     "timesteps": ("timesteps=[900,500,100]", "num_inference_steps=3"),
+    "sigmas": ("scheduler=euler", "sigmas=[9,2.5,0]", "num_inference_steps=2"),
     "another sampler": ("scheduler=euler_ancestral", "guidance_rescale=0.5"),
     "a drawn seed": ("seed=null",),
     "text that OmegaConf would read": ("prompt=${oc.env:HOME} ???", "negative_prompt=???"),
