@@ -21,7 +21,7 @@ from diffuse.config.compose import compose_with_hydra, resolve_config
 from diffuse.config.groups import conf_dir, group_options, load_yaml
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
-from diffuse.config.run_tags import check_run_tags
+from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 from diffuse.record.values import redact
@@ -94,7 +94,7 @@ def plan_sweep(
     sweeper = None if is_basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
     values = sorted(([axis.key, axis.values] for axis in axes), key=str)
     resolved = resolve_config(base)
-    check_run_tags(resolved.tracking.tags, resolved.tracking.run_name)
+    check_tracking(resolved.tracking)
     config = job_identity(resolved)
     parts = {"config": config, "sweep": values, "sweeper": sweeper}
     if zipped:  # sweeps without keep the identity that they had before there was one
