@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from diffuse.checkpoints.locate import model_index
 from diffuse.checkpoints.source import Source
 from diffuse.config.compose import compose_config
+from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
 
@@ -38,6 +39,7 @@ def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: as `compose_config`.
         ConfigError, CheckpointError: as `resolve_model`.
     """
+    check_hydra_overrides(overrides, sweep=False)
     return compose_config(resolve_model(overrides))
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
 from diffuse.config.groups import conf_dir, group_options, load_yaml
+from diffuse.config.hydra_settings import check_hydra_config
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.config.run_tags import check_run_tags
@@ -44,13 +45,14 @@ class _Axis:
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their experiment."""
     mode = None
-    for name, _, value in (override.partition("=") for override in overrides):
+    typed = None
+    for name, _, value in (override.lstrip("+").partition("=") for override in overrides):
         if name == "hydra.mode":
-            return value == "MULTIRUN"
+            typed = value.strip("'\"")
         file = conf_dir() / "experiment" / f"{value}.yaml"
         if name == "experiment" and file.is_file():
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
-    return mode == "MULTIRUN"
+    return (typed or mode) == "MULTIRUN"
 
 
 def plan_sweep(
@@ -71,6 +73,7 @@ def plan_sweep(
     """
     parse = OverridesParser.create().parse_overrides
     base = compose_with_hydra(_fixed(parse(list(overrides))))
+    check_hydra_config(base.hydra)
     if base.suite is not None:
         raise ConfigError(
             f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
