@@ -27,6 +27,7 @@ from diffuse.errors import ConfigError
 from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.job_folder import job_identity, json_digest
+from diffuse.sweep.params import merge_params
 from diffuse.sweep.sweeper import axis_values, read_zip
 from diffuse.terminal import confirm
 
@@ -78,13 +79,13 @@ def plan_sweep(
         raise ConfigError(
             f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
         )
-    hydra_overrides = _with_prompts(overrides, base)
-    if hydra_overrides != list(overrides):
-        base = compose_with_hydra(_fixed(parse(hydra_overrides)))
-        if base.prompt_file is not None:  # from an experiment
-            hydra_overrides.append("prompt_file=null")
-    sweep_overrides = [o for o in parse([*_sweeper_params(base), *hydra_overrides]) if o.is_sweep_override()]
-    axis_overrides = {o.key_or_group: o for o in sweep_overrides}  # the command line wins over the sweeper's own
+    hydra_overrides, base = _compose_prompts(list(overrides), base)
+    typed = base
+    merged, replaced = merge_params(hydra_overrides, base)
+    if merged != hydra_overrides:
+        hydra_overrides, base = _compose_prompts(merged, compose_with_hydra(_fixed(parse(merged))))
+    sweep_overrides = [override for override in parse(hydra_overrides) if override.is_sweep_override()]
+    axis_overrides = {override.key_or_group: override for override in sweep_overrides}
     is_basic = str(base.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
     axes = [_axis(override, is_basic) for override in axis_overrides.values()]
     zipped = read_zip(OmegaConf.select(base, "hydra.sweeper.zip"))
@@ -93,11 +94,13 @@ def plan_sweep(
     if jobs is not None and jobs > MAX_JOBS_UNASKED and not yes:
         _ask(jobs)
 
-    sweeper = None if is_basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
-    values = sorted(([axis.key, axis.values] for axis in axes), key=str)
+    # Axes that were replaced stay in the identity, in which earlier versions had them.
+    identified = [*axes, *(_axis(override, is_basic) for override in replaced)]
+    values = sorted(([axis.key, axis.values] for axis in identified), key=str)
+    sweeper = None if is_basic else OmegaConf.to_container(typed.hydra.sweeper, resolve=True)
     resolved = resolve_config(base)
     check_run_tags(resolved.tracking.tags, resolved.tracking.run_name)
-    config = job_identity(resolved)
+    config = job_identity(resolved if is_basic else resolve_config(typed))  # of another sweeper, `sweeper` has the rest
     parts = {"config": config, "sweep": values, "sweeper": sweeper}
     if zipped:  # sweeps without keep the identity that they had before there was one
         parts["zip"] = sorted((_zip_identity(keys, axes, axis_overrides) for keys in zipped), key=str)
@@ -128,21 +131,20 @@ def _fixed(parsed: Sequence[Override]) -> list[str]:
     return [override.input_line or "" for override in parsed if not override.is_sweep_override()]
 
 
-def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
-    """Replaces a file of prompts by an axis of its prompts."""
+def _compose_prompts(overrides: list[str], base: DictConfig) -> tuple[list[str], DictConfig]:
+    """Replaces a file of prompts by an axis of its prompts. Returns the overrides and what they compose."""
     if base.prompt_file is None:
-        return list(overrides)
+        return overrides, base
     if base.prompt is not None or any(override.startswith("prompt=") for override in overrides):
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
     prompts = ",".join(quote_text(prompt) for prompt in read_prompt_file(base.prompt_file))
     rest = [override for override in overrides if not override.startswith("prompt_file=")]
-    return [*rest, f"prompt={prompts}"]
-
-
-def _sweeper_params(base: DictConfig) -> list[str]:
-    """Returns the sweeper's own overrides, which experiments that are sweeps set."""
-    params = OmegaConf.select(base, "hydra.sweeper.params") or {}
-    return [f"{key}={value}" for key, value in params.items()]
+    overrides = [*rest, f"prompt={prompts}"]
+    base = compose_with_hydra(_fixed(OverridesParser.create().parse_overrides(overrides)))
+    if base.prompt_file is not None:  # from an experiment
+        overrides.append("prompt_file=null")
+        base.prompt_file = None
+    return overrides, base
 
 
 def _axis(override: Override, is_basic: bool) -> _Axis:
