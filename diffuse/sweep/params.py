@@ -1,4 +1,4 @@
-"""The values that an experiment sets in `hydra.sweeper.params`, as overrides: what is typed goes before them. No torch."""
+"""The values that an experiment sets in `hydra.sweeper.params`, as overrides: what is typed wins. No torch."""
 
 from __future__ import annotations
 

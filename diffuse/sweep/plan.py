@@ -8,17 +8,20 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, RangeSweep
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
-from diffuse.config.groups import conf_dir, group_options, load_yaml
+from diffuse.config.groups import compose_quoted, conf_dir, group_options, load_yaml
 from diffuse.config.hydra_settings import check_hydra_config
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
@@ -26,6 +29,7 @@ from diffuse.config.run_tags import check_run_tags
 from diffuse.errors import ConfigError
 from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
+from diffuse.sweep.globs import expand_globs
 from diffuse.sweep.job_folder import job_identity, json_digest
 from diffuse.sweep.params import merge_params
 from diffuse.sweep.sweeper import axis_values, read_zip
@@ -73,6 +77,7 @@ def plan_sweep(
             does not agree.
     """
     parse = OverridesParser.create().parse_overrides
+    overrides = expand_globs(overrides)
     base = compose_with_hydra(_fixed(parse(list(overrides))))
     check_hydra_config(base.hydra)
     if base.suite is not None:
@@ -83,10 +88,13 @@ def plan_sweep(
     typed = base
     merged, replaced = merge_params(hydra_overrides, base)
     if merged != hydra_overrides:
+        merged = expand_globs(merged)
         hydra_overrides, base = _compose_prompts(merged, compose_with_hydra(_fixed(parse(merged))))
     sweep_overrides = [override for override in parse(hydra_overrides) if override.is_sweep_override()]
     axis_overrides = {override.key_or_group: override for override in sweep_overrides}
     is_basic = str(base.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
+    if (swept := axis_overrides.get("experiment")) is not None:
+        _check_experiments(swept, _fixed(parse(hydra_overrides)))
     axes = [_axis(override, is_basic) for override in axis_overrides.values()]
     zipped = read_zip(OmegaConf.select(base, "hydra.sweeper.zip"))
     counts = _check_zip(zipped, axes)
@@ -147,10 +155,24 @@ def _compose_prompts(overrides: list[str], base: DictConfig) -> tuple[list[str],
     return overrides, base
 
 
+def _check_experiments(override: Override, others: Sequence[str]) -> None:
+    """Raises ConfigError for experiments swept over of which one is a sweep itself: its own values would be lost."""
+    for name in override.sweep_string_iterator():
+        with suppress(HydraException, OmegaConfBaseException, ValueError):  # the job says what is wrong
+            hydra = compose_quoted([*others, f"experiment={name}"], hydra=True).hydra
+            if OmegaConf.select(hydra, "sweeper.params"):
+                raise ConfigError(
+                    f"experiment={name}: is a sweep itself, and cannot be one value of another; "
+                    "make it by a command of its own"
+                )
+
+
 def _axis(override: Override, is_basic: bool) -> _Axis:
     key = override.key_or_group
     if any(key == shared or key.startswith(f"{shared}.") for shared in _SAME_FOR_ALL):
         raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; give one value")
+    if key == "prompt_file":
+        raise ConfigError(f"{override.input_line}: the prompts of a file are a sweep already; give one file")
     value: Any = override.value()
     if not is_basic:
         return _Axis(key, override.get_value_string(), None)
@@ -158,9 +180,6 @@ def _axis(override: Override, is_basic: bool) -> _Axis:
         raise ConfigError(f"{override.input_line}: has no steps to go in, such as range(1,2,0.1) has")
     if isinstance(value, RangeSweep):
         count = _range_length(override, value)
-    elif isinstance(value, Glob):
-        names = value.filter(group_options(key))
-        return _Axis(key, names, len(names))
     else:
         count = len(list(override.sweep_iterator()))
     if not count:
