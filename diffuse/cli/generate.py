@@ -29,6 +29,7 @@ def run_generate(arguments: list[str]) -> None:
     from diffuse.config.mistakes import explain_errors
     from diffuse.config.quoting import quote_overrides
     from diffuse.run import model_auto
+    from diffuse.sweep.auto_models import resolve_swept_models
     from diffuse.sweep.plan import is_sweep
 
     yes, dry = bool({"-y", "--yes"} & {*flags}), "--dry-run" in flags
@@ -43,7 +44,8 @@ def run_generate(arguments: list[str]) -> None:
     prints = any(flag in ("--cfg", "-c", "--hydra-help") for flag in flags)
     if not prints:
         check_hydra_overrides(command_line, sweep=multirun)
-    command_line = model_auto.resolve_model(command_line)
+    resolve = resolve_swept_models if multirun else model_auto.resolve_model
+    command_line = resolve(command_line)
     overrides = quote_overrides(command_line, sweep=multirun)
     if not (prints or multirun) and may_set_hydra(command_line):  # before Hydra makes a folder
         with explain_errors(command_line):

@@ -45,7 +45,7 @@ def _expand(override: Override, line: str) -> str:
         raise ConfigError(f"{line}: glob() finds files and options of groups, and {key} takes neither; list its values")
     if not names:
         raise ConfigError(f"{line}: {reason}")
-    return f"{override.get_key_element()}=choice({','.join(map(_quoted, names))})"
+    return f"{override.get_key_element()}=choice({','.join(map(quote_name, names))})"
 
 
 def _paths(pattern: Glob) -> list[str]:
@@ -57,7 +57,7 @@ def _paths(pattern: Glob) -> list[str]:
     )
 
 
-def _quoted(name: str) -> str:
+def quote_name(name: str) -> str:
     """Returns a name as somebody would type it: in quotes only where it needs them."""
     try:
         is_plain = OverridesParser.create().parse_override(f"name={name}").value() == name

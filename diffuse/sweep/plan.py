@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
-from diffuse.config.groups import compose_quoted, conf_dir, group_options, load_yaml
+from diffuse.config.groups import compose_quoted, conf_dir, load_yaml
 from diffuse.config.hydra_settings import check_hydra_config
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
@@ -178,10 +178,8 @@ def _axis(override: Override, is_basic: bool) -> _Axis:
         return _Axis(key, override.get_value_string(), None)
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: has no steps to go in, such as range(1,2,0.1) has")
-    if isinstance(value, RangeSweep):
-        count = _range_length(override, value)
-    else:
-        count = len(list(override.sweep_iterator()))
+    is_range = isinstance(value, RangeSweep)
+    count = _range_length(override, value) if is_range else len(list(override.sweep_iterator()))
     if not count:
         raise ConfigError(f"{override.input_line}: is empty, and so would be the sweep; give it a value")
     is_short = count <= MAX_JOBS_UNASKED
@@ -210,7 +208,7 @@ def _zip_identity(keys: Sequence[str], axes: Sequence[_Axis], overrides: Mapping
     keys = sorted(keys)
     if any(axis.count is not None and axis.count > MAX_JOBS_UNASKED for axis in axes if axis.key in keys):
         return [keys, [overrides[key].get_value_string() for key in keys]]
-    values = zip(*(axis_values(overrides[key], group_options) for key in keys), strict=True)
+    values = zip(*(axis_values(overrides[key]) for key in keys), strict=True)
     return [keys, sorted(list(together) for together in values)]
 
 
