@@ -57,7 +57,7 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for name in (
         *_LATER_EVERYWHERE,
         *_LATER_OPTIONS.get(str(scheduler.get("name")), ()),
-    ):  # earlier sweeps lack them too
+    ):  # earlier sweeps lack these
         if scheduler.get(name, 0) is None:
             del scheduler[name]
     return values
