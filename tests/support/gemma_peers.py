@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, Gemma3TextModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    GemmaTokenizerFast,
+)
 
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.models.text_encoder import gemma3
@@ -86,3 +92,11 @@ def padded(lengths: list[int], size: int) -> tuple[Tensor, Tensor]:
     mask = (torch.arange(size) >= size - torch.tensor(lengths)[:, None]).long()
     ids = torch.randint(3, VOCABULARY - 3, mask.shape, generator=torch.Generator().manual_seed(5))
     return ids * mask, mask
+
+
+def tokenizer_peer(**settings: Any) -> GemmaTokenizerFast:
+    """A tokenizer of a few merges in the form of the published one."""
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("i", "n"), ("a", "n"), ("in", "g"), ("r", "o")]
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256)), "▁"]
+    words += [*(chr(code) for code in range(33, 127)), *("".join(pair) for pair in merges)]
+    return GemmaTokenizerFast(vocab={word: number for number, word in enumerate(words)}, merges=merges, **settings)
