@@ -1,4 +1,4 @@
-"""What a forked process can still use of torch.
+"""Tells what a forked process can still use of torch.
 
 OpenMP's threads do not live on in a forked child, which would wait for them for ever; nor does a CUDA context. So the
 child computes with one thread, and is refused the card.
