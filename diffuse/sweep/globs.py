@@ -6,6 +6,7 @@ import glob
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -30,7 +31,7 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
 
 
 def _expand(override: Override, line: str) -> str:
-    value = override.value()
+    value: Any = override.value()
     key = override.key_or_group
     if not isinstance(value, Glob) or key == "prompt_file":  # of which there is one
         return line
