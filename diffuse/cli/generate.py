@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -108,7 +109,7 @@ def _take_junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
             value = value if equals else rest.pop(0) if rest else ""
             if not value:
                 raise ConfigError("--junit: write it to which file? --junit FILE")
-            return Path(value), arguments[:index] + rest
+            return user_path(value, "--junit"), arguments[:index] + rest
     return None, arguments
 
 

@@ -25,8 +25,9 @@ from diffuse.config.groups import compose_quoted, conf_dir, load_yaml
 from diffuse.config.hydra_settings import check_hydra_config
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
-from diffuse.config.run_tags import check_run_tags
+from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.globs import expand_globs
@@ -107,7 +108,7 @@ def plan_sweep(
     values = sorted(([axis.key, axis.values] for axis in identified), key=str)
     sweeper = None if is_basic else OmegaConf.to_container(typed.hydra.sweeper, resolve=True)
     resolved = resolve_config(base)
-    check_run_tags(resolved.tracking.tags, resolved.tracking.run_name)
+    check_tracking(resolved.tracking)
     config = job_identity(resolved if is_basic else resolve_config(typed))  # of another sweeper, `sweeper` has the rest
     parts = {"config": config, "sweep": values, "sweeper": sweeper}
     if zipped:  # sweeps without keep the identity that they had before there was one
@@ -230,7 +231,7 @@ def _folder(base: DictConfig, identity: str) -> Path:
     output = OmegaConf.to_container(base.output, resolve=False)
     default = OmegaConf.to_container(load_yaml("config").output, resolve=False)
     assert isinstance(output, dict) and isinstance(default, dict)
-    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else Path(str(base.output.dir))
+    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else user_path(str(base.output.dir), "output.dir")
 
 
 def _ask(jobs: int) -> None:
