@@ -58,7 +58,7 @@ def _download(arguments: list[str]) -> None:
 
     from diffuse.checkpoints.locate import download_checkpoints
     from diffuse.checkpoints.model_sources import model_sources
-    from diffuse.run.open import component_names
+    from diffuse.pipelines.families import component_names
     from diffuse.schema import Download
 
     consent = Download.yes if yes else cfg.model.download
