@@ -18,6 +18,7 @@ _YES = ("--yes", "-y")
 def run_command(command: str, arguments: list[str]) -> None:
     """Runs `diffuse COMMAND ARGUMENTS`."""
     commands: dict[str, Callable[[list[str]], None]] = {
+        "plan": _plan,
         "compare": _compare,
         "reproduce": _reproduce,
         "download": _download,
@@ -46,6 +47,12 @@ def _compose(overrides: list[str]) -> DictConfig:
     from diffuse.run import model_auto
 
     return model_auto.compose_model(overrides)
+
+
+def _plan(arguments: list[str]) -> None:
+    from diffuse.cli.plan import run_plan
+
+    run_plan(arguments)
 
 
 def _download(arguments: list[str]) -> None:

@@ -19,7 +19,7 @@ from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
 from diffuse.errors import DiffuseError
 
-COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
+COMMANDS = ("generate", "plan", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _INTERRUPTED = 130
 _PRINTABLE = "diffuse-printable"  # the name of an error handler
 _SPINS = "10000"  # libgomp's own 300,000 are for machines with nothing else to do

@@ -1,7 +1,6 @@
 """Follows the bytes of tensors while a pipeline runs on the meta device, and counts its floating-point operations.
 
-A storage counts from the operator that makes it until it dies. Views, and storages that were there before, do not count.
-Two things differ between the meta device and a real one, and are set right here: attention is computed by one kernel,
+A storage counts from the operator that makes it until it dies. Views do not count, nor what was there before. Two things differ between the meta device and a real one, and are set right here: attention is computed by one kernel,
 which does not make the matrix of weights; and a tensor can be copied to the CPU and looked at, which gives zeros and
 ones.
 """
@@ -161,7 +160,7 @@ class LiveBytes(TorchDispatchMode):
             ledger.remove(nbytes)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns attention `[B, heads, T, D]` as the fused kernels allocate it: tokens first, and a float32 a query."""
+        """Returns attention `[B, heads, T, D]` as fused kernels allocate it: tokens first, and a float32 a query."""
         *batch, heads, tokens, width = q.shape
         self.flops += 2 * math.prod((*batch, heads, tokens, k.shape[-2])) * (width + v.shape[-1])
         logsumexp = q.new_empty(q.shape[:-1], dtype=torch.float32)
@@ -183,17 +182,15 @@ class LiveBytes(TorchDispatchMode):
 
 
 # Set here and not in the class: there PyTorch would wrap it, and import its compiler (0.8 s) with the first operator.
-LiveBytes.__torch_dispatch__ = LiveBytes._follow_operator  # type: ignore[method-assign]
+LiveBytes.__torch_dispatch__ = LiveBytes._follow_operator  # type: ignore[method-assign, assignment]
 
 
 def specify(value: Any) -> Any:
     """Returns `value` with a `TensorSpec` in the place of each tensor, in tuples, lists, dicts and plain objects."""
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
-        offset = value.storage_offset()
-        return TensorSpec(
-            id(storage), storage.nbytes(), tuple(value.shape), tuple(value.stride()), offset, value.dtype
-        )
+        offset = int(value.storage_offset())
+        return TensorSpec(id(storage), storage.nbytes(), tuple(value.shape), tuple(value.stride()), offset, value.dtype)
     return _map(value, specify)
 
 

@@ -1,4 +1,4 @@
-"""The memory of a device under a profile, as it would be: components without storage, and the bytes that they would take.
+"""The memory of a device under a profile, as it would be: components without storage, and the bytes of each.
 
 It stands in the place of `diffuse.device.memory.Memory`, and keeps the same rules: which component arrives when, which
 ones leave, and which blocks of a streamed one are there. A component's call is followed once for each shape; after that
@@ -89,7 +89,7 @@ class Residence:
 
 @dataclass
 class PhasePeak:
-    """The most bytes of one phase, and its floating-point operations.
+    """The most bytes of one phase, and its floating-point operations by component.
 
     `total` is that of both memories at one moment, which is the main memory's where the device is the CPU.
     """
@@ -97,7 +97,8 @@ class PhasePeak:
     device: int = 0
     host: int = 0
     total: int = 0
-    flops: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
 
 class PlannedMemory(Memory):
@@ -206,7 +207,7 @@ class PlannedMemory(Memory):
         self._note()
 
     def _note(self, live: int = 0, copies: int = 0, on_device: bool = False) -> None:
-        """Updates the peaks of the phase, with `live` bytes in the component that computes and `copies` on the device."""
+        """Updates the phase's peaks, with `live` bytes in the component that computes and `copies` on the device."""
         if not self._current:
             return
         peak = self.phases.setdefault(self._current[-1], PhasePeak())
@@ -247,7 +248,9 @@ class PlannedMemory(Memory):
         for block, live in call.segments:
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
             self._note(live, copies + others, component.on_device)
-        self.phases[self._current[-1]].flops += call.flops
+        phase = self.phases[self._current[-1]]
+        phase.flops[full] = phase.flops.get(full, 0) + call.flops
+        phase.calls[full] = phase.calls.get(full, 0) + 1
         return make_anew(call.result)
 
 
@@ -272,7 +275,7 @@ def follow(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Call:
-    """Calls a method of a module without storage. Returns its operations, and its peak in each of `blocks` and between."""
+    """Calls a method of a module without storage. Returns its operations, and its peak in and between `blocks`."""
     call, ledger = Call(), Ledger()
 
     def end_segment(block: int | None) -> None:

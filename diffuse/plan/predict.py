@@ -16,6 +16,7 @@ from torch import nn
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.model_sources import locate_models
 from diffuse.checkpoints.weights import skeleton
+from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
@@ -24,7 +25,7 @@ from diffuse.pipelines.components import Role
 from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
-from diffuse.plan.planned_memory import PlannedMemory, Residence
+from diffuse.plan.planned_memory import PhasePeak, PlannedMemory, Residence
 from diffuse.schema import Cleanup, GenerationRequest, HardwareConfig, MemoryProfileConfig
 
 MAX_PREDICTIONS = 256  # that a process keeps
@@ -47,7 +48,16 @@ class ComponentPlan:
     stays: bool  # on the device between phases
     blocks: int = 0  # that stream; 0 where it does not
     resident_blocks: int = 0  # of these, those that stay
-    largest_block: int = 0  # bytes
+    streamed_bytes: int = 0  # that pass over the device at each call
+
+
+@dataclass(frozen=True)
+class Work:
+    """The part of a component in a phase."""
+
+    component: str
+    calls: int
+    flops: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,12 @@ class PhasePlan:
     name: str
     device_bytes: int
     host_bytes: int  # of main memory: where the device is the CPU, those of the device too
-    flops: int
+    work: tuple[Work, ...]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the phase."""
+        return sum(each.flops for each in self.work)
 
 
 @dataclass(frozen=True)
@@ -132,21 +147,16 @@ def predict(
     return _predictions[key]
 
 
-def default_size(cfg: DictConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]) -> tuple[int, int]:
-    """Returns the width and height in pixels of a request that names none; see `DiffusionPipeline.default_size`."""
-    return _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline.default_size()
-
-
 def complete_request(
-    cfg: DictConfig, request: GenerationRequest, hw: Hardware, checkpoints: Sequence[Checkpoint]
+    cfg: DictConfig, draft: RequestDraft, hw: Hardware, checkpoints: Sequence[Checkpoint]
 ) -> GenerationRequest:
-    """Returns the request with nothing left open, checked against the checkpoint.
+    """Returns the request of a draft with nothing left open, checked against the checkpoint.
 
     Raises:
         ConfigError: the checkpoint cannot make this.
     """
     pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
-    request = pipeline.complete(request)
+    request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)
     return request
 
@@ -172,6 +182,11 @@ def _fingerprint(family: type[LatentDiffusion], checkpoint: Checkpoint) -> list[
     """Returns the configurations of a checkpoint's components."""
     names = [name for name, component in family.components.items() if component.config is not None]
     return [checkpoint.part(name).config(name) for name in names]
+
+
+def _work(peak: PhasePeak, share: float) -> tuple[Work, ...]:
+    """Returns the work of a phase, of which only `1 / share` was followed."""
+    return tuple(Work(name, round(peak.calls[name] * share), round(peak.flops[name] * share)) for name in peak.flops)
 
 
 class _Planner:
@@ -201,7 +216,9 @@ class _Planner:
         components = tuple(self._component(name) for name in memory.dtypes)  # built before anything is followed
         with memory.following():
             output = pipeline(smaller, samplers, image=image, mask=mask)
-        more = (request.num_images - count) * (output.frames[0].nbytes + sum(x[0].nbytes for x in output.latents.values()))
+        more = (request.num_images - count) * (
+            output.frames[0].nbytes + sum(x[0].nbytes for x in output.latents.values())
+        )
         share = request.num_images / count
         on_cpu, cuda = self.hw.device == "cpu", self.hw.device == "cuda"
         phases = tuple(
@@ -209,7 +226,7 @@ class _Planner:
                 name,
                 peak.device + (_CUBLAS_WORKSPACE if cuda and peak.device else 0),
                 (peak.total if on_cpu else peak.host) + more,
-                peak.flops if name == "encode" else round(peak.flops * share),
+                _work(peak, 1 if name == "encode" else share),
             )
             for name, peak in memory.phases.items()
         )
@@ -230,7 +247,7 @@ class _Planner:
             component.on_device and self.memory.profile.cleanup is not Cleanup.phases,
             len(blocks),
             residence.resident,
-            max(blocks, default=0),
+            sum(blocks[residence.resident :]),
         )
 
     def _model(self, full: str) -> tuple[LatentDiffusion, str]:
