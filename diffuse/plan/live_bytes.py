@@ -1,8 +1,8 @@
 """Follows the bytes of tensors while a pipeline runs on the meta device, and counts its floating-point operations.
 
-A storage counts from the operator that makes it until it dies. Views do not count, nor what was there before. Two things differ between the meta device and a real one, and are set right here: attention is computed by one kernel,
-which does not make the matrix of weights; and a tensor can be copied to the CPU and looked at, which gives zeros and
-ones.
+A storage counts from the operator that makes it until it dies. Views do not count, nor what was there before. Two
+things differ between the meta device and a real one, and are set right here: attention is computed by one kernel, which
+does not make the matrix of weights; and a tensor can be copied to the CPU and looked at, which gives zeros and ones.
 """
 
 from __future__ import annotations

@@ -216,9 +216,8 @@ class _Planner:
         components = tuple(self._component(name) for name in memory.dtypes)  # built before anything is followed
         with memory.following():
             output = pipeline(smaller, samplers, image=image, mask=mask)
-        more = (request.num_images - count) * (
-            output.frames[0].nbytes + sum(x[0].nbytes for x in output.latents.values())
-        )
+        kept = output.frames[0].nbytes + sum(latents[0].nbytes for latents in output.latents.values())
+        more = (request.num_images - count) * kept  # bytes of the results that were not followed
         share = request.num_images / count
         on_cpu, cuda = self.hw.device == "cpu", self.hw.device == "cuda"
         phases = tuple(

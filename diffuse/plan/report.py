@@ -12,7 +12,7 @@ from diffuse.plan.budgets import Budget
 from diffuse.plan.predict import CUDA_CONTEXT, ComponentPlan, Prediction
 from diffuse.schema import GenerationRequest, MemoryProfileConfig
 
-_PETA = 1e15
+_TERA, _PETA = 1e12, 1e15
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,19 @@ class Plan:
         lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}", ""]
         lines.append(f"{'component':24} {'parameters':>14} {'weights':>12}  {'dtype':9} where")
         lines += [_component_line(component) for component in guess.components]
-        lines += ["", f"{'phase':10} {'device':>12} {'main memory':>12} {'PFLOP':>10} {'seconds':>9}"]
+        lines += ["", f"{'phase':10} {'device':>12} {'main memory':>12} {'TFLOP':>10} {'seconds':>9}"]
         for phase in guess.phases:
             seconds = self.seconds.get(phase.name)
             lines.append(
                 f"{phase.name:10} {_size(phase.device_bytes) if has_card(self.hw) else '-':>12} "
-                f"{_size(phase.host_bytes):>12} {phase.flops / _PETA:10.4f} "
+                f"{_size(phase.host_bytes):>12} {phase.flops / _TERA:10.3f} "
                 f"{'-' if seconds is None else f'{seconds:.1f}':>9}"
             )
         lines.append("")
         lines += self._memory_lines()
         about = "" if self.sizes_are_exact else "about "
         lines.append(f"disk         {about}{_size(self.disk_bytes)}; to download {about}{_size(self.download_bytes)}")
-        lines.append(f"arithmetic   {guess.flops / _PETA:.4f} PFLOP, {guess.calls} calls of the denoiser")
+        lines.append(f"arithmetic   {guess.flops / _PETA:.3g} PFLOP, {guess.calls} calls of the denoiser")
         total = sum(self.seconds.values())
         lines.append(f"time         {self.no_seconds or f'{total:.1f} s, by the rates of {self.rates}'}")
         if self.budgets:
@@ -121,11 +121,11 @@ class Plan:
         if has_card(self.hw):
             reserved = f" and {_size(reserved_bytes(self.hw))} of CUDA's own" if reserved_bytes(self.hw) else ""
             verdict = {True: "; fits", False: "; does not fit", None: ""}[self.fits]
-            room = "" if vram_bytes(self.hw) is None else f" {_size(vram_bytes(self.hw))}"
+            vram = vram_bytes(self.hw)
+            room = "" if vram is None else f" {_size(vram)}"
             lines.append(f"device       {_size(guess.device_bytes)} of tensors{reserved}{verdict}{room}")
-        lines.append(
-            f"main memory  {_size(guess.host_bytes)} of tensors and {_size(self.program_bytes)} of the program"
-        )
+        program = _size(self.program_bytes)
+        lines.append(f"main memory  {_size(guess.host_bytes)} of tensors and {program} of the program")
         return lines
 
 

@@ -89,7 +89,7 @@ class Totals:
             f"jobs         {self.jobs}: {there}",
             f"pictures     {values['pictures']}, about {values['media_bytes'] / (1 << 20):.1f} MiB",
             f"texts        {values['texts']} to encode",
-            f"arithmetic   {values['pflop']:.4f} PFLOP",
+            f"arithmetic   {values['pflop']:.3g} PFLOP",
             f"time         {hours}",
             f"device       {values['device_bytes'] / GIB:.2f} GiB at most{misfits}",
             f"main memory  {values['host_bytes'] / GIB:.2f} GiB at most, without the program",

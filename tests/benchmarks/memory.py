@@ -259,9 +259,8 @@ def main() -> None:
     for kind, values in ratios.items():
         off = sorted(abs(value - 1) for value in values)
         good = sum(each <= 0.1 for each in off)
-        print(
-            f"{kind}: {good} of {len(off)} within 10%, median off by {statistics.median(off):.1%}, at most {off[-1]:.1%}"
-        )
+        median = f"{statistics.median(off):.1%}"
+        print(f"{kind}: {good} of {len(off)} within 10%, median off by {median}, at most {off[-1]:.1%}")
 
 
 if __name__ == "__main__":
