@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _YES = ("--yes", "-y")
+_MEASURE = "--measure"
 
 
 def run_command(command: str, arguments: list[str]) -> None:
@@ -103,7 +104,8 @@ def _reproduce(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
-    cfg = _compose(arguments)
+    overrides = [argument for argument in arguments if argument != _MEASURE]
+    cfg = _compose(overrides)
 
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -112,11 +114,11 @@ def _doctor(arguments: list[str]) -> None:
     from diffuse.config.groups import load_group
     from diffuse.schema import HardwareConfig
 
+    config = cast(HardwareConfig, OmegaConf.to_object(cfg.hardware))
+    if _MEASURE in arguments:
+        doctor.measure(config)
     report = doctor.report(
-        load_group("model"),
-        load_group("memory_profile"),
-        tracking_uri=cfg.tracking.uri,
-        config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
+        load_group("model"), load_group("memory_profile"), tracking_uri=cfg.tracking.uri, config=config
     )
     Console().print(report)
 

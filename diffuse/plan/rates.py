@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.host import cpu_name
 from diffuse.errors import ConfigError
-from diffuse.plan.predict import Prediction
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffuse.plan.predict import Prediction
 
 RATES_FILE = Path("outputs", "rates.json")
 CPU = "cpu"
@@ -110,16 +111,20 @@ def device_name(hw: Hardware) -> str:
 
 def measure_rates(hw: Hardware) -> Rates:
     """Measures how fast a device computes a linear layer and a convolution of these models, and copies to it."""
+    import torch
+
     device = torch.device(hw.device)
     dtypes = [name for name in _DTYPES if hw.device != CPU or name != "float16"]
-    tflops = {name: round(_tflops(device, getattr(torch, name)), 4) for name in dtypes}
+    with torch.inference_mode():
+        tflops = {name: round(_tflops(device, getattr(torch, name)), 4) for name in dtypes}
     copy = None if hw.device == CPU else round(_copy_gb_s(device), 2)
     return Rates(device_name(hw), tflops, copy)
 
 
-@torch.inference_mode()
 def _tflops(device: torch.device, dtype: torch.dtype) -> float:
     """Returns TFLOP/s, of a linear layer and a convolution with as much arithmetic each."""
+    import torch
+
     from diffuse.layers.packed import Conv2d, Linear
 
     width = 320 if device.type == CPU else 1280
@@ -135,6 +140,8 @@ def _tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _copy_gb_s(device: torch.device) -> float:
+    import torch
+
     host = torch.empty(64 << 20, dtype=torch.uint8)
     host = host.pin_memory() if device.type == "cuda" else host
     return host.numel() / _seconds(lambda: host.to(device, non_blocking=True), device) / 1e9
@@ -142,6 +149,8 @@ def _copy_gb_s(device: torch.device) -> float:
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Returns the seconds of a call, the mean of as many as take a moment together."""
+
+    import torch
 
     def wait() -> None:
         if device.type == "cuda":
@@ -188,8 +197,3 @@ def predicted_seconds(
 def main_memory_rates(measured: Mapping[str, Rates]) -> Rates | None:
     """Returns the measured rates of this computer's processor."""
     return measured.get(cpu_name())
-
-
-def card_vram_bytes(card: Card) -> int:
-    """Returns the bytes of a card's memory."""
-    return int(card.vram_gib * GIB)

@@ -20,14 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import diffuse
 from diffuse.checkpoints.architecture import read_architecture
@@ -37,12 +34,13 @@ from diffuse.config.groups import load_group
 from diffuse.config.request import draft_requests
 from diffuse.pipelines.families import load_family
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 MIB = 1 << 20
 DATA = Path(__file__).parents[1] / "data"
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 PROFILES = ("full_gpu", "balanced", "unet_gpu", "cpu_only", "streaming")
 LEVERS = {"streaming": ["memory_profile.resident_blocks=6"], "balanced": ["memory_profile.tiled_decode=true"]}
-SIZES = {"tiny": (64, 128, 256), "sd": (128, 256, 384), "sdxl": (128, 256), "inpaint": (256,), "refined": (256,)}
+SIZES = {"tiny": (64, 128, 256), "sd": (128, 256), "sdxl": (128, 256), "inpaint": (256,), "refined": (256,)}
 
 _NARROW = {"block_out_channels": (96, 192, 384, 384), "attention_head_dim": (3, 6, 12, 12), "cross_attention_dim": 256}
 _NARROW_XL = {
@@ -116,45 +114,10 @@ def make(folder: Path, family: str, target: str) -> Path:
     return folder
 
 
-class RealBytes(TorchDispatchMode):
-    """Counts the bytes of real storages that are seen in or come from an operator, until they die."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._see((args, kwargs))
-        result = func(*args, **(kwargs or {}))
-        self._see(result)
-        return result
-
-    def _see(self, values: Any) -> None:
-        for tensor in tree_leaves(values):
-            if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
-                continue
-            if tensor.is_mkldnn:  # has no storage; it lives as long as the layer's parameter
-                if isinstance(tensor, torch.nn.Parameter):
-                    self._add(tensor, tensor.numel() * tensor.element_size())
-            else:
-                storage = tensor.untyped_storage()
-                self._add(storage, storage.nbytes())
-
-    def _add(self, owner: Any, nbytes: int) -> None:
-        if id(owner) not in self.alive:
-            self.alive.add(id(owner))
-            weakref.finalize(owner, self._remove, id(owner), nbytes).atexit = False
-            self.now += nbytes
-            self.peak = max(self.peak, self.now)
-
-    def _remove(self, key: int, nbytes: int) -> None:
-        self.alive.discard(key)
-        self.now -= nbytes
-
-
-def compute(overrides: list[str], *, live: bool) -> dict[str, float]:
+def compute(overrides: list[str]) -> dict[str, float]:
     """Makes the pictures of one case in this process. Returns bytes."""
+    from real_bytes import RealBytes
+
     from diffuse.device.allocator import reset_rss_peak, rss_peak
     from diffuse.run.open import close_pipeline
     from diffuse.run.prepare import prepare
@@ -172,11 +135,7 @@ def compute(overrides: list[str], *, live: bool) -> dict[str, float]:
         trim.malloc_trim(0)
     reset_rss_peak()
     before = rss_peak()
-    mode = RealBytes()
-    if live:
-        with mode:
-            run([prepared])
-    else:
+    with RealBytes() as mode:
         run([prepared])
     return {"live": mode.peak, "base": before, "rss": rss_peak()}
 
@@ -210,8 +169,15 @@ def cases(families: list[str], profiles: list[str], folder: Path) -> list[tuple[
             for lever in levers:
                 note = " ".join(each.partition(".")[2] for each in lever)
                 words = [f"memory_profile={profile}", f"width={side}", f"height={side}", f"num_images={count}"]
-                words += ["hardware=cpu", "tracking=none", "seed=1", "prompt=a cactus", "memory_profile.max_side=null"]
-                words += ["num_inference_steps=3", *source, *lever]
+                words += [
+                    "hardware=cpu",
+                    "hardware.threads=1",
+                    "tracking=none",
+                    "seed=1",
+                    "prompt=a cactus",
+                    "memory_profile.max_side=null",
+                ]
+                words += ["num_inference_steps=2", *source, *lever]
                 chosen.append((f"{family:8} {side:4} x{count} {profile:10} {note}", words))
     return chosen
 
@@ -222,10 +188,9 @@ def main() -> None:
     parser.add_argument("--profile", nargs="+", default=list(PROFILES), choices=list(load_group("memory_profile")))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--case", help=argparse.SUPPRESS)  # measure this one here, and print JSON
-    parser.add_argument("--live", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        print(json.dumps(compute(json.loads(args.case), live=args.live)))
+        print(json.dumps(compute(json.loads(args.case))))
         return
     ratios: dict[str, list[float]] = {"live": [], "rss": []}
     print(f"{'case':58} {'live':>8} {'ratio':>6} {'device':>8} {'rss':>8} {'ratio':>6}")
@@ -239,14 +204,11 @@ def main() -> None:
         Image.new("RGB", (256, 256), "pink").save(folder / "image.png")
         Image.new("L", (256, 256), 255).save(folder / "mask.png")
         for label, overrides in cases(args.family, args.profile, folder)[: args.limit]:
-            found: dict[str, float] = {}
-            for flags in (["--live"], []):
-                command = [sys.executable, __file__, "--case", json.dumps(overrides), *flags]
-                done = subprocess.run(command, check=False, capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{label}: {done.stderr.strip().splitlines()[-1]}")
-                measured = json.loads(done.stdout.splitlines()[-1])
-                found |= {"live": measured["live"]} if flags else {"rss": measured["rss"], "base": measured["base"]}
+            command = [sys.executable, __file__, "--case", json.dumps(overrides)]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{label}: {done.stderr.strip().splitlines()[-1]}")
+            found = json.loads(done.stdout.splitlines()[-1])
             guess = predicted(overrides)
             live, rss = guess.host_bytes / found["live"], (found["base"] + guess.host_bytes) / found["rss"]
             ratios["live"].append(live)
