@@ -98,7 +98,7 @@ def locate_configurations(
 def _fetch_configuration(plan: DownloadPlan) -> LocatedConfiguration:
     folder = fetch_small_files(plan)
     checkpoint = plan.source.checkpoint(folder, plan.commit, at_root=plan.at_root)
-    return LocatedConfiguration(checkpoint, plan.size, plan.missing_size)
+    return LocatedConfiguration(checkpoint, plan.size, plan.missing_weights_size)
 
 
 def model_index(source: Source, consent: Download) -> dict[str, Any]:

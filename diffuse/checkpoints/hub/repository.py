@@ -48,6 +48,11 @@ class DownloadPlan:
         return sum(file.size for file in self.missing)
 
     @property
+    def missing_weights_size(self) -> int:
+        """Is the size of the missing files that are no settings, in bytes."""
+        return sum(file.size for file in self.missing if not file.path.endswith(SMALL))
+
+    @property
     def at_root(self) -> bool:
         """Tells whether the needed component is the repository itself."""
         return self.source.single and all("/" not in file.path for file in self.files)
