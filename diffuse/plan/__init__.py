@@ -1,4 +1,4 @@
-"""What a request would take, found without weights: memory of each phase, arithmetic, seconds, disk and download.
+"""Predicts a request without weights: the memory of each phase, arithmetic, seconds, disk and download.
 
 The pipelines themselves run here, on tensors without storage. It makes nothing, and reads no weight.
 """

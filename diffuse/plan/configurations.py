@@ -1,4 +1,4 @@
-"""Where configurations come from when there are no weights: folders, the hub's cache, this package, the hub."""
+"""Finds settings where there are no weights: in folders, the hub's cache, this package, and on the hub."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
@@ -129,15 +128,12 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, result: Any, args: Any, kwargs: Any) -> None:
         before: set[int] | None = None
-        for tensor in [result] if isinstance(result, Tensor) else tree_leaves(result):
-            if not isinstance(tensor, Tensor):
-                continue
+        for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if id(storage) in self._known:
                 continue
             if before is None:  # a view of what was there before the mode is no new storage
-                inputs = tree_leaves((args, kwargs))
-                before = {id(each.untyped_storage()) for each in inputs if isinstance(each, Tensor)}
+                before = {id(each.untyped_storage()) for each in _tensors((args, kwargs))}
             self._enter(storage, None if id(storage) in before else self.ledger if tensor.is_meta else self.host)
 
     def _enter(self, storage: torch.UntypedStorage, ledger: Ledger | None) -> None:
@@ -206,6 +202,24 @@ def _make(part: Any, storages: dict[int, Tensor]) -> Any:
         storages[part.storage] = torch.empty(part.storage_bytes, dtype=torch.uint8, device=_META)
     whole = storages[part.storage].view(part.dtype)
     return whole.as_strided(part.shape, part.stride, part.offset)
+
+
+def describe(value: Any) -> Any:
+    """Returns `value` with a text in the place of each tensor: what its computation depends on, beside its numbers."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} {value.device.type}"
+    return _map(value, describe)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yields the tensors in an operator's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 def _map(value: Any, change: Callable[[Any], Any]) -> Any:

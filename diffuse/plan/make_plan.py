@@ -28,10 +28,10 @@ from diffuse.schema import GenerationRequest, HardwareConfig, MemoryProfileConfi
 
 @dataclass(frozen=True)
 class Setting:
-    """What a configuration's requests have in common: models, hardware, profile and rates."""
+    """The models, hardware, profile and rates that a configuration's requests have in common."""
 
     cfg: DictConfig
-    found: Configurations
+    configurations: Configurations
     hw: Hardware
     profile: MemoryProfileConfig
     card: str | None
@@ -41,7 +41,7 @@ class Setting:
     @property
     def checkpoints(self) -> Sequence[Checkpoint]:
         """The checkpoints of the model and, where there is one, its refiner."""
-        return self.found.checkpoints
+        return self.configurations.checkpoints
 
     def request(self, draft: RequestDraft) -> GenerationRequest:
         """Returns the request of a draft, checked.
@@ -103,7 +103,7 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
         ConfigError: the request is wrong.
     """
     program = rss_now()
-    cfg, hw, found = setting.cfg, setting.hw, setting.found
+    cfg, hw, found = setting.cfg, setting.hw, setting.configurations
     request = setting.request(draft)
     prediction = setting.predict(request)
     seconds, reason = setting.seconds(prediction)

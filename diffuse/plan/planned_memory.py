@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from diffuse.device.allocator import Allocator
 from diffuse.device.hardware import Hardware
@@ -24,7 +23,7 @@ from diffuse.device.memory import Memory
 from diffuse.device.placement import ManagedModule
 from diffuse.device.streaming import outermost_blocks
 from diffuse.layers.packed import packed_bytes
-from diffuse.plan.live_bytes import Call, Ledger, LiveBytes, make_anew, specify
+from diffuse.plan.live_bytes import Call, Ledger, LiveBytes, describe, make_anew, specify
 from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig
 
 MAX_NETWORKS = 16  # whose shapes and calls a process keeps; they have no storage
@@ -235,7 +234,7 @@ class PlannedMemory(Memory):
         self._bring(component, residence)
         net = residence.network
         blocks = tuple(component.streamed_blocks) or getattr(type(net.module), "streamed_blocks", ())
-        key = method, repr(tree_map_only(Tensor, _describe, (args, dict(kwargs)))), self.looks_ahead
+        key = method, repr(describe((args, dict(kwargs)))), self.looks_ahead
         if key not in net.calls:
             self.mode.know(net.tensors)
             net.calls[key] = follow(self.mode, net.module, outermost_blocks(net.module, blocks), method, args, kwargs)
@@ -297,10 +296,6 @@ def follow(
     end_segment(None)
     call.flops = mode.flops - before
     return call
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)} {tensor.is_meta}"
 
 
 def _nbytes(tensors: Sequence[Tensor]) -> int:

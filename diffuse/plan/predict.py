@@ -77,7 +77,7 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a request takes under a profile, as far as tensors go. Python and its libraries come on top."""
+    """The memory and the arithmetic of a request under a profile. Python and its libraries come on top."""
 
     device: str
     batch_size: int  # images that are denoised together

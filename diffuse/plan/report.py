@@ -36,7 +36,7 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether the device has room; None where its size is not known."""
+        """True where the device has room; None where its size is not known."""
         return fits(self.hw, self.prediction)
 
     def as_json(self) -> dict[str, Any]:

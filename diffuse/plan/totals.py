@@ -19,7 +19,7 @@ _PETA = 1e15
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """What one request takes."""
+    """The costs of one request."""
 
     pictures: int
     media_bytes: int
@@ -41,8 +41,8 @@ class Totals:
     """The sums of the jobs that are to be made, and how many there are of each kind."""
 
     jobs: int
-    there: int
-    double: int
+    existing: int
+    duplicate: int
     wrong: int
     to_make: tuple[PlannedJob, ...]
 
@@ -62,8 +62,8 @@ class Totals:
         jobs, seconds = self.to_make, self.seconds
         return {
             "jobs": self.jobs,
-            "there": self.there,
-            "double": self.double,
+            "there": self.existing,
+            "double": self.duplicate,
             "wrong": self.wrong,
             "to_make": len(jobs),
             "pictures": sum(job.pictures for job in jobs),
@@ -81,8 +81,8 @@ class Totals:
         values = self.as_json()
         reason = next((job.no_seconds for job in self.to_make if job.no_seconds), "no rates")
         hours = reason if self.seconds is None else f"{self.seconds / _HOUR:.2f} hours"
-        there = f"{self.there} are there, {len(self.to_make)} to make"
-        there += f", {self.double} given twice" if self.double else ""
+        there = f"{self.existing} are there, {len(self.to_make)} to make"
+        there += f", {self.duplicate} given twice" if self.duplicate else ""
         there += f", {self.wrong} wrong" if self.wrong else ""
         misfits = f"; {values['do_not_fit']} jobs do not fit" if values["do_not_fit"] else ""
         return [
