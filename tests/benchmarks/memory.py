@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,22 @@ def make(folder: Path, family: str, target: str) -> Path:
     return folder
 
 
+@cache
+def warm_up() -> None:
+    """Makes a first picture, for which libraries load some 35 MiB of code."""
+    from real_bytes import RealBytes
+
+    from diffuse.run.open import close_pipeline
+    from diffuse.run.prepare import prepare
+    from diffuse.run.run import compute as run
+
+    cfg = compose_config(["hardware=cpu", "tracking=none", "prompt=a cactus", "seed=1", "num_inference_steps=1"])
+    first = prepare(cfg, draft_requests(cfg)[0])
+    with RealBytes():  # whose base class imports more of PyTorch
+        run([first])
+    close_pipeline(first.opened.pipeline)
+
+
 def compute(overrides: list[str]) -> dict[str, float]:
     """Makes the pictures of one case in this process. Returns bytes."""
     from real_bytes import RealBytes
@@ -123,12 +140,7 @@ def compute(overrides: list[str]) -> dict[str, float]:
     from diffuse.run.prepare import prepare
     from diffuse.run.run import compute as run
 
-    warm = compose_config(["hardware=cpu", "tracking=none", "prompt=a cactus", "seed=1", "num_inference_steps=1"])
-    first = prepare(warm, draft_requests(warm)[0])
-    with RealBytes():  # whose base class imports more of PyTorch
-        run([first])  # the first picture loads the code of libraries, some 35 MiB
-    close_pipeline(first.opened.pipeline)
-    del first
+    warm_up()
     cfg = compose_config(overrides)
     prepared = prepare(cfg, draft_requests(cfg)[0])
     gc.collect()
@@ -138,7 +150,18 @@ def compute(overrides: list[str]) -> dict[str, float]:
     before = rss_peak()
     with RealBytes() as mode:
         run([prepared])
+    close_pipeline(prepared.opened.pipeline)
     return {"live": mode.peak, "base": before, "rss": rss_peak()}
+
+
+def compute_apart(label: str, overrides: list[str]) -> dict[str, float]:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--case", json.dumps(overrides)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{label}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def predicted(overrides: list[str]) -> Any:
@@ -189,6 +212,7 @@ def main() -> None:
     parser.add_argument("--profile", nargs="+", default=list(PROFILES), choices=list(load_group("memory_profile")))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--case", help=argparse.SUPPRESS)  # measure this one here, and print JSON
+    parser.add_argument("--live-only", action="store_true", help="all cases in this process; rss then says nothing")
     args = parser.parse_args()
     if args.case:
         print(json.dumps(compute(json.loads(args.case))))
@@ -205,11 +229,7 @@ def main() -> None:
         Image.new("RGB", (256, 256), "pink").save(folder / "image.png")
         Image.new("L", (256, 256), 255).save(folder / "mask.png")
         for label, overrides in cases(args.family, args.profile, folder)[: args.limit]:
-            command = [sys.executable, __file__, "--case", json.dumps(overrides)]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{label}: {done.stderr.strip().splitlines()[-1]}")
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = compute(overrides) if args.live_only else compute_apart(label, overrides)
             guess = predicted(overrides)
             live, rss = guess.host_bytes / found["live"], (found["base"] + guess.host_bytes) / found["rss"]
             ratios["live"].append(live)
