@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffuse
+from diffuse.tracking.upgrade import known_revisions
 
 PACKAGE = Path(diffuse.__file__).parent
 PAGE = PACKAGE / "docs" / "private-interfaces.md"
@@ -108,6 +109,19 @@ def mlflow_artifacts() -> None:
             (folder / file).write_text(file)
         get_artifact_repository(folder.as_uri(), tracking_uri=None).delete_artifacts("old.txt")
         assert [path.name for path in folder.iterdir()] == ["new.txt"]
+
+
+def mlflow_schemas() -> None:
+    """The names that are read from the files are those that alembic reads."""
+    import mlflow
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    script = {each.revision: each.down_revision for each in ScriptDirectory.from_config(config).walk_revisions()}
+    assert known_revisions() == {name: (before,) if before else () for name, before in script.items()}
+    assert len(script) > 60
 
 
 def compiler_errors() -> None:
@@ -203,6 +217,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "joblib.externals.loky.process_executor._MAX_MEMORY_LEAK_SIZE": loky_memory_limit,
     "mlflow.server.app": mlflow_pages,
     "mlflow.server.fastapi_app.app": mlflow_pages,
+    "mlflow.store.db_migrations.versions": mlflow_schemas,
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": mlflow_artifacts,
     "torch._dynamo.exc.TorchDynamoException": compiler_errors,
     "torch.overrides.TorchFunctionMode": function_mode,
