@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-from diffuse.cli.output import print_line
+from diffuse.cli.output import print_line, writing_output
 from diffuse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def _doctor(arguments: list[str]) -> None:
         tracking_origin="" if settings is None else settings.origins.get("uri", ""),
         config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
     )
-    Console().print(report)
+    with writing_output():
+        Console().print(report)
 
 
 def _ui(arguments: list[str]) -> None:
@@ -122,7 +123,7 @@ def _ui(arguments: list[str]) -> None:
 
     from diffuse.tracking import ui
 
-    ui.serve(cfg.tracking)
+    ui.serve(cfg.tracking, show=print_line)
 
 
 def _sync(arguments: list[str]) -> None:

@@ -15,7 +15,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -29,6 +28,7 @@ from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import EVERY, auto_profile
 from diffuse.errors import DiffuseError
+from diffuse.paths import user_path
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig
 from diffuse.tracking.address import address_error
 from diffuse.tracking.upgrade import store_age
@@ -203,7 +203,7 @@ def _hub_cache() -> str:
     except _BROKEN as error:
         return f"[red]huggingface_hub cannot be imported[/]: {escape(_line(error))}"
     offline = ", [yellow]offline (HF_HUB_OFFLINE)[/]" if constants.HF_HUB_OFFLINE else ""
-    folder = Path(constants.HF_HUB_CACHE)
+    folder = user_path(constants.HF_HUB_CACHE, "HF_HUB_CACHE")
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -242,7 +242,7 @@ def _server(uri: str) -> str:
 
 
 def _database(uri: str) -> str:
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = user_path(uri.removeprefix("sqlite:///"), "tracking.uri")
     if not path.exists():
         existing = path.absolute().parent
         while not existing.exists():

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffuse.config.tracking_settings import tracking_settings
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking.address import address_error
@@ -46,12 +47,12 @@ class Store:
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2])
             location = location or (file.parent / "mlartifacts").as_uri()
-            journal = _path(cfg.journal) if cfg.journal else file.parent / _JOURNAL
+            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / _JOURNAL
             uri = f"{match[1]}:///{file}{match[3] or ''}"
         elif (reason := address_error(uri)) is not None:
             raise ConfigError(f"{settings.origin('uri')}={redact(uri)} {reason}")
         else:
-            file, journal = None, _path(cfg.journal or DEFAULT_JOURNAL)
+            file, journal = None, _path(cfg.journal or DEFAULT_JOURNAL, "tracking.journal")
         experiment = settings.experiment, settings.experiment_id, settings.is_experiment_given
         return cls(uri, experiment[0], location, journal, file, *experiment[1:])
 
@@ -89,8 +90,8 @@ class Store:
 def _absolute(location: str | None) -> str | None:
     if not location or "://" in location:
         return location or None
-    return _path(location).as_uri()
+    return _path(location, "tracking.artifact_location").as_uri()
 
 
-def _path(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+def _path(path: str, setting: str = "tracking.uri") -> Path:
+    return Path(os.path.abspath(user_path(path, setting)))

@@ -19,8 +19,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
@@ -56,10 +56,10 @@ def _charts(keys: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def serve(cfg: TrackingConfig, port: int | None = None) -> None:
-    """Serves the pages of a store, and prints the link to its pictures. Ctrl-C ends it.
+def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], None] = print) -> None:
+    """Serves the pages of a store, and shows the link to its pictures. Ctrl-C ends it.
 
-    A store that is a server has its pages already: then it only prints the link. `port` is a free one by default.
+    A store that is a server has its pages already: then it only shows the link. `port` is a free one by default.
 
     Raises:
         ConfigError: nothing is tracked, nothing has been recorded in the store yet, or the port is taken.
@@ -69,7 +69,7 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
     store = Store.from_config(cfg)
     if store.is_server:
-        print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store), flush=True)
+        show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store))
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
@@ -82,11 +82,11 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
             log.warning("%s", line)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
-    with _terminable(), tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output:
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
-            print(_link(page, store), flush=True)
+            show(_link(page, store))
             server.wait()
             raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
         except KeyboardInterrupt:
@@ -195,22 +195,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
                 server.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             server.wait(_STOP_SECONDS)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM and a closed terminal end the page as Ctrl-C does, so that they leave no server behind."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    with suppress(ValueError):  # only a main thread can
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -171,7 +171,9 @@ def _next_message(inbox: queue.SimpleQueue[dict[str, Any] | None], seconds: floa
 
 def main() -> None:
     """Works for the process at the other end of standard input and output, until that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that makes pictures
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # are for the one that makes pictures, and tells when it ends
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     gc.set_threshold(*_GARBAGE)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import signal
-import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from diffuse.errors import DiffuseError, RunError
 from diffuse.sweep.claim import watch_claim
 from diffuse.sweep.composer import JobComposer
 from diffuse.sweep.folder import Sweep
+from diffuse.sweep.interrupt import ignore_stop_signals
 from diffuse.sweep.job import Job, JobStatus
 from diffuse.sweep.runner import JobRunner
 
@@ -106,8 +105,7 @@ def leave_sweep(context: SweepContext) -> list[str]:
 
 def _runner(context: SweepContext) -> JobRunner:
     if context.sweep.identity not in _state.runners:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's command handles Ctrl-C, and stops the workers
+        ignore_stop_signals()  # the sweep's command handles them, and stops the workers
         try:
             os.chdir(context.directory)
         except OSError as error:
