@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from PIL import Image
 
 import diffuse
@@ -156,7 +157,8 @@ def check_command(line: str) -> None:
         else:
             overrides.append(word)
     if {"-m", "--multirun"} & {*words}:
-        overrides = [first_value(override) for override in overrides]
+        compose_config(model_auto.resolve_model([first_value(override) for override in overrides]))
+        return
     model_auto.compose_model(overrides)
 
 
@@ -166,6 +168,8 @@ def first_value(override: str) -> str:
     parsed = OverridesParser.create().parse_override(quoted)
     if not parsed.is_sweep_override():
         return override
+    if isinstance(parsed.value(), Glob):
+        return f"{parsed.key_or_group}={parsed.value().include[0]}"
     if not parsed.is_discrete_sweep():  # interval(1,12): for a sweeper that looks for the best value
         return f"{parsed.key_or_group}={parsed.value().start}"
     return f"{parsed.key_or_group}={str(next(parsed.sweep_string_iterator())).strip(chr(34))}"
