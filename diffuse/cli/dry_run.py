@@ -66,7 +66,7 @@ def _size(cfg: DictConfig, draft: RequestDraft) -> tuple[int, int]:
 def _are_here(cfg: DictConfig) -> bool:
     """Returns whether all weights are here. Nothing is fetched, and no weight is read."""
     from diffuse.checkpoints.model_sources import locate_models
-    from diffuse.run.open import component_names
+    from diffuse.pipelines.families import component_names
 
     cfg = cfg.copy()
     cfg.model.download = Download.never

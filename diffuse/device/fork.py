@@ -24,19 +24,19 @@ _computed = False  # with more than one thread, by this process
 _before: tuple[bool, bool] = (False, False)  # both, as they were before the last fork
 
 
-def allowed_threads(asked: int | None) -> int | None:
+def allowed_threads(threads: int | None) -> int | None:
     """Returns the number of threads to compute with, None for torch's own choice.
 
     Raises:
-        HardwareError: `asked` is more than one, and this process was forked from one that had used torch's threads.
+        HardwareError: `threads` is more than one, and this process was forked from one that had used torch's threads.
     """
     if not _used_threads:
-        return asked
+        return threads
     why = "this process was forked from one that had used torch's threads, and has one alone"
-    if asked is None:
+    if threads is None:
         log.warning("computing with one thread: %s; to have them all, %s", why, _ADVICE)
-    elif asked > 1:
-        raise HardwareError(f"hardware.threads={asked}: {why}; take 1, or {_ADVICE}")
+    elif threads > 1:
+        raise HardwareError(f"hardware.threads={threads}: {why}; take 1, or {_ADVICE}")
     return 1
 
 
@@ -86,9 +86,9 @@ def _threads_of_openblas() -> int:
     """Returns how many threads OpenBLAS starts as NumPy is imported: one less than it computes with."""
     if "numpy" not in sys.modules:
         return 0
-    asked = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS"))
+    settings = (os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS"))
     cores = len(os.sched_getaffinity(0))
-    return min(cores, next((int(each) for each in asked if each.isdigit() and int(each)), cores)) - 1
+    return min(cores, next((int(each) for each in settings if each.isdigit() and int(each)), cores)) - 1
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
