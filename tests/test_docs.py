@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from PIL import Image
 
 import diffuse
 from diffuse.cli.main import COMMANDS
 from diffuse.compare import arguments
-from diffuse.config.compose import compose_config, compose_with_hydra
+from diffuse.config.compose import compose_config
 from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.config.quoting import quote_overrides
 from diffuse.run import model_auto
@@ -162,9 +163,8 @@ def check_command(line: str) -> None:
             overrides.append(word)
     if {"-m", "--multirun"} & {*words}:
         check_hydra_overrides(overrides, sweep=True)
-        overrides = [first_value(override) for override in overrides]
-        compose_with_hydra([override for override in overrides if override.startswith("hydra")])
-        overrides = [override for override in overrides if not override.startswith("hydra")]
+        compose_config(model_auto.resolve_model([first_value(override) for override in overrides]))
+        return
     model_auto.compose_model(overrides)
 
 
@@ -174,6 +174,8 @@ def first_value(override: str) -> str:
     parsed = OverridesParser.create().parse_override(quoted)
     if not parsed.is_sweep_override():
         return override
+    if isinstance(parsed.value(), Glob):
+        return f"{parsed.key_or_group}={parsed.value().include[0]}"
     if not parsed.is_discrete_sweep():  # interval(1,12): for a sweeper that looks for the best value
         return f"{parsed.key_or_group}={parsed.value().start}"
     return f"{parsed.key_or_group}={str(next(parsed.sweep_string_iterator())).strip(chr(34))}"
