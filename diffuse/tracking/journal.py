@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffuse.tracking.moved import repoint_store
 from diffuse.tracking.store import Store
 
 _STORE = "store.json"
@@ -189,12 +190,18 @@ def _events(lines: bytes) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def stored_values(spool: Path) -> dict[str, Any]:
+    """Returns the values of a spool's store as they are on disk; it raises as `destination` does."""
+    values: dict[str, Any] = json.loads((spool / _STORE).read_text(encoding="utf-8"))
+    return values
+
+
 def destination(spool: Path, configured: Store | None = None) -> Store | None:
     """Returns the store of a spool's runs; None where it needs a password that `configured` does not have either.
 
     Raises OSError, ValueError, KeyError or TypeError where the spool does not say which store it is.
     """
-    values = json.loads((spool / _STORE).read_text(encoding="utf-8"))
+    values = repoint_store(stored_values(spool), spool.parent)
     if values.pop("secret"):  # a password is not kept in the journal
         if configured is None or configured.public_uri != values["uri"]:
             return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.tracking import failures, values
+from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, RUN_TAG
 
@@ -56,6 +57,7 @@ def open_store(store: Store) -> Any:
     """
     if store.file:
         create_store(store.file, store.uri)
+        repoint_artifacts(store.file)
     else:
         failures.check_reachable(store.uri)
     return open_client(store.uri)

@@ -11,6 +11,7 @@ from typing import Any
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import failures, mlflow_store
+from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import KIND_TAG, RUN_TAG, SWEEP_TAG
 
@@ -65,6 +66,8 @@ class StoreReader:
         try:
             if self._store.file is None:
                 failures.check_reachable(self._store.uri)
+            else:
+                repoint_artifacts(self._store.file)
             self._client = mlflow_store.open_client(self._store.uri)
         except Exception as error:
             raise self._failed(error) from error

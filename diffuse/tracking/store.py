@@ -13,9 +13,9 @@ from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
+from diffuse.tracking.moved import ARTIFACTS, JOURNAL
 
-_JOURNAL = "mlflow-pending"
-DEFAULT_JOURNAL = f"outputs/{_JOURNAL}"
+DEFAULT_JOURNAL = f"outputs/{JOURNAL}"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Store:
         uri = str(cfg.uri or "").strip()
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2])
-            location = _absolute(cfg.artifact_location) or (file.parent / "mlartifacts").as_uri()
-            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / _JOURNAL
+            location = _absolute(cfg.artifact_location) or (file.parent / ARTIFACTS).as_uri()
+            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / JOURNAL
             return cls(f"{match[1]}:///{file}{match[3] or ''}", cfg.experiment, location, journal, file)
         scheme = urllib.parse.urlsplit(uri).scheme
         if uri != "databricks" and ("://" not in uri or scheme == "file" or scheme.startswith("sqlite")):

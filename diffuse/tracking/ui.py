@@ -26,6 +26,7 @@ from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import app
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
+from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
 
@@ -70,6 +71,8 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
+    if store.file:
+        repoint_artifacts(store.file)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
     with tempfile.TemporaryFile() as output:
