@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffuse.media.files import sync_folder
 from diffuse.tracking.moved import repoint_store
 from diffuse.tracking.store import Store
 
@@ -65,10 +66,13 @@ class Entry:
                 if not self._size:
                     self.file.unlink(missing_ok=True)
                 raise
+            self._size += written
+            self._unwritten = b""
+            if "end" in event:  # once a run: what it has reported survives a loss of power
+                os.fsync(handle)
+                sync_folder(self.file.parent)
         finally:
             os.close(handle)
-        self._size += written
-        self._unwritten = b""
 
 
 class Spool:
@@ -87,6 +91,8 @@ class Spool:
             self._lock.acquire(timeout=0)
             _write_store(unfinished, store)
             unfinished.rename(self.folder)
+            for folder in (self.folder, store.journal, *(path.parent for path in self._new_folders)):
+                sync_folder(folder)
         except OSError:
             self._lock.release()
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -212,7 +218,10 @@ def destination(spool: Path, configured: Store | None = None) -> Store | None:
 def _write_store(spool: Path, store: Store) -> None:
     values = store.as_json() | {"uri": store.public_uri, "secret": store.public_uri != store.uri}
     del values["journal"]
-    (spool / _STORE).write_text(json.dumps(values), encoding="utf-8")
+    with (spool / _STORE).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _create(folder: Path) -> None:
