@@ -103,12 +103,15 @@ def _doctor(arguments: list[str]) -> None:
 
     from diffuse.cli import doctor
     from diffuse.config.groups import load_group
+    from diffuse.config.tracking_settings import tracking_settings
     from diffuse.schema import HardwareConfig
 
+    settings = None if cfg.tracking.name == "none" else tracking_settings(cfg.tracking)
     report = doctor.report(
         load_group("model"),
         load_group("memory_profile"),
-        tracking_uri=cfg.tracking.uri,
+        tracking_uri=None if settings is None else settings.uri,
+        tracking_origin="" if settings is None else settings.origins.get("uri", ""),
         config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
     )
     with writing_output():

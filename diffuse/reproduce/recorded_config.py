@@ -114,7 +114,7 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     """Returns the memory profile that was chosen. The largest size of an image depends on this machine."""
     known = load_group("memory_profile")
     name = recorded.get("name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
     values: DictConfig = config_from_data({"memory_profile": recorded}).memory_profile
     values.max_side = known[name].max_side

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import signal
@@ -29,7 +30,9 @@ from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
 from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
+from diffuse.tracking.upgrade import UnusableStore, take_notes, upgrade_store
 
+log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 _START_SECONDS = 120  # MLflow's imports, on a busy machine
 _STOP_SECONDS = 10
@@ -67,11 +70,17 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
     store = Store.from_config(cfg)
     if store.is_server:
-        show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment))
+        show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store))
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
     if store.file:
+        try:
+            upgrade_store(store.file)
+        except UnusableStore as error:
+            raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
+        for line in take_notes():
+            log.warning("%s", line)
         repoint_artifacts(store.file)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
@@ -79,7 +88,7 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
-            show(_link(page, store.experiment))
+            show(_link(page, store))
             server.wait()
             raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
         except KeyboardInterrupt:
@@ -132,11 +141,14 @@ def _wait(server: subprocess.Popen[bytes], page: str, output: IO[bytes]) -> None
     raise RunError(f"MLflow's server did not answer within {_START_SECONDS} s: {_last_line(output)}")
 
 
-def _link(page: str, experiment: str) -> str:
-    """Returns the address of the experiment's pictures; of all experiments, where there is none of that name."""
-    query = urllib.parse.urlencode({"experiment_name": experiment})
+def _link(page: str, store: Store) -> str:
+    """Returns the address of the experiment's pictures; of all experiments, where it is not there."""
+    if store.experiment_id is None:
+        method, query = "get-by-name", urllib.parse.urlencode({"experiment_name": store.experiment})
+    else:
+        method, query = "get", urllib.parse.urlencode({"experiment_id": store.experiment_id})
     try:
-        with _get(f"{page}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
+        with _get(f"{page}/api/2.0/mlflow/experiments/{method}?{query}") as answer:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return f"{page}/#/experiments"

@@ -145,7 +145,7 @@ def test_on_a_full_disk(launcher: str, tmp_path: Path) -> None:
 def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
     command = (*COMMAND, "seed=range(0,8)", "num_inference_steps=80", "tracking=none")
     process = start(*command, cwd=tmp_path)
-    until(lambda: jobs_in(tmp_path / "out"), 100, process)
+    until(lambda: jobs_in(tmp_path / "out"), process)
     process.send_signal(signal.SIGINT)
     done = finished(process)
     assert done.status == 130 and "Traceback" not in done.err, done.err
@@ -165,7 +165,6 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     process = start(*COMMAND, "seed=1", "num_inference_steps=300", cwd=tmp_path)
     until(
         lambda: list(tmp_path.glob("outputs/.diffuse*/**/*")) or (tmp_path / "out" / "sweep.json").exists(),
-        100,
         process,
     )
     time.sleep(0.5)
@@ -173,7 +172,7 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "\n" and "stopping after this step" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    done = finished(process, 5)
+    done = finished(process)
     assert done.status == 130 and "goes on" not in done.err and "Traceback" not in done.err
     assert jobs_in(tmp_path / "out") == []
 

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class SweepContext:
     config: DictConfig  # the sweep's
     directory: str  # from which relative paths start
     threads: int  # for torch, unless the configuration or OMP_NUM_THREADS says otherwise
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the command: where runs are recorded
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def _runner(context: SweepContext) -> JobRunner:
         except OSError as error:
             where = f"{context.directory} on {os.uname().nodename}"
             raise RunError(f"{where}: {error.strerror}; every worker needs the folder of the sweep") from error
+        os.environ.update(context.environment)
         os.environ.setdefault("OMP_NUM_THREADS", str(context.threads))  # torch, which reads it, is imported later
         log = logging.getLogger("diffuse")
         log.handlers, log.propagate = [_WarningHandler(logging.WARNING)], False
