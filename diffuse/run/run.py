@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from diffuse import tracking
+from diffuse.checkpoints.tensor_reading import check_mapped_files
 from diffuse.config import objective
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
@@ -145,10 +146,12 @@ def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None
     first = runs[0]
 
     def call_all(step: Step) -> None:
+        check_mapped_files()
         for callback in on_step:
             if callback is not None:
                 callback(step)
 
+    check_mapped_files()  # of a pipeline that was used before
     hardware.apply(first.opened.hardware)
     if has_budget(first.cfg):
         from diffuse.plan.recorded import program_bytes
