@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_in_one_line(base: Path, other: Path, tmp_p
         ("unet", other / "vae"): ("_class_name='AutoencoderKL' is not implemented",),
         ("text_encoder", odd): ("attends to text [48] wide", "choose another model.text_encoder.source"),
         ("unet", tmp_path / "nine"): ("gives 8, the vae's latents have 4", "choose another model.unet.source"),
-        ("unet", sd): ("attends to text [32] wide", "choose another model.unet.source"),
+        ("unet", sd): ("takes neither sizes nor a pooled text", "choose another model.unet.source"),
         ("text_encoder_2", sd): (f"{sd}: has neither a folder text_encoder_2 nor config.json of its own",),
         ("tokenizer", tmp_path / "empty"): ("has neither a folder tokenizer nor tokenizer.json, or vocab.json",),
         ("tokenizer", long): ("the tokenizer has", "choose another model.tokenizer.source"),

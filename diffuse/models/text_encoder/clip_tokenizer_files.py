@@ -89,7 +89,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())  # in UTF-8 or what a byte-order mark says
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from None
     except (ValueError, RecursionError) as error:
