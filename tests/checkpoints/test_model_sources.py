@@ -162,7 +162,7 @@ def test_a_refiner_has_components_too(base: Path, other: Path, tmp_path: Path) -
     """A refiner that is put together out of SDXL's parts is refused for what it is, by its own name."""
     fields = {"model.source": base, "refiner.source": base, "refiner.unet.source": other}
     done = command(tmp_path, "model=sdxl", "refiner=sdxl", **fields)
-    assert_refused(done, "attends to text [48] wide", "choose another refiner.unet.source")
+    assert_refused(done, "added conditioning is 72 wide", "choose another refiner.unet.source")
 
 
 def test_what_does_not_fit_is_refused_in_one_line(base: Path, other: Path, tmp_path: Path) -> None:
