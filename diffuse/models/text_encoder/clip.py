@@ -30,7 +30,7 @@ class CLIPTextConfig:
     projection_dim: int = 512
     eos_token_id: int = 49407
 
-    NESTED: ClassVar[str] = "text_config"  # where the file is that of a whole CLIP
+    SECTION: ClassVar[str] = "text_config"  # where the file is that of a whole CLIP
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model", "clip", None)}
     # Settings of training, of generating text, and of how the file was written: none changes what is computed here.
     # `architectures` says which class saved the file; what is taken of it is the pipeline's choice.
