@@ -269,7 +269,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no tokenizer": (lambda folder: (folder / "tokenizer/vocab.json").unlink(), ("tokenizer", "copy or download")),
     "an activation": (setting("unet", "act_fn", "mish"), ("unet/config.json: act_fn='mish'", "only 'silu'")),
     "a block": (setting("unet", "down_block_types", ["AttnDownBlock2D"] * 3), ("AttnDownBlock2D", "use another")),
-    "an unknown setting": (setting("vae", "latents_mean", [1.0]), ("latents_mean", "not implemented", "use another")),
+    "an unknown setting": (setting("vae", "latents_trick", [1.0]), ("latents_trick", "not implemented", "use another")),
     "an activation of the text": (setting("text_encoder", "hidden_act", "relu"), ("hidden_act=relu", "use another")),
     "a number that is text": (setting("unet", "in_channels", "8"), ("in_channels='8'", "an integer")),
     "channels in no groups": (setting("unet", "norm_num_groups", 7), ("unet/config.json", "divisible", "use another")),
