@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "d
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
 FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets"}
-VALUED_FLAGS = {"--junit", "--cfg"}
+VALUED_FLAGS = {"--junit", "--cfg", "--config-dir", "--config-name"}
 
 
 def name_of(page: Path) -> str:

@@ -48,6 +48,8 @@ Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; s
   --reference FIELD=VALUE         what quality is measured against, also a file or a run; else the most steps
   --no-sheets                     leave the contact sheets out
 
+  --config-dir DIR, --config-name NAME
+                your own YAML files beside the package's, and a configuration of your own to begin with
   --cfg job     print the configuration and make nothing
   --dry-run     say what would be made, and of a sweep what is there already
   --version     print the version

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
 from diffuse.config.mistakes import explain_errors
+from diffuse.config.own import own_config
 from diffuse.errors import RunError
 
 _PRINTING = {"--cfg", "-c", "--hydra-help"}  # options of Hydra that print and run nothing
@@ -37,7 +38,7 @@ def run_hydra(
             return None
 
     prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
-    entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
+    entry = main(config_path=str(conf_dir()), config_name=own_config().name or CONFIG_NAME, version_base="1.3")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -18,8 +19,10 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
-from diffuse.config.groups import conf_dir, group_options, load_yaml
-from diffuse.config.quoting import quote_text, quote_value
+from diffuse.config.groups import compose_quoted, conf_dir, group_options, load_yaml
+from diffuse.config.mistakes import explain_errors
+from diffuse.config.own import own_config
+from diffuse.config.quoting import quote_overrides, quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.config.run_tags import check_run_tags
 from diffuse.errors import ConfigError
@@ -42,7 +45,7 @@ class _Axis:
 
 
 def is_sweep(overrides: Sequence[str]) -> bool:
-    """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their experiment."""
+    """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their files."""
     mode = None
     for name, _, value in (override.partition("=") for override in overrides):
         if name == "hydra.mode":
@@ -50,7 +53,17 @@ def is_sweep(overrides: Sequence[str]) -> bool:
         file = conf_dir() / "experiment" / f"{value}.yaml"
         if name == "experiment" and file.is_file():
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
-    return mode == "MULTIRUN"
+    return mode == "MULTIRUN" or _is_own_sweep(overrides)
+
+
+def _is_own_sweep(overrides: Sequence[str]) -> bool:
+    """Returns whether the user's own files make a sweep, which may have taken `hydra.mode` from others."""
+    if not own_config().files:
+        return False
+    with suppress(ConfigError), explain_errors(overrides):  # the command says what is wrong
+        fixed = _fixed(OverridesParser.create().parse_overrides(quote_overrides(overrides)))
+        return str(compose_quoted(fixed, hydra=True).hydra.mode).endswith("MULTIRUN")
+    return False
 
 
 def plan_sweep(
