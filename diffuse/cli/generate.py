@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffuse.cli.words import near_option
 from diffuse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _CFG_VALUES = ("job", "hydra", "all")
 _FLAGS = ("-m", "--multirun", "--yes", "-y", "--dry-run", "--resolve", "--hydra-help")
+_TAKEN_BEFORE = ("--help", "--version", "--config-dir", "--config-name", "--junit")
 _OWN_FLAGS = ("-y", "--yes", "--dry-run")  # the others are Hydra's
 _FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {"--cfg": _CFG_VALUES, "-c": _CFG_VALUES, "--package": (), "-p": ()}
 
@@ -110,7 +112,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = argument.partition("=")
         if name not in (*_FLAGS, *_FLAGS_WITH_VALUE):
-            raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
+            raise ConfigError(
+                f"{argument}: there is no such option{near_option(name, (*_FLAGS, *_FLAGS_WITH_VALUE, *_TAKEN_BEFORE))}"
+            )
         if name in _FLAGS_WITH_VALUE:
             value = value if equals else next(rest, "")
             choices = _FLAGS_WITH_VALUE[name]

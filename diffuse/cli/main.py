@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 import diffuse
 from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
+from diffuse.cli.words import check_words
 from diffuse.errors import ConfigError, DiffuseError
 
 COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
@@ -65,6 +66,8 @@ def _dispatch(arguments: list[str]) -> None:
     folder, arguments = _take_value(arguments, "--config-dir", "-cd")
     name, arguments = _take_value(arguments, "--config-name", "-cn")
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    if command is None:
+        check_words(arguments, COMMANDS)
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
         print_line(help_text())
