@@ -26,7 +26,7 @@ ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
-FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--dry-run"}
+FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--dry-run", "--hydra-help"}
 VALUED_FLAGS = {"--junit", "--cfg", "-p", "--config-dir", "--config-name"}
 
 
@@ -159,6 +159,9 @@ def check_command(line: str) -> None:
         words = words[1:]
     overrides = []
     values: dict[str, str] = {}
+    if "-sc" in words:
+        assert re.fullmatch(r"-sc (un)?install=(bash|zsh|fish)( \| source)?", " ".join(words))
+        return
     rest = iter(words)
     for word in rest:
         if word in VALUED_FLAGS:

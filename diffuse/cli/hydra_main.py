@@ -15,7 +15,7 @@ from diffuse.config.mistakes import explain_errors
 from diffuse.config.own import own_config
 from diffuse.errors import RunError
 
-_PRINTING = {"--cfg", "-c", "--hydra-help"}  # options of Hydra that print and run nothing
+_PRINTING = {"--cfg", "-c", "--shell-completion"}  # options of Hydra that print and run nothing
 
 
 def run_hydra(

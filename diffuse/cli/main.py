@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import diffuse
+from diffuse.cli.completion import run_completion, takes_completion
 from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
 from diffuse.cli.words import check_words
@@ -63,6 +64,10 @@ def _flushed() -> bool:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if takes_completion(arguments):
+        from diffuse.cli.generate import OPTIONS
+
+        return run_completion(arguments, COMMANDS, OPTIONS)
     folder, arguments = _take_value(arguments, "--config-dir", "-cd")
     name, arguments = _take_value(arguments, "--config-name", "-cn")
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
