@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, TypedDict, get_args, get_type_hints
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 MISSING: Any = "???"  # `omegaconf.MISSING`, which is that text: a value that the configuration must set
 SEED_LIMIT = 2**63  # torch's generators take no larger seed
@@ -172,12 +172,12 @@ class HardwareConfig:
 
 @dataclass
 class TrackingConfig:
-    """`conf/tracking/*.yaml`: where the record goes."""
+    """`conf/tracking/*.yaml`: where the record goes. Null is what `config/tracking_settings.py` makes of it."""
 
     name: str = MISSING  # mlflow | none
     uri: str | None = None
     artifact_location: str | None = None
-    experiment: str = "diffuse"
+    experiment: str | None = None
     journal: str | None = None  # where runs wait until they are in the store
     run_name: str | None = None  # of the run; in a sweep it stands before the name of each
     tags: dict[str, Any] = field(default_factory=dict)  # the user's own, by name
@@ -249,6 +249,9 @@ class GenerationRequest:
     timesteps: tuple[int, ...] | None = request_field(
         "those to visit, such as [999,749,499,249], instead of the scheduler's own choice", default=None
     )
+    sigmas: tuple[float, ...] | None = request_field(
+        "noise levels to visit, such as [14.6,3.9,1.4,0.4], instead of timesteps", default=None, since="0.2"
+    )
     guidance_scale: float = request_field("how closely to follow the prompt; 0 and 1 switch guidance off", least=0)
     guidance_rescale: float = request_field(
         "0-1: back towards the contrast of a picture without guidance", default=0.0, least=0, most=1
@@ -301,7 +304,7 @@ class RequestField:
     """Everything that is known of one request field."""
 
     name: str
-    type: Any  # int, float, bool, str, an enumeration, or tuple for a list of whole numbers
+    type: Any  # int, float, bool, str, an enumeration, or tuple for a list of numbers
     optional: bool  # whether a request may hold None
     default: Any  # where neither the user nor the model says otherwise; `dataclasses.MISSING`: one of them must
     help: str
@@ -312,6 +315,7 @@ class RequestField:
     is_prompt: bool = False  # a text that is taken literally
     is_file: bool = False
     since: str | None = None  # the version that brought it, if not the first: see `LATER_FIELDS`
+    element: Any = None  # the type of a list's entries
     config_default: Any = None  # in the configuration, where None leaves the choice to the model
 
     @property
@@ -322,7 +326,7 @@ class RequestField:
     @property
     def config_type(self) -> Any:
         """The type in the configuration."""
-        value = list[int] if self.type is tuple else self.type
+        value = list[self.element] if self.type is tuple else self.type  # type: ignore[name-defined]
         return value | None if self.config_default is None else value
 
 
@@ -332,8 +336,9 @@ def _request_fields() -> dict[str, RequestField]:
     for each in fields(GenerationRequest):
         hint = hints[each.name]
         kinds = [kind for kind in get_args(hint) if kind is not type(None)] if type(None) in get_args(hint) else [hint]
-        kind = tuple if kinds[0] == tuple[int, ...] else kinds[0]
-        found[each.name] = RequestField(each.name, kind, kinds[0] is not hint, each.default, **each.metadata)
+        kind, element = get_origin(kinds[0]) or kinds[0], next(iter(get_args(kinds[0])), None)
+        optional = kinds[0] is not hint
+        found[each.name] = RequestField(each.name, kind, optional, each.default, element=element, **each.metadata)
     return found
 
 
@@ -363,6 +368,7 @@ class RequestArguments(TypedDict, total=False):
     height: int | None
     num_inference_steps: int | None
     timesteps: Sequence[int] | None
+    sigmas: Sequence[float] | None
     guidance_scale: float | None
     guidance_rescale: float | None
     original_width: int | None

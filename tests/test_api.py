@@ -188,6 +188,30 @@ def test_timesteps_are_those_that_are_visited(tmp_path: Path) -> None:
         diffuse.txt2img("a cat", timesteps=[9, 4], **quick | {"num_inference_steps": 3})
 
 
+def test_sigmas_are_those_that_are_visited(tmp_path: Path) -> None:
+    told: list[Step] = []
+    quick = {key: value for key, value in QUICK.items() if key != "num_inference_steps"} | {"scheduler": "euler"}
+    made = diffuse.txt2img("a cat", sigmas=np.array([9, 2.5, 0]), on_step=told.append, **quick)
+    assert len(told) == 2 and made.record["request"]["sigmas"] == [9, 2.5, 0]
+    options = ("scheduler=euler", "sigmas=[9,2.5]", "num_inference_steps=2", "output.dir=out")
+    path = tmp_path / smoke("prompt=a cat", *options, cwd=tmp_path).paths[0]
+    assert np.array_equal(pixels(path), made.frames[0, 0])
+    assert "Schedule type" not in Image.open(path).info["parameters"]
+    started = diffuse.img2img("a cat", made.images[0], sigmas=[9, 2.5], strength=0.5, **quick)
+    assert len(started.step_seconds) == 1
+    wrong = {
+        "should fall": {"sigmas": [1, 2]},
+        "sigmas=\\[\\]": {"sigmas": []},
+        "num_inference_steps=3: sigmas says 2": {"sigmas": [9, 4, 0], "num_inference_steps": 3},
+        "timesteps and sigmas are both set": {"sigmas": [9, 4], "timesteps": [9, 4]},
+        "sigmas: DDIM visits timesteps": {"sigmas": [9, 4], "scheduler": "ddim"},
+        "sigmas: LCM visits timesteps": {"sigmas": [9, 4], "scheduler": "lcm"},
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(ConfigError, match=message):
+            diffuse.txt2img("a cat", **quick | arguments)
+
+
 @pytest.mark.parametrize(("memory_profile", "batches"), [("balanced", 1), ("unet_gpu", 2)])
 def test_a_callback_sees_each_step_and_the_picture_does_not_change(memory_profile: str, batches: int) -> None:
     overrides = [*QUICK.get("overrides", []), f"memory_profile.batch_size={2 // batches}"]

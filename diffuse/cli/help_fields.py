@@ -12,6 +12,7 @@ FIELDS = """\
   width, height                   of the picture, in pixels
   num_inference_steps             more are slower and finer
   timesteps                       those to visit, such as [999,749,499,249], instead of the scheduler's own choice
+  sigmas                          noise levels to visit, such as [14.6,3.9,1.4,0.4], instead of timesteps
   guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
   guidance_rescale                0-1: back towards the contrast of a picture without guidance
   original_width, original_height

@@ -21,6 +21,7 @@ from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
 from diffuse.cli.words import check_words
 from diffuse.errors import ConfigError, DiffuseError
+from diffuse.sweep.interrupt import stop_signals_as_ctrl_c
 
 COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _INTERRUPTED = 130
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # such as the one that tracks, that makes everything five times slower. It changes no number.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
-        _dispatch(arguments)
+        with stop_signals_as_ctrl_c():
+            _dispatch(arguments)
         status = 0
     except KeyboardInterrupt:
         report_line("interrupted")
@@ -76,11 +78,16 @@ def _dispatch(arguments: list[str]) -> None:
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
         print_line(help_text())
-    elif "--version" in rest:
+        return
+    if "--version" in rest:
         print_line(f"diffuse {diffuse.__version__}")
-    else:
-        with _own_configuration(rest, folder, name):
-            _run(command or "generate", rest)
+        return
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the current folder is not there any more: {error.strerror}; go to another") from None
+    with _own_configuration(rest, folder, name):
+        _run(command or "generate", rest)
 
 
 def _run(command: str, arguments: list[str]) -> None:

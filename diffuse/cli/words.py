@@ -24,7 +24,8 @@ _REPLACED = {
     ("--info", "-i"): "--cfg job, --cfg hydra and --cfg all print the configuration",
     ("--experimental-rerun",): "diffuse reproduce makes a run again",
 }
-_WITH_WORD = ("--cfg", "-c", "--package", "-p", "--junit")  # options that a word follows
+# After any other option a word may be its value, which the command reads itself.
+_WITHOUT_VALUE = ("-m", "--multirun", "-y", "--yes", "--dry-run", "--resolve")
 
 
 def check_words(arguments: Sequence[str], commands: Sequence[str]) -> None:
@@ -35,7 +36,7 @@ def check_words(arguments: Sequence[str], commands: Sequence[str]) -> None:
     """
     before = ""
     for word in arguments:
-        is_value, before = before in _WITH_WORD, word
+        is_value, before = before.startswith("-") and before not in _WITHOUT_VALUE, word
         if is_value or "=" in word or word.startswith(("-", "~")) or not word.strip():
             continue
         if word in commands:

@@ -6,7 +6,7 @@ No torch, no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import MISSING
 from enum import Enum
 from typing import Any
@@ -18,7 +18,7 @@ from diffuse.config.compose import ConfigValues
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.mistakes import suggestion
-from diffuse.config.run_tags import check_run_tags
+from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
 from diffuse.schedulers.options import check_options
 from diffuse.schema import COMPONENTS, PROMPT_FIELDS, REQUEST_FIELDS, SEED_LIMIT, PromptSyntax, RequestField
@@ -59,6 +59,9 @@ _HINTS = {
 }
 
 
+_GIVEN_STEPS = {"timesteps": "[999,749,499,249]", "sigmas": "[14.6,3.9,1.4,0.4]"}
+
+
 def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """Checks the filled fields of a request, and what goes with them in the configuration.
 
@@ -67,7 +70,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """
     check_targets(config)
     check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
-    _check_timesteps(fields["timesteps"], config.num_inference_steps)
+    _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:
         check_number(field, fields[field.name])
     _check_seed(fields["seed"], fields["num_images"])
@@ -82,7 +85,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
             raise ConfigError(f"memory_profile.{name}={value}: should be a whole number of {least} or more")
     if not 1 <= config.output.quality <= 100:
         raise ConfigError(f"output.quality={config.output.quality}: should be from 1 to 100")
-    check_run_tags(config.tracking.tags, config.tracking.run_name)
+    check_tracking(config.tracking)
     if not str(config.output.dir):
         raise ConfigError("output.dir is empty: give a folder")
 
@@ -200,13 +203,21 @@ def _check_size(fields: Mapping[str, Any], config: ConfigValues) -> None:
             )
 
 
-def _check_timesteps(timesteps: tuple[int, ...] | None, steps: int | None) -> None:
-    if timesteps is None:
-        return
-    if not timesteps:
-        raise ConfigError("timesteps=[]: should be those to visit, such as [999,749,499,249]")
-    if steps not in (None, len(timesteps)):
-        raise ConfigError(f"num_inference_steps={steps}: timesteps says {len(timesteps)} of them; leave one out")
+def given_steps(name: str, values: Sequence[float]) -> int:
+    """Returns how many steps given timesteps or sigmas make; a sigma of 0 at the end is where the last one leads."""
+    return len(values) - (name == "sigmas" and len(values) > 1 and values[-1] == 0)
+
+
+def _check_given_steps(fields: Mapping[str, Any], steps: int | None) -> None:
+    given = [name for name in _GIVEN_STEPS if fields[name] is not None]
+    if len(given) > 1:
+        raise ConfigError("timesteps and sigmas are both set: leave one of them out")
+    for name in given:
+        if not fields[name]:
+            raise ConfigError(f"{name}=[]: should be those to visit, such as {_GIVEN_STEPS[name]}")
+        count = given_steps(name, fields[name])
+        if steps not in (None, count):
+            raise ConfigError(f"num_inference_steps={steps}: {name} says {count} of them; leave one out")
 
 
 def _check_prompts(fields: Mapping[str, Any], config: ConfigValues) -> None:

@@ -108,7 +108,7 @@ def _check_primary(primary: OwnFile, own: OwnConfig) -> None:
     """Raises ConfigError for a primary configuration without the package's fields."""
     cfg = None
     with suppress(ConfigError), explain_errors():  # the command composes it with its overrides, and says what is wrong
-        cfg = compose_quoted(own.overrides)
+        cfg = compose_quoted([])
     if cfg is not None and any(each.name not in cfg for each in fields(Config)):
         raise ConfigError(f"{primary.path}:1: lacks the fields of diffuse; begin its defaults with `- {CONFIG_NAME}`")
 

@@ -20,7 +20,7 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.config.own import OwnConfig, own_config, use_own_config
+from diffuse.config.own import SEARCHPATH, OwnConfig, own_config, use_own_config
 from diffuse.config.root import Config
 from diffuse.config.turns import TurnLock
 from diffuse.schema import (
@@ -112,7 +112,7 @@ def _load_own_option(group: str, name: str) -> Any:
     from diffuse.config.mistakes import explain_errors  # which needs this module
 
     with explain_errors():
-        cfg = compose_quoted([f"{group}={name}", *own_config().overrides])
+        cfg = compose_quoted([f"{group}={name}"])
         cfg[group].name = name
         return OmegaConf.to_object(cfg[group])
 
@@ -127,8 +127,10 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
 
     Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
     """
+    own = own_config()
+    places = () if any(each.startswith(f"{SEARCHPATH}=") for each in overrides) else own.overrides
     with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(own_config().name or CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
+        return compose(own.name or CONFIG_NAME, overrides=[*places, *overrides], return_hydra_config=hydra)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from diffuse.config.own_files import OwnFile
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 
 SEARCHPATH = "hydra.searchpath"
 _ITEM = re.compile(r'"([^"]*)"|\'([^\']*)\'|([^,"\']+)')
@@ -117,7 +118,7 @@ def existing_folder(name: str, option: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    folder = Path(name).expanduser().absolute()
+    folder = user_path(name, option).absolute()
     if not folder.is_dir():
         fault = "is no folder" if folder.exists() else "there is no such folder"
         raise ConfigError(

@@ -9,18 +9,18 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from diffuse.config.checks import check_prompt, check_request
+from diffuse.config.checks import check_prompt, check_request, given_steps
 from diffuse.config.compose import ConfigValues, resolve_config
 from diffuse.config.inputs import Inputs, fill_input_fields, read_inputs
 from diffuse.config.mistakes import explain_errors, suggestion
 from diffuse.config.objective import read_reference
 from diffuse.errors import ConfigError
 from diffuse.media.images import InputImage, InputImageCache
+from diffuse.paths import user_path
 from diffuse.schema import PROMPT_FIELDS, REQUEST_FIELDS, GenerationRequest
 
 DRAWN_SEEDS = 2**32  # a drawn seed is below it: short enough to be typed again
@@ -104,9 +104,11 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
     for name in PROMPT_FIELDS:
         if fields[name] is not None:
             fields[name] = str(fields[name])
-    if fields["timesteps"] is not None:
-        fields["timesteps"] = tuple(fields["timesteps"])
-        fields["num_inference_steps"] = len(fields["timesteps"])
+    for name in ("timesteps", "sigmas"):
+        given = fields[name]
+        if given is not None:
+            fields[name] = tuple(given)
+            fields["num_inference_steps"] = given_steps(name, given)
     fill_input_fields(fields)
     return fields
 
@@ -148,7 +150,7 @@ def read_prompt_file(file: str) -> list[str]:
     Raises:
         ConfigError: it cannot be read, or holds none.
     """
-    path = Path(file).expanduser()
+    path = user_path(file, "prompt_file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

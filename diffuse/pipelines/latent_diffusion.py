@@ -23,7 +23,7 @@ from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.components import Component, Components, Role, declare, read_configs, with_role
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
 from diffuse.sampling.batches import StepCounter
-from diffuse.sampling.denoise import Sampler, denoise, require_finite
+from diffuse.sampling.denoise import Sampler, denoise, require_finite, set_timesteps
 from diffuse.sampling.guidance import ClassifierFreeGuidance, Conditioning, embedded_scale
 from diffuse.sampling.prompt_cache import PromptCache
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings, check_embeddings
@@ -73,7 +73,7 @@ class LatentDiffusion(DiffusionPipeline):
 
     components: ClassVar[Components]
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {"long_prompt", "prompt_syntax", "timesteps", "guidance_rescale", *INPUT_FIELDS}
+        {"long_prompt", "prompt_syntax", "timesteps", "sigmas", "guidance_rescale", *INPUT_FIELDS}
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
@@ -207,7 +207,7 @@ class LatentDiffusion(DiffusionPipeline):
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Sampler:
         """See `DiffusionPipeline`."""
         scheduler = self.scheduler(options, inpaints=bool(request.mask_image))
-        scheduler.set_timesteps(request.num_inference_steps, request.timesteps)
+        set_timesteps(scheduler, request)
         return scheduler
 
     def stages(
@@ -220,7 +220,7 @@ class LatentDiffusion(DiffusionPipeline):
     ) -> tuple[list[Stage], list[str]]:
         """Returns one stage, from noise or an image `[H, W, 3]` with its mask `[H, W]` to latents without noise."""
         sampler: Sampler = samplers
-        sampler.set_timesteps(request.num_inference_steps, request.timesteps, skip=request.skipped_steps)
+        set_timesteps(sampler, request, skip=request.skipped_steps)
         guidance, warnings = self.guidance(request, embeddings)
         start = self._start(request, image, mask)
         factor = self.vae_config.factor

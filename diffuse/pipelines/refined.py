@@ -15,7 +15,7 @@ from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
-from diffuse.sampling.denoise import Sampler
+from diffuse.sampling.denoise import Sampler, set_timesteps
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
@@ -105,10 +105,10 @@ class RefinedPipeline(DiffusionPipeline):
         count, end = request.num_inference_steps, request.denoising_end
         assert end is not None
         limit = round(first.num_train_timesteps * (1 - end))  # timesteps below this one are the refiner's
-        first.set_timesteps(count, request.timesteps)
+        set_timesteps(first, request)
         calls = len(first.timesteps)
         for step in range(count):
-            second.set_timesteps(count, request.timesteps, skip=step)
+            set_timesteps(second, request, skip=step)
             if float(second.timesteps[0]) < limit:
                 break
         else:
@@ -134,8 +134,8 @@ class RefinedPipeline(DiffusionPipeline):
         There is no `image` `[H, W, 3]`, no `mask` and no `embeddings`: a refiner refines the base's own images.
         """
         relay: Relay = samplers
-        relay.first.set_timesteps(request.num_inference_steps, request.timesteps)
-        relay.second.set_timesteps(request.num_inference_steps, request.timesteps, skip=relay.step)
+        set_timesteps(relay.first, request)
+        set_timesteps(relay.second, request, skip=relay.step)
         base_guidance, warnings = self.base.guidance(request)
         refiner_guidance, _ = self.refiner.guidance(request)
         start = UntilCall(FromNoise(self.latent_shape(request)), relay.calls)

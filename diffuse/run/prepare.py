@@ -51,7 +51,7 @@ class PreparedRun:
     def sampler_settings(self) -> dict[str, str]:
         """Are the settings that image viewers are told of the sampler, of the first one where there are two."""
         first = getattr(self.samplers, "first", self.samplers)
-        return schedule_settings(first, given_timesteps=self.request.timesteps is not None)
+        return schedule_settings(first, given_timesteps=bool(self.request.timesteps or self.request.sigmas))
 
     @property
     def inputs_record(self) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from diffuse.errors import RunError
+from diffuse.errors import ConfigError, RunError
 from diffuse.sampling.guidance import ClassifierFreeGuidance, Denoiser
 from diffuse.schedulers.sampler import State
+from diffuse.schema import GenerationRequest
 
 
 class Stepper(Protocol):
@@ -34,6 +36,7 @@ class Sampler(Stepper, Protocol):
     """
 
     num_train_timesteps: int
+    label: ClassVar[str]  # the name that picture viewers know
 
     @property
     def init_noise_sigma(self) -> float: ...
@@ -41,6 +44,21 @@ class Sampler(Stepper, Protocol):
         self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0
     ) -> None: ...
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
+
+
+def set_timesteps(sampler: Sampler, request: GenerationRequest, *, skip: int = 0) -> None:
+    """Chooses the steps that a request asks for, without the first `skip`, or takes the timesteps or sigmas it gives.
+
+    Raises:
+        ConfigError: the sampler does not take them.
+    """
+    if request.sigmas is None:
+        sampler.set_timesteps(request.num_inference_steps, request.timesteps, skip=skip)
+    elif "sigmas" in inspect.signature(sampler.set_timesteps).parameters:
+        visit: Any = sampler.set_timesteps
+        visit(request.num_inference_steps, sigmas=request.sigmas, skip=skip)
+    else:
+        raise ConfigError(f"sigmas: {sampler.label} visits timesteps; give timesteps, or take another scheduler")
 
 
 def initial_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:

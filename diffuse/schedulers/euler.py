@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.schedulers import sigmas
 from diffuse.schedulers.sampler import State
 from diffuse.schedulers.sigma_sampler import VarianceExploding
+from diffuse.schedulers.sigmas import exponential, interpolate_timesteps
 
 
 @dataclass(kw_only=True)
@@ -26,24 +26,29 @@ class Euler(VarianceExploding):
     final_sigmas_type: str = "zero"
 
     def set_timesteps(
-        self, num_inference_steps: int, timesteps: Sequence[float] | None = None, *, skip: int = 0
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        skip: int = 0,
     ) -> None:
         """Chooses the timesteps to visit; see `VarianceExploding`.
 
         With `interpolation_type` log_linear, the sigmas are spaced evenly in their logarithm over all of training, to
         its smallest, whatever the timesteps are: so does the reference.
         """
-        if self.interpolation_type == "linear":
-            super().set_timesteps(num_inference_steps, timesteps, skip=skip)
+        if self.interpolation_type == "linear" or sigmas is not None:
+            super().set_timesteps(num_inference_steps, timesteps, sigmas=sigmas, skip=skip)
             return
         visited = self.choose_timesteps(num_inference_steps, timesteps).astype(np.float32)
         largest, smallest = float(self.schedule[-1]), float(self.schedule[0])
         spaced, final = self.choose_sigmas(len(visited), largest, smallest), self.final_sigma
         if spaced is None:
-            *even, final = sigmas.exponential(len(visited) + 1, largest, smallest)
+            *even, final = exponential(len(visited) + 1, largest, smallest)
             spaced = np.array(even)
         else:
-            visited = sigmas.interpolate_timesteps(spaced, self.schedule).astype(np.float32)
+            visited = interpolate_timesteps(spaced, self.schedule).astype(np.float32)
         self.set_steps(visited, spaced, final, skip)
 
     @property

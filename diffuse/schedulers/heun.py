@@ -35,10 +35,15 @@ class Heun(VarianceExploding):
     calls_per_step: ClassVar[int] = 2
 
     def set_timesteps(
-        self, num_inference_steps: int, timesteps: Sequence[float] | None = None, *, skip: int = 0
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        skip: int = 0,
     ) -> None:
         """Chooses the timesteps to visit; the second call of a step is at the timestep to which the step leads."""
-        super().set_timesteps(num_inference_steps, timesteps, skip=skip)
+        super().set_timesteps(num_inference_steps, timesteps, sigmas=sigmas, skip=skip)
         self.timesteps = self.timesteps.repeat_interleave(2)[1:]
         first, *between, last = self.sigmas
         self.sigmas = [first, *(sigma for sigma in between for _ in range(2)), last]

@@ -11,9 +11,9 @@ from diffuse.schedulers.sigma_sampler import SigmaSampler, VariancePreserving
 
 _SPACED = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
 # Solvers that stop short of the last timestep place one more under `linspace`, and leave it out, as SGM Uniform does.
-_SPACINGS = {"leading": "DDIM", "linspace": "Uniform", "trailing": "SGM Uniform"}
+_SPACINGS = {"leading": "DDIM", "linspace": "Uniform", "trailing": "SGM Uniform", "simple": "Simple"}
 _OWN_SPACING = ("DDIM", "PLMS", "UniPC", "LCM")  # these space their steps themselves there, where nothing is said
-_ETA = {"Euler a": 1.0, "DPM++ 2M SDE": 1.0, "DPM++ SDE": 1.0}  # as our samplers of these names have it
+_ETA = {"Euler a": 1.0, "DPM2 a": 1.0, "DPM++ 2M SDE": 1.0, "DPM++ SDE": 1.0}  # as our samplers of these names have it
 
 
 def schedule_settings(sampler: Any, given_timesteps: bool = False) -> dict[str, str]:
@@ -40,6 +40,8 @@ def _schedule_type(sampler: Any) -> str:
     for option, name in _SPACED.items():
         if getattr(sampler, option, False):
             return name
+    if getattr(sampler, "align_your_steps", None):
+        return "Align Your Steps"
     spacing = getattr(sampler, "timestep_spacing", None)
     if (spacing == "leading" and sampler.label in _OWN_SPACING) or sampler.label == "LCM":
         return "Automatic"

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from diffuse.schedulers import sigmas
 from diffuse.schedulers.sigma_sampler import VarianceExploding
+from diffuse.schedulers.sigmas import interpolate_timesteps
 
 
 @dataclass(kw_only=True)
@@ -32,18 +32,23 @@ class MidpointSampler(VarianceExploding):
     calls_per_step: ClassVar[int] = 2
 
     def set_timesteps(
-        self, num_inference_steps: int, timesteps: Sequence[float] | None = None, *, skip: int = 0
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        skip: int = 0,
     ) -> None:
-        """Chooses the timesteps to visit, without the first `skip`; `timesteps` gives them outright.
+        """Chooses the timesteps to visit, without the first `skip`; `timesteps` or `sigmas` give them outright.
 
         Raises:
             ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
         """
-        super().set_timesteps(num_inference_steps, timesteps, skip=skip)
+        super().set_timesteps(num_inference_steps, timesteps, sigmas=sigmas, skip=skip)
         between = np.array([self.middle(sigma, after) for sigma, after in pairwise(self.sigmas[:-1])])
         visited = np.empty(2 * len(self.timesteps) - 1)
         visited[::2] = self.round_timesteps(self.timesteps.numpy())
-        visited[1::2] = sigmas.interpolate_timesteps(between, self.schedule)
+        visited[1::2] = interpolate_timesteps(between, self.schedule)
         self.timesteps = torch.from_numpy(visited.astype(np.float32))
         last = self.sigmas[-2:]
         self.sigmas = [value for pair in zip(self.sigmas[:-2], between.tolist(), strict=True) for value in pair] + last

@@ -57,9 +57,10 @@ def timesteps(
 ) -> np.ndarray:
     """Returns the `steps` timesteps to visit, float64 `[steps]`, which fall; `linspace` leaves fractions.
 
-    Source: table 2 of Lin et al., 2024. Solvers that stop short of the last timestep place `spare` more and leave them
-    out, except under `trailing`, which never reaches it. Of the timesteps of training only the first `reached` are
-    visited where that is given; `trailing` keeps its stride and so makes fewer steps, as in the reference.
+    Source: table 2 of Lin et al., 2024; `simple` is ComfyUI's scheduler of that name. Solvers that stop short of the
+    last timestep place `spare` more and leave them out, except under `trailing` and `simple`, which never reach it. Of
+    the timesteps of training only the first `reached` are visited where that is given; `trailing` keeps its stride and
+    so makes fewer steps, as in the reference.
 
     Raises:
         ConfigError: there is no room for so many steps, or `offset` leads beyond the last timestep.
@@ -78,6 +79,8 @@ def timesteps(
     elif spacing == "trailing":
         # Rounding can leave one value too many in arange: the last would be 0, and below it there is nothing.
         values = np.round(np.arange(reached, 0, -train_steps / steps)) - 1
+    elif spacing == "simple":
+        values = reached - 1 - np.floor(np.arange(steps) * (reached / steps))
     else:
         raise ConfigError(f"timestep_spacing={spacing} is not implemented")
     values = values[:steps]

@@ -10,7 +10,7 @@ from typing import Any
 from diffuse.errors import ConfigError
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-SPACINGS = ("leading", "linspace", "trailing")
+SPACINGS = ("leading", "linspace", "trailing", "simple")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 Check = Callable[[Any], str | None]  # a value -> what it should be, None if it is right
@@ -100,6 +100,7 @@ _CHECKS: dict[str, Check] = {
     "use_exponential_sigmas": _truth,
     "use_beta_sigmas": _truth,
     "use_lu_lambdas": _truth,
+    "align_your_steps": _one_of("sd", "sdxl"),
     "sigma_min": _number(0, above=True),
     "sigma_max": _number(0, above=True),
     "final_sigmas_type": _one_of("zero", "sigma_min"),

@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from diffuse.errors import ConfigError
-from diffuse.schedulers import noise_schedule, sigmas
+from diffuse.schedulers import noise_schedule
 from diffuse.schedulers.sampler import DiscreteSampler
+from diffuse.schedulers.sigmas import (
+    check_range,
+    check_sigmas,
+    choose_spacing,
+    interpolate_timesteps,
+    schedule,
+    spacing_options,
+)
 
 
 @dataclass(kw_only=True)
@@ -26,13 +34,14 @@ class SigmaSampler(DiscreteSampler):
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
-    sigma_min: float | None = None  # of those three; None for the noise schedule's
+    align_your_steps: str | None = None
+    sigma_min: float | None = None  # of the three before; None for the noise schedule's
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._space = sigmas.choose_spacing(self)
-        self.schedule = sigmas.schedule(self.alphas_cumprod, self.rescale_betas_zero_snr)
+        self._space = choose_spacing(self)
+        self.schedule = schedule(self.alphas_cumprod, self.rescale_betas_zero_snr)
         self.sigmas: list[float] = []
 
     def choose_timesteps(self, steps: int, timesteps: Sequence[float] | None, spare: int = 0) -> np.ndarray:
@@ -51,8 +60,7 @@ class SigmaSampler(DiscreteSampler):
                 reached=self.reached_timesteps,
             )
         if self._space is not None:
-            name = next(name for name in sigmas.SPACINGS if getattr(self, name, False))
-            raise ConfigError(f"timesteps are given and scheduler.{name} is true; leave one of the two out")
+            raise ConfigError(f"timesteps are given and scheduler.{spacing_options(self)[0]}; leave one of the two out")
         return noise_schedule.check_timesteps(timesteps, self.num_train_timesteps)
 
     @property
@@ -69,8 +77,19 @@ class SigmaSampler(DiscreteSampler):
             return None
         largest = self.sigma_max if self.sigma_max is not None else largest
         smallest = self.sigma_min if self.sigma_min is not None else smallest
-        sigmas.check_range(steps, largest, smallest)
+        check_range(steps, largest, smallest)
         return self._space(steps, largest, smallest)
+
+    def given_sigmas(self, values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the timesteps, with fractions, and sigmas that the caller chose, both `[S]`, without a 0 at the end.
+
+        Raises:
+            ConfigError: they do not fall, or an option spaces sigmas too.
+        """
+        if self._space is not None:
+            raise ConfigError(f"sigmas are given and scheduler.{spacing_options(self)[0]}; leave one of the two out")
+        sigmas = check_sigmas(values)
+        return interpolate_timesteps(sigmas, self.schedule), sigmas
 
     def set_steps(self, timesteps: np.ndarray, sigmas: np.ndarray, final: float, skip: int) -> None:
         """Sets timesteps and sigmas, both `[S]`, without the first `skip`; the last step leads to sigma `final`."""
@@ -94,19 +113,28 @@ class VarianceExploding(SigmaSampler):
         return (largest**2 + 1) ** 0.5 if self.timestep_spacing == "leading" else largest
 
     def set_timesteps(
-        self, num_inference_steps: int, timesteps: Sequence[float] | None = None, *, skip: int = 0
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[float] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        skip: int = 0,
     ) -> None:
-        """Chooses the timesteps to visit, without the first `skip`; `timesteps` gives them outright.
+        """Chooses the timesteps to visit, without the first `skip`; `timesteps` or `sigmas` give them outright.
 
         Raises:
-            ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
+            ConfigError: more steps than training had, timesteps that do not fall or leave its range, or sigmas that do
+                not fall.
         """
-        visited = self.choose_timesteps(num_inference_steps, timesteps).astype(np.float32)
-        at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
-        spaced = self.choose_sigmas(len(visited), at[0], at[-1])
-        if spaced is not None:
-            visited, at = sigmas.interpolate_timesteps(spaced, self.schedule).astype(np.float32), spaced
-        self.set_steps(visited, at, self.final_sigma, skip)
+        if sigmas is None:
+            visited = self.choose_timesteps(num_inference_steps, timesteps).astype(np.float32)
+            at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
+            spaced = self.choose_sigmas(len(visited), at[0], at[-1])
+            if spaced is not None:
+                visited, at = interpolate_timesteps(spaced, self.schedule).astype(np.float32), spaced
+        else:
+            visited, at = self.given_sigmas(sigmas)
+        self.set_steps(visited.astype(np.float32), at, self.final_sigma, skip)
 
     @property
     def final_sigma(self) -> float:
@@ -143,17 +171,30 @@ class VariancePreserving(SigmaSampler):
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
 
-    def set_timesteps(self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0) -> None:
-        """Chooses the timesteps to visit, without the first `skip`; `timesteps` gives them outright.
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[int] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        skip: int = 0,
+    ) -> None:
+        """Chooses the timesteps to visit, without the first `skip`; `timesteps` or `sigmas` give them outright.
 
         Raises:
-            ConfigError: more steps than training had, or timesteps that do not fall or leave its range.
+            ConfigError: more steps than training had, timesteps that do not fall or leave its range, or sigmas that do
+                not fall.
         """
-        visited = self.choose_timesteps(num_inference_steps, timesteps, spare=1).round()
-        at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
-        spaced = self.choose_sigmas(len(visited), float(self.schedule[-1]), float(self.schedule[0]))
-        if spaced is not None:
-            visited, at = self.round_timesteps(sigmas.interpolate_timesteps(spaced, self.schedule)), spaced
+        if sigmas is None:
+            visited = self.choose_timesteps(num_inference_steps, timesteps, spare=1).round()
+            at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
+            spaced = self.choose_sigmas(len(visited), float(self.schedule[-1]), float(self.schedule[0]))
+            if spaced is not None:
+                visited, at = interpolate_timesteps(spaced, self.schedule), spaced
+                visited = visited.round() if self.align_your_steps else self.round_timesteps(visited)
+        else:
+            visited, at = self.given_sigmas(sigmas)
+            visited = visited.round()
         final = 0.0 if self.final_sigmas_type == "zero" else float(self.schedule[0])
         if skip >= len(visited):  # fewer than asked for, where lambda_min_clipped leaves out the first
             raise ConfigError(

@@ -7,7 +7,9 @@ has the sigma of each timestep of training, and rises; other arrays are float64,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,24 @@ def beta_quantiles(p: np.ndarray) -> np.ndarray:
     return np.where(p > 0.5, 1 - x, x)
 
 
+# By the model that they were found for: sigmas of ten steps, and the one that these lead to.
+_ALIGN_YOUR_STEPS: dict[str, tuple[float, ...]] = {
+    "sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
+ALIGN_YOUR_STEPS = tuple(_ALIGN_YOUR_STEPS)
+
+
+def align_your_steps(steps: int, largest: float, smallest: float, *, model: str) -> np.ndarray:
+    """Returns the sigmas `[steps]` found best for a model: of ten steps, and along lines between their logarithms.
+
+    Both ends are the table's own. Source: Sabour et al., "Align Your Steps: Optimizing Sampling Schedules in Diffusion
+    Models", 2024, and the tables published with it.
+    """
+    table = np.log(_ALIGN_YOUR_STEPS[model])
+    return np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(table)), table))[:-1]
+
+
 SPACINGS: dict[str, Spacing] = {
     "use_karras_sigmas": karras,
     "use_exponential_sigmas": exponential,
@@ -108,10 +128,39 @@ def choose_spacing(sampler: Any) -> Spacing | None:
     Raises:
         ConfigError: there are two.
     """
-    chosen = [name for name in SPACINGS if getattr(sampler, name, False)]  # Lu's is not every sampler's
+    chosen = spacing_options(sampler)
     if len(chosen) > 1:
-        raise ConfigError(f"scheduler.{chosen[0]} and {chosen[1]} are both true; set one of them to false")
-    return SPACINGS[chosen[0]] if chosen else None
+        raise ConfigError(f"scheduler.{chosen[0]} and {chosen[1]}: both space the sigmas; leave one of the two out")
+    if not chosen:
+        return None
+    if chosen[0].startswith("align"):
+        if sampler.sigma_min is not None or sampler.sigma_max is not None:
+            raise ConfigError("scheduler.align_your_steps has its own ends; leave sigma_min and sigma_max out")
+        return partial(align_your_steps, model=sampler.align_your_steps)
+    return SPACINGS[chosen[0].partition("=")[0]]
+
+
+def spacing_options(sampler: Any) -> list[str]:
+    """Returns the options of a sampler that space its sigmas, as they are set."""
+    chosen = [f"{name}=true" for name in SPACINGS if getattr(sampler, name, False)]  # Lu's is not every sampler's
+    model = getattr(sampler, "align_your_steps", None)  # nor is this one
+    return chosen if model is None else [*chosen, f"align_your_steps={model}"]
+
+
+def check_sigmas(values: Sequence[float]) -> np.ndarray:
+    """Checks sigmas that the caller chose, and returns them as float64 `[S]`, without a 0 at the end.
+
+    Raises:
+        ConfigError: they do not fall, or one is not above 0.
+    """
+    values = list(values[:-1] if values and values[-1] == 0 else values)
+    if not values or not all(math.isfinite(value) and value > 0 for value in values) or not _falls(values):
+        raise ConfigError(f"sigmas={[*values]}: should fall and be above 0, but for a 0 at the end")
+    return np.asarray(values, np.float64)
+
+
+def _falls(values: Sequence[float]) -> bool:
+    return all(a > b for a, b in pairwise(values))
 
 
 def check_range(steps: int, largest: float, smallest: float) -> None:

@@ -30,6 +30,7 @@ _NAME_CHARACTERS = 120
 # Options of samplers that the first version did not have.
 _SOLVER = ("algorithm_type", "lambda_min_clipped", "solver_order", "use_lu_lambdas")
 _LATER_OPTIONS = {"dpmpp_2m": _SOLVER, "dpmpp_2m_sde": _SOLVER, "euler": ("interpolation_type",)}
+_LATER_EVERYWHERE = ("align_your_steps",)
 
 
 def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +54,10 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
         if not profile.get(name, True):
             del profile[name]
     scheduler = values["scheduler"]
-    for name in _LATER_OPTIONS.get(scheduler.get("name"), ()):  # earlier sweeps lack them too
+    for name in (
+        *_LATER_EVERYWHERE,
+        *_LATER_OPTIONS.get(str(scheduler.get("name")), ()),
+    ):  # earlier sweeps lack these
         if scheduler.get(name, 0) is None:
             del scheduler[name]
     return values

@@ -60,8 +60,9 @@ def test_arguments_in_python_are_the_fields_with_their_types() -> None:
     assert list(hints) == [name for name in REQUEST_FIELDS if name not in parameters]
     assert set(hints) <= set(get_type_hints(api.Fields))
     for name, hint in hints.items():
-        kind = REQUEST_FIELDS[name].type
-        expected = str if REQUEST_FIELDS[name].choices else Sequence[int] if kind is tuple else kind
+        field = REQUEST_FIELDS[name]
+        kind = Sequence[field.element] if field.type is tuple else field.type  # type: ignore[name-defined]
+        expected = str if field.choices else kind
         assert get_args(hint) == (expected, type(None)), name
 
 

@@ -17,6 +17,9 @@ from typing import Any, TextIO
 
 from diffuse.cli import main as cli
 
+# Seconds after which nothing more will come: a guard against hangs alone, on a machine ten times as slow as well.
+LIMIT = 300
+
 # The shortest run that goes through everything.
 SMOKE = (
     "model=tiny",
@@ -83,9 +86,9 @@ def start(*arguments: Any, cwd: Path, env: Mapping[str, str] | None = None, **op
     return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, **{**streams, **options})
 
 
-def finished(process: subprocess.Popen[Any], seconds: float = 120) -> Done:
+def finished(process: subprocess.Popen[Any]) -> Done:
     """Waits for a process that `start` began."""
-    out, err = process.communicate(timeout=seconds)
+    out, err = process.communicate(timeout=LIMIT)
     return Done(process.returncode, out or "", err or "")
 
 
@@ -94,9 +97,9 @@ def jobs_in(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/job.json"))]
 
 
-def until(ready: Callable[[], Any], seconds: float = 120, process: subprocess.Popen[Any] | None = None) -> Any:
+def until(ready: Callable[[], Any], process: subprocess.Popen[Any] | None = None) -> Any:
     """What `ready` gives as soon as it gives something. Meanwhile `process` has to live."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         if found := ready():
             return found

@@ -81,10 +81,11 @@ def page() -> str:
 
 
 def value(field: RequestField) -> str:
-    kinds = {int: "whole number", float: "number", bool: "true or false", str: "text", tuple: "list of whole numbers"}
+    kinds = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    lists = {int: "list of whole numbers", float: "list of numbers"}
     if field.choices:
         return ", ".join(f"`{choice}`" for choice in field.choices)
-    kind = "file" if field.is_file else kinds[field.type]
+    kind = "file" if field.is_file else lists[field.element] if field.type is tuple else kinds[field.type]
     return f"{kind} {bounds(field)}".rstrip() if field.name != "seed" else "whole number of 0 or more"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from command import Done, jobs_in, start
+from command import Done, jobs_in, start, until
 
 CACTUS = ("hardware=cpu", "prompt=a cactus", "num_inference_steps=2")
 QUICK = (*CACTUS, "tracking=none", "report.make=false", "output.dir=out")
@@ -73,10 +73,40 @@ def press(process: subprocess.Popen[Any]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def gone(processes: list[psutil.Process], seconds: float) -> bool:
-    """Whether they end in that time. Nobody may be there to bury those whose parent is gone."""
-    left = psutil.wait_procs(processes, timeout=seconds)[1]
-    return all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in left)
+def stopping(process: subprocess.Popen[Any]) -> None:
+    """Waits until the first Ctrl-C is handled: of two that come before, the system delivers one."""
+    assert process.stderr is not None
+    assert process.stderr.readline() == "\n" and "stopping after this step" in process.stderr.readline()
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Waits for their end. Nobody may be there to bury those whose parent is gone."""
+
+    def ended(process: psutil.Process) -> bool:
+        try:
+            return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return bool(until(lambda: all(map(ended, processes))))
+
+
+def kill_in_a_job(pid: int, folder: Path) -> None:
+    """Kills a worker of a tracked sweep while it makes a job: not before one, and not after it is recorded."""
+    worker = psutil.Process(pid)
+
+    def in_a_job() -> bool:
+        worker.suspend()
+        spools = [Path(file.path).parent for file in worker.open_files() if Path(file.path).name == "writer.lock"]
+        begun = [file.read_text() for spool in spools for file in spool.glob("*.jsonl")]
+        made = [job["key"] for job in jobs_in(folder / "out")]
+        if any(not any(key in run for key in made) for run in begun):
+            return True
+        worker.resume()
+        return False
+
+    until(in_a_job)
+    worker.kill()
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:

@@ -28,10 +28,10 @@ def test_a_worker_stops_when_the_claim_is_no_longer_its_own(tmp_path: Path) -> N
     with watch_claim(tmp_path, current_claim(tmp_path), interruption):
         interruption.check()
         claim_folder(tmp_path)
-        until(lambda: interruption.requested, 10)
+        until(lambda: interruption.requested)
 
 
 def test_a_worker_of_a_command_that_had_ended_stops_at_once(tmp_path: Path) -> None:
     interruption = Interruption()
     with watch_claim(tmp_path, current_claim(tmp_path), interruption):
-        until(lambda: interruption.requested, 10)
+        until(lambda: interruption.requested)

@@ -156,7 +156,7 @@ def test_ctrl_c_stops_the_job_in_this_process(tmp_path: Path) -> None:
     """And leaves the others."""
     command = ("-m", *QUICK, *BASIC, "seed=range(0,3)", "num_inference_steps=100", "tracking=none")
     process = start(*command, cwd=tmp_path)
-    until(lambda: jobs_in(tmp_path / "out"), 60, process)
+    until(lambda: jobs_in(tmp_path / "out"), process)
     process.send_signal(signal.SIGINT)
     done = finished(process)
     assert done.status == 130 and "Traceback" not in done.err, done.err

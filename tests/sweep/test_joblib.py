@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from command import diffuse, finished, jobs_in, start, until
 from omegaconf import OmegaConf
@@ -21,6 +20,7 @@ from workers import (
     by_worker,
     check,
     gone,
+    kill_in_a_job,
     loads,
     on_a_terminal,
     once,
@@ -43,7 +43,7 @@ def test_a_worker_of_joblib_that_dies_loses_one_job(tmp_path: Path, empty: Path)
     joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "tracking=mlflow")
     process = start("-m", *QUICK, *SLOW, *joblib, "seed=range(0,10)", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     first = until(lambda: jobs_in(tmp_path / "out"))[0]
-    os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGKILL)
+    kill_in_a_job(int(first["worker"].rpartition("/")[2]), tmp_path)
     done = finished(process)
     check(done, tmp_path, 10)
     assert done.err.count(" died (") == 1, done.err
@@ -61,7 +61,7 @@ def test_ctrl_c_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> N
     until(lambda: jobs_in(tmp_path / "out"))
     press(process)
     done = finished(process)
-    assert gone(processes_in(tmp_path), 5)
+    assert gone(processes_in(tmp_path))
     assert done.status == 130, done.err
     pictures = len(jobs_in(tmp_path / "out"))
     assert 0 < pictures < 12 and len(done.paths) <= pictures
@@ -80,7 +80,7 @@ def test_workers_of_joblib_end_with_a_command_that_is_killed(tmp_path: Path) -> 
     assert len(workers) > 1
     process.kill()
     process.wait()
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert gone(workers)
 
 
 def test_cards_are_shared_out_and_wrong_requests_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_a_delivery_killed_at_random_moments_is_taken_up_again(
         left = len(list(tmp_path.glob("mlflow-pending/*/*.jsonl")))
         process = multiprocessing.get_context("fork").Process(target=sync, args=(settings(store),))
         process.start()
-        until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left, 60)
+        until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left)
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -135,7 +135,7 @@ def test_a_run_that_the_store_refuses_does_not_stop_the_others(store: Path, pict
         sync(settings(store))
     made = runs(store)
     assert len(made) == 2
-    assert sorted(len(run.data.metrics) for run in made) == [0, 2]
+    assert sorted(len(run.data.metrics) for run in made) == [1, 2]  # the damaged line alone is left out
     assert journal.run_files(folder) == [third]
 
 

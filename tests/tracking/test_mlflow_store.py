@@ -20,7 +20,7 @@ def test_a_worker_killed_while_it_makes_the_store_leaves_no_half_of_it(picture: 
     cfg = settings(tmp_path / "mlflow.db")
     tracker = tracking.open_tracker(cfg)
     record_run(tracker, picture).finish()
-    until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")), 60)
+    until(lambda: any(path.stat().st_size for path in tmp_path.glob(".mlflow.db-*.tmp")))
     os.kill(worker_process.worker(Store.from_config(cfg)).pid or 0, signal.SIGKILL)
     assert "1 run waits in" in tracker.close()[0]
     assert not (tmp_path / "mlflow.db").exists()

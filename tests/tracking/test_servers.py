@@ -112,7 +112,7 @@ def test_killed_and_started_again_nothing_is_lost_or_doubled(
     across = record_run(tracker, "across", picture)
     first = record_run(tracker, "first", picture)
     first.finish()
-    until(lambda: first.run_id is not None and across.run_id is not None, 60)
+    until(lambda: first.run_id is not None and across.run_id is not None)
     assert {run.info.run_name: run.info.status for run in runs(server, tmp_path.name)}["across"] == "RUNNING"
     for number in range(8):  # some of these are on their way when it dies
         record_run(tracker, f"burst {number}", picture).finish()

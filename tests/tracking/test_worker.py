@@ -14,17 +14,17 @@ from diffuse import tracking
 def test_the_worker_delivers_what_a_killed_process_left(store: Path, picture: Path, tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=work, args=(store, tmp_path / "log", picture, 0.3))
     process.start()
-    until(lambda: len(runs(store)) > 2, 60)
+    until(lambda: len(runs(store)) > 2)
     process.kill()
     process.join()
-    until(lambda: not (tmp_path / "mlflow-pending").exists(), 60)
+    until(lambda: not (tmp_path / "mlflow-pending").exists())
     assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
 
 
 def test_a_long_run_is_seen_while_it_goes_on(store: Path, picture: Path) -> None:
     tracker = tracking.open_tracker(settings(store))
     run = record_run(tracker, picture)
-    until(lambda: run.run_id is not None, 60)
+    until(lambda: run.run_id is not None)
     (found,) = runs(store)
     assert (found.info.status, found.data.params) == ("RUNNING", {"a": "1"})
     assert sync(settings(store)) == ["1 run of a process that is still at work: left to it"]
