@@ -19,7 +19,8 @@ COMMANDS = {
     "txt2img": "did you mean diffuse prompt=TEXT?",
     "sweep": "did you mean diffuse -m?",
     "help": "did you mean diffuse --help?",
-    "zzqq": "the commands are generate, compare",
+    "plan-x": "did you mean diffuse plan?",
+    "zzqq": "the commands are generate, ",
 }
 
 
