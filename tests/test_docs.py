@@ -26,8 +26,11 @@ ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
-FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--dry-run", "--hydra-help"}
-VALUED_FLAGS = {"--junit", "--cfg", "-p", "--config-dir", "--config-name"}
+FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--dry-run", "--hydra-help"} | {
+    "--json",
+    "--measure",
+}
+VALUED_FLAGS = {"--junit", "--cfg", "-p", "--config-dir", "--config-name", "--card"}
 
 
 def name_of(page: Path) -> str:
