@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image
 
+from diffuse.config.compose import own_configuration
 from diffuse.config.groups import group_options
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError, DiffuseError, Stop
@@ -143,10 +144,11 @@ class Pipeline:
             DiffuseError: as `txt2img`; or the pipeline has a refiner, which encodes by itself.
         """
         overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
-        cfg = compose_model(overrides)
-        prepared = prepare(cfg, draft_requests(cfg)[0])
-        embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
-        return embeddings
+        with own_configuration(overrides):
+            cfg = compose_model(overrides)
+            prepared = prepare(cfg, draft_requests(cfg)[0])
+            embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
+            return embeddings
 
     def _generate(self, own_fields: Mapping[str, Any], images: Mapping[str, ImageLike], options: Options) -> Generation:
         fields: dict[str, Any] = {**options, **own_fields}
@@ -159,20 +161,21 @@ class Pipeline:
         fields |= {name: _IN_MEMORY if name in in_memory else str(image) for name, image in images.items()}
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
-        cfg = compose_model(overrides)
-        drafts = draft_requests(cfg, in_memory)
-        if len(drafts) > 1:
-            raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
-        (generation,) = generate(
-            cfg,
-            drafts,
-            overrides=overrides,
-            latents=None if latents is None else _as_noise(latents),
-            embeddings=embeddings,
-            save=bool(save),
-            callbacks=Callbacks(on_step=on_step, messages=progress),
-        )
-        return generation
+        with own_configuration(overrides):
+            cfg = compose_model(overrides)
+            drafts = draft_requests(cfg, in_memory)
+            if len(drafts) > 1:
+                raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
+            (generation,) = generate(
+                cfg,
+                drafts,
+                overrides=[each for each in overrides if not each.startswith("hydra.")],  # as the command records them
+                latents=None if latents is None else _as_noise(latents),
+                embeddings=embeddings,
+                save=bool(save),
+                callbacks=Callbacks(on_step=on_step, messages=progress),
+            )
+            return generation
 
 
 def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipeline:
@@ -189,7 +192,8 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
     settings = _overrides({**_model(model), **fields})
-    open_pipeline(compose_model(list(settings.values())))
+    with own_configuration(list(settings.values())):
+        open_pipeline(compose_model(list(settings.values())))
     return Pipeline(settings)
 
 

@@ -9,6 +9,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import command
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
@@ -17,7 +18,7 @@ from PIL import Image
 import diffuse
 from diffuse.cli.main import COMMANDS
 from diffuse.compare import arguments
-from diffuse.config.compose import compose_config
+from diffuse.config.compose import compose_config, own_configuration
 from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.config.quoting import quote_overrides
 from diffuse.run import model_auto
@@ -28,20 +29,9 @@ ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
-FLAGS = {
-    "-m",
-    "--multirun",
-    "-y",
-    "--yes",
-    "-h",
-    "--help",
-    "--version",
-    "--no-sheets",
-    "--dry-run",
-    "--json",
-    "--measure",
-}
-VALUED_FLAGS = {"--junit", "--cfg", "--card"}
+FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--dry-run", "--hydra-help"}
+FLAGS |= {"--json", "--measure"}
+VALUED_FLAGS = {"--junit", "--cfg", "-p", "--config-dir", "--config-name", "--card"}
 
 
 def name_of(page: Path) -> str:
@@ -152,32 +142,48 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "tiny").symlink_to(PACKAGE / "tiny" / "checkpoint")
     for name in ("photos/1.jpg", "photo.jpg", "photo.png", "picture.png", "mask.png", "many_steps.png"):
         Image.new("RGB", (64, 64)).save(tmp_path / name)
+    for page in PAGES:
+        for name, text in yaml_files(page).items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+
+def yaml_files(page: Path) -> dict[str, str]:
+    """Returns the YAML files that a page shows: each named at the end of the paragraph before."""
+    pattern = r"`([\w/]+\.yaml)`:\n\n```yaml\n(.*?)```"
+    return dict(re.findall(pattern, page.read_text(encoding="utf-8"), re.DOTALL))
 
 
 def check_command(line: str) -> None:
     """Raises what the command line would be refused with before anything runs."""
     words = shlex.split(line, comments=True)[1:]
-    command = words.pop(0) if words and words[0] in COMMANDS else "generate"
-    if command == "compare":
+    name = words.pop(0) if words and words[0] in COMMANDS else "generate"
+    if name == "compare":
         if words:
             compose_config(arguments.parse_compare_arguments(words).overrides)
         return
-    if command == "reproduce":
+    if name == "reproduce":
         words = words[1:]
     overrides = []
+    values: dict[str, str] = {}
+    if "-sc" in words:
+        assert re.fullmatch(r"-sc (un)?install=(bash|zsh|fish)( \| source)?", " ".join(words))
+        return
     rest = iter(words)
     for word in rest:
         if word in VALUED_FLAGS:
-            assert next(rest, None), f"{word} has no value"
+            values[word] = next(rest, "")
+            assert values[word], f"{word} has no value"
         elif word.startswith("-"):
             assert word in FLAGS, f"{word} is no option"
         else:
             overrides.append(word)
-    if {"-m", "--multirun"} & {*words}:
-        check_hydra_overrides(overrides, sweep=True)
-        compose_config(model_auto.resolve_model([first_value(override) for override in overrides]))
-        return
-    model_auto.compose_model(overrides)
+    with own_configuration(overrides, values.get("--config-dir"), values.get("--config-name")):
+        if {"-m", "--multirun"} & {*words}:
+            check_hydra_overrides(overrides, sweep=True)
+            compose_config(model_auto.resolve_model([first_value(override) for override in overrides]))
+        else:
+            model_auto.compose_model(overrides)
 
 
 def first_value(override: str) -> str:
@@ -205,8 +211,27 @@ def test_commands_are_right(page: Path) -> None:
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+@pytest.mark.usefixtures("files")
+def test_the_page_of_own_configuration_shows_files_that_run(tmp_path: Path) -> None:
+    page = PACKAGE / "docs" / "own-configuration.md"
+    assert {Path(name).parent.name for name in yaml_files(page)} >= {
+        "model",
+        "memory_profile",
+        "tracking",
+        "experiment",
+    }
+    swept = command.diffuse("--config-dir", "lamps", "--dry-run", "experiment=guidance", cwd=tmp_path)
+    assert swept.out.count("make ") == 3, swept.err
+    own = ["--config-dir", "lamps", "--config-name", "studio", "hardware=cpu", "num_inference_steps=1"]
+    done = command.diffuse(*own, "prompt=a lamp", "seed=1", "memory_profile=lean", cwd=tmp_path)
+    assert done.out == "studio/a_lamp_1.jpg\n", done.err
+
+
+@pytest.mark.usefixtures("files")
 def test_wrong_commands_are_noticed() -> None:
     for line in (
+        "diffuse --config-dir lamps model=quik",
+        "diffuse --config-dir lamp model=quick",
         "diffuse promt=x",
         "diffuse -m sede=1,2",
         "diffuse scheduler=eulr",

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffuse.cli.output import print_line
+from diffuse.cli.words import near_option
 from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 
@@ -17,12 +19,18 @@ _CFG_VALUES = ("job", "hydra", "all")
 _FLAGS = ("-m", "--multirun", "--yes", "-y", "--dry-run", "--resolve", "--hydra-help")
 _OWN_FLAGS = ("-y", "--yes", "--dry-run")  # the others are Hydra's
 _FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {"--cfg": _CFG_VALUES, "-c": _CFG_VALUES, "--package": (), "-p": ()}
+_TAKEN_BEFORE = ("--help", "--version", "--config-dir", "--config-name", "--junit", "--shell-completion")
+OPTIONS = (*_FLAGS, *_FLAGS_WITH_VALUE, *_TAKEN_BEFORE)
 
 
 def run_generate(arguments: list[str]) -> None:
     """Runs `diffuse generate`: Hydra composes the configuration and runs the job, or launches the jobs of a sweep."""
     junit, arguments = _take_junit(arguments)
     flags, command_line = _split(arguments)
+    if "--hydra-help" in flags:
+        from diffuse.cli.hydra_help import hydra_help_text
+
+        return print_line(hydra_help_text())
 
     from diffuse.cli.hydra_main import run_hydra
     from diffuse.config.groups import compose_quoted
@@ -124,7 +132,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             continue
         name, equals, value = argument.partition("=")
         if name not in (*_FLAGS, *_FLAGS_WITH_VALUE):
-            raise ConfigError(f"{argument}: there is no such option; diffuse --help lists them")
+            raise ConfigError(f"{argument}: there is no such option{near_option(name, OPTIONS)}")
         if name in _FLAGS_WITH_VALUE:
             value = value if equals else next(rest, "")
             choices = _FLAGS_WITH_VALUE[name]

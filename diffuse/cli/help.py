@@ -51,8 +51,11 @@ Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; s
   --reference FIELD=VALUE         what quality is measured against, also a file or a run; else the most steps
   --no-sheets                     leave the contact sheets out
 
+  --config-dir DIR, --config-name NAME
+                your own YAML files beside the package's, and a configuration of your own to begin with
   --cfg job     print the configuration and make nothing
   --dry-run     say what would be made, and of a sweep what is there already
+  --hydra-help  what of Hydra's own options and settings works here; --shell-completion among them
   --version     print the version
   --help        this text
 

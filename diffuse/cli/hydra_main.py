@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 
 from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
 from diffuse.config.mistakes import explain_errors
+from diffuse.config.own import own_config
 from diffuse.errors import RunError
 
 _HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
-_PRINTING = {"--cfg", "-c", "--hydra-help"}  # options of Hydra that print and run nothing
+_PRINTING = {"--cfg", "-c", "--shell-completion"}  # options of Hydra that print and run nothing
 
 
 def run_hydra(
@@ -41,7 +42,7 @@ def run_hydra(
             raise
 
     prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
-    entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
+    entry = main(config_path=str(conf_dir()), config_name=own_config().name or CONFIG_NAME, version_base="1.3")
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"

@@ -13,10 +13,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import diffuse
+from diffuse.cli.completion import run_completion, takes_completion
 from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
+from diffuse.cli.words import check_words
 from diffuse.errors import ConfigError, DiffuseError
 from diffuse.sweep.interrupt import stop_signals_as_ctrl_c
 
@@ -63,7 +66,15 @@ def _flushed() -> bool:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if takes_completion(arguments):
+        from diffuse.cli.generate import OPTIONS
+
+        return run_completion(arguments, COMMANDS, OPTIONS)
+    folder, arguments = _take_value(arguments, "--config-dir", "-cd")
+    name, arguments = _take_value(arguments, "--config-name", "-cn")
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    if command is None:
+        check_words(arguments, COMMANDS)
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
         print_line(help_text())
@@ -75,15 +86,42 @@ def _dispatch(arguments: list[str]) -> None:
         os.getcwd()
     except OSError as error:
         raise ConfigError(f"the current folder is not there any more: {error.strerror}; go to another") from None
-    if command in (None, "generate"):
+    with _own_configuration(rest, folder, name):
+        _run(command or "generate", rest)
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    if command == "generate":
         from diffuse.cli.generate import run_generate
 
-        run_generate(rest)
+        run_generate(arguments)
     else:
         from diffuse.cli.commands import run_command
 
-        assert command is not None
-        run_command(command, rest)
+        run_command(command, arguments)
+
+
+def _take_value(arguments: list[str], *names: str) -> tuple[str | None, list[str]]:
+    """Returns the value of an option, the last one given, and the other arguments."""
+    found, others, rest = None, [], iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in names:
+            others.append(argument)
+            continue
+        found = value if equals else next(rest, "")
+        if not found or found.startswith("-"):
+            raise ConfigError(f"{name}: needs a value: {name} {'DIR' if 'd' in names[1] else 'NAME'}")
+    return found, others
+
+
+def _own_configuration(arguments: list[str], folder: str | None, name: str | None) -> AbstractContextManager[None]:
+    if folder is None and name is None and not any(each.startswith("hydra.searchpath=") for each in arguments):
+        return nullcontext()
+
+    from diffuse.config.compose import own_configuration
+
+    return own_configuration(arguments, folder, name)
 
 
 class _LineFormatter(logging.Formatter):

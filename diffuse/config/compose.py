@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from diffuse.config.groups import compose_quoted, composing
-from diffuse.config.mistakes import explain_errors, plain_message
+from diffuse.config.groups import CONFIG_NAME, GROUPS, compose_quoted, composing, conf_dir
+from diffuse.config.mistakes import explain_errors, own_place, plain_message, suggestion
+from diffuse.config.own import SEARCHPATH, OwnConfig, existing_folder, folder_of, read_searchpath, use_own_config
+from diffuse.config.own_files import OwnFile, find_own_file, read_own_file, read_own_files
 from diffuse.config.quoting import escape_text, quote_overrides
 from diffuse.config.root import Config
 from diffuse.errors import ConfigError
@@ -33,6 +38,79 @@ class ConfigValues(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+@contextmanager
+def own_configuration(overrides: Sequence[str], folder: str | None = None, name: str | None = None) -> Iterator[None]:
+    """Has the user's own configuration hold in the block: everything that is composed in it finds their files.
+
+    Args:
+        overrides: of the command, `hydra.searchpath` among them.
+        folder: that of `--config-dir`.
+        name: the primary configuration, of `--config-name`.
+
+    Raises:
+        ConfigError: a folder is not there, or a file of the user's that the command takes in has a mistake.
+    """
+    places = read_searchpath(overrides)
+    if folder is None and name is None and places is None:
+        yield
+        return
+    first = None if folder is None else existing_folder(folder, "--config-dir")
+    folders = [*([] if first is None else [first]), *map(folder_of, places or ())]
+    primary = None if name is None else _find_primary(name, folders)
+    if primary is not None and places is None:
+        folders += _searchpath_of(primary)
+    own = OwnConfig(
+        first,
+        None if name is None else name.removesuffix(".yaml"),
+        tuple(folders),
+        tuple(quote_overrides([each for each in overrides if each.startswith(f"{SEARCHPATH}=")][-1:])),
+        frozenset(each.partition("=")[0].lstrip("+") for each in overrides),
+        read_own_files(folders, name, overrides, conf_dir(), GROUPS),
+    )
+    with use_own_config(own):
+        if primary is not None:
+            _check_primary(primary, own)
+        yield
+
+
+def _find_primary(name: str, folders: Sequence[Path]) -> OwnFile | None:
+    """Returns the user's file that is the primary configuration; None where that is the package's own."""
+    if find_own_file([conf_dir()], name) is not None:
+        return None
+    path = find_own_file(folders, name)
+    if path is None:
+        known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
+        near = suggestion(
+            name, known, f"there are {', '.join(known)}" if known else "--config-dir DIR says where it is"
+        )
+        where = " or ".join(map(str, folders)) or "the package"
+        raise ConfigError(f"--config-name {name}: there is no {name.removesuffix('.yaml')}.yaml in {where}{near}")
+    return read_own_file(path, name.rpartition("/")[0], False)
+
+
+def _searchpath_of(primary: OwnFile) -> list[Path]:
+    """Returns the folders that a primary configuration names in `hydra.searchpath`."""
+    with explain_errors():
+        places = OmegaConf.select(OmegaConf.load(primary.path), SEARCHPATH) or []
+    where = f"{primary.path}:{primary.line(SEARCHPATH)}: {SEARCHPATH}"
+    if not isinstance(places, Sequence) or isinstance(places, str):
+        raise ConfigError(f"{where}={places}: should be a list of folders")
+    folders = [folder_of(str(place)) for place in places]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{where}: {folder}: there is no such folder")
+    return [folder.absolute() for folder in folders]
+
+
+def _check_primary(primary: OwnFile, own: OwnConfig) -> None:
+    """Raises ConfigError for a primary configuration without the package's fields."""
+    cfg = None
+    with suppress(ConfigError), explain_errors():  # the command composes it with its overrides, and says what is wrong
+        cfg = compose_quoted([])
+    if cfg is not None and any(each.name not in cfg for each in fields(Config)):
+        raise ConfigError(f"{primary.path}:1: lacks the fields of diffuse; begin its defaults with `- {CONFIG_NAME}`")
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
@@ -95,7 +173,10 @@ def resolve_config(cfg: DictConfig) -> ConfigValues:
     except OmegaConfBaseException as error:
         line = str(error).splitlines()[0].rstrip(".")
         where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{where}{line}") from None
+        is_missing = isinstance(error, MissingMandatoryValue)
+        hint = "; set it, or begin the file with the defaults [OPTION, _self_], of which it is a variant"
+        place = own_place(error.full_key, is_missing)
+        raise ConfigError(f"{place}{where}{line}{hint if place and is_missing else ''}") from None
     return cast(ConfigValues, _by_attribute(values))
 
 

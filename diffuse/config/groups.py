@@ -20,6 +20,7 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
+from diffuse.config.own import SEARCHPATH, OwnConfig, own_config, use_own_config
 from diffuse.config.root import Config
 from diffuse.config.turns import TurnLock
 from diffuse.schema import (
@@ -82,8 +83,9 @@ def without_nodes_of_plugins() -> Iterator[None]:
 
 
 def group_options(group: str) -> list[str]:
-    """Returns the names of a group's options, sorted."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """Returns the names of a group's options, the user's own among them, sorted."""
+    folders = (conf_dir(), *own_config().folders)
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def load_group(group: str) -> dict[str, Any]:
@@ -93,12 +95,26 @@ def load_group(group: str) -> dict[str, Any]:
     """
     loaded = {}
     for name in group_options(group):
-        raw = cast(DictConfig, OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+        file = conf_dir() / group / f"{name}.yaml"
+        if not file.is_file():
+            loaded[name] = _load_own_option(group, name)
+            continue
+        raw = cast(DictConfig, OmegaConf.load(file))
         raw.pop("defaults", None)
         merged = OmegaConf.merge(OmegaConf.structured(_CLASSES[group]), raw)
         if not OmegaConf.is_missing(merged, "_target_"):
             loaded[name] = OmegaConf.to_object(merged)
     return loaded
+
+
+def _load_own_option(group: str, name: str) -> Any:
+    """Returns an option of the user's as the group's dataclass, with its defaults, and named as its file is."""
+    from diffuse.config.mistakes import explain_errors  # which needs this module
+
+    with explain_errors():
+        cfg = compose_quoted([f"{group}={name}"])
+        cfg[group].name = name
+        return OmegaConf.to_object(cfg[group])
 
 
 def load_yaml(name: str) -> DictConfig:
@@ -111,8 +127,10 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
 
     Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
     """
+    own = own_config()
+    places = () if any(each.startswith(f"{SEARCHPATH}=") for each in overrides) else own.overrides
     with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
+        return compose(own.name or CONFIG_NAME, overrides=[*places, *overrides], return_hydra_config=hydra)
 
 
 @contextmanager
@@ -138,6 +156,13 @@ def _own_hydra() -> Iterator[None]:
 
 
 @cache
+def default_values() -> dict[str, Any]:
+    """Returns the values of the package's own configuration, without overrides and with interpolations."""
+    with use_own_config(OwnConfig()):
+        return cast(dict[str, Any], OmegaConf.to_container(compose_quoted([])))
+
+
+@cache
 def known_keys() -> tuple[str, ...]:
     """Returns the dotted name of every field of the default configuration, and of the groups themselves."""
 
@@ -146,4 +171,4 @@ def known_keys() -> tuple[str, ...]:
             yield prefix + name
             yield from walk(node[name], f"{prefix}{name}.")
 
-    return ("experiment", *walk(OmegaConf.to_container(compose_quoted([])), ""))
+    return ("experiment", *walk(default_values(), ""))

@@ -7,13 +7,21 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse.config.groups import GROUPS, group_options, known_keys
+from diffuse.config.groups import GROUPS, default_values, group_options, known_keys
+from diffuse.config.own import own_config
+from diffuse.config.own_files import find_own_file, marked_message
 from diffuse.errors import ConfigError
 
+_DEFAULTS = re.compile(
+    r"Multiple values for (\S+?)\.|You must specify '([^']+)'|Could not override '([^']+)'\. No match|"
+    r"^(\S+) appears more than once"
+)  # what Hydra says of an entry of the defaults
 _SHOWN = 80  # characters of an override
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
@@ -26,13 +34,94 @@ def explain_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
         overrides: those that the block composes, so that the line can name the wrong one.
     """
     try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from error
-    except ValueError as error:
-        if not _is_raised_in_hydra(error):  # no mistake of the user's
+        with name_own_places():
+            yield
+    except yaml.YAMLError as error:
+        raise ConfigError(marked_message(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        is_known = isinstance(error, HydraException | OmegaConfBaseException)
+        if not is_known and not _is_raised_in_hydra(error):  # no mistake of the user's
             raise
-        raise _explain(error, overrides) from error
+        explained = _shape_mistake(str(error)) or f"{_place(error)}{_explain(error, overrides)}"
+        raise ConfigError(explained) from error
+
+
+@contextmanager
+def name_own_places() -> Iterator[None]:
+    """Names the file and the line in an error about a field that the user's own files set."""
+    try:
+        yield
+    except ConfigError as error:
+        named = re.match(r"([a-z]\w*(?:\.\w+)*)(?:[=:]| is )", str(error))
+        place = own_place(named[1], named[1].endswith("._target_")) if named else ""
+        if not place:
+            raise
+        raise ConfigError(f"{place}{error}") from error
+
+
+def own_place(key: str | None, is_missing: bool = False) -> str:
+    """Returns `FILE:LINE: ` of the user's file that sets a field; empty where none does, or an override goes before it.
+
+    Args:
+        key: the field's dotted name.
+        is_missing: takes a file that should set it, too.
+    """
+    own = own_config()
+    if not key or key in own.names:
+        return ""
+    for file in own.files.values():
+        if (line := file.line(key)) is not None:
+            return f"{file.path}:{line}: "
+    group = key.rpartition(".")[0]
+    return next((f"{file.path}: " for file in own.files.values() if is_missing and file.package == group != ""), "")
+
+
+def _place(error: Exception) -> str:
+    """Returns `FILE:LINE: ` of the user's file that an error of composing is about; empty where it is an override."""
+    own = own_config()
+    message = f"{error}\n{error.__cause__ or ''}"
+    if (
+        not own.folders
+        or isinstance(error, OverrideParseException)
+        or re.search(r"merging override|Could not append", message)
+    ):
+        return ""
+    entries = [(file, each) for file in own.files.values() for each in file.defaults()]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.replace("\\", "/").rpartition("/")
+        found = [(file, each) for file, each in entries if (each.group, each.option) == (group, option)]
+        return f"{found[0][0].path}:{found[0][1].line}: " if found else ""
+    if match := _DEFAULTS.search(message):
+        group = next(filter(None, match.groups())).partition("@")[0]
+        found = [(file, each) for file, each in entries if each.group in (group, f"{file.group}/{group}".lstrip("/"))]
+        if found:
+            return f"{found[-1][0].path}:{found[-1][1].line}: "
+    key = re.search(r"full_key: (\S+)", message) or re.search(r"(hydra\.searchpath)", message)
+    if key and (place := own_place(key[1])):
+        return place
+    if (named := re.search(r"(?:In '|defined in )([^'\s]+)", message)) and (
+        path := find_own_file(own.folders, named[1])
+    ):
+        return f"{path}: "
+    return ""
+
+
+def _shape_mistake(message: str) -> str:
+    """Returns a line about a value of the user's files that is a list, or a text, in place of `NAME: VALUE` lines."""
+    named = re.match(r"In '([^']+)': \w+ raised while composing config:", message)
+    file = own_config().files.get(named[1]) if named else None
+    for key, node, line in [] if file is None else file.entries():
+        known: Any = {"hydra": {}, **default_values()}
+        for part in key.split("."):
+            known = known.get(part) if isinstance(known, dict) else None
+        fault = ""
+        if isinstance(known, dict) and not isinstance(node, yaml.MappingNode):
+            fault = "should be NAME: VALUE lines, indented below it"
+        elif isinstance(known, list) and not isinstance(node, yaml.SequenceNode):
+            fault = "should be a list, such as [A,B]"
+        if fault and file is not None:
+            return f"{file.path}:{line}: {key}: {fault}"
+    return ""
 
 
 def _is_raised_in_hydra(error: Exception) -> bool:
@@ -64,6 +153,8 @@ def unknown_field(key: str, override: str) -> ConfigError:
     # An option's own name and class are not for the user to set.
     names = [known for known in known_keys() if known == "output.name" or not known.endswith((".name", "._target_"))]
     near = suggestion(key, names, "diffuse --help lists them")
+    if key.startswith("hydra."):
+        near = "; diffuse --cfg hydra prints those of Hydra"
     return ConfigError(f"{override}: there is no field or group {key}{near}")
 
 
@@ -76,6 +167,8 @@ def plain_message(message: str) -> str:
         return f"{match[1]!r} is not {_KINDS.get(match[2], match[2])}{hint}"
     if match := re.search(r"Value '(.*)' is not a valid bool", line):
         return f"{match[1]!r} is not true or false"
+    if "Incompatible value 'None'" in line:
+        return "cannot be null"
     if "is not a ListConfig, list or tuple" in line:
         return "should be a list, such as [A,B]"
     if match := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", line):
@@ -88,8 +181,16 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         group, _, name = error.missing_cfg_file.replace("\\", "/").rpartition("/")
         known = list(error.options or group_options(group))
         near = suggestion(name, known)
+        if not known:
+            hint = f"; write `override /{group.rpartition('/')[2]}: {name}`" if "/" in group else ""
+            return ConfigError(f"{group}={name}: there is no group {group}{hint}")
+        for folder in own_config().folders:
+            if (other := folder / group / f"{name}.yml").is_file():
+                near = f"; rename {other} to {name}.yaml"
         return ConfigError(f"{group}={name}: there is no such {group}{near} (there are {', '.join(known)})")
     message = f"{error}\n{error.__cause__ or ''}"
+    if match := _DEFAULTS.search(message):
+        return _explain_default(next(filter(None, match.groups())).partition("@")[0], message)
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{_shortened(error.override)}: cannot be read; write NAME=VALUE, and quote a VALUE that has special "
@@ -105,6 +206,17 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         wrong = [each for each in overrides if each.partition("=")[0] in GROUPS] or [*overrides]
         return ConfigError(f"{_shortened(wrong[0] if wrong else None)}: should be NAME=VALUE, or GROUP=OPTION")
     return _explain_value(message)
+
+
+def _explain_default(group: str, message: str) -> ConfigError:
+    """Explains what is wrong with the entry of a group in a file's defaults."""
+    if "You must specify" in message:
+        options = group_options(group)
+        return ConfigError(f"{group} is not chosen; add {group}={'|'.join(options) or 'OPTION'}")
+    if "Could not override" in message:
+        near = suggestion(group, GROUPS, f"there are {', '.join(GROUPS)}")
+        return ConfigError(f"the defaults override {group}, and there is no such group{near}")
+    return ConfigError(f"{group} is chosen twice; write `override /{group}: OPTION` in the defaults of a file")
 
 
 def _explain_unknown(key: str, message: str, overrides: Sequence[str]) -> ConfigError:
@@ -131,7 +243,7 @@ def _explain_value(message: str) -> ConfigError:
         return ConfigError(f"{where}: {plain_message(match[0])}" if where else plain_message(match[0]))
     if match := re.search(r"Could not (?:append|override)[^\n]*", message):
         return ConfigError(plain_message(match[0]))
-    return ConfigError(plain_message(message))
+    return ConfigError(plain_message(re.sub(r"^In '[^']+':( \w+ raised while composing config:)?\s*", "", message)))
 
 
 def _shortened(override: str | None) -> str:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from diffuse.config.groups import known_keys
 from diffuse.config.mistakes import unknown_field
+from diffuse.config.own import SEARCHPATH, own_config, read_searchpath
 from diffuse.config.text_lists import is_quoted_list, read_text_list
 from diffuse.errors import ConfigError
 from diffuse.schema import COMPONENTS, FILE_FIELDS, PROMPT_FIELDS
@@ -66,7 +67,11 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         match = _OVERRIDE.fullmatch(override)
         assert match is not None
         sign, key, value = match["sign"], match["key"].strip(), match["value"]
-        if sign and not key.startswith(_OPEN):
+        if key == SEARCHPATH and value is not None:
+            places = read_searchpath([override.lstrip("+")])
+            quoted.append(f"{SEARCHPATH}=[{','.join(map(quote_value, places or ()))}]")
+            continue
+        if sign and not key.startswith(_OPEN) and not (sign == "+" and _is_own_group(key)):
             raise _refuse_sign(sign, key, value)
         if _TAGS.fullmatch(key) and value is not None and not sign:
             quoted.append(f"++{override.lstrip()}")
@@ -134,6 +139,12 @@ def _is_bare_path(key: str, value: str, sweep: bool) -> bool:
     if key not in _PATHS or (sweep and key not in _SHARED_PATHS):
         return False
     return value != "=null" and value[1:2] not in ("'", '"')
+
+
+def _is_own_group(key: str) -> bool:
+    """Returns whether a key is a group that only the user's own folders have."""
+    group = key.partition("@")[0]
+    return group not in known_keys() and any((folder / group).is_dir() for folder in own_config().folders)
 
 
 def _refuse_sign(sign: str, key: str, value: str | None) -> ConfigError:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.compose import compose_config
 from diffuse.config.inputs import Inputs
+from diffuse.config.own import SEARCHPATH
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, MediaError
 from diffuse.media.images import file_sha256
@@ -105,12 +106,13 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         ConfigError: an override is of something else, or the record asks for something impossible or far from usual.
         MediaError: an image that it started from is missing, or another one.
     """
+    given, overrides = overrides, [each for each in overrides if not each.startswith(f"{SEARCHPATH}=")]
     for override in overrides:
         name = override.partition("=")[0]
         if name.partition(".")[0] not in _GROUPS and name not in _INPUT_FILES and not _WEIGHTS.fullmatch(name):
             choices = ", ".join((*_GROUPS, *_INPUT_FILES, "model.source"))
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {choices}")
-    own = compose_config(overrides)
+    own = compose_config(given)
     own_names = {override.partition("=")[0] for override in overrides}
     try:
         cfg, notes = restore_config(recorded.record, own, own_names)

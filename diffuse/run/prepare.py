@@ -14,6 +14,7 @@ from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config import objective
 from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
+from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.profile import check_max_side
 from diffuse.media.images import InputImage
@@ -67,6 +68,7 @@ class PreparedRun:
         return replace(self, request=replace(self.request, seed=seed, num_images=1))
 
 
+@name_own_places()
 def prepare(
     cfg: DictConfig,
     draft: RequestDraft,

@@ -23,7 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from diffuse.config.compose import compose_with_hydra, resolve_config
 from diffuse.config.groups import compose_quoted, conf_dir, load_yaml
 from diffuse.config.hydra_settings import check_hydra_config
-from diffuse.config.quoting import quote_text, quote_value
+from diffuse.config.mistakes import explain_errors
+from diffuse.config.own import own_config
+from diffuse.config.quoting import quote_overrides, quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
@@ -49,7 +51,7 @@ class _Axis:
 
 
 def is_sweep(overrides: Sequence[str]) -> bool:
-    """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their experiment."""
+    """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their files."""
     mode = None
     typed = None
     for name, _, value in (override.lstrip("+").partition("=") for override in overrides):
@@ -58,7 +60,19 @@ def is_sweep(overrides: Sequence[str]) -> bool:
         file = conf_dir() / "experiment" / f"{value}.yaml"
         if name == "experiment" and file.is_file():
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
-    return (typed or mode) == "MULTIRUN"
+    if typed is not None:
+        return typed == "MULTIRUN"
+    return mode == "MULTIRUN" or _is_own_sweep(overrides)
+
+
+def _is_own_sweep(overrides: Sequence[str]) -> bool:
+    """Returns whether the user's own files make a sweep, which may have taken `hydra.mode` from others."""
+    if not own_config().files:
+        return False
+    with suppress(ConfigError), explain_errors(overrides):  # the command says what is wrong
+        fixed = _fixed(OverridesParser.create().parse_overrides(quote_overrides(overrides)))
+        return str(compose_quoted(fixed, hydra=True).hydra.mode).endswith("MULTIRUN")
+    return False
 
 
 def plan_sweep(

@@ -17,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from diffuse.config.own import own_config_of, use_own_config
 from diffuse.errors import RunError
 from diffuse.sweep.claim import current_claim, watch_claim
 from diffuse.sweep.folder import SWEEP_FILE, read_sweep
@@ -110,7 +111,7 @@ def _run_job(cfg: DictConfig) -> TaskResult:
         runner = JobRunner(sweep, cfg.tracking, lambda overrides: cfg, interruption)
         watch = watch_claim(folder, current_claim(folder), runner.interruption) if outer is None else nullcontext()
         try:
-            with watch:
+            with watch, use_own_config(own_config_of(hydra.runtime.config_sources)):
                 jobs = runner.run_overrides([list(hydra.overrides.task)], hydra.job.num)
         finally:
             warnings = runner.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from diffuse.config.own import own_config_of, use_own_config
 from diffuse.errors import DiffuseError, RunError
 from diffuse.sweep.claim import watch_claim
 from diffuse.sweep.composer import JobComposer
@@ -86,7 +87,8 @@ def run_task(context: SweepContext, task: Task) -> TaskResult:
     jobs = [Job(*job, may_exist=task.may_exist) for job in zip(task.numbers, task.jobs, strict=True)]
     try:
         runner = _runner(context)
-        with watch_claim(context.sweep.folder, context.claim, runner.interruption):
+        own = use_own_config(own_config_of(context.config.hydra.runtime.config_sources))
+        with own, watch_claim(context.sweep.folder, context.claim, runner.interruption):
             results = [job_result(job) for job in runner.run(jobs)]
     except KeyboardInterrupt:
         results = [job_result(job) if job.status else JobResult(JobStatus.LEFT) for job in jobs]

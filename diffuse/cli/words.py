@@ -1,0 +1,64 @@
+"""Words on the command line that are no command and no option: says which was meant. Nothing is imported for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from diffuse.errors import ConfigError
+
+# Other names of what is here, and what is written for them.
+_OTHER_NAMES = {
+    "run": "diffuse [OVERRIDES]",
+    "txt2img": "diffuse prompt=TEXT",
+    "img2img": "diffuse input_image=FILE",
+    "multirun": "diffuse -m",
+    "sweep": "diffuse -m",
+    "help": "diffuse --help",
+    "version": "diffuse --version",
+}
+# Hydra's options that do not hold here, and what does.
+_REPLACED = {
+    ("--config-path", "-cp"): "--config-dir DIR adds a folder of your own files to the package's",
+    ("--run", "-r"): "a command without -m is a single run",
+    ("--info", "-i"): "--cfg job, --cfg hydra and --cfg all print the configuration",
+    ("--experimental-rerun",): "diffuse reproduce makes a run again",
+}
+# After any other option a word may be its value, which the command reads itself.
+_WITHOUT_VALUE = ("-m", "--multirun", "-y", "--yes", "--dry-run", "--resolve")
+
+
+def check_words(arguments: Sequence[str], commands: Sequence[str]) -> None:
+    """Checks that every argument is an option or an override, where no command stands first.
+
+    Raises:
+        ConfigError: one is a word by itself: a command that does not exist or comes late, or a prompt.
+    """
+    before = ""
+    for word in arguments:
+        is_value, before = before.startswith("-") and before not in _WITHOUT_VALUE, word
+        if is_value or "=" in word or word.startswith(("-", "~")) or not word.strip():
+            continue
+        if word in commands:
+            raise ConfigError(f"{word}: is a command, which goes first: diffuse {word} ...")
+        if len(word.split()) > 1:
+            raise ConfigError(f'{word}: should be NAME=VALUE; a prompt is written as prompt="{word}"')
+        raise ConfigError(
+            f"{word}: there is no such command, and a setting is written NAME=VALUE; {_near_command(word, commands)}"
+        )
+
+
+def _near_command(word: str, commands: Sequence[str]) -> str:
+    typed = word.casefold()
+    known = {name: f"diffuse {name}" for name in commands} | _OTHER_NAMES
+    near = get_close_matches(typed, known, 1, 0.6) or [name for name in commands if typed.startswith(name)]
+    return f"did you mean {known[near[0]]}?" if near else f"the commands are {', '.join(commands)}"
+
+
+def near_option(name: str, options: Sequence[str]) -> str:
+    """Returns a clause that says what to write in place of an option that does not exist."""
+    for names, hint in _REPLACED.items():
+        if name in names:
+            return f"; {hint}"
+    near = get_close_matches(name, [option for option in options if option.startswith("--")], 1, 0.7)
+    return f"; did you mean {near[0]}?" if near else "; diffuse --help lists them"
