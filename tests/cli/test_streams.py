@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import LIMIT
 
 RUN = ["prompt=x", "num_inference_steps=1", "tracking=none"]
 ENCODINGS = {
@@ -20,7 +21,7 @@ ENCODINGS = {
 
 def _diffuse(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "diffuse", *arguments]
-    return subprocess.run(command, capture_output=True, env={**os.environ, **variables}, timeout=600)
+    return subprocess.run(command, capture_output=True, env={**os.environ, **variables}, timeout=LIMIT)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -53,7 +54,7 @@ def test_a_full_output_is_one_line(flags: str) -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=600,
+            timeout=LIMIT,
         )
     assert done.returncode == 1
     assert done.stderr == "diffuse: standard output cannot be written: No space left on device\n"

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from command import finished, jobs_in, start, until
 from fork_server import ForkServer, fork_server
+from workers import stopping
 
 from diffuse.media.load import image_sha256, read_record
 
@@ -146,15 +146,10 @@ def test_ctrl_c_stops_after_the_step(tmp_path: Path) -> None:
 
 def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     """While the first still waits for the store, which takes seconds to make."""
-    process = start(*COMMAND, "seed=1", "num_inference_steps=300", cwd=tmp_path)
-    until(
-        lambda: list(tmp_path.glob("outputs/.diffuse*/**/*")) or (tmp_path / "out" / "sweep.json").exists(),
-        process,
-    )
-    time.sleep(0.5)
+    process = start(*COMMAND, "seed=1", "num_inference_steps=1000", cwd=tmp_path)
+    until((tmp_path / "out" / "multirun.yaml").is_file, process)  # from here on Ctrl-C is handled
     process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "\n" and "stopping after this step" in process.stderr.readline()
+    stopping(process)
     process.send_signal(signal.SIGINT)
     done = finished(process)
     assert done.status == 130 and "goes on" not in done.err and "Traceback" not in done.err
