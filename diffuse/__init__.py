@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from diffuse.device import fork as fork  # notes what a fork takes away, from now on
+
 __version__ = "0.1.0"
 __all__ = [
     "DiffuseError",

@@ -276,7 +276,7 @@ def inpaint(
 def _model(model: str | Path) -> dict[str, str]:
     """Returns the fields that name a model: an option of its group, or any checkpoint."""
     name = str(model)
-    if name in group_options("model") or not ("/" in name or Path(name).is_dir()):
+    if name in group_options("model") or not ("/" in name or name.startswith("~") or Path(name).is_dir()):
         return {"model": name}
     return {"model": "auto", "model.source": name}
 

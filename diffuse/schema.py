@@ -172,12 +172,12 @@ class HardwareConfig:
 
 @dataclass
 class TrackingConfig:
-    """`conf/tracking/*.yaml`: where the record goes."""
+    """`conf/tracking/*.yaml`: where the record goes. Null is what `config/tracking_settings.py` makes of it."""
 
     name: str = MISSING  # mlflow | none
     uri: str | None = None
     artifact_location: str | None = None
-    experiment: str = "diffuse"
+    experiment: str | None = None
     journal: str | None = None  # where runs wait until they are in the store
     run_name: str | None = None  # of the run; in a sweep it stands before the name of each
     tags: dict[str, Any] = field(default_factory=dict)  # the user's own, by name

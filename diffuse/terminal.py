@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from diffuse.errors import ConfigError, one_line
+from diffuse.errors import ConfigError, first_line, one_line
 
 if TYPE_CHECKING:
     from diffuse.sampling.results import Step
 
 
 def say(line: str) -> None:
-    """Prints one line, whatever line breaks the text holds."""
-    print(one_line(line), file=sys.stderr, flush=True)
+    """Prints one line, whatever line breaks the text holds. A stream that takes no more costs nobody a picture."""
+    with suppress(OSError, ValueError):  # ValueError: it is closed
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 def confirm(question: str, no_terminal: str) -> bool:
@@ -46,6 +49,8 @@ def print_path(path: Path) -> None:
             print(str(path).encode("ascii", "backslashreplace").decode(), flush=True)
     except OSError as error:
         _errors.append(error)
+    except Exception as error:  # a stream that is closed, or somebody's own
+        _errors.append(OSError(errno.EIO, first_line(error)))
 
 
 def print_error() -> OSError | None:

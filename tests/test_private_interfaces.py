@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import diffuse
+from diffuse.tracking.upgrade import known_revisions
 
 PACKAGE = Path(diffuse.__file__).parent
 PAGE = PACKAGE / "docs" / "private-interfaces.md"
@@ -109,6 +110,19 @@ def mlflow_artifacts() -> None:
         assert [path.name for path in folder.iterdir()] == ["new.txt"]
 
 
+def mlflow_schemas() -> None:
+    """The names that are read from the files are those that alembic reads."""
+    import mlflow
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    script = {each.revision: each.down_revision for each in ScriptDirectory.from_config(config).walk_revisions()}
+    assert known_revisions() == {name: (before,) if before else () for name, before in script.items()}
+    assert len(script) > 60
+
+
 def compiler_errors() -> None:
     from torch._dynamo import exc
     from torch._inductor.exc import InductorError
@@ -179,6 +193,7 @@ PROBES: dict[str, Callable[[], None]] = {
     "joblib.externals.loky.process_executor._MAX_MEMORY_LEAK_SIZE": loky_memory_limit,
     "mlflow.server.app": mlflow_pages,
     "mlflow.server.fastapi_app.app": mlflow_pages,
+    "mlflow.store.db_migrations.versions": mlflow_schemas,
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": mlflow_artifacts,
     "torch._dynamo.exc.TorchDynamoException": compiler_errors,
     "torch.overrides.TorchFunctionMode": function_mode,

@@ -3,7 +3,8 @@
 A configuration class is a frozen dataclass whose fields carry the published names. It may declare
 
 - `FIXED`: published keys for which only the listed values are implemented;
-- `IGNORED`: published keys that do not change what is computed.
+- `IGNORED`: published keys that do not change what is computed;
+- `SECTION`: the name under which a file of several models holds the settings, where the file has that name at all.
 
 Any other key is a setting that this program does not know. It is accepted only where it is off.
 """
@@ -36,6 +37,11 @@ def read_architecture(cls: type[T], published: Mapping[str, Any], file: str) -> 
     """
     fixed: Mapping[str, tuple[Any, ...]] = getattr(cls, "FIXED", {})
     ignored: frozenset[str] = getattr(cls, "IGNORED", frozenset())
+    section = getattr(cls, "SECTION", None)
+    if section is not None and published.get(section) is not None:
+        published, file = published[section], f"{file}: {section}"
+        if not isinstance(published, Mapping):
+            raise CheckpointError(f"{file}={_show(published)} should be an object; the file is damaged")
     hints = get_type_hints(cls)
     known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}

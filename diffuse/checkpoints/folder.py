@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -54,9 +56,10 @@ class CheckpointFolder:
             CheckpointError: the folder is not a checkpoint in the diffusers layout; the message says what it may be.
         """
         checkpoint = cls(folder, source or str(folder), variant=variant, setting=setting)
-        if not (folder / "model_index.json").is_file():
+        index = folder / "model_index.json"
+        if not index.is_file():
             try:
-                problem = _explain_no_index(folder)
+                problem = _explain_no_file(index) or _explain_no_index(folder)
             except OSError as error:
                 raise unreadable(checkpoint.source, error) from None
             raise CheckpointError(f"{checkpoint.source}: {problem}")
@@ -167,8 +170,12 @@ class CheckpointFolder:
         else:
             paths = [self.path(f"{component}/{first}")]
         for path in paths:
-            if not path.is_file():
-                raise CheckpointError(f"{self._display_path(path)}: is missing; copy or download it again")
+            with self._reading(path):
+                if not stat.S_ISREG(path.stat().st_mode):
+                    kind = "a folder" if path.is_dir() else "something else"
+                    raise CheckpointError(
+                        f"{self._display_path(path)}: is {kind} and should be a file; copy or download it again"
+                    )
         return paths
 
     def tensor_files(self, component: str) -> list[SafetensorsFile]:
@@ -192,12 +199,18 @@ class CheckpointFolder:
         header of every weights file: a file that was replaced makes another identity.
         """
         components = sorted(name for name in self.components if self.has(name))
-        digest = hashlib.sha256(b"" if self.component else (self.folder / "model_index.json").read_bytes())
+        digest = hashlib.sha256()
+        if not self.component:
+            path = self.path("model_index.json")
+            with self._reading(path):
+                digest.update(path.read_bytes())
         for component in components:
             for path in sorted([*self.path(component).glob("*.json"), *self.path(component).glob("*.txt")]):
-                digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
+                with self._reading(path):
+                    digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
             for path in self._weights(component):
-                digest.update(f"{component}/{path.name} {_state(path)}\n".encode() + header_bytes(path))
+                with self._reading(path):
+                    digest.update(f"{component}/{path.name} {_state(path)}\n".encode() + header_bytes(path))
         own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
         return " ".join([own, *(f"{name}={part.identity}" for name, part in sorted(self.parts.items()))])
 
@@ -210,12 +223,11 @@ class CheckpointFolder:
             components: the components whose weights count; None for all that are taken from here.
         """
         names = self.components if components is None else components
-        lines = [
-            f"{_file_digest(path)}  {component}/{path.name}\n"
-            for component in sorted(names)
-            if self.has(component)
-            for path in self._weights(component)
-        ]
+        lines = []
+        for component in sorted(names):
+            for path in self._weights(component) if self.has(component) else []:
+                with self._reading(path):
+                    lines.append(f"{_file_digest(path)}  {component}/{path.name}\n")
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
     @cached_property
@@ -234,6 +246,14 @@ class CheckpointFolder:
         names = self._listing.get(component, [])
         return self.files(component) if any(n.endswith((".safetensors", *PICKLES)) for n in names) else []
 
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Raises CheckpointError where `path` cannot be read in the block."""
+        try:
+            yield
+        except OSError as error:
+            raise unreadable(self._display_path(path), error) from None
+
     def _display_path(self, path: Path) -> str:
         return f"{self.source.rstrip('/')}/{path.relative_to(self.folder).as_posix()}"
 
@@ -243,7 +263,8 @@ class CheckpointFolder:
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{where}: is missing; copy or download it again") from None
+            missing = "is a link to a file that is missing" if path.is_symlink() else "is missing"
+            raise CheckpointError(f"{where}: {missing}; copy or download it again") from None
         except OSError as error:
             raise unreadable(where, error) from None
         except (ValueError, RecursionError):
@@ -258,8 +279,8 @@ _digests: dict[tuple[str, tuple[int, ...]], str] = {}
 
 def _state(path: Path) -> tuple[int, ...]:
     """Returns what changes with the file's contents. The time alone would not: its clock ticks too slowly."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _file_digest(path: Path) -> str:
@@ -277,6 +298,15 @@ def no_component(source: str, component: str) -> CheckpointError:
         f"{source}: has neither a folder {component} nor {files} of its own; give a checkpoint or a folder that is one "
         f"{component}"
     )
+
+
+def _explain_no_file(path: Path) -> str:
+    """Says what stands in the place of a file, and what to do about it; nothing where nothing does."""
+    if path.is_dir():
+        return f"its {path.name} is a folder and should be a file; copy or download it again"
+    if path.is_symlink():
+        return f"its {path.name} is a link to a file that is missing; copy or download it again"
+    return ""
 
 
 def _explain_no_index(folder: Path) -> str:

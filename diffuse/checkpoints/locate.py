@@ -15,9 +15,11 @@ from diffuse.checkpoints.hub.cache import cache_folder, cached_checkpoint
 from diffuse.checkpoints.hub.download import download_files, partial_size
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
-from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download
+from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, readable_sizes
+from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError, ConfigError
+from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
@@ -52,7 +54,7 @@ def locate_checkpoints(
     if incomplete and consent is Download.ask:
         _ask(incomplete, f"add model.download=yes, or first run: {command}")
     for plan in incomplete:
-        size = readable_size(plan.missing_size)
+        size = readable_sizes(plan.missing)
         say(f"{plan.source.location} is not here yet: fetching {size} ({len(plan.missing)} files)")
     fetched = iter(download_files(plans, check_all=False))
     return [checkpoint or next(fetched) for checkpoint in checkpoints]
@@ -103,8 +105,8 @@ def download_checkpoints(sources: Sequence[Source], consent: Download) -> list[C
         kept = partial_size([plan])
         resumed = f", of which {readable_size(kept)} are here from an interrupted run" if kept else ""
         say(
-            f"{plan.source.location} at {plan.commit[:12]}: {len(plan.files)} files, {readable_size(plan.size)}; "
-            f"{readable_size(plan.missing_size)} to fetch{resumed} into {cache_folder()}"
+            f"{plan.source.location} at {plan.commit[:12]}: {len(plan.files)} files, {readable_sizes(plan.files)}; "
+            f"{readable_sizes(plan.missing)} to fetch{resumed} into {cache_folder()}"
         )
     incomplete = [plan for plan in plans if plan.missing]
     if incomplete and consent is Download.ask:
@@ -140,15 +142,19 @@ def _cached_checkpoint(source: Source) -> CheckpointFolder | None:
 def _local_checkpoint(source: Source) -> CheckpointFolder | None:
     """Returns the checkpoint in the folder that a source names; None if it names a repository."""
     location, setting = source.location, source.setting
-    folder = Path(location).expanduser()
-    if location and folder.is_dir():
+    folder = user_path(location, f"{setting}.source")
+    try:
+        is_folder, is_file = bool(location) and folder.is_dir(), folder.is_file()
+    except OSError as error:
+        raise unreadable(f"{setting}.source={location}", error) from None
+    if is_folder:
         if source.single and source.components:
             component = source.components[0]
             return CheckpointFolder.open_component(
                 folder, component, variant=source.variant, source=location, setting=setting
             )
         return CheckpointFolder.open(folder, variant=source.variant, source=location, setting=setting)
-    if folder.is_file():
+    if is_file:
         raise CheckpointError(
             f"{location}: is a file; {setting}.source is a folder in the diffusers layout or a hub repository "
             "OWNER/NAME, and a single-file checkpoint must first be converted"
@@ -179,7 +185,7 @@ def _require_download(absent: Sequence[Source], consent: Download, command: obje
 def _ask(plans: Sequence[DownloadPlan], other_way: str) -> None:
     """Asks once for all plans; raises ConfigError if the answer is no, or if there is nobody to ask."""
     locations = _locations([plan.source for plan in plans])
-    size = readable_size(sum(plan.missing_size for plan in plans))
+    size = readable_sizes(file for plan in plans for file in plan.missing)
     no_terminal = f"{locations}: {size} would be fetched, and there is no terminal to ask on; {other_way}"
     if not confirm(f"{locations}: fetch {size}?", no_terminal):
         raise ConfigError("nothing was fetched")

@@ -65,6 +65,10 @@ class SafetensorsFile:
 
 def unreadable(name: str, error: OSError) -> CheckpointError:
     """Returns the error for a file or folder `name` that the system does not let us read."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{name}: is missing, or a link to a file that is; copy or download it again")
+    if isinstance(error, IsADirectoryError):
+        return CheckpointError(f"{name}: is a folder and should be a file; copy or download it again")
     return CheckpointError(f"{name}: cannot be read: {error.strerror or error}; check its permissions and the disk")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-from diffuse.cli.output import print_line
+from diffuse.cli.output import print_line, writing_output
 from diffuse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,15 +103,19 @@ def _doctor(arguments: list[str]) -> None:
 
     from diffuse.cli import doctor
     from diffuse.config.groups import load_group
+    from diffuse.config.tracking_settings import tracking_settings
     from diffuse.schema import HardwareConfig
 
+    settings = None if cfg.tracking.name == "none" else tracking_settings(cfg.tracking)
     report = doctor.report(
         load_group("model"),
         load_group("memory_profile"),
-        tracking_uri=cfg.tracking.uri,
+        tracking_uri=None if settings is None else settings.uri,
+        tracking_origin="" if settings is None else settings.origins.get("uri", ""),
         config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
     )
-    Console().print(report)
+    with writing_output():
+        Console().print(report)
 
 
 def _ui(arguments: list[str]) -> None:
@@ -119,7 +123,7 @@ def _ui(arguments: list[str]) -> None:
 
     from diffuse.tracking import ui
 
-    ui.serve(cfg.tracking)
+    ui.serve(cfg.tracking, show=print_line)
 
 
 def _sync(arguments: list[str]) -> None:

@@ -12,11 +12,9 @@ import re
 import shutil
 import sqlite3
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -30,7 +28,10 @@ from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import EVERY, auto_profile
 from diffuse.errors import DiffuseError
+from diffuse.paths import user_path
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig
+from diffuse.tracking.address import address_error
+from diffuse.tracking.upgrade import store_age
 
 LIBRARIES = (
     "torch",
@@ -57,6 +58,7 @@ def report(
     tracking_uri: str | None,
     nvml: Any | None = None,
     config: HardwareConfig | None = None,
+    tracking_origin: str = "",
 ) -> RenderableType:
     """Returns the report for a rich console; it fits 80 columns. Neither the store nor any cache is created.
 
@@ -66,6 +68,7 @@ def report(
         tracking_uri: the tracking store's; None where nothing is tracked.
         nvml: see `diffuse.device.gpus`.
         config: the hardware to plan for; None detects it.
+        tracking_origin: the environment variable that names the store, if one does.
     """
     hw, error = _detect(config or HardwareConfig(name="auto"), nvml)
     return Group(
@@ -74,7 +77,7 @@ def report(
         *_section("Cards", _cards(nvml, hw, error)),
         *_section("Libraries", _libraries()),
         *_section("Memory profile of each model", _models(models, profiles, hw, error)),
-        *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking_uri))]),
+        *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking_uri, tracking_origin))]),
     )
 
 
@@ -200,7 +203,7 @@ def _hub_cache() -> str:
     except _BROKEN as error:
         return f"[red]huggingface_hub cannot be imported[/]: {escape(_line(error))}"
     offline = ", [yellow]offline (HF_HUB_OFFLINE)[/]" if constants.HF_HUB_OFFLINE else ""
-    folder = Path(constants.HF_HUB_CACHE)
+    folder = user_path(constants.HF_HUB_CACHE, "HF_HUB_CACHE")
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -208,18 +211,21 @@ def _hub_cache() -> str:
     return f"{escape(str(folder))}{state}, {_gib(shutil.disk_usage(existing).free)} free on its disk{offline}"
 
 
-def _tracking(uri: str | None) -> str:
+def _tracking(uri: str | None, origin: str = "") -> str:
     """Returns the store and whether it can be reached; it is opened for reading only."""
     if not uri:
         return "none"
     shown = escape(re.sub(r"//[^/@]*@", "//***@", uri))  # a password does not belong on a screen
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme in ("http", "https"):
-        return f"{shown}: {_server(uri)}"
-    if parts.scheme == "sqlite":
+    if origin.startswith("MLFLOW_"):
+        shown = f"{shown} ({origin})"
+    if uri.startswith("sqlite:///"):
         return f"{shown}: {_database(uri)}"
-    if parts.scheme in ("", "file"):
+    if uri.startswith("file:") or (":" not in uri and uri != "databricks"):
         return f"{shown}: [red]a folder of files, which MLflow no longer opens; use sqlite:///FILE[/]"
+    if (reason := address_error(uri)) is not None:
+        return f"{shown}: [red]{escape(reason)}[/]"
+    if uri.startswith(("http://", "https://")):
+        return f"{shown}: {_server(uri)}"
     return f"{shown}: not checked"
 
 
@@ -236,7 +242,7 @@ def _server(uri: str) -> str:
 
 
 def _database(uri: str) -> str:
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = user_path(uri.removeprefix("sqlite:///"), "tracking.uri")
     if not path.exists():
         existing = path.absolute().parent
         while not existing.exists():
@@ -250,8 +256,12 @@ def _database(uri: str) -> str:
             (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
     except sqlite3.Error as error:
         return f"[red]is no MLflow store[/] ({escape(_line(error))})"
+    age = {
+        "older": ", [yellow]of an older MLflow, which the next run upgrades[/]",
+        "newer": ", [red]of a newer MLflow than this one[/]",
+    }.get(store_age(path.absolute()), "")
     locked = "" if os.access(path, os.W_OK) else ", [red]not writable[/]"
-    return f"[green]there[/], {runs} run{'' if runs == 1 else 's'}{locked}"
+    return f"[green]there[/], {runs} run{'' if runs == 1 else 's'}{age}{locked}"
 
 
 def _gib(count: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffuse.cli.hydra_main import run_hydra
@@ -14,6 +13,7 @@ from diffuse.config.quoting import quote_value
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError
 from diffuse.media.files import file_stem
+from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.sweep.job import Job, JobStatus
 from diffuse.terminal import say
@@ -48,7 +48,8 @@ def _list_drafts(cfg: DictConfig) -> None:
         parts += [f"{count} pictures"] if count > 1 else []
         stem = file_stem(draft.prompt, draft.seed, cfg.output.name)
         file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}.{cfg.output.format.name}"
-        print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {Path(cfg.output.dir, file)}")
+        path = user_path(cfg.output.dir, "output.dir") / file
+        print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {path}")
     runs = "1 run" if len(drafts) == 1 else f"{len(drafts)} runs"
     weights = "its weights are here" if are_here else "not all of its weights are here, they would be fetched"
     say(f"{runs} to make with model={cfg.model.name}; {weights}; {_NOTHING}")

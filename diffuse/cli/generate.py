@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,8 +25,12 @@ def run_generate(arguments: list[str]) -> None:
     flags, command_line = _split(arguments)
 
     from diffuse.cli.hydra_main import run_hydra
+    from diffuse.config.groups import compose_quoted
+    from diffuse.config.hydra_settings import check_hydra_config, check_hydra_overrides, may_set_hydra
+    from diffuse.config.mistakes import explain_errors
     from diffuse.config.quoting import quote_overrides
     from diffuse.run import model_auto
+    from diffuse.sweep.auto_models import resolve_swept_models
     from diffuse.sweep.plan import is_sweep
 
     yes, dry = bool({"-y", "--yes"} & {*flags}), "--dry-run" in flags
@@ -37,8 +42,15 @@ def run_generate(arguments: list[str]) -> None:
         raise ConfigError(f"--dry-run and {other}: each prints something else; leave one of them out")
     if dry and junit is not None:
         raise ConfigError(f"--dry-run and --junit {junit}: nothing is checked; leave one of them out")
-    command_line = model_auto.resolve_model(command_line)
+    prints = any(flag in ("--cfg", "-c", "--hydra-help") for flag in flags)
+    if not prints:
+        check_hydra_overrides(command_line, sweep=multirun)
+    resolve = resolve_swept_models if multirun else model_auto.resolve_model
+    command_line = resolve(command_line)
     overrides = quote_overrides(command_line, sweep=multirun)
+    if not (prints or multirun) and may_set_hydra(command_line):  # before Hydra makes a folder
+        with explain_errors(command_line):
+            check_hydra_config(compose_quoted(overrides, hydra=True).hydra)
     if dry:
         from diffuse.cli.dry_run import list_run, list_sweep
 
@@ -57,11 +69,13 @@ def run_generate(arguments: list[str]) -> None:
 def _run_job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
 
+    from diffuse.config.hydra_settings import check_hydra_config
     from diffuse.config.quoting import unquote_overrides
     from diffuse.config.request import draft_requests
 
     if junit is not None and cfg.suite is None:
         raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
+    check_hydra_config(HydraConfig.get())
     overrides = unquote_overrides(HydraConfig.get().overrides.task)
     if cfg.suite is not None:
         return _run_suite(cfg, overrides, junit)
@@ -95,7 +109,7 @@ def _take_junit(arguments: list[str]) -> tuple[Path | None, list[str]]:
             value = value if equals else rest.pop(0) if rest else ""
             if not value:
                 raise ConfigError("--junit: write it to which file? --junit FILE")
-            return Path(value), arguments[:index] + rest
+            return user_path(value, "--junit"), arguments[:index] + rest
     return None, arguments
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import diffuse
 from diffuse.cli.help import help_text
 from diffuse.cli.output import print_line, report_error, report_line
-from diffuse.errors import DiffuseError
+from diffuse.errors import ConfigError, DiffuseError
+from diffuse.sweep.interrupt import stop_signals_as_ctrl_c
 
 COMMANDS = ("generate", "compare", "reproduce", "download", "doctor", "ui", "sync")
 _INTERRUPTED = 130
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # such as the one that tracks, that makes everything five times slower. It changes no number.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     try:
-        _dispatch(arguments)
+        with stop_signals_as_ctrl_c():
+            _dispatch(arguments)
         status = 0
     except KeyboardInterrupt:
         report_line("interrupted")
@@ -65,9 +67,15 @@ def _dispatch(arguments: list[str]) -> None:
     rest = arguments[1:] if command else arguments
     if any(argument in ("-h", "--help") for argument in rest):
         print_line(help_text())
-    elif "--version" in rest:
+        return
+    if "--version" in rest:
         print_line(f"diffuse {diffuse.__version__}")
-    elif command in (None, "generate"):
+        return
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(f"the current folder is not there any more: {error.strerror}; go to another") from None
+    if command in (None, "generate"):
         from diffuse.cli.generate import run_generate
 
         run_generate(rest)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from diffuse.errors import DiffuseError, RunError
 
 
 def print_line(text: object) -> None:
     """Prints a line on standard output. Raises RunError where it cannot be written, unless its reader has gone."""
-    try:
+    with writing_output():
         print(text, flush=True)
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Raises RunError where standard output cannot be written in the block, unless its reader has gone."""
+    try:
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -19,8 +29,9 @@ def print_line(text: object) -> None:
 
 
 def report_line(message: str) -> None:
-    """Prints a message as one line on standard error."""
-    print(f"diffuse: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Prints a message as one line on standard error, if that takes it."""
+    with suppress(OSError, ValueError):
+        print(f"diffuse: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def report_error(error: Exception) -> None:

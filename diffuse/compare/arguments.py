@@ -10,6 +10,7 @@ from pathlib import Path
 
 from diffuse.compare.report import ReportOptions
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 
 _VALUED = ("--out", "--x", "--y", "--z", "--reference")
 _OPTIONS = (*_VALUED, "--no-sheets")
@@ -63,7 +64,7 @@ def parse_compare_arguments(arguments: Sequence[str]) -> CompareArguments:
 def _output_folder(out: str | None, names: Sequence[str]) -> Path:
     """Returns the folder of the report: below the one folder that is compared, otherwise one of its own."""
     if out:
-        return Path(out).expanduser()
-    if len(names) == 1 and Path(names[0]).is_dir():
-        return Path(names[0], "report")
+        return user_path(out, "--out")
+    if len(names) == 1 and (folder := user_path(names[0])).is_dir():
+        return folder / "report"
     return Path("outputs", "compare", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))

@@ -21,6 +21,7 @@ from diffuse.compare.cells import (
 from diffuse.errors import ConfigError, DiffuseError, MediaError
 from diffuse.media.formats import format_of
 from diffuse.media.load import read_record
+from diffuse.paths import user_path
 from diffuse.tracking.tags import ERROR_TAG, SWEEP_TAG
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def find_cells(names: Sequence[str], tracking: Callable[[], TrackingConfig], dow
 
 def _find_on_disk(name: str) -> CellSet | None:
     """Returns the cells of a file, a folder or a sweep; None for a name that only a store can know."""
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir():
         return cells_in_folder(path)
     if path.name == JOB and path.is_file():

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from diffuse.compare.axes import STEPS, Axis, format_value
 from diffuse.compare.cells import Cell
 from diffuse.compare.metrics import Difference, measure_difference
 from diffuse.compare.pixels import read_frames
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 
 _KEPT = 8  # references whose pixels stay in memory
 
@@ -91,7 +91,7 @@ def _by_values(cells: Sequence[Cell], axes: Sequence[Axis], fields: Sequence[str
 
 
 def _by_name(cells: Sequence[Cell], axes: Sequence[Axis], name: str) -> Cell:
-    path = Path(name)
+    path = user_path(name, "--reference")
     for cell in cells:
         if cell.run_id == name or (path.is_file() and path.resolve() == cell.path.resolve()):
             return cell

@@ -18,7 +18,7 @@ from diffuse.config.compose import ConfigValues
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.mistakes import suggestion
-from diffuse.config.run_tags import check_run_tags
+from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
 from diffuse.schedulers.options import check_options
 from diffuse.schema import COMPONENTS, PROMPT_FIELDS, REQUEST_FIELDS, SEED_LIMIT, PromptSyntax, RequestField
@@ -85,7 +85,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
             raise ConfigError(f"memory_profile.{name}={value}: should be a whole number of {least} or more")
     if not 1 <= config.output.quality <= 100:
         raise ConfigError(f"output.quality={config.output.quality}: should be from 1 to 100")
-    check_run_tags(config.tracking.tags, config.tracking.run_name)
+    check_tracking(config.tracking)
     if not str(config.output.dir):
         raise ConfigError("output.dir is empty: give a folder")
 

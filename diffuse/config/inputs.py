@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 
 from diffuse.errors import ConfigError
 from diffuse.media.images import InputImage, InputImageCache
+from diffuse.paths import user_path
 from diffuse.schema import INPUT_FIELDS, GenerationRequest, Resize
 
 STRENGTH = 0.8  # where none is given: enough to change things, and to keep their arrangement
@@ -56,7 +56,7 @@ class Inputs:
         files = {"input_image": (request.input_image, self.picture), "mask_image": (request.mask_image, self.mask)}
         return {
             field: {
-                "file": None if read.in_memory else str(Path(str(path)).expanduser().absolute()),
+                "file": None if read.in_memory else str(user_path(str(path), field).absolute()),
                 "sha256": read.sha256,
                 "width": read.size[0],
                 "height": read.size[1],

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -21,6 +20,7 @@ from diffuse.config.mistakes import explain_errors, suggestion
 from diffuse.config.objective import read_reference
 from diffuse.errors import ConfigError
 from diffuse.media.images import InputImage, InputImageCache
+from diffuse.paths import user_path
 from diffuse.schema import PROMPT_FIELDS, REQUEST_FIELDS, GenerationRequest
 
 DRAWN_SEEDS = 2**32  # a drawn seed is below it: short enough to be typed again
@@ -150,7 +150,7 @@ def read_prompt_file(file: str) -> list[str]:
     Raises:
         ConfigError: it cannot be read, or holds none.
     """
-    path = Path(file).expanduser()
+    path = user_path(file, "prompt_file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

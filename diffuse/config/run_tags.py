@@ -19,8 +19,11 @@ _OWN = ("diffuse.", "mlflow.source.")
 _OWN_KEYS = ("mlflow.user", "mlflow.runName", "mlflow.loggedImages")
 
 
-def check_run_tags(tags: Mapping[str, Any], name: str | None) -> None:
-    """Checks `tracking.tags` and `tracking.run_name`.
+def check_run_tags(tags: Mapping[str, Any], name: str | None, name_origin: str = "tracking.run_name") -> None:
+    """Checks `tracking.tags` and the name of runs.
+
+    Args:
+        name_origin: how the user gave the name.
 
     Raises:
         ConfigError: MLflow would refuse or cut one, or a tag is one that diffuse sets itself.
@@ -41,9 +44,9 @@ def check_run_tags(tags: Mapping[str, Any], name: str | None) -> None:
         if len(tag_text(value)) > _VALUE_CHARACTERS:
             raise ConfigError(f"{where}: is longer than the {_VALUE_CHARACTERS} characters that MLflow keeps of a tag")
     if name is not None and not name.strip():
-        raise ConfigError("tracking.run_name is empty: give a name, or leave it out")
+        raise ConfigError(f"{name_origin} is empty: give a name, or leave it out")
     if name is not None and len(name) > _NAME_CHARACTERS:
-        raise ConfigError(f"tracking.run_name: has {len(name)} characters; MLflow keeps {_NAME_CHARACTERS}")
+        raise ConfigError(f"{name_origin}: has {len(name)} characters; MLflow keeps {_NAME_CHARACTERS}")
 
 
 def tag_text(value: Any) -> str:

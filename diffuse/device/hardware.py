@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diffuse.device.compile import check_compiler
+from diffuse.device.fork import allowed_threads, check_cuda, note_threads
 from diffuse.device.gpus import GIB, Gpu, all_gpus, explain_missing_cuda, visible_gpus
 from diffuse.device.host import cpu_has_bfloat16, cpu_name
 from diffuse.errors import HardwareError
@@ -110,6 +111,7 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         raise HardwareError(f"hardware.threads={config.threads} must be at least 1; null leaves the choice to torch")
     device = _device(config.device, nvml)
     if device == "cuda":
+        check_cuda()
         card = _cuda_card(nvml)
         name, capability, driver = card.name, card.capability, card.driver
         total, free = card.total_gib, card.free_gib
@@ -126,7 +128,7 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         dtype=config.dtype,
         deterministic=config.deterministic,
         compile=config.compile,
-        threads=config.threads,
+        threads=allowed_threads(config.threads),
         name=name,
         vram_total_gib=total,
         vram_free_gib=free,
@@ -168,7 +170,9 @@ def apply(hw: Hardware) -> None:
         keep_freed_memory()
     if _default_threads is None:
         _default_threads = torch.get_num_threads()
-    torch.set_num_threads(hw.threads or _default_threads)
+    threads = hw.threads or _default_threads
+    torch.set_num_threads(threads)
+    note_threads(threads)
 
 
 def _device(choice: Device, nvml: Any | None) -> str:

@@ -16,15 +16,15 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from diffuse.errors import MediaError, first_line
+from diffuse.errors import ConfigError, MediaError, first_line
 from diffuse.media.png import drop_metadata, scale_transparency, transparent_places
 from diffuse.media.tiff import check_tiff, grey_depth, is_tiff, mend_colormap
+from diffuse.paths import user_path
 from diffuse.schema import Resize
 
 # The formats that Pillow reads without other programs; some of the rest start one, such as Ghostscript.
@@ -112,8 +112,8 @@ class InputImageCache:
 def _file_state(path: str) -> tuple[int, ...] | None:
     """Returns values that change when a file is written or replaced; None if it is missing, which reading reports."""
     try:
-        status = os.stat(Path(path).expanduser())
-    except (OSError, ValueError, RuntimeError):
+        status = os.stat(user_path(path))
+    except (OSError, ValueError, ConfigError):
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -153,9 +153,9 @@ def read_mask(source: str | Image.Image | np.ndarray, field: str = "mask_image")
 def file_sha256(path: str) -> str | None:
     """Returns the SHA-256 of a file's bytes; None if there is no such file, or it cannot be read."""
     try:
-        with open(Path(path).expanduser(), "rb", opener=_open_without_waiting) as file:
+        with open(user_path(path), "rb", opener=_open_without_waiting) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if _is_regular(file.fileno()) else None
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, ConfigError):
         return None
 
 
@@ -248,7 +248,7 @@ def _from_array(source: object, field: str) -> Image.Image:
 
 def _content(path: str, label: str) -> bytes:
     try:
-        with open(Path(path).expanduser(), "rb", opener=_open_without_waiting) as file:
+        with open(user_path(path), "rb", opener=_open_without_waiting) as file:
             if not _is_regular(file.fileno()):
                 raise MediaError(f"{label}: is no file; give one picture")
             return file.read()
@@ -256,7 +256,9 @@ def _content(path: str, label: str) -> bytes:
         raise MediaError(f"{label}: is a folder; give one picture in it") from None
     except FileNotFoundError:
         raise MediaError(f"{label}: there is no such file") from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except ConfigError as error:
+        raise MediaError(f"{label.removesuffix(path)}{error}") from None
+    except (OSError, ValueError) as error:
         raise MediaError(f"{label}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import diffuse
+from diffuse.config.tracking_settings import tracking_record
 from diffuse.record.environment import determinism_settings, git_commit, library_versions, user_commit
 from diffuse.record.values import json_values, redact, resolved_values
 from diffuse.schema import COMPONENTS, GenerationRequest
@@ -33,6 +34,7 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 # Parts that a record may have.
 OPTIONAL_PARTS: dict[str, type] = {
     "user_git": dict,  # the commit of the repository that the command ran in
+    "tracking": dict,  # by field of it of which the environment says something: whether that held
 }
 
 
@@ -59,6 +61,11 @@ def run_record(
     resolved |= {key: value for key, value in fields.items() if key in resolved}
     if resolved.get("prompt_file"):
         resolved["prompt_file"] = None  # the run has one prompt of the file, now under `prompt`
+    tracking = resolved.get("tracking") or {}
+    origins: dict[str, str] = {}
+    if tracking.get("name") not in (None, "none"):
+        values, origins = tracking_record(tracking)
+        resolved["tracking"] = {**tracking, **values}
     record = {
         "diffuse": diffuse.__version__,
         "created": _now(),
@@ -74,6 +81,8 @@ def run_record(
     }
     if (user_git := user_commit()) is not None:
         record["user_git"] = user_git
+    if origins:
+        record["tracking"] = origins
     redacted: dict[str, Any] = redact(json_values(record))
     return redacted
 

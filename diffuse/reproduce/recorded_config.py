@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +17,7 @@ from diffuse.config.groups import TINY, load_group
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.root import Config
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.schema import COMPONENTS
 
 OWN_GROUPS = ("output", "tracking", "report", "objective")  # of the user, whatever the record says
@@ -114,7 +114,7 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     """Returns the memory profile that was chosen. The largest size of an image depends on this machine."""
     known = load_group("memory_profile")
     name = recorded.get("name")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
     values: DictConfig = config_from_data({"memory_profile": recorded}).memory_profile
     values.max_side = known[name].max_side
@@ -129,7 +129,7 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
     recorded, source = weights if isinstance(weights, dict) else {}, str(node.source)
     if source.startswith(("//", "\\\\")):
         raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
-    if name == "model" and source != str(TINY) and not Path(source).expanduser().is_dir():
+    if name == "model" and source != str(TINY) and not user_path(source, f"{name}.source").is_dir():
         ships = recorded.get("sha256") == CheckpointFolder.open(TINY).digest()
         if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
             node.source = str(TINY)

@@ -23,6 +23,7 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, MediaError
 from diffuse.media.images import file_sha256
 from diffuse.media.load import read_record
+from diffuse.paths import user_path
 from diffuse.record.recorded_run import RecordedRun, read_recorded_run, recorded_run
 from diffuse.reproduce.recorded_config import OWN_GROUPS, restore_config
 from diffuse.schema import COMPONENTS, TrackingConfig
@@ -66,7 +67,7 @@ def find_reproduction(target: str, overrides: Sequence[str] = ()) -> Reproductio
     """
     if not target:
         raise ConfigError("reproduce: make what again? Give a picture, a record.json, a job.json or the id of a run")
-    path = Path(target).expanduser()
+    path = user_path(target)
     if _RUN_ID.fullmatch(target) and not path.exists():
         return build_reproduction(_tracked_run(target, compose_config(overrides)), overrides)
     return build_reproduction(read_recorded_run(path), overrides)

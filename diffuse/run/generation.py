@@ -16,6 +16,7 @@ from diffuse.media.files import file_stem
 from diffuse.media.parameters import parameters_text
 from diffuse.media.pixels import pixels_sha256
 from diffuse.media.save import save_media
+from diffuse.paths import user_path
 from diffuse.record.record import image_record, record_with_images
 from diffuse.sampling.results import PipelineOutput
 from diffuse.schedulers.build import sampler_label
@@ -96,7 +97,8 @@ class Generation:
             MediaError: the folder, the name, the format or the quality cannot be used.
             RunError: a file could not be written, for instance because the disk is full.
         """
-        return [self.save_one(index, Path(folder), name, format, quality) for index in range(len(self.frames))]
+        place = user_path(folder)
+        return [self.save_one(index, place, name, format, quality) for index in range(len(self.frames))]
 
     def save_one(
         self, index: int, folder: Path, name: str | None, format: ImageFormat | str, quality: int = 95

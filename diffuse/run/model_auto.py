@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from diffuse.checkpoints.locate import model_index
 from diffuse.checkpoints.source import Source
 from diffuse.config.compose import compose_config
+from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
 
@@ -38,6 +39,7 @@ def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: as `compose_config`.
         ConfigError, CheckpointError: as `resolve_model`.
     """
+    check_hydra_overrides(overrides, sweep=False)
     return compose_config(resolve_model(overrides))
 
 
@@ -45,19 +47,31 @@ def resolve_model(overrides: Sequence[str]) -> list[str]:
     """Returns the overrides with the checkpoint's own family for `model=auto`.
 
     Raises:
-        ConfigError: `model.source` is missing.
-        CheckpointError: the checkpoint is not there, or of a family that is not implemented.
+        ConfigError, CheckpointError: as `read_option`.
     """
     if AUTO not in overrides:
         return list(overrides)
-    values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
-    source, revision = (_text(values.get(f"model.{name}")) for name in ("source", "revision"))
+    source = {name: value for name, _, value in (override.partition("=") for override in overrides)}.get("model.source")
+    model = f"model={read_option(_text(source), overrides)}"
+    return [model if override == AUTO else override for override in overrides]
+
+
+def read_option(source: str | None, overrides: Sequence[str]) -> str:
+    """Returns the option of `conf/model` that runs the checkpoint `source`.
+
+    Args:
+        overrides: those that say which revision it is, and whether it may be fetched.
+
+    Raises:
+        ConfigError: there is no source.
+        CheckpointError: the checkpoint is not there, or of a family that is not implemented.
+    """
     if source is None:
         raise ConfigError(f"{AUTO}: reads from a checkpoint what it is; add model.source=FOLDER or OWNER/NAME")
+    values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
     # A value that is none of them is refused when the configuration is composed.
     consent = Download.__members__.get(values.get("model.download", ""), Download.ask)
-    model = f"model={family_option(model_index(Source(source, revision), consent), source)}"
-    return [model if override == AUTO else override for override in overrides]
+    return family_option(model_index(Source(source, _text(values.get("model.revision"))), consent), source)
 
 
 def family_option(index: Mapping[str, Any], source: str) -> str:

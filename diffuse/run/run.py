@@ -16,6 +16,7 @@ from diffuse.device import hardware
 from diffuse.errors import RunError
 from diffuse.media.files import check_output, file_stem
 from diffuse.media.save import output_note
+from diffuse.paths import user_path
 from diffuse.record.values import indented_json
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation, result_record
@@ -85,7 +86,7 @@ def generate(
     """
     callbacks = callbacks or Callbacks(messages=False)
     if save:
-        check_output(Path(cfg.output.dir))
+        check_output(user_path(cfg.output.dir, "output.dir"))
         for draft in drafts:
             file_stem(draft.prompt, draft.seed, cfg.output.name)
     runs = [prepare(cfg, draft, latents, embeddings=embeddings) for draft in drafts]
@@ -183,8 +184,9 @@ def finish(
         sample_rate=output.sample_rate,
         sampler_settings=prepared.sampler_settings,
     )
+    folder = user_path(settings.dir, "output.dir") if save else Path()
     for index in range(len(generation.frames) if save else 0):
-        path = generation.save_one(index, Path(settings.dir), settings.name, settings.format, settings.quality)
+        path = generation.save_one(index, folder, settings.name, settings.format, settings.quality)
         generation.paths.append(path)
         if on_saved is not None:
             on_saved(path)

@@ -21,6 +21,7 @@ from diffuse.media.files import check_output
 from diffuse.media.formats import is_lossless
 from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
+from diffuse.paths import user_path
 from diffuse.record.record import PARTS
 from diffuse.run import model_auto
 from diffuse.run.callbacks import Callbacks
@@ -58,7 +59,7 @@ def run_suite(cfg: DictConfig, overrides: Sequence[str], junit_file: Path | None
         RunError: a case failed, or has faults.
         DiffuseError: nothing can be written to the output folder.
     """
-    check_output(Path(cfg.output.dir))
+    check_output(user_path(cfg.output.dir, "output.dir"))
     with tempfile.TemporaryDirectory(prefix="diffuse-smoke-", ignore_cleanup_errors=True) as folder:
         inputs = write_inputs(Path(folder))
         outcomes = [_outcome(case, cfg, overrides, inputs) for case in cases()]

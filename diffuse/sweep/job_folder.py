@@ -54,7 +54,10 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
         if not profile.get(name, True):
             del profile[name]
     scheduler = values["scheduler"]
-    for name in (*_LATER_EVERYWHERE, *_LATER_OPTIONS.get(scheduler.get("name"), ())):  # earlier sweeps lack them too
+    for name in (
+        *_LATER_EVERYWHERE,
+        *_LATER_OPTIONS.get(str(scheduler.get("name")), ()),
+    ):  # earlier sweeps lack these
         if scheduler.get(name, 0) is None:
             del scheduler[name]
     return values

@@ -57,6 +57,8 @@ class SweepLauncher(Launcher):
         """Sets the launcher up for Hydra."""
         for callback in () if self.calls_job_callbacks else hydra_context.callbacks.callbacks:
             _check_callback(callback)
+        if not self.calls_job_callbacks:
+            _check_job_settings(config.hydra)
         self.composer = JobComposer(hydra_context.config_loader)
         # The sweeper uses it too: it composes every job to check it.
         hydra_context.config_loader = cast(Any, self.composer)
@@ -92,4 +94,14 @@ def _check_callback(callback: Any) -> None:
             raise ConfigError(
                 f"hydra.callbacks: {type(callback).__name__}.{name} is never called, as a sweep makes jobs together; "
                 "use on_multirun_start and on_multirun_end, or hydra/launcher=basic, which makes one after the other"
+            )
+
+
+def _check_job_settings(hydra: DictConfig) -> None:
+    """Raises ConfigError for what Hydra's own launcher does for each job: jobs are made together."""
+    for name, value in (("job.env_set", dict(hydra.job.env_set)), ("output_subdir", hydra.output_subdir)):
+        if value:
+            raise ConfigError(
+                f"hydra.{name}: is not done for each job, as a sweep makes jobs together; leave it out, or add "
+                "hydra/launcher=basic, which makes one after the other"
             )

@@ -8,24 +8,31 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, RangeSweep
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.config.compose import compose_with_hydra, resolve_config
-from diffuse.config.groups import conf_dir, group_options, load_yaml
+from diffuse.config.groups import compose_quoted, conf_dir, load_yaml
+from diffuse.config.hydra_settings import check_hydra_config
 from diffuse.config.quoting import quote_text, quote_value
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
-from diffuse.config.run_tags import check_run_tags
+from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
+from diffuse.sweep.globs import expand_globs
 from diffuse.sweep.job_folder import job_identity, json_digest
+from diffuse.sweep.params import merge_params
 from diffuse.sweep.sweeper import axis_values, read_zip
 from diffuse.terminal import confirm
 
@@ -44,13 +51,14 @@ class _Axis:
 def is_sweep(overrides: Sequence[str]) -> bool:
     """Returns whether overrides are a sweep without `-m`, because of `hydra.mode` there or in their experiment."""
     mode = None
-    for name, _, value in (override.partition("=") for override in overrides):
+    typed = None
+    for name, _, value in (override.lstrip("+").partition("=") for override in overrides):
         if name == "hydra.mode":
-            return value == "MULTIRUN"
+            typed = value.strip("'\"")
         file = conf_dir() / "experiment" / f"{value}.yaml"
         if name == "experiment" and file.is_file():
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
-    return mode == "MULTIRUN"
+    return (typed or mode) == "MULTIRUN"
 
 
 def plan_sweep(
@@ -70,19 +78,24 @@ def plan_sweep(
             does not agree.
     """
     parse = OverridesParser.create().parse_overrides
+    overrides = expand_globs(overrides)
     base = compose_with_hydra(_fixed(parse(list(overrides))))
+    check_hydra_config(base.hydra)
     if base.suite is not None:
         raise ConfigError(
             f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
         )
-    hydra_overrides = _with_prompts(overrides, base)
-    if hydra_overrides != list(overrides):
-        base = compose_with_hydra(_fixed(parse(hydra_overrides)))
-        if base.prompt_file is not None:  # from an experiment
-            hydra_overrides.append("prompt_file=null")
-    sweep_overrides = [o for o in parse([*_sweeper_params(base), *hydra_overrides]) if o.is_sweep_override()]
-    axis_overrides = {o.key_or_group: o for o in sweep_overrides}  # the command line wins over the sweeper's own
+    hydra_overrides, base = _compose_prompts(list(overrides), base)
+    typed = base
+    merged, replaced = merge_params(hydra_overrides, base)
+    if merged != hydra_overrides:
+        merged = expand_globs(merged)
+        hydra_overrides, base = _compose_prompts(merged, compose_with_hydra(_fixed(parse(merged))))
+    sweep_overrides = [override for override in parse(hydra_overrides) if override.is_sweep_override()]
+    axis_overrides = {override.key_or_group: override for override in sweep_overrides}
     is_basic = str(base.hydra.sweeper._target_).endswith((".BasicSweeper", ".GridSweeper"))
+    if (swept := axis_overrides.get("experiment")) is not None:
+        _check_experiments(swept, _fixed(parse(hydra_overrides)))
     axes = [_axis(override, is_basic) for override in axis_overrides.values()]
     zipped = read_zip(OmegaConf.select(base, "hydra.sweeper.zip"))
     counts = _check_zip(zipped, axes)
@@ -90,11 +103,13 @@ def plan_sweep(
     if jobs is not None and jobs > MAX_JOBS_UNASKED and not yes:
         _ask(jobs)
 
-    sweeper = None if is_basic else OmegaConf.to_container(base.hydra.sweeper, resolve=True)
-    values = sorted(([axis.key, axis.values] for axis in axes), key=str)
+    # Axes that were replaced stay in the identity, in which earlier versions had them.
+    identified = [*axes, *(_axis(override, is_basic) for override in replaced)]
+    values = sorted(([axis.key, axis.values] for axis in identified), key=str)
+    sweeper = None if is_basic else OmegaConf.to_container(typed.hydra.sweeper, resolve=True)
     resolved = resolve_config(base)
-    check_run_tags(resolved.tracking.tags, resolved.tracking.run_name)
-    config = job_identity(resolved)
+    check_tracking(resolved.tracking)
+    config = job_identity(resolved if is_basic else resolve_config(typed))  # of another sweeper, `sweeper` has the rest
     parts = {"config": config, "sweep": values, "sweeper": sweeper}
     if zipped:  # sweeps without keep the identity that they had before there was one
         parts["zip"] = sorted((_zip_identity(keys, axes, axis_overrides) for keys in zipped), key=str)
@@ -125,39 +140,47 @@ def _fixed(parsed: Sequence[Override]) -> list[str]:
     return [override.input_line or "" for override in parsed if not override.is_sweep_override()]
 
 
-def _with_prompts(overrides: Sequence[str], base: DictConfig) -> list[str]:
-    """Replaces a file of prompts by an axis of its prompts."""
+def _compose_prompts(overrides: list[str], base: DictConfig) -> tuple[list[str], DictConfig]:
+    """Replaces a file of prompts by an axis of its prompts. Returns the overrides and what they compose."""
     if base.prompt_file is None:
-        return list(overrides)
+        return overrides, base
     if base.prompt is not None or any(override.startswith("prompt=") for override in overrides):
         raise ConfigError("prompt and prompt_file are both set: leave one of them out")
     prompts = ",".join(quote_text(prompt) for prompt in read_prompt_file(base.prompt_file))
     rest = [override for override in overrides if not override.startswith("prompt_file=")]
-    return [*rest, f"prompt={prompts}"]
+    overrides = [*rest, f"prompt={prompts}"]
+    base = compose_with_hydra(_fixed(OverridesParser.create().parse_overrides(overrides)))
+    if base.prompt_file is not None:  # from an experiment
+        overrides.append("prompt_file=null")
+        base.prompt_file = None
+    return overrides, base
 
 
-def _sweeper_params(base: DictConfig) -> list[str]:
-    """Returns the sweeper's own overrides, which experiments that are sweeps set."""
-    params = OmegaConf.select(base, "hydra.sweeper.params") or {}
-    return [f"{key}={value}" for key, value in params.items()]
+def _check_experiments(override: Override, others: Sequence[str]) -> None:
+    """Raises ConfigError for experiments swept over of which one is a sweep itself: its own values would be lost."""
+    for name in override.sweep_string_iterator():
+        with suppress(HydraException, OmegaConfBaseException, ValueError):  # the job says what is wrong
+            hydra = compose_quoted([*others, f"experiment={name}"], hydra=True).hydra
+            if OmegaConf.select(hydra, "sweeper.params"):
+                raise ConfigError(
+                    f"experiment={name}: is a sweep itself, and cannot be one value of another; "
+                    "make it by a command of its own"
+                )
 
 
 def _axis(override: Override, is_basic: bool) -> _Axis:
     key = override.key_or_group
     if any(key == shared or key.startswith(f"{shared}.") for shared in _SAME_FOR_ALL):
         raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; give one value")
+    if key == "prompt_file":
+        raise ConfigError(f"{override.input_line}: the prompts of a file are a sweep already; give one file")
     value: Any = override.value()
     if not is_basic:
         return _Axis(key, override.get_value_string(), None)
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: has no steps to go in, such as range(1,2,0.1) has")
-    if isinstance(value, RangeSweep):
-        count = _range_length(override, value)
-    elif isinstance(value, Glob):
-        names = value.filter(group_options(key))
-        return _Axis(key, names, len(names))
-    else:
-        count = len(list(override.sweep_iterator()))
+    is_range = isinstance(value, RangeSweep)
+    count = _range_length(override, value) if is_range else len(list(override.sweep_iterator()))
     if not count:
         raise ConfigError(f"{override.input_line}: is empty, and so would be the sweep; give it a value")
     is_short = count <= MAX_JOBS_UNASKED
@@ -186,7 +209,7 @@ def _zip_identity(keys: Sequence[str], axes: Sequence[_Axis], overrides: Mapping
     keys = sorted(keys)
     if any(axis.count is not None and axis.count > MAX_JOBS_UNASKED for axis in axes if axis.key in keys):
         return [keys, [overrides[key].get_value_string() for key in keys]]
-    values = zip(*(axis_values(overrides[key], group_options) for key in keys), strict=True)
+    values = zip(*(axis_values(overrides[key]) for key in keys), strict=True)
     return [keys, sorted(list(together) for together in values)]
 
 
@@ -208,7 +231,7 @@ def _folder(base: DictConfig, identity: str) -> Path:
     output = OmegaConf.to_container(base.output, resolve=False)
     default = OmegaConf.to_container(load_yaml("config").output, resolve=False)
     assert isinstance(output, dict) and isinstance(default, dict)
-    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else Path(str(base.output.dir))
+    return SWEEPS / identity[:12] if output["dir"] == default["dir"] else user_path(str(base.output.dir), "output.dir")
 
 
 def _ask(jobs: int) -> None:

@@ -25,7 +25,7 @@ from diffuse.config.compose import ConfigValues, compose_with_hydra, resolve_con
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
-from diffuse.errors import RunError
+from diffuse.errors import RunError, first_line
 from diffuse.media.files import file_stem
 from diffuse.media.formats import is_lossless
 from diffuse.media.images import InputImageCache, read_image
@@ -125,6 +125,7 @@ class JobRunner:
         warnings = [warning for close in self.on_close for warning in close()]
         self._saver.wait()
         self._saver.close()
+        warnings += [f"{type(error).__name__}: {first_line(error)}" for error in self._saver.errors]
         return warnings + ([] if self._tracker is None else self._tracker.close())
 
     def end_job(self, job: Job, status: JobStatus, error: Exception | None = None) -> None:

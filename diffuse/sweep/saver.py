@@ -16,6 +16,7 @@ class Saver:
     """A small pool of threads for work that mostly waits for the disk."""
 
     def __init__(self) -> None:
+        self.errors: list[Exception] = []  # of functions that raised one
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
         self._threads = [
             threading.Thread(target=self._run, name=f"diffuse-saving-{number}", daemon=True)
@@ -43,5 +44,7 @@ class Saver:
         while (function := self._queue.get()) is not None:
             try:
                 function()
+            except Exception as error:  # without its thread nothing would be saved any more
+                self.errors.append(error)
             finally:
                 self._queue.task_done()

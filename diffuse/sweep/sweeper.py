@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -83,15 +83,8 @@ def _swept_name(name: str) -> str:
     return "prompt" if name == "prompt_file" else name  # whose lines become prompts
 
 
-def axis_values(override: Override, options: Callable[[str], list[str]] | None = None) -> list[str]:
-    """Returns the values of a swept override in Hydra's grammar, in the order typed.
-
-    Args:
-        options: gives the names of a group's options for `glob()`; left out where the override has them.
-    """
-    value: Any = override.value()
-    if isinstance(value, Glob) and options is not None:
-        return list(value.filter(options(override.key_or_group)))
+def axis_values(override: Override) -> list[str]:
+    """Returns the values of a swept override in Hydra's grammar, in the order typed."""
     return list(override.sweep_string_iterator())
 
 

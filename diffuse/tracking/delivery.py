@@ -12,19 +12,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffuse.tracking import failures, images, journal
 from diffuse.tracking.journal import Claim
-from diffuse.tracking.mlflow_store import Connection, StoredRun
+from diffuse.tracking.mlflow_store import Connection, StoredRun, UnusableExperiment
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, LOGGED_IMAGES, RUN_TAG
+from diffuse.tracking.upgrade import take_notes
 from diffuse.tracking.values import Metric
 
 _LIVE_SECONDS = 2.0  # new data of a run waits this long for more of it
+_MAX_NAMED = 10  # runs in one line
 _KILLED = "the process ended before the run did"
 
 
@@ -53,13 +55,14 @@ class PendingRun:
         self.data = PendingData()
         self.may_be_stored = may_be_stored
         self.failed = False  # a delivery of it failed for its own fault
+        self.unreadable: OSError | None = None  # why its file cannot be read
         self.killed = False  # its process ended before it
         self.sample_count = 0  # of the system metrics
         self._offset = 0
 
-    def read(self) -> None:
-        """Reads what was added to its file."""
-        events, self._offset = journal.read_events(self.file, self._offset)
+    def read(self) -> int:
+        """Reads what was added to its file, and returns how many lines of it are damaged. Raises OSError."""
+        events, self._offset, damaged = journal.read_events(self.file, self._offset)
         data = self.data
         if events and data.read_time is None:
             data.read_time = time.monotonic()
@@ -67,7 +70,7 @@ class PendingRun:
             if "begin" in event:
                 self.begin = event["begin"]
                 self.may_be_stored = self.may_be_stored or self.begin["again"]
-                data.params |= event["params"]
+                data.params |= event.get("params", {})
                 data.tags[RUN_TAG] = self.begin["id"]
             data.tags |= event.get("tags", {})
             data.metrics += [(key, value, event["time"], step) for key, value, step in event.get("metrics", ())]
@@ -79,6 +82,7 @@ class PendingRun:
             data.weights = event.get("weights", data.weights)
             if "end" in event:
                 data.end = (event["end"], event["time"])
+        return damaged
 
     @property
     def is_empty(self) -> bool:
@@ -114,7 +118,15 @@ class SpoolDelivery:
     def read(self) -> None:
         """Reads what was added to the spool."""
         for file in journal.run_files(self.claim.spool):
-            self.runs.setdefault(file, PendingRun(file, may_be_stored=self._orphaned)).read()
+            run = self.runs.setdefault(file, PendingRun(file, may_be_stored=self._orphaned))
+            if run.unreadable is not None:
+                continue
+            try:
+                if damaged := run.read():
+                    lines = "a line" if damaged == 1 else f"{damaged} lines"
+                    self._warn("", ValueError(f"{lines} of {file} cannot be read, and is left out of its run"))
+            except OSError as error:
+                run.unreadable = error
 
     def send(self, run: PendingRun, connection: Connection) -> StoredRun:
         """Sends the pending data of `run`, and returns its place in the store. A run that has ended leaves the spool.
@@ -126,7 +138,7 @@ class SpoolDelivery:
             run.stored, is_new = self._enter(run, connection)
             tags = {} if is_new else tags
         stored = run.stored
-        self._try(lambda: connection.log(stored, data.params, tags, data.metrics))
+        self._log(connection, stored, data, tags)
         if weights := data.weights:
             self._try(lambda: connection.log_weights(stored, weights))
         if data.end:
@@ -146,7 +158,30 @@ class SpoolDelivery:
             connection.reopen(stored)
             return stored, False
         run.may_be_stored = True  # should the answer get lost
-        return connection.create(experiment, begin["name"], begin["time"], run.data.tags), True
+        try:
+            return connection.create(experiment, begin["name"], begin["time"], run.data.tags), True
+        except Exception as error:
+            if not failures.is_refusal(error):
+                raise
+        # A tag may be why; then they are added one by one.
+        own = {RUN_TAG: begin["id"]}
+        return connection.create(experiment, begin["name"], begin["time"], own), False
+
+    def _log(self, connection: Connection, stored: StoredRun, data: PendingData, tags: Mapping[str, str]) -> None:
+        """Sends numbers and texts: at once, or one by one where the store refuses one of them, which is left out."""
+        try:
+            connection.log(stored, data.params, tags, data.metrics)
+            return
+        except Exception as error:
+            if not failures.is_refusal(error, of_value=True):
+                raise
+        for key, param in data.params.items():
+            self._try(partial(connection.log, stored, {key: param}), f"the parameter {key} is left out: ")
+        for key, tag in tags.items():
+            self._try(partial(connection.log, stored, None, {key: tag}), f"the tag {key} is left out: ")
+        for key in dict.fromkeys(metric[0] for metric in data.metrics):
+            points = [metric for metric in data.metrics if metric[0] == key]
+            self._try(partial(connection.log, stored, None, None, points), f"the metric {key} is left out: ")
 
     def _send_files(self, data: PendingData, stored: StoredRun, connection: Connection) -> None:
         for name, paths in data.files.items():
@@ -160,7 +195,10 @@ class SpoolDelivery:
         with tempfile.TemporaryDirectory(prefix="diffuse-") as name:
             folder = Path(name)
             for path, text in data.texts.items():
-                (folder / path).write_text(text, encoding="utf-8", errors="backslashreplace")
+                try:
+                    (folder / path).write_text(text, encoding="utf-8", errors="backslashreplace")
+                except (OSError, ValueError) as error:
+                    self._warn("", error)
             for media in data.media:
                 try:
                     _stage(media, stored, folder)
@@ -168,14 +206,18 @@ class SpoolDelivery:
                     self._warn("", error)
             self._try(lambda: connection.log_folder(stored, folder))
 
-    def _try(self, call: Callable[[], None]) -> None:
-        """Makes a call. What the store refuses for good becomes a warning, and the rest of the run goes on."""
+    def _try(self, call: Callable[[], None], prefix: str = "") -> None:
+        """Makes a call. What the store refuses for good becomes a warning, and the rest of the run goes on.
+
+        Args:
+            prefix: says of a single value that it is left out.
+        """
         try:
             call()
         except Exception as error:
-            if not failures.is_refusal(error):
+            if not failures.is_refusal(error, of_value=bool(prefix)):
                 raise
-            self._warn("refused: ", error)
+            self._warn(prefix or "refused: ", error)
 
 
 class Deliverer:
@@ -184,21 +226,28 @@ class Deliverer:
     def __init__(self, store: Store, on_stored: Callable[[str, str], None]) -> None:
         """`on_stored` is called for each run that is in the store, with its `diffuse.run` and MLflow's id."""
         self.store = store
-        self.warnings: dict[str, str] = {}  # reason -> the first line with it
+        self._warnings: dict[str, str] = {}  # reason -> the first line with it
+        self._left: dict[tuple[str, str], list[str]] = {}  # reason and remedy -> the runs that wait for it
         self._on_stored = on_stored
         self._connection: Connection | None = None
 
     def deliver(self, spool: SpoolDelivery, *, everything: bool = False) -> list[PendingRun]:
         """Sends the runs of a spool that are due, or all of them, and returns those that have ended.
 
-        Raises what MLflow raises where the store cannot be reached, or cannot be used. What is wrong with one run
-        alone becomes a warning, and keeps it in the spool.
+        Raises what MLflow raises where the store cannot be reached, or cannot be used, and UnusableExperiment where
+        the runs of this spool have no place in it. What is wrong with one run alone becomes a warning, and keeps it in
+        the spool.
         """
         spool.read()
         now = time.monotonic()
-        due = [run for run in spool.runs.values() if not run.failed and (everything or run.is_due(now))]
+        due = [
+            run for run in spool.runs.values() if not run.failed and (everything or run.unreadable or run.is_due(now))
+        ]
         for run in [run for run in due if not run.begin]:
-            self.warn("", ValueError(f"{run.file} is damaged, and is no run; remove it"))
+            if run.unreadable is not None:
+                self._leave(run, f"{run.file} cannot be read: {run.unreadable.strerror}", "make it readable")
+            else:
+                self._leave(run, f"{run.file} is damaged, and is no run", "remove it")
             run.failed = True
             due.remove(run)
         if not due:
@@ -216,28 +265,68 @@ class Deliverer:
         except Exception as error:
             if failures.is_unavailable(error):
                 raise
+            if failures.is_refusal(error):
+                connection.check_experiment(spool.store)  # which may have been deleted meanwhile
             run.failed = True
-            self.warn("could not deliver a run: ", error)
+            self._leave(run, failures.error_line(error), failures.remedy(error))
             return False
         self._on_stored(run.begin["id"], stored.run_id)
         return has_ended
 
     def warn(self, prefix: str, error: Exception) -> None:
         """Keeps one line for each reason."""
-        reason = failures.error_line(error)
-        self.warnings.setdefault(reason, f"tracking.uri={self.store.public_uri}: {' '.join((prefix + reason).split())}")
+        line = prefix + failures.error_line(error)
+        self._warnings.setdefault(line, self._line(line))
+
+    def take_warnings(self) -> list[str]:
+        """Returns a line for each thing that went wrong since the last call, and what to do about it."""
+        lines = [*self._warnings.values(), *(self._line(note) for note in take_notes())]
+        for (reason, remedy), names in self._left.items():
+            more = len(names) - _MAX_NAMED
+            listed = ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+            runs = "the run" if len(names) == 1 else "the runs"
+            lines.append(self._line(f"could not deliver {runs} {listed}: {reason}; {remedy}"))
+        self._warnings, self._left = {}, {}
+        return lines
+
+    def _leave(self, run: PendingRun, reason: str, remedy: str) -> None:
+        """Keeps why a run waits on, and what to do."""
+        self._left.setdefault((reason, remedy), []).append(run.begin.get("name") or run.file.name)
+
+    def _line(self, text: str) -> str:
+        return f"tracking.uri={self.store.public_uri}: {' '.join(text.split())}"
 
 
-def deliver_orphan(claim: Claim, deliverer: Deliverer, store: Store) -> list[PendingRun]:
-    """Delivers all of a claimed spool whose writer is gone, and returns those runs; see Deliverer.deliver."""
+def deliver_orphan(
+    claim: Claim, deliverer: Deliverer, store: Store, substitute: Store | None = None
+) -> list[PendingRun]:
+    """Delivers all of a claimed spool whose writer is gone, and returns those runs; see Deliverer.deliver.
+
+    Args:
+        substitute: has the experiment that takes the runs whose own takes none.
+    """
     spool = SpoolDelivery(claim, store, orphaned=True, warn=deliverer.warn)
     spool.read()
     for run in list(spool.runs.values()):
         run.abandon()
-        if run.is_empty:  # the disk was full, or the process was killed, during the first line
+        if run.is_empty and run.unreadable is None:  # a full disk, or a kill, during the first line
             run.file.unlink(missing_ok=True)
             del spool.runs[run.file]
-    return deliverer.deliver(spool, everything=True)
+    try:
+        return deliverer.deliver(spool, everything=True)
+    except UnusableExperiment as error:
+        if substitute is None:
+            raise
+        name, number = substitute.experiment, substitute.experiment_id
+        if (name, number) == (spool.store.experiment, spool.store.experiment_id):
+            raise
+        spool.store = replace(spool.store, experiment=name, experiment_id=number)
+        delivered = deliverer.deliver(spool, everything=True)
+        if delivered:
+            other = name or f"with the id {number}"
+            count = "1 run is" if len(delivered) == 1 else f"{len(delivered)} runs are"
+            deliverer.warn(f"{count} now in the experiment {other}: ", ValueError(error.reason))
+        return delivered
 
 
 def _stage(media: Mapping[str, Any], stored: StoredRun, folder: Path) -> None:

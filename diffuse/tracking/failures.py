@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import urllib.parse
 
 from diffuse.record.values import redact
+from diffuse.tracking.upgrade import is_known_revision, newer_line
 
 CONNECT_SECONDS = 5.0
+# As MLflow and alembic call the schema of a database.
+_SCHEMA = re.compile(r"Can't locate revision identified by '(\w+)'|database schema \(found version (\w+)")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -37,10 +41,23 @@ def is_unavailable(error: BaseException) -> bool:
     return _is_unreachable(error) or getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Returns whether the store will never take the data, so that another try is of no use."""
-    code = getattr(error, "error_code", None)
-    return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST") and not _is_unreachable(error)
+def is_refusal(error: BaseException, *, of_value: bool = False) -> bool:
+    """Returns whether the store will never take the data, so that another try is of no use.
+
+    Args:
+        of_value: it was data alone, which a database may refuse for its own reasons.
+    """
+    codes = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", *(["BAD_REQUEST"] if of_value else [])}
+    return getattr(error, "error_code", None) in codes and not _is_unreachable(error)
+
+
+def remedy(error: BaseException) -> str:
+    """Returns what the user can do about a run that could not be delivered."""
+    if isinstance(error, OSError):
+        return "make that place usable, then diffuse sync"
+    if getattr(error, "error_code", None) in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return "log in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then diffuse sync"
+    return "diffuse sync tries it again"
 
 
 def error_line(error: BaseException) -> str:
@@ -51,6 +68,8 @@ def error_line(error: BaseException) -> str:
         return f"MLflow cannot be imported ({error}); install it, or set tracking=none"
     if _is_unreachable(error):
         return "the server does not answer"
+    if (found := _SCHEMA.search(str(error))) and not is_known_revision(found[1] or found[2]):
+        return newer_line(found[1] or found[2])
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return str(redact(line))[:300]
 

@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def claim(spool: Path, wait: float = 0) -> Claim | None:
     try:
         if spool.is_dir():  # or the lock would create it
             lock.acquire(timeout=wait)
-            if (spool / _STORE).exists():
+            if (spool / _STORE).exists() or run_files(spool):
                 return Claim(spool, lock)
             lock.release()
     except (Timeout, OSError):
@@ -173,38 +173,78 @@ def run_files(spool: Path) -> list[Path]:
         return []
 
 
-def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Returns the events in a run's file from `offset` on, and the offset of the next. A torn line is not one yet."""
+def read_events(file: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int, int]:
+    """Returns the events in a run's file from `offset` on, the offset of the next, and how many lines are damaged.
+
+    A torn line at the end is no line yet. After a loss of power a file may hold zeros, or anything else.
+    """
     with file.open("rb") as stream:
         stream.seek(offset)
         data = stream.read()
     whole = data[: data.rfind(b"\n") + 1]
-    return list(_events(whole)), offset + len(whole)
+    events = [_event(line) for line in whole.split(b"\n") if line]
+    read = [event for event in events if event is not None]
+    return read, offset + len(whole), len(events) - len(read)
 
 
-def _events(lines: bytes) -> Iterator[dict[str, Any]]:
-    for line in lines.split(b"\n"):
-        with suppress(ValueError):  # after a loss of power a file may hold zeros
-            if line:
-                yield json.loads(line)
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Returns the event in a line; None where it is damaged."""
+    try:
+        event = json.loads(line)
+        return event if _is_event(event) else None
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    """Returns whether each part of an event is of its kind. May raise where it is not."""
+    if "begin" in event:
+        begin = event["begin"]
+        texts = isinstance(begin["id"], str) and "'" not in begin["id"] and isinstance(begin["name"], str)
+        if not (texts and isinstance(begin["again"], bool) and isinstance(begin["time"], int)):
+            return False
+    maps = all(isinstance(event.get(name, {}), dict) for name in ("params", "tags", "texts", "files"))
+    metrics = (
+        isinstance(key, str) and isinstance(value, int | float) and isinstance(step, int)
+        for key, value, step in event.get("metrics", ())
+    )
+    media = (all(isinstance(each[name], str) for name in ("path", "sha256")) for each in event.get("media", ()))
+    return (
+        (isinstance(event.get("time"), int) or not ("metrics" in event or "end" in event))
+        and maps
+        and all(metrics)
+        and all(media)
+        and all(isinstance(each["step"], int) for each in event.get("media", ()))
+        and all(isinstance(text, str) and "/" not in name for name, text in event.get("texts", {}).items())
+        and all(isinstance(paths, list) for paths in event.get("files", {}).values())
+        and isinstance(event.get("weights"), dict | None)
+        and isinstance(event.get("end", ""), str)
+    )
 
 
 def destination(spool: Path, configured: Store | None = None) -> Store | None:
     """Returns the store of a spool's runs; None where it needs a password that `configured` does not have either.
 
-    Raises OSError, ValueError, KeyError or TypeError where the spool does not say which store it is.
+    Raises OSError or ValueError where the spool does not say which store it is.
     """
     values = json.loads((spool / _STORE).read_text(encoding="utf-8"))
-    if values.pop("secret"):  # a password is not kept in the journal
-        if configured is None or configured.public_uri != values["uri"]:
-            return None
-        values["uri"] = configured.uri
-    return Store.from_json({**values, "journal": str(spool.parent)})
+    try:
+        if values.pop("secret"):  # a password is not kept in the journal
+            if configured is None or configured.public_uri != values["uri"]:
+                return None
+            values["uri"] = configured.uri
+        store = Store.from_json({**values, "journal": str(spool.parent)})
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{spool / _STORE} is damaged") from None
+    if not isinstance(store.uri, str) or not isinstance(store.experiment, str | None):
+        raise ValueError(f"{spool / _STORE} is damaged")
+    return store
 
 
 def _write_store(spool: Path, store: Store) -> None:
     values = store.as_json() | {"uri": store.public_uri, "secret": store.public_uri != store.uri}
     del values["journal"]
+    values.pop("is_experiment_given", None)
     (spool / _STORE).write_text(json.dumps(values), encoding="utf-8")
 
 

@@ -16,8 +16,9 @@ from typing import Any
 from diffuse.tracking import failures, values
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, RUN_TAG
+from diffuse.tracking.upgrade import store_lock, upgrade_store
 
-_LOCK_SECONDS = 90  # for another process to create the store
+_RESTORE = "restore it, or set tracking.experiment=NAME"
 
 # MLflow's own defaults wait minutes for a server that is gone, print links on standard output, and report usage to a
 # server of theirs. What the user has set stays, except that standard output belongs to the saved paths.
@@ -50,12 +51,13 @@ def open_client(uri: str) -> Any:
 
 
 def open_store(store: Store) -> Any:
-    """Returns MLflow's client of a store, which is created where it is an SQLite file that is not there yet.
+    """Returns MLflow's client of a store. An SQLite file is created or upgraded where needed.
 
-    Raises OSError at once where no server or database answers, and whatever MLflow raises.
+    Raises OSError at once where no server or database answers, UnusableStore, and whatever MLflow raises.
     """
     if store.file:
         create_store(store.file, store.uri)
+        upgrade_store(store.file)
     else:
         failures.check_reachable(store.uri)
     return open_client(store.uri)
@@ -70,10 +72,8 @@ def create_store(file: Path, uri: str) -> None:
     """
     if file.exists() and file.stat().st_size:
         return
-    from filelock import FileLock
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock"), timeout=_LOCK_SECONDS):
+    with store_lock(file):
         if file.exists() and file.stat().st_size:
             return
         unfinished = file.with_name(f".{file.name}-{secrets.token_hex(8)}.tmp")
@@ -97,32 +97,69 @@ class StoredRun:
     tags: frozenset[str] = frozenset()
 
 
+class UnusableExperiment(ValueError):
+    """An experiment that takes no runs, whoever asks and whenever: it is deleted, or MLflow refuses its name."""
+
+    def __init__(self, reason: str, remedy: str = "set tracking.experiment=NAME") -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
+
+
 class Connection:
     """An open store. A method raises what MLflow raises; see `failures`."""
 
     def __init__(self, store: Store) -> None:
         self._client = open_store(store)
-        self._experiments: dict[str, str] = {}
+        self._experiments: dict[tuple[str | None, str | None], str] = {}
 
     def experiment(self, store: Store) -> str:
         """Returns the id of the store's experiment. Several processes may begin at once, and one of them creates it."""
-        if store.experiment not in self._experiments:
-            self._experiments[store.experiment] = self._experiment(store.experiment, store.artifacts)
-        return self._experiments[store.experiment]
+        key = store.experiment, store.experiment_id
+        if key not in self._experiments:
+            self._experiments[key] = self._experiment(store)
+        return self._experiments[key]
 
-    def _experiment(self, name: str, artifacts: str | None) -> str:
+    def check_experiment(self, store: Store) -> None:
+        """Asks for the experiment again. Raises UnusableExperiment where it takes no runs any more."""
+        self._experiments.pop((store.experiment, store.experiment_id), None)
+        self.experiment(store)
+
+    def _experiment(self, store: Store) -> str:
+        if store.experiment_id is not None:
+            return self._experiment_by_id(store.experiment_id, store.experiment)
+        return self._experiment_by_name(str(store.experiment), store.artifacts)
+
+    def _experiment_by_id(self, number: str, name: str | None) -> str:
+        try:
+            experiment = self._client.get_experiment(number)
+        except Exception as error:
+            if not failures.is_refusal(error):
+                raise
+            raise UnusableExperiment(f"there is no experiment with the id {number}") from error
+        if name is not None and experiment.name != name:
+            raise UnusableExperiment(f"the experiment with the id {number} is {experiment.name}, and not {name}")
+        if experiment.lifecycle_stage == "deleted":
+            raise UnusableExperiment(f"the experiment {experiment.name} is deleted", _RESTORE)
+        return str(experiment.experiment_id)
+
+    def _experiment_by_name(self, name: str, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(self._client.create_experiment(name, artifact_location=artifacts))
-            except MlflowException:
-                experiment = self._client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
+        try:
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                try:
+                    return str(self._client.create_experiment(name, artifact_location=artifacts))
+                except MlflowException:
+                    experiment = self._client.get_experiment_by_name(name)
+                    if experiment is None:
+                        raise
+        except MlflowException as error:
+            if not failures.is_refusal(error):
+                raise
+            raise UnusableExperiment(f"{_experiment_label(name)}: {failures.error_line(error)}") from error
         if experiment.lifecycle_stage == "deleted":
-            raise ValueError(f"the experiment {name} is deleted: restore it, or set tracking.experiment=NAME")
+            raise UnusableExperiment(f"the experiment {name} is deleted", _RESTORE)
         return str(experiment.experiment_id)
 
     def find(self, experiment: str, name: str) -> StoredRun | None:
@@ -225,3 +262,10 @@ def replace_files(client: Any, run_id: str, name: str, files: Sequence[Path]) ->
             if failures.is_unavailable(error):
                 raise
             return  # not every place of files lets them be removed; then the old ones lie beside the new
+
+
+def _experiment_label(name: str) -> str:
+    """Returns how a message calls an experiment that cannot be."""
+    return (
+        f"the experiment {name if len(name) <= 60 else f'{name[:57]}...'}" if name else "an experiment without a name"
+    )

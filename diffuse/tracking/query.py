@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from diffuse.schema import TrackingConfig
 from diffuse.tracking import failures, mlflow_store
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import KIND_TAG, RUN_TAG, SWEEP_TAG
+from diffuse.tracking.upgrade import take_notes
 
+log = logging.getLogger(__name__)
 _PAGE_RUNS = 1000  # in one answer
 _MEDIA = "media"
 
@@ -63,9 +66,9 @@ class StoreReader:
         if self._store.file and not self._store.file.exists():
             raise ConfigError(f"tracking.uri={self._store.public_uri}: nothing is recorded there yet")
         try:
-            if self._store.file is None:
-                failures.check_reachable(self._store.uri)
-            self._client = mlflow_store.open_client(self._store.uri)
+            self._client = mlflow_store.open_store(self._store)
+            for line in take_notes():
+                log.warning("%s", line)
         except Exception as error:
             raise self._failed(error) from error
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuse.config.tracking_settings import tracking_settings
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
+from diffuse.tracking.address import address_error
 
 _JOURNAL = "mlflow-pending"
 DEFAULT_JOURNAL = f"outputs/{_JOURNAL}"
@@ -22,10 +24,12 @@ class Store:
     """The address of a place where MLflow keeps runs."""
 
     uri: str
-    experiment: str
+    experiment: str | None  # its name; None where it is known by its id alone
     artifacts: str | None  # where a new experiment keeps its files; None leaves it to the server
     journal: Path  # where runs wait until they are there
     file: Path | None = None  # of an SQLite store
+    experiment_id: str | None = None  # of an experiment that is there; where it has a name too, both have to agree
+    is_experiment_given: bool = False  # by the user; then it takes those runs too that have none any more
 
     @classmethod
     def from_config(cls, cfg: TrackingConfig) -> Store:
@@ -34,24 +38,31 @@ class Store:
         By default artifacts and journal lie beside an SQLite database; otherwise the server says where artifacts go,
         and the journal lies where that of the default store would.
 
-        Raises ConfigError for a `tracking.uri` that can hold no runs.
+        What `cfg` leaves open is for MLflow's environment variables to say; see `config.tracking_settings`.
+
+        Raises ConfigError for an address that can hold no runs, or an experiment that MLflow would refuse.
         """
-        uri = str(cfg.uri or "").strip()
+        settings = tracking_settings(cfg)
+        uri, location = settings.uri.strip(), _absolute(cfg.artifact_location)
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2])
-            location = _absolute(cfg.artifact_location) or (file.parent / "mlartifacts").as_uri()
-            journal = _path(cfg.journal) if cfg.journal else file.parent / _JOURNAL
-            return cls(f"{match[1]}:///{file}{match[3] or ''}", cfg.experiment, location, journal, file)
-        scheme = urllib.parse.urlsplit(uri).scheme
-        if uri != "databricks" and ("://" not in uri or scheme == "file" or scheme.startswith("sqlite")):
-            raise ConfigError(
-                f"tracking.uri={redact(uri)} can hold no runs; use sqlite:///FILE, http://SERVER:PORT, or tracking=none"
-            )
-        return cls(uri, cfg.experiment, _absolute(cfg.artifact_location), _path(cfg.journal or DEFAULT_JOURNAL))
+            location = location or (file.parent / "mlartifacts").as_uri()
+            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / _JOURNAL
+            uri = f"{match[1]}:///{file}{match[3] or ''}"
+        elif (reason := address_error(uri)) is not None:
+            raise ConfigError(f"{settings.origin('uri')}={redact(uri)} {reason}")
+        else:
+            file, journal = None, _path(cfg.journal or DEFAULT_JOURNAL, "tracking.journal")
+        experiment = settings.experiment, settings.experiment_id, settings.is_experiment_given
+        return cls(uri, experiment[0], location, journal, file, *experiment[1:])
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> dict[str, str | bool | None]:
         """Returns the address as plain values, password included, for `from_json`."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+        for name in ("experiment_id", "is_experiment_given"):
+            if not values[name]:  # earlier versions do not know it
+                del values[name]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Store:
@@ -79,8 +90,8 @@ class Store:
 def _absolute(location: str | None) -> str | None:
     if not location or "://" in location:
         return location or None
-    return _path(location).as_uri()
+    return _path(location, "tracking.artifact_location").as_uri()
 
 
-def _path(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+def _path(path: str, setting: str = "tracking.uri") -> Path:
+    return Path(os.path.abspath(user_path(path, setting)))

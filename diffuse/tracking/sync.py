@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from diffuse.config.tracking_settings import tracking_settings
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal
+from diffuse.tracking.address import address_error
 from diffuse.tracking.delivery import Deliverer, deliver_orphan
+from diffuse.tracking.mlflow_store import UnusableExperiment
 from diffuse.tracking.store import Store
 
 _WAIT_SECONDS = 60.0  # for another process that delivers the same
@@ -26,6 +29,7 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
     if cfg.name == "none":
         raise ConfigError("tracking=none keeps no runs to deliver; use tracking=mlflow")
     configured = Store.from_config(cfg)
+    is_uri_given = "uri" in tracking_settings(cfg).origins
     spools = journal.spools(configured.journal)
     if not spools:
         say(f"nothing waits in {configured.journal}")
@@ -37,38 +41,57 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
             if count := len(journal.run_files(spool)):
                 say(f"{_runs(count)} of a process that is still at work: left to it")
             continue
-        count_left += _deliver(spool, configured, deliverers, unavailable, say)
+        count_left += _deliver(spool, configured, is_uri_given, deliverers, unavailable, say)
     if count_left:
         waits = "waits" if count_left == 1 else "wait"
         raise RunError(f"{_runs(count_left)} could not be delivered, and {waits} on in {configured.journal}")
 
 
 def _deliver(
-    spool: Path, configured: Store, deliverers: dict[str, Deliverer], unavailable: set[str], say: Callable[[str], None]
+    spool: Path,
+    configured: Store,
+    is_uri_given: bool,
+    deliverers: dict[str, Deliverer],
+    unavailable: set[str],
+    say: Callable[[str], None],
 ) -> int:
     """Delivers a spool, and returns the number of runs that are left in it."""
     claim = journal.claim(spool, wait=_WAIT_SECONDS)
     if claim is None:  # the other process has delivered it; or it takes long, and the runs are there still
-        return len(journal.run_files(spool))
+        if count := len(journal.run_files(spool)):
+            say(f"{_runs(count)} left to the process that delivers them; if there is none, is {spool} writable?")
+        return count
+    store: Store | None = None
     try:
         store = journal.destination(spool, configured)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        say(f"warning: {spool} does not say what store its runs are for: {error}")
-        claim.release(remove=True)
-        return len(journal.run_files(spool))
+        wrong = address_error(store.uri) if store is not None and store.file is None else None
+        if wrong is not None and store is not None:
+            raise ValueError(f"{store.public_uri} {wrong}")
+    except (OSError, ValueError) as error:
+        if not is_uri_given:
+            say(f"warning: {spool} does not say what store its runs are for ({error}): say tracking.uri= for them")
+            claim.release(remove=True)
+            return len(journal.run_files(spool))
+        store = configured
     if store is None:
         say(f"warning: the runs in {spool} are for a store with a password: say tracking.uri= with it")
     elif store.uri not in unavailable:
         deliverer = deliverers.setdefault(store.uri, Deliverer(store, lambda name, run_id: None))
-        earlier = set(deliverer.warnings)
+        substitute = configured if configured.is_experiment_given else None
+        if substitute is not None and substitute.experiment_id is not None and substitute.uri != store.uri:
+            substitute = None  # another store's number
         try:
-            delivered = deliver_orphan(claim, deliverer, store)
+            delivered = deliver_orphan(claim, deliverer, store, substitute)
+        except UnusableExperiment as error:  # which says nothing of the store's other runs
+            runs = _runs(len(journal.run_files(spool)))
+            deliverer.warn(f"{runs} in {spool.name} cannot be delivered: ", error)
+            delivered = []
         except Exception as error:
             unavailable.add(store.uri)
             deliverer.warn("", error)
             delivered = []
-        for reason in [reason for reason in deliverer.warnings if reason not in earlier]:
-            say(f"warning: {deliverer.warnings[reason]}")
+        for line in deliverer.take_warnings():
+            say(f"warning: {line}")
         if delivered:
             killed = sum(run.killed for run in delivered)
             note = f", {killed} of them killed in the middle" if killed else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffuse.config.run_tags import tag_text
+from diffuse.config.tracking_settings import tracking_settings
 from diffuse.schema import TrackingConfig
 
 RUN_TAG = "diffuse.run"  # the run's id in the journal, by which the store is asked for it
@@ -28,9 +29,10 @@ def run_name(cfg: TrackingConfig, own: str, *, in_sweep: bool) -> str:
     Args:
         own: the name that the run has where the user gives none.
     """
-    if cfg.run_name is None:
+    name = None if cfg.name == "none" else tracking_settings(cfg).run_name
+    if name is None:
         return own
-    return f"{cfg.run_name} {own}" if in_sweep else cfg.run_name
+    return f"{name} {own}" if in_sweep else name
 
 
 def user_tags(cfg: TrackingConfig) -> dict[str, str]:

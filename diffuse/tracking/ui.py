@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import signal
@@ -18,8 +19,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
@@ -28,7 +29,9 @@ from diffuse.tracking import app
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
+from diffuse.tracking.upgrade import UnusableStore, take_notes, upgrade_store
 
+log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 _START_SECONDS = 120  # MLflow's imports, on a busy machine
 _STOP_SECONDS = 10
@@ -53,10 +56,10 @@ def _charts(keys: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def serve(cfg: TrackingConfig, port: int | None = None) -> None:
-    """Serves the pages of a store, and prints the link to its pictures. Ctrl-C ends it.
+def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], None] = print) -> None:
+    """Serves the pages of a store, and shows the link to its pictures. Ctrl-C ends it.
 
-    A store that is a server has its pages already: then it only prints the link. `port` is a free one by default.
+    A store that is a server has its pages already: then it only shows the link. `port` is a free one by default.
 
     Raises:
         ConfigError: nothing is tracked, nothing has been recorded in the store yet, or the port is taken.
@@ -66,17 +69,24 @@ def serve(cfg: TrackingConfig, port: int | None = None) -> None:
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
     store = Store.from_config(cfg)
     if store.is_server:
-        print(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store.experiment), flush=True)
+        show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store))
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
+    if store.file:
+        try:
+            upgrade_store(store.file)
+        except UnusableStore as error:
+            raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
+        for line in take_notes():
+            log.warning("%s", line)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
-    with _terminable(), tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output:
         server = _start(store, port, output)
         try:
             _wait(server, page, output)
-            print(_link(page, store.experiment), flush=True)
+            show(_link(page, store))
             server.wait()
             raise RunError(f"MLflow's server ended by itself: {_last_line(output)}")
         except KeyboardInterrupt:
@@ -129,11 +139,14 @@ def _wait(server: subprocess.Popen[bytes], page: str, output: IO[bytes]) -> None
     raise RunError(f"MLflow's server did not answer within {_START_SECONDS} s: {_last_line(output)}")
 
 
-def _link(page: str, experiment: str) -> str:
-    """Returns the address of the experiment's pictures; of all experiments, where there is none of that name."""
-    query = urllib.parse.urlencode({"experiment_name": experiment})
+def _link(page: str, store: Store) -> str:
+    """Returns the address of the experiment's pictures; of all experiments, where it is not there."""
+    if store.experiment_id is None:
+        method, query = "get-by-name", urllib.parse.urlencode({"experiment_name": store.experiment})
+    else:
+        method, query = "get", urllib.parse.urlencode({"experiment_id": store.experiment_id})
     try:
-        with _get(f"{page}/api/2.0/mlflow/experiments/get-by-name?{query}") as answer:
+        with _get(f"{page}/api/2.0/mlflow/experiments/{method}?{query}") as answer:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return f"{page}/#/experiments"
@@ -182,22 +195,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
                 server.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             server.wait(_STOP_SECONDS)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM and a closed terminal end the page as Ctrl-C does, so that they leave no server behind."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    with suppress(ValueError):  # only a main thread can
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                before[getattr(signal, name)] = signal.signal(getattr(signal, name), interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

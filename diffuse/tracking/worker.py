@@ -26,6 +26,7 @@ from typing import Any
 
 from diffuse.tracking import failures, journal, mlflow_store
 from diffuse.tracking.delivery import Deliverer, SpoolDelivery, deliver_orphan
+from diffuse.tracking.mlflow_store import UnusableExperiment
 from diffuse.tracking.store import Store
 from diffuse.tracking.system import SystemMetrics
 
@@ -69,11 +70,11 @@ class SpoolWorker:
             if self._error is None or time.monotonic() - self._error_time > _SOON_SECONDS:
                 self._attempt(everything=True)
             spool.claim.release(remove=orphaned)
-        if self._error is None:
-            self._deliver_others()
         if self._error is not None:
             self._deliverer.warn("", self._error)
-        return list(self._deliverer.warnings.values())
+        if self._error is None or isinstance(self._error, UnusableExperiment):  # which says nothing of other runs
+            self._deliver_others()
+        return self._deliverer.take_warnings()
 
     def _open_spool(self) -> SpoolDelivery | None:
         if self._spool is None and (claim := journal.claim(self._folder)):
@@ -113,12 +114,14 @@ class SpoolWorker:
                 other = journal.destination(folder, store)
                 if other is None or other.uri != store.uri or not (claim := journal.claim(folder)):
                     continue
-            except (OSError, ValueError, KeyError, TypeError):  # a damaged one; `diffuse sync` warns of it
+            except (OSError, ValueError):  # a damaged one; `diffuse sync` warns of it
                 continue
             try:
-                deliver_orphan(claim, self._deliverer, other)
+                deliver_orphan(claim, self._deliverer, other, store if store.is_experiment_given else None)
+            except UnusableExperiment as error:
+                self._deliverer.warn("runs of an earlier command wait: ", error)
             except Exception as error:
-                self._error = error
+                self._deliverer.warn("", error)
                 return
             finally:
                 claim.release(remove=True)
@@ -168,7 +171,9 @@ def _next_message(inbox: queue.SimpleQueue[dict[str, Any] | None], seconds: floa
 
 def main() -> None:
     """Works for the process at the other end of standard input and output, until that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that makes pictures
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # are for the one that makes pictures, and tells when it ends
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     gc.set_threshold(*_GARBAGE)

@@ -82,6 +82,20 @@ def test_architecture_needs_what_has_no_default() -> None:
     assert "lacks the setting width" in message(lambda: read_architecture(Needy, {}, "config.json"))
 
 
+@dataclass(frozen=True)
+class Part(Settings):
+    SECTION: ClassVar[str] = "part_config"
+
+
+def test_architecture_takes_its_section_of_a_file_of_several_models() -> None:
+    whole = {"part_config": {"width": 3, "act_fn": "silu"}, "other_config": {"depth": 4}, "width": 5, "kind": "whole"}
+    assert read_architecture(Part, whole, "config.json") == Part(width=3)
+    assert read_architecture(Part, {"width": 5}, "config.json") == Part(width=5)
+    text = message(lambda: read_architecture(Part, {"part_config": {"act_fn": "gelu"}}, "FOLDER/config.json"))
+    assert text.startswith("FOLDER/config.json: part_config: act_fn='gelu'")
+    assert "part_config=5 should be" in message(lambda: read_architecture(Part, {"part_config": 5}, "config.json"))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

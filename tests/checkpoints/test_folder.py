@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from checkpoint_files import WHOLE, checkpoint, fill, message, sharded, tensors
 from safetensors.torch import save_file
 
+import diffuse
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.errors import CheckpointError
 
@@ -101,3 +103,36 @@ def test_a_replaced_file_makes_another_identity(tmp_path: Path) -> None:
     save_file(source, tmp_path / "new")
     (tmp_path / "new").replace(tmp_path / "unet" / WHOLE)
     assert found.identity != identity
+
+
+TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "loop"])
+@pytest.mark.parametrize("file", sorted(str(path.relative_to(TINY)) for path in TINY.rglob("*") if path.is_file()))
+def test_something_else_in_the_place_of_a_file(file: str, kind: str, tmp_path: Path) -> None:
+    """Each file of a checkpoint as a link to nothing, as a folder, and as a link that leads to itself."""
+    path = shutil.copytree(TINY, tmp_path / "model") / file
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere" if kind == "link" else path.name)
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointFolder.open(tmp_path / "model", source="model").identity  # noqa: B018
+    said = str(caught.value)
+    assert said.startswith("model: its model_index.json is" if file == "model_index.json" else f"model/{file}: ")
+    reason = {"link": "link to a file that is", "folder": "is a folder and should be a file", "loop": "link"}[kind]
+    assert reason in said and said.count("; ") == 1
+
+
+def test_weights_that_go_between_two_looks(tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    found = CheckpointFolder.open(folder)
+    names = found.files("unet")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"vae/diffusion_pytorch_model\.safetensors: is missing"):
+        found.digest()
+    names[0].unlink()
+    with pytest.raises(CheckpointError, match=r"unet/diffusion_pytorch_model\.safetensors: is missing"):
+        found.tensor_files("unet")

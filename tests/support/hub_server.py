@@ -30,11 +30,20 @@ class Repository:
     failing: bool = False  # every request is answered with status 503
     busy: dict[str, int] = field(default_factory=dict)  # path -> requests for it that are answered so
     ranges: bool = True  # whether a part of a file can be asked for
+    unlisted: set[str] = field(default_factory=set)  # "size", "blobId", "lfs": what the hub lists of no file
     slow: float = 0.0  # seconds that each 100 kB of a large file take
     held: int | None = None  # bytes of a large file after which the rest only drips
 
     def large(self, path: str) -> bool:
         return path.endswith((".safetensors", ".bin", ".ckpt", ".onnx"))
+
+    def blob_id(self, path: str) -> str:
+        """The digest that git gives the file, or the pointer that stands for it."""
+        if not self.large(path):
+            return self.etag(path)
+        size = len(self.files[path])
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.etag(path)}\nsize {size}\n"
+        return hashlib.sha1(f"blob {len(pointer)}\0{pointer}".encode(), usedforsecurity=False).hexdigest()
 
     def etag(self, path: str) -> str:
         data = self.files[path]
@@ -181,10 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
 def _info(name: str, repository: Repository) -> dict[str, object]:
     siblings: list[dict[str, object]] = []
     for path, data in repository.files.items():
-        entry: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": repository.etag(path)[:40]}
+        entry: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": repository.blob_id(path)}
         if repository.large(path):
             entry["lfs"] = {"sha256": repository.etag(path), "size": len(data), "pointerSize": 134}
-        siblings.append(entry)
+        siblings.append({key: value for key, value in entry.items() if key not in repository.unlisted})
     return {"_id": "1", "id": name, "modelId": name, "sha": repository.commit, "siblings": siblings, "tags": []}
 
 
@@ -196,5 +205,9 @@ def _tree(repository: Repository) -> list[dict[str, object]]:
         entry: dict[str, object] = {"type": "file", "oid": repository.etag(path)[:40], "size": len(data), "path": path}
         if repository.large(path):
             entry["lfs"] = {"oid": repository.etag(path), "size": len(data), "pointerSize": 134}
+        if "lfs" in repository.unlisted:
+            entry.pop("lfs", None)
+        if "size" in repository.unlisted:
+            entry["size"] = None
         entries.append(entry)
     return entries

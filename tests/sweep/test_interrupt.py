@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import random
 import shlex
 import shutil
@@ -12,13 +14,26 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command import finished, jobs_in, start, until
+from command import SMOKE, diffuse, finished, jobs_in, start, until
 from fork_server import ForkServer, fork_server
-from workers import stopping
+from workers import LONG, QUICK, gone, on_a_terminal, processes_in, stopping, tracked
+from workers import runs as runs_in
 
 from diffuse.media.load import image_sha256, read_record
+from diffuse.sweep.interrupt import (
+    STOP_SIGNALS,
+    Interruption,
+    ctrl_c_blocked,
+    ignore_stop_signals,
+    leave_lost_terminal,
+    stop_signals_as_ctrl_c,
+    stop_signals_kept,
+)
+from diffuse.sweep.progress import SweepProgress
+from diffuse.terminal import Progress
 
 KILLS = 20
 COMMAND = (
@@ -154,3 +169,113 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     done = finished(process)
     assert done.status == 130 and "goes on" not in done.err and "Traceback" not in done.err
     assert jobs_in(tmp_path / "out") == []
+
+
+@pytest.fixture
+def uncaught() -> Iterator[list[int]]:
+    """The signals that nothing in the package has handled."""
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda got, frame: received.append(got)) for number in STOP_SIGNALS}
+    yield received
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send_at(monkeypatch: pytest.MonkeyPatch, progress: type, *numbers: int) -> None:
+    """Has this process get signals at the end of each step, as `kill` sends them."""
+    on_step = progress.on_step  # type: ignore[attr-defined]
+
+    def step(self: Any, step: Any) -> None:
+        on_step(self, step)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(progress, "on_step", step)
+
+
+@pytest.mark.parametrize("numbers", [[number] for number in STOP_SIGNALS] + [[*STOP_SIGNALS, *STOP_SIGNALS]], ids=str)
+def test_a_run_ends_as_by_ctrl_c(
+    numbers: list[int], uncaught: list[int], empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_at(monkeypatch, Progress, *numbers)
+    done = diffuse(*SMOKE, "num_inference_steps=9", cwd=fresh(tmp_path, empty))
+    assert (done.status, done.out) == (130, "") and done.err.splitlines()[-1] == "diffuse: interrupted", done.err
+    assert uncaught == [] and not list(tmp_path.rglob("*.png"))
+    with sqlite3.connect(tmp_path / "outputs" / "mlflow.db") as store:
+        assert list(store.execute("select status from runs")) == [("KILLED",)]
+
+
+@pytest.mark.parametrize("numbers", [[number] for number in STOP_SIGNALS] + [[*STOP_SIGNALS, *STOP_SIGNALS]], ids=str)
+def test_a_sweep_ends_as_by_ctrl_c(
+    numbers: list[int], uncaught: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_at(monkeypatch, SweepProgress, *numbers)
+    done = diffuse(*COMMAND, "seed=1,2", "num_inference_steps=9", "tracking=none", cwd=tmp_path)
+    assert done.status == 130 and done.err.splitlines()[-1] == "diffuse: interrupted", done.err
+    assert ", 2 left to do, in " in done.err
+    assert uncaught == [] and jobs_in(tmp_path / "out") == []
+
+
+def test_an_ignored_signal_stays_ignored(uncaught: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `nohup` has it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for progress, sweep in ((Progress, ()), (SweepProgress, ("-m",))):
+        send_at(monkeypatch, progress, signal.SIGHUP)
+        done = diffuse(*sweep, *SMOKE, "num_inference_steps=2", "tracking=none", "report.make=false", cwd=tmp_path)
+        assert done.status == 0 and len(done.paths) == 1, done.err
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_handlers_are_as_before_afterwards(uncaught: list[int]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)]
+    with pytest.raises(KeyboardInterrupt), stop_signals_as_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with Interruption().handle_ctrl_c(""), stop_signals_as_ctrl_c():
+        pass
+    with stop_signals_kept():  # such as ray.init
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)] == before
+
+
+def test_workers_leave_the_signals_to_their_command(uncaught: list[int]) -> None:
+    interrupt, own = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        ignore_stop_signals()
+        assert signal.getsignal(signal.SIGHUP) == signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == own  # of the workers' library
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    with ctrl_c_blocked():
+        assert {signal.SIGINT, signal.SIGHUP} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_closed_terminal_takes_no_more_lines() -> None:
+    ours, theirs = pty.openpty()
+    before = os.dup(2)
+    try:
+        os.dup2(theirs, 2)
+        leave_lost_terminal()
+        assert os.isatty(2)
+        os.close(ours)
+        leave_lost_terminal()
+        assert os.write(2, b"a line") == 6 and os.fstat(2).st_rdev == os.stat(os.devnull).st_rdev
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(theirs)
+
+
+def test_a_closed_terminal_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> None:
+    """The system and the shell both send SIGHUP to all processes of the command."""
+    store = tracked(tmp_path, empty)
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.launcher.jobs_per_task=12", "tracking=mlflow")
+    process = on_a_terminal("-m", *QUICK, *LONG, *joblib, cwd=tmp_path)
+    until(lambda: jobs_in(tmp_path / "out"), process=process)
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGHUP)
+    done = finished(process)
+    assert gone(processes_in(tmp_path))
+    pictures = len(jobs_in(tmp_path / "out"))
+    assert done.status == 130 and f"{pictures} made, 0 were there, 0 failed, {12 - pictures} left" in done.err, done.err
+    assert " died (" not in done.err and {status for _, status in runs_in(store)} <= {"FINISHED", "KILLED"}

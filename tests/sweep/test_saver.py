@@ -36,3 +36,14 @@ def test_no_more_wait_than_there_is_memory_for() -> None:
     saver.wait()
     saver.close()
     assert blocked < 500 and len(queued) == 1000
+
+
+def test_a_function_that_raises_ends_no_thread() -> None:
+    saver, done = Saver(), []
+    for number in range(200):  # more than wait in memory
+        saver.submit(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        saver.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+    saver.wait()
+    saver.close()
+    assert sorted(done) == list(range(200))
+    assert [type(error) for error in saver.errors] == [ZeroDivisionError] * 200

@@ -12,6 +12,7 @@ from diffuse.checkpoints.hub.repository import SHARD_INDEX, needed_files
 from diffuse.checkpoints.layout import find_variants, is_component
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError
+from diffuse.paths import user_path
 
 _MARKS = ("config.json", "vocab.json", "tokenizer.json")  # one of them is in every component's folder
 
@@ -20,7 +21,7 @@ def cache_folder() -> Path:
     """Returns the folder where huggingface_hub keeps what it fetched: HF_HUB_CACHE, or `hub` below HF_HOME."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return user_path(constants.HF_HUB_CACHE, "HF_HUB_CACHE")
 
 
 def cached_checkpoint(source: Source) -> CheckpointFolder | None:

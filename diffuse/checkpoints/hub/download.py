@@ -69,7 +69,7 @@ def _large(plans: Sequence[DownloadPlan]) -> Iterator[tuple[DownloadPlan, Remote
     """Yields the missing files that are fetched here and not by huggingface_hub."""
     for plan in plans:
         for file in plan.missing:
-            if file.sha256 and file.size <= _MAX_HTTP_BYTES:
+            if file.sha256 and file.size and file.size <= _MAX_HTTP_BYTES:
                 yield plan, file
 
 
@@ -144,6 +144,7 @@ def _receive_all(plan: DownloadPlan, file: RemoteFile, partial: Path, stop: thre
 
     url = hf_hub_url(plan.source.location, file.path, revision=plan.commit)
     digest, failures = hashlib.sha256(), 0
+    assert file.size is not None
     with partial.open("a+b", buffering=0) as out:
         if out.tell() > file.size:
             out.truncate(0)
@@ -219,19 +220,36 @@ def _complete(plan: DownloadPlan) -> Path:
 
 def _check(path: Path, file: RemoteFile, source: str) -> None:
     """Compares a file with what the hub lists, and removes it if it differs, so that it will be fetched again."""
-    with path.open("rb") as opened:
-        if file.sha256:
-            same = hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
-        elif file.blob_id:
-            data = opened.read()
-            # The digest that git gives a file of this content.
-            same = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == file.blob_id
-        else:
-            same = path.stat().st_size == file.size
+    if file.sha256:
+        same = _sha256(path) == file.sha256
+    elif file.blob_id:
+        same = file.blob_id in (_blob_id(path), _pointer_id(path))
+    else:
+        same = file.size is None or path.stat().st_size == file.size  # unknown is not wrong
     if not same:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise _corrupt(source, file)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _blob_id(path: Path) -> str:
+    """Returns the digest that git gives a file."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _pointer_id(path: Path) -> str:
+    """Returns the digest that git gives the pointer of Git LFS that stands for a file."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{_sha256(path)}\nsize {path.stat().st_size}\n"
+    return hashlib.sha1(f"blob {len(pointer)}\0{pointer}".encode(), usedforsecurity=False).hexdigest()
 
 
 def _corrupt(source: str, file: RemoteFile) -> CheckpointError:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffuse.checkpoints.folder import CheckpointFolder, no_component
+from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.layout import is_component, pick_files
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError
 
+_EMPTY = hashlib.sha256().hexdigest()
 _SMALL = (".json", ".txt", ".model")
 SHARD_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # of shards, of any library's weights
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".xml")
@@ -20,10 +24,13 @@ _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository, as the hub lists it. Large files have a `sha256`, small ones git's own `blob_id`."""
+    """A file of a repository, as the hub lists it. Large files have a `sha256`, small ones git's own `blob_id`.
+
+    Some hubs list none of these, and no size.
+    """
 
     path: str
-    size: int  # bytes
+    size: int | None  # bytes
     sha256: str | None
     blob_id: str | None
 
@@ -38,14 +45,9 @@ class DownloadPlan:
     missing: tuple[RemoteFile, ...]
 
     @property
-    def size(self) -> int:
-        """Is the size of all needed files, in bytes."""
-        return sum(file.size for file in self.files)
-
-    @property
     def missing_size(self) -> int:
-        """Is the size of the missing files, in bytes."""
-        return sum(file.size for file in self.missing)
+        """Is the size of the missing files, in bytes, as far as the hub lists it."""
+        return sum(file.size or 0 for file in self.missing)
 
     @property
     def at_root(self) -> bool:
@@ -66,7 +68,7 @@ def plan_download(source: Source) -> DownloadPlan:
     commit = str(info.sha)
     listed = {
         entry.rfilename: RemoteFile(
-            entry.rfilename, entry.size or 0, entry.lfs.sha256 if entry.lfs else None, entry.blob_id
+            entry.rfilename, _size(entry), entry.lfs.sha256 if entry.lfs else None, entry.blob_id
         )
         for entry in info.siblings or []
     }
@@ -88,7 +90,28 @@ def plan_download(source: Source) -> DownloadPlan:
     for choice in source.choices:
         with suppress(CheckpointError):  # it is not published
             plans.append(plan(choice))
-    return min(plans, key=lambda each: each.missing_size) if plans else plan(source)
+    if not plans:
+        return plan(source)
+    if any(file.size is None for each in plans for file in each.missing):  # nobody knows which is smaller
+        return next((each for each in plans if not each.missing), plans[0])
+    return min(plans, key=lambda each: each.missing_size)
+
+
+def _size(entry: Any) -> int | None:
+    """Returns the size that the hub lists for a file, in bytes; None where it lists none."""
+    size = entry.lfs.size if entry.lfs else entry.size
+    if size == 0 and entry.lfs and entry.lfs.sha256 != _EMPTY:
+        return None
+    return None if size is None else int(size)
+
+
+def readable_sizes(files: Iterable[RemoteFile]) -> str:
+    """Formats the size of files together, as far as the hub lists it."""
+    sizes = [file.size for file in files]
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        return readable_size(sum(known))
+    return f"at least {readable_size(sum(known))}" if sum(known) else "an unknown size"
 
 
 def _single_files(paths: Iterable[str]) -> bool:

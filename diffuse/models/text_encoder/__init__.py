@@ -1,1 +1,1 @@
-"""Text encoders and their tokenizers."""
+"""Text encoders, their tokenizers, and what prepares their states for a denoiser."""

@@ -41,18 +41,20 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     Raises:
         CheckpointError: files are missing or cannot be read.
     """
-    settings = _json(folder / "tokenizer_config.json")
+    settings = read_settings(folder / "tokenizer_config.json")
     vocabulary, merges, stored = _words(folder)
     if "added_tokens_decoder" in settings:
         published = _numbered(settings["added_tokens_decoder"], folder / "tokenizer_config.json")
     else:
         # SD 2.1's tokenizer_config.json names a padding token that this one corrects.
-        corrected = settings | _json(folder / "special_tokens_map.json")
+        corrected = settings | read_settings(folder / "special_tokens_map.json")
         # Special without a name are here those of tokenizer_config.json alone, as in transformers.
-        special = {_content(corrected.get(key)) for key in _NAMED} | {_content(value) for value in _further(settings)}
+        special = {token_text(corrected.get(key)) for key in _NAMED} | {
+            token_text(value) for value in _further(settings)
+        }
         settings = corrected
         published = _listed(special, folder / "added_tokens.json") | stored
-    named = _DEFAULTS | {key: _content(settings[key]) for key in _NAMED if key in settings}
+    named = _DEFAULTS | {key: token_text(settings[key]) for key in _NAMED if key in settings}
     if named["unk_token"] is None:
         named["unk_token"] = END
     numbers = {entry["content"]: number for number, entry in published.items()}
@@ -67,7 +69,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     with_name = {word for word in named.values() if word}
     entries = [published[number] for number in sorted(published)]
     for value in [settings.get(key, named[key]) for key in named] + _further(settings):
-        if (word := _content(value)) and word not in numbers:
+        if (word := token_text(value)) and word not in numbers:
             entries.append({**(value if isinstance(value, dict) else {}), "content": word, "special": True})
     length = settings.get("model_max_length", 77)
     return TokenizerFiles(
@@ -80,7 +82,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; none where there is no file.
 
     Raises:
@@ -103,7 +105,7 @@ def _words(folder: Path) -> tuple[Mapping[str, int], list[tuple[str, str]], dict
     """Returns the vocabulary, the merges, and the added words of `tokenizer.json` by their numbers."""
     vocabulary, merges, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
     if whole.is_file():
-        content = _json(whole)
+        content = read_settings(whole)
         model = content.get("model")
         words, pairs = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
         if not isinstance(words, dict) or not isinstance(pairs, list):
@@ -126,7 +128,7 @@ def _numbered(content: Any, path: Path) -> dict[int, dict[str, Any]]:
     result = {}
     for key, entry in content.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
-        if not isinstance(entry, dict) or _content(entry) is None or not _is_number(number):
+        if not isinstance(entry, dict) or token_text(entry) is None or not _is_number(number):
             raise CheckpointError(f"{path}: {str({key: entry})[:80]} describes no added token; {_AGAIN}")
         result[number] = entry
     return result
@@ -141,7 +143,7 @@ def _listed(special: set[str | None], path: Path) -> dict[int, dict[str, Any]]:
                 "special": word in special,
                 "normalized": word not in special,
             }
-            for word, number in _json(path).items()
+            for word, number in read_settings(path).items()
         },
         path,
     )
@@ -178,7 +180,7 @@ def _further(settings: Mapping[str, Any]) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def _content(value: Any) -> str | None:
+def token_text(value: Any) -> str | None:
     """Returns the word of a token, which files write as text or as an object."""
     word = value.get("content") if isinstance(value, dict) else value
     return word if isinstance(word, str) and word else None

@@ -17,6 +17,7 @@ import psutil
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from diffuse.config.tracking_settings import tracking_environment
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.sweep.claim import current_claim
@@ -132,7 +133,8 @@ class PoolLauncher(SweepLauncher):
         if self.pool is None:
             claim = current_claim(runner.sweep.folder)
             directory = os.path.abspath(os.curdir)
-            context = SweepContext(runner.sweep, claim, self.loader, self.config, directory, self.threads)
+            shared = (self.loader, self.config, directory, self.threads, tracking_environment())
+            context = SweepContext(runner.sweep, claim, *shared)
             self.pool = self.open_pool(context)
             runner.on_close.append(self.pool.close)
             runner.interruption.on_exit += [_kill_children, self.pool.kill]

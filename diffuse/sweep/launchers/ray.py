@@ -18,6 +18,7 @@ from typing import Any, TextIO, cast
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import Device
+from diffuse.sweep.interrupt import stop_signals_kept
 from diffuse.sweep.launchers.pool import CLOSE_S, POLL_S, Pool, PoolLauncher, WorkerDied, check_store
 from diffuse.sweep.launchers.worker import SweepContext, Task, TaskResult, leave_sweep, run_task
 from diffuse.terminal import say
@@ -114,7 +115,8 @@ class ActorPool(Pool):
         _check_address(init.get("address"))
         if self.owns_ray:
             try:
-                ray.init(**init)
+                with stop_signals_kept():  # Ray takes SIGTERM, and would end the process at once
+                    ray.init(**init)
             except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
                 raise ConfigError(f"hydra.launcher.ray.init: {error}") from error
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}

@@ -8,10 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import signal
-import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from diffuse.errors import DiffuseError, RunError
 from diffuse.sweep.claim import watch_claim
 from diffuse.sweep.composer import JobComposer
 from diffuse.sweep.folder import Sweep
+from diffuse.sweep.interrupt import ignore_stop_signals
 from diffuse.sweep.job import Job, JobStatus
 from diffuse.sweep.runner import JobRunner
 
@@ -36,6 +35,7 @@ class SweepContext:
     config: DictConfig  # the sweep's
     directory: str  # from which relative paths start
     threads: int  # for torch, unless the configuration or OMP_NUM_THREADS says otherwise
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the command: where runs are recorded
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ def leave_sweep(context: SweepContext) -> list[str]:
 
 def _runner(context: SweepContext) -> JobRunner:
     if context.sweep.identity not in _state.runners:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's command handles Ctrl-C, and stops the workers
+        ignore_stop_signals()  # the sweep's command handles them, and stops the workers
         try:
             os.chdir(context.directory)
         except OSError as error:
             where = f"{context.directory} on {os.uname().nodename}"
             raise RunError(f"{where}: {error.strerror}; every worker needs the folder of the sweep") from error
+        os.environ.update(context.environment)
         os.environ.setdefault("OMP_NUM_THREADS", str(context.threads))  # torch, which reads it, is imported later
         log = logging.getLogger("diffuse")
         log.handlers, log.propagate = [_WarningHandler(logging.WARNING)], False

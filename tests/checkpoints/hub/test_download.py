@@ -15,6 +15,8 @@ from hub_files import NAME, PLAIN, SMALL, download, files_in, locate, message, w
 from hub_server import HubServer
 from huggingface_hub import constants
 
+from diffuse.errors import CheckpointError
+
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: HubServer) -> None:
     server.repositories[NAME].files[UNET] = weights(1, 3_000_000)
@@ -151,3 +153,37 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(server: HubServer, mo
     text = message(lambda: locate(NAME, components=("vae",)))
     assert "has 10 bytes free" in text and "HF_HOME" in text
     assert not any(path.endswith(".safetensors") for path in server.fetched())
+
+
+@pytest.mark.parametrize(
+    ("unlisted", "size"),
+    [
+        ({"size", "blobId", "lfs"}, "an unknown size"),  # as a plain mirror lists files: their names alone
+        ({"size", "lfs"}, "an unknown size"),
+        ({"size", "blobId"}, "at least "),
+        ({"size"}, "at least "),
+        ({"blobId", "lfs"}, ""),
+        ({"blobId"}, ""),
+    ],
+    ids=str,
+)
+def test_a_hub_that_lists_less(unlisted: set[str], size: str, server: HubServer, capsys: Any) -> None:
+    """What is not listed is unknown, and nothing is removed for it."""
+    server.repositories[NAME].unlisted = unlisted
+    found = download(NAME, yes=True)
+    files = files_in(found.folder)
+    assert files and all(server.repositories[NAME].files[path] == content for path, content in files.items())
+    said = capsys.readouterr().err
+    assert size in said if size else "unknown" not in said and "at least" not in said, said
+    server.log.clear()
+    assert files_in(download(NAME, yes=True).folder) == files  # every file is checked, and none removed
+    assert files_in(locate(NAME).folder) == files
+
+
+def test_a_size_of_zero_is_known(server: HubServer) -> None:
+    server.repositories[NAME].unlisted = {"blobId", "lfs"}
+    found = download(NAME, yes=True)
+    config = found.folder / "unet" / "config.json"
+    config.resolve().write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"unet/config\.json: is not what the hub lists"):
+        download(NAME, yes=True)

@@ -1,0 +1,114 @@
+"""Hydra's settings that have no place here: refused by name, whether they are typed or stand in a file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from command import SMOKE, diffuse
+from sweeps import QUICK
+
+import diffuse as library
+from diffuse.config import groups
+from diffuse.config.hydra_settings import may_set_hydra
+from diffuse.errors import ConfigError
+from diffuse.sweep.plan import is_sweep
+
+
+def refused(*arguments: str, cwd: Path) -> str:
+    """The one line that the command says, which leaves nothing behind."""
+    before = sorted(cwd.iterdir())
+    done = diffuse(*arguments, cwd=cwd)
+    assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done.err
+    assert sorted(cwd.iterdir()) == before
+    return done.err
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hydra.run.dir=here", "write output.dir=here"),
+        ("hydra.sweep.dir=here", "write output.dir=here"),
+        ("hydra.sweep.dir='a b'", "write output.dir=a b"),
+        ("++hydra.run.dir=here", "write output.dir=here"),
+        ("hydra.run={dir:here}", "write output.dir=here"),
+        ("hydra.sweep.subdir=${hydra.job.num}", "named by its values"),
+        ("hydra.job.chdir=true", "write output.dir=FOLDER"),
+        ("hydra.job.chdir=True", "write output.dir=FOLDER"),
+    ],
+)
+def test_folders_of_hydra_are_refused(override: str, said: str, sweep: tuple[str, ...], tmp_path: Path) -> None:
+    line = refused(*sweep, *SMOKE[:2], "tracking=none", override, cwd=tmp_path)
+    assert said in line and "diffuse: hydra." in line.replace("++", "")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra/launcher=joblib",
+        "hydra/launcher=basic",
+        "hydra.launcher.n_jobs=2",
+        "hydra/sweeper=optuna",
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.zip=[seed,width]",
+        "+hydra.sweeper.params.seed='1,2'",
+        "hydra.sweeper.n_trials=5",
+    ],
+)
+def test_what_is_a_sweeps_is_refused_without_one(override: str, tmp_path: Path) -> None:
+    line = refused(*SMOKE, "tracking=none", override, cwd=tmp_path)
+    assert f"{override}: is for a sweep" in line and "add -m" in line
+    with pytest.raises(ConfigError, match="is for a sweep"):
+        library.txt2img("a cat", overrides=[override])
+
+
+@pytest.mark.parametrize("override", ["hydra.run.dir=.", "hydra.job.chdir=false", "hydra.sweep.subdir=."])
+def test_what_says_the_same_is_taken(override: str, tmp_path: Path) -> None:
+    done = diffuse("-m", *QUICK, "seed=1,2", "--dry-run", override, cwd=tmp_path)
+    assert done.status == 0 and "2 jobs" in done.err, done.err
+
+
+@pytest.mark.parametrize("mode", ["hydra.mode=MULTIRUN", "++hydra.mode='MULTIRUN'"])
+def test_hydras_mode_is_a_sweep(mode: str, tmp_path: Path) -> None:
+    assert is_sweep([mode]) and not is_sweep([mode, "hydra.mode=RUN"])
+    done = diffuse(*QUICK, mode, "seed=1,2", "hydra/launcher=basic", "--dry-run", cwd=tmp_path)
+    assert done.status == 0 and "2 jobs" in done.err, done.err
+    assert "leave one of them out" in refused("-m", "seed=1,2", "hydra.mode=RUN", cwd=tmp_path)
+
+
+def test_printing_shows_what_was_set(tmp_path: Path) -> None:
+    done = diffuse("--cfg", "hydra", "--package", "hydra.run", "hydra.run.dir=here", cwd=tmp_path)
+    assert done.status == 0 and "dir: here" in done.out
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["run:", "    dir: here"], "hydra.run.dir=here"),
+        (["sweep:", "    subdir: ${hydra.job.num}"], "hydra.sweep.subdir=${hydra.job.num}"),
+        (["job:", "    chdir: true"], "hydra.job.chdir=true"),
+    ],
+)
+def test_a_file_may_not_set_them_either(
+    lines: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(groups.conf_dir(), conf)
+    monkeypatch.setattr(groups, "conf_dir", lambda: conf)
+    for module in ("diffuse.cli.hydra_main", "diffuse.sweep.plan"):
+        monkeypatch.setattr(f"{module}.conf_dir", lambda: conf)
+    (conf / "experiment" / "own.yaml").write_text("\n  ".join(["# @package _global_\nhydra:", *lines]) + "\n")
+    (work := tmp_path / "work").mkdir()
+    assert may_set_hydra(["experiment=own"])
+    assert said in refused(*SMOKE, "experiment=own", cwd=work)
+    assert said in refused("-m", "experiment=own", "seed=1,2", cwd=work)
+
+
+@pytest.mark.parametrize(
+    ("override", "name"), [("+hydra.job.env_set.A=1", "hydra.job.env_set"), ("hydra.output_subdir=.hydra", "subdir")]
+)
+def test_what_a_sweep_does_for_no_job_is_refused(override: str, name: str, tmp_path: Path) -> None:
+    line = refused("-m", *QUICK, "seed=1,2", override, cwd=tmp_path)
+    assert name in line and "hydra/launcher=basic" in line
