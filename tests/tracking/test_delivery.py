@@ -82,7 +82,7 @@ def test_a_delivery_killed_at_random_moments_is_taken_up_again(
     store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
-        spooled(settings(store), picture, 120)
+        spooled(settings(store), picture, 60)
     draw = random.Random(7)
     for _ in range(6):
         left = len(list(tmp_path.glob("mlflow-pending/*/*.jsonl")))
@@ -95,7 +95,7 @@ def test_a_delivery_killed_at_random_moments_is_taken_up_again(
     sync(settings(store))
     assert not (tmp_path / "mlflow-pending").exists()
     made = runs(store)
-    assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 240
+    assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 120
     for run in made:
         assert run.info.status == "FINISHED"
         check_whole(store, run)
