@@ -11,22 +11,25 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from PIL import Image
 
 import diffuse
 from diffuse.cli.main import COMMANDS
 from diffuse.compare import arguments
 from diffuse.config.compose import compose_config
+from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.config.quoting import quote_overrides
 from diffuse.run import model_auto
+from diffuse.sweep.globs import expand_globs
 
 PACKAGE = Path(diffuse.__file__).parent
 ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
-FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets"}
-VALUED_FLAGS = {"--junit", "--cfg"}
+FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--json", "--measure"}
+VALUED_FLAGS = {"--junit", "--cfg", "--card"}
 
 
 def name_of(page: Path) -> str:
@@ -132,7 +135,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     (tmp_path / "FOLDER").symlink_to(PACKAGE / "tiny" / "checkpoint")
-    for name in ("photo.jpg", "photo.png", "picture.png", "mask.png", "many_steps.png"):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(PACKAGE / "tiny" / "checkpoint")
+    for name in ("photos/1.jpg", "photo.jpg", "photo.png", "picture.png", "mask.png", "many_steps.png"):
         Image.new("RGB", (64, 64)).save(tmp_path / name)
 
 
@@ -156,16 +162,20 @@ def check_command(line: str) -> None:
         else:
             overrides.append(word)
     if {"-m", "--multirun"} & {*words}:
-        overrides = [first_value(override) for override in overrides]
+        check_hydra_overrides(overrides, sweep=True)
+        compose_config(model_auto.resolve_model([first_value(override) for override in overrides]))
+        return
     model_auto.compose_model(overrides)
 
 
 def first_value(override: str) -> str:
     """Returns a sweep's override with the first of its values."""
-    (quoted,) = quote_overrides([override], sweep=True)
+    (quoted,) = expand_globs(quote_overrides([override], sweep=True))
     parsed = OverridesParser.create().parse_override(quoted)
     if not parsed.is_sweep_override():
         return override
+    if isinstance(parsed.value(), Glob):
+        return f"{parsed.key_or_group}={parsed.value().include[0]}"
     if not parsed.is_discrete_sweep():  # interval(1,12): for a sweeper that looks for the best value
         return f"{parsed.key_or_group}={parsed.value().start}"
     return f"{parsed.key_or_group}={str(next(parsed.sweep_string_iterator())).strip(chr(34))}"

@@ -18,6 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffuse
 from diffuse.tracking.upgrade import known_revisions
@@ -146,6 +147,29 @@ def function_mode() -> None:
     assert "torch.nn.init" in seen
 
 
+def dispatch_mode() -> None:
+    """A mode sees every operator, also where its method is set late, and composite ones in inference mode."""
+    seen: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def see(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+            seen.append(func.overloadpacket._qualified_op_name)
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return 7
+            return torch.zeros(2) if func is torch.ops.aten._to_copy.default else func(*args, **(kwargs or {}))
+
+    Recorder.__torch_dispatch__ = Recorder.see  # type: ignore[method-assign]
+    with torch.inference_mode(), Recorder():
+        x = torch.empty(2, device="meta")
+        assert x.cpu().device.type == "cpu" and x[0].item() == 7
+        nn.functional.linear(x, torch.empty(3, 2, device="meta"))
+    assert {"aten::_to_copy", "aten::_local_scalar_dense"} <= {*seen} and "aten::linear" not in seen
+
+
 def moving_modules() -> None:
     seen: list[bool] = []
 
@@ -197,6 +221,9 @@ PROBES: dict[str, Callable[[], None]] = {
     "mlflow.store.artifact.artifact_repository_registry.get_artifact_repository": mlflow_artifacts,
     "torch._dynamo.exc.TorchDynamoException": compiler_errors,
     "torch.overrides.TorchFunctionMode": function_mode,
+    "torch.utils._python_dispatch.TorchDispatchMode": dispatch_mode,
+    "torch.ops.aten._to_copy": dispatch_mode,
+    "torch.ops.aten._local_scalar_dense": dispatch_mode,
     "torch.nn.Module._apply": moving_modules,
     "torch.nn.Module._save_to_state_dict": saving_modules,
     f"{MKLDNN}._is_mkldnn_bf16_supported": onednn,

@@ -11,6 +11,7 @@ Any other key is a setting that this program does not know. It is accepted only 
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -19,6 +20,28 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from diffuse.errors import CheckpointError
 
 T = TypeVar("T")
+
+# What people and tools write into a configuration for other readers.
+_NOTES = frozenset(
+    """
+    author authors citation comment comments copyright credits date description doc docs homepage info license licence
+    name_or_path note notes readme remark remarks title todo url website
+    """.split()  # noqa: SIM905
+)
+
+
+def without_notes(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a published configuration without what is written into it for people.
+
+    That is a key that no program could have as a setting's name, such as `//`, and one that says that it is a comment.
+    Keys that begin with an underscore stay: some of them are read.
+    """
+    return {key: value for key, value in published.items() if not _is_note(key)}
+
+
+def _is_note(key: str) -> bool:
+    words = re.sub(r"[\W\d_]+$", "", key.lower())
+    return not key.isidentifier() or words in _NOTES or words.endswith(("_comment", "_note"))
 
 
 def read_architecture(cls: type[T], published: Mapping[str, Any], file: str) -> T:
@@ -71,7 +94,10 @@ def read_architecture(cls: type[T], published: Mapping[str, Any], file: str) -> 
 
 
 def _is_off(value: Any) -> bool:
-    return value is None or value is False or value in ("", [], {})
+    """Tells whether a setting is off: false or nothing, or a list of such for each level."""
+    if isinstance(value, list):
+        return all(map(_is_off, value))
+    return value is None or value is False or value in ("", {})
 
 
 def _equal(value: Any, allowed: Any) -> bool:

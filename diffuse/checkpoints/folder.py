@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffuse.checkpoints.architecture import without_notes
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.layout import PICKLES, UNUSED, WEIGHTS, find_variants, is_component, pick_files
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, header_bytes, unreadable
@@ -111,7 +112,7 @@ class CheckpointFolder:
         return not absent and self.path(component).is_dir()
 
     def config(self, component: str) -> dict[str, Any]:
-        """Reads `<component>/config.json`, or a scheduler's `scheduler_config.json`.
+        """Reads `<component>/config.json`, or a scheduler's `scheduler_config.json`, without notes for people in it.
 
         Raises:
             CheckpointError: it is not there, or not a JSON object.
@@ -120,7 +121,7 @@ class CheckpointFolder:
             raise self._no_folder(component)
         names = ("scheduler_config.json", "config.json") if component.startswith("scheduler") else ("config.json",)
         name = next((name for name in names if self.path(f"{component}/{name}").is_file()), names[0])
-        return self._json(f"{component}/{name}")
+        return without_notes(self._json(f"{component}/{name}"))
 
     def path(self, relative: str) -> Path:
         """Returns the path of `relative` below the folder.
@@ -261,7 +262,7 @@ class CheckpointFolder:
         path = self.path(relative)
         where = self._display_path(path)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_bytes())  # in UTF-8 or what a byte-order mark says
         except FileNotFoundError:
             missing = "is a link to a file that is missing" if path.is_symlink() else "is missing"
             raise CheckpointError(f"{where}: {missing}; copy or download it again") from None

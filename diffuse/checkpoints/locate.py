@@ -6,13 +6,14 @@ Nothing is fetched by surprise: the size of all sources together is stated first
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffuse.checkpoints.folder import CheckpointFolder
-from diffuse.checkpoints.hub.cache import cache_folder, cached_checkpoint
-from diffuse.checkpoints.hub.download import download_files, partial_size
+from diffuse.checkpoints.hub.cache import cache_folder, cached_checkpoint, cached_configuration
+from diffuse.checkpoints.hub.download import download_files, fetch_small_files, partial_size
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, readable_sizes
@@ -58,6 +59,50 @@ def locate_checkpoints(
         say(f"{plan.source.location} is not here yet: fetching {size} ({len(plan.missing)} files)")
     fetched = iter(download_files(plans, check_all=False))
     return [checkpoint or next(fetched) for checkpoint in checkpoints]
+
+
+@dataclass(frozen=True)
+class LocatedConfiguration:
+    """The settings of a source, and the bytes of its files as the hub lists them: all, and those not here."""
+
+    checkpoint: CheckpointFolder
+    size: int | None = None
+    missing: int | None = None
+
+
+def locate_configurations(
+    sources: Sequence[Source], consent: Download, known: Callable[[Source], CheckpointFolder | None]
+) -> list[LocatedConfiguration]:
+    """Returns the settings of each source, in the same order, whether its weights are here or not.
+
+    The hub is asked only for what is neither here nor `known`, with the user's consent.
+
+    Raises:
+        ConfigError, CheckpointError: as `locate_checkpoints`.
+    """
+    located: list[LocatedConfiguration | None] = []
+    for source in sources:
+        folder = _local_checkpoint(source) or _cached_checkpoint(source) or cached_configuration(source)
+        folder = folder or known(source)
+        located.append(None if folder is None else LocatedConfiguration(folder))
+    absent = [source for source, each in zip(sources, located, strict=True) if each is None]
+    if absent:
+        names = _locations(absent)
+        if consent is Download.never:
+            raise ConfigError(f"{names}: its settings are not here, and model.download=never; set it to yes")
+        question = f"{names}: ask the hub for its settings and sizes?"
+        if consent is Download.ask and not confirm(question, f"{question[:-1]}: add model.download=yes to agree"):
+            raise ConfigError("nothing was fetched")
+    asked = iter([_fetch_configuration(plan) for plan in _plan_downloads(absent)])
+    return [each or next(asked) for each in located]
+
+
+def _fetch_configuration(plan: DownloadPlan) -> LocatedConfiguration:
+    folder = fetch_small_files(plan)
+    checkpoint = plan.source.checkpoint(folder, plan.commit, at_root=plan.at_root)
+    if any(file.size is None for file in plan.files):
+        return LocatedConfiguration(checkpoint)
+    return LocatedConfiguration(checkpoint, sum(file.size or 0 for file in plan.files), plan.missing_weights_size)
 
 
 def model_index(source: Source, consent: Download) -> dict[str, Any]:

@@ -114,7 +114,24 @@ def _explain_damage(path: Path, message: str) -> str:
         return "the file is empty; copy or download it again"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer and not the weights; run 'git lfs pull' in the checkpoint's folder"
+    behind = _bytes_behind(path)
+    if behind > 0:
+        return (
+            f"{behind} bytes lie behind the weights, where a safetensors file ends; something was appended, or two "
+            "files were joined: copy or download it again"
+        )
     if "not fully covered" in message or "IncompleteBuffer" in message:
         return "the file is cut short; copy or download it again"
     reason = message.removeprefix("Error while deserializing header: ").splitlines()[0]
     return f"is not a readable safetensors file ({reason}); copy or download it again"
+
+
+def _bytes_behind(path: Path) -> int:
+    """Returns how many bytes a file has behind the tensors of its header; 0 where the header cannot be read."""
+    try:
+        header = header_bytes(path)
+        entries = json.loads(header)
+        ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
+        return int(path.stat().st_size - 8 - len(header) - max(ends, default=0))
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
+        return 0

@@ -7,13 +7,19 @@ Large tensors are mapped in several parts, because a layer that packs its weight
 (`diffuse.layers.packed`) has no more use for the published one: its pages then leave memory. Small tensors are copied,
 because a small layer computes with its weight as it lies there, and MKL's last bits depend on where that is: the same
 weights give the same bits from every file.
+
+The system ends a process that reads a mapped page beyond the end of its file. So the length of a file is looked at
+before it is mapped, and again by `check_mapped_files`, between the steps, as long as tensors lie in it. What remains
+is a file that is cut while a step reads it.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -22,9 +28,11 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.safetensors_file import StoredTensor
+from diffuse.errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _LARGE_BYTES = 256 << 10  # more than a layer has that is not packed
+_mapped: weakref.WeakKeyDictionary[mmap.mmap, tuple[str, int]] = weakref.WeakKeyDictionary()  # name and length needed
 _PARTS = 16  # mappings, each of which holds a file descriptor
 _WINDOW_BYTES = 16 << 20
 
@@ -78,12 +86,15 @@ def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequenc
         before += entries[key].nbytes
     tensors: dict[str, Tensor] = {}
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         for part in parts.values():
             first, last = entries[part[0]], entries[part[-1]]
+            _require(last.start + last.nbytes <= size)
             offset = first.start - first.start % mmap.ALLOCATIONGRANULARITY
             length = last.start + last.nbytes - offset
             # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
             pages = mmap.mmap(file.fileno(), length, offset=offset, access=mmap.ACCESS_COPY)
+            _mapped[pages] = str(path), last.start + last.nbytes
             for key in part:
                 entry = entries[key]
                 flat = torch.frombuffer(
@@ -91,6 +102,22 @@ def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequenc
                 )
                 tensors[key] = flat.view(entry.shape)
     return tensors
+
+
+def check_mapped_files() -> None:
+    """Checks that the files are whole in which tensors of this process lie.
+
+    Raises:
+        CheckpointError: one was cut short since it was mapped.
+    """
+    for pages, (name, end) in list(_mapped.items()):
+        if pages.size() < end:  # of the file that is mapped, whatever has its name now
+            raise CheckpointError(f"{name}: was cut short while it was in use; copy or download it again")
+
+
+def _require(is_whole: bool) -> None:
+    if not is_whole:
+        raise OSError(errno.EIO, "it was cut short meanwhile")
 
 
 class _Window:
@@ -108,6 +135,7 @@ class _Window:
     def numbers(self, start: int, dtype: torch.dtype, count: int) -> Tensor:
         """Returns the `count` numbers from byte `start` of the file on, `[count]`, as they are mapped."""
         end = start + count * dtype.itemsize
+        _require(end <= self._size)
         if not self._offset <= start < end <= self._offset + len(self._pages):
             self._offset = start - start % mmap.ALLOCATIONGRANULARITY
             length = min(max(end - self._offset, _WINDOW_BYTES), self._size - self._offset)

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _YES = ("--yes", "-y")
+_MEASURE = "--measure"
 
 
 def run_command(command: str, arguments: list[str]) -> None:
     """Runs `diffuse COMMAND ARGUMENTS`."""
     commands: dict[str, Callable[[list[str]], None]] = {
+        "plan": _plan,
         "compare": _compare,
         "reproduce": _reproduce,
         "download": _download,
@@ -48,6 +50,12 @@ def _compose(overrides: list[str]) -> DictConfig:
     return model_auto.compose_model(overrides)
 
 
+def _plan(arguments: list[str]) -> None:
+    from diffuse.cli.plan import run_plan
+
+    run_plan(arguments)
+
+
 def _download(arguments: list[str]) -> None:
     yes, overrides = _take_yes(arguments)
     cfg = _compose(overrides)
@@ -58,7 +66,7 @@ def _download(arguments: list[str]) -> None:
 
     from diffuse.checkpoints.locate import download_checkpoints
     from diffuse.checkpoints.model_sources import model_sources
-    from diffuse.run.open import component_names
+    from diffuse.pipelines.families import component_names
     from diffuse.schema import Download
 
     consent = Download.yes if yes else cfg.model.download
@@ -96,7 +104,8 @@ def _reproduce(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
-    cfg = _compose(arguments)
+    overrides = [argument for argument in arguments if argument != _MEASURE]
+    cfg = _compose(overrides)
 
     from omegaconf import OmegaConf
     from rich.console import Console
@@ -106,13 +115,16 @@ def _doctor(arguments: list[str]) -> None:
     from diffuse.config.tracking_settings import tracking_settings
     from diffuse.schema import HardwareConfig
 
+    config = cast(HardwareConfig, OmegaConf.to_object(cfg.hardware))
+    if _MEASURE in arguments:
+        doctor.measure(config)
     settings = None if cfg.tracking.name == "none" else tracking_settings(cfg.tracking)
     report = doctor.report(
         load_group("model"),
         load_group("memory_profile"),
         tracking_uri=None if settings is None else settings.uri,
         tracking_origin="" if settings is None else settings.origins.get("uri", ""),
-        config=cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)),
+        config=config,
     )
     with writing_output():
         Console().print(report)

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -27,7 +28,7 @@ from diffuse.device import gpus, hardware, host
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import EVERY, auto_profile
-from diffuse.errors import DiffuseError
+from diffuse.errors import DiffuseError, RunError
 from diffuse.paths import user_path
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig
 from diffuse.tracking.address import address_error
@@ -75,10 +76,43 @@ def report(
         *_section("System", _system()),
         *_section("PyTorch", _torch()),
         *_section("Cards", _cards(nvml, hw, error)),
+        *_section("Rates", _rates()),
         *_section("Libraries", _libraries()),
         *_section("Memory profile of each model", _models(models, profiles, hw, error)),
         *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking_uri, tracking_origin))]),
     )
+
+
+def measure(config: HardwareConfig) -> None:
+    """Measures how fast the device and the processor compute, and writes it beside the outputs, for `diffuse plan`.
+
+    Raises:
+        HardwareError: the device is not there.
+        RunError: the file cannot be written.
+    """
+    from diffuse.plan.rates import RATES_FILE, measure_rates, write_rates
+
+    found = hardware.detect(replace(config, vram_gb=None))
+    hardware.apply(found)
+    processor = replace(found, device="cpu", name=host.cpu_name(), capability=None)
+    try:
+        for each in [found] if found.device == "cpu" else [found, processor]:
+            write_rates(measure_rates(each))
+    except OSError as error:
+        raise RunError(f"{RATES_FILE} cannot be written: {error.strerror}") from error
+
+
+def _rates() -> list[tuple[str, str]]:
+    try:
+        from diffuse.plan.rates import read_rates
+    except _BROKEN as error:
+        return [("", f"[red]cannot be read[/]: {escape(_line(error))}")]
+    rows = []
+    for rates in read_rates().values():
+        speeds = [f"{tflops:.3g} TFLOP/s in {dtype}" for dtype, tflops in rates.tflops.items()]
+        copies = [f"copies to it {rates.copy_gb_s:.3g} GB/s"] if rates.copy_gb_s else []
+        rows.append(("measured", f"{escape(rates.name)}: {', '.join([*speeds, *copies])}"))
+    return rows or [("", "not measured; diffuse doctor --measure does it, for the times of diffuse plan")]
 
 
 def _section(title: str, rows: Iterable[tuple[str, str]]) -> list[RenderableType]:

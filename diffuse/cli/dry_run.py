@@ -15,7 +15,7 @@ from diffuse.errors import ConfigError
 from diffuse.media.files import file_stem
 from diffuse.paths import user_path
 from diffuse.schema import Download
-from diffuse.sweep.job import Job, JobStatus
+from diffuse.sweep.job import Job, JobStatus, common_reason
 from diffuse.terminal import say
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _size(cfg: DictConfig, draft: RequestDraft) -> tuple[int, int]:
 def _are_here(cfg: DictConfig) -> bool:
     """Returns whether all weights are here. Nothing is fetched, and no weight is read."""
     from diffuse.checkpoints.model_sources import locate_models
-    from diffuse.run.open import component_names
+    from diffuse.pipelines.families import component_names
 
     cfg = cfg.copy()
     cfg.model.download = Download.never
@@ -102,8 +102,11 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
     with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
         elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
         run_hydra(flags, [*hydra_overrides, "model.download=never", elsewhere], command_line, run_job)
+    reason = common_reason(lister.jobs)
     for job in lister.jobs:
-        _print_job(job, sweep.axes)
+        _print_job(job, sweep.axes, is_reported=reason is None)
+    if reason is not None:
+        raise ConfigError(reason)
     count = Counter(_WORDS[job.status] for job in lister.jobs)
     parts = [f"{count['there']} are there", f"{count['make']} to make"]
     parts += [f"{count['double']} given twice"] if count["double"] else []
@@ -114,9 +117,9 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
         raise ConfigError(f"{count['wrong']} of the sweep's jobs are wrong, as said above")
 
 
-def _print_job(job: Job, axes: list[str]) -> None:
+def _print_job(job: Job, axes: list[str], is_reported: bool) -> None:
     label = " ".join(job.label(axes).split())
     files = "".join(f" -> {path}" for path in job.paths)
     print_line(f"{_WORDS[job.status]:<7} {label}{files}")
-    if job.error is not None:
+    if job.error is not None and is_reported:
         report_line(f"{label}: {job.error}")

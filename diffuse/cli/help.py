@@ -12,12 +12,15 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
 
   diffuse [OVERRIDES]             make what is configured ("diffuse generate" is the same)
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values; the same command goes on where it stopped
+  diffuse plan [OVERRIDES]        what it would take: memory, arithmetic, time, disk; with -m of a whole sweep; --json,
+                                  --card "RTX 4090"
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse reproduce RUN_ID|FILE   make the pictures of a run or file again, and say whether they are the same
   diffuse experiment=smoke [--junit FILE]
                                   run and check every family of pipelines and every scheduler at its tiniest
-  diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store
+  diffuse doctor [OVERRIDES]      hardware, libraries, the profile that each model would get, the tracking store;
+                                  --measure also how fast the device is, for plan
   diffuse ui [OVERRIDES]          open the MLflow store on loopback and print the link that shows the pictures
   diffuse sync [OVERRIDES]        deliver the runs that wait because the store was away or a process was killed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO, cast
 
 from hydra import main
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugin
 from diffuse.config.mistakes import explain_errors
 from diffuse.errors import RunError
 
+_HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
 _PRINTING = {"--cfg", "-c", "--hydra-help"}  # options of Hydra that print and run nothing
 
 
@@ -27,14 +28,17 @@ def run_hydra(
         overrides: in Hydra's grammar.
         command_line: the same as the user typed them, for messages.
     """
-    failures: list[Exception] = []
+    failures: list[Exception] = []  # of the task: in a sweep each ends its own job
+    failure: Exception | None = None
+    stderr = sys.stderr
 
     def run_task(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
-        except Exception as error:
-            failures.append(error)  # Hydra would add lines of its own to it
-            return None
+        except Exception as error:  # which Hydra tells to its callbacks
+            failures.append(error)
+            sys.stderr = cast(TextIO, _WithoutHydrasLine(stderr))
+            raise
 
     prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
     entry = main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")
@@ -43,7 +47,12 @@ def run_hydra(
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"
     try:
         with explain_errors(command_line), without_nodes_of_plugins():
-            entry(run_task)()
+            try:
+                entry(run_task)()
+            except Exception as error:
+                if error not in failures:
+                    raise
+                failure = error
         if prints:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -53,8 +62,21 @@ def run_hydra(
             raise
         raise RunError(f"standard output cannot be written: {error.strerror}") from error
     finally:
-        sys.argv = argv
+        sys.argv, sys.stderr = argv, stderr
         if full_error is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-    if failures:
-        raise failures[0]
+    if failure is not None:
+        raise failure
+
+
+class _WithoutHydrasLine:
+    """A stream without the line that Hydra writes about a job that failed: the error is reported in one of ours."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith(_HYDRAS_LINE) else self._stream.write(text)

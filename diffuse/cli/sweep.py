@@ -13,6 +13,7 @@ from diffuse.errors import ConfigError, DiffuseError, RunError
 from diffuse.sweep.claim import release_folder
 from diffuse.sweep.folder import Sweep, open_sweep_folder
 from diffuse.sweep.interrupt import Interruption
+from diffuse.sweep.job import common_reason
 from diffuse.sweep.launcher import launching
 from diffuse.sweep.launchers.foreign import run_job
 from diffuse.sweep.launchers.plugins import register_plugins
@@ -75,6 +76,8 @@ def _end_sweep(sweep: Sweep, progress: SweepProgress, report: Path | None) -> No
     """Prints the summary and the failures. Raises an error where there are failures."""
     errors = [job.error for job in progress.failed if job.error is not None]
     all_wrong = all(isinstance(e, DiffuseError) and e.exit_status == ConfigError.exit_status for e in errors)
+    if reason := common_reason(progress.jobs):
+        raise ConfigError(reason)
     if progress.jobs and not (all_wrong and len(errors) == len(progress.jobs)):
         progress.say(progress.summary(report))
     for job in progress.failed[:_MAX_REPORTED]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -26,8 +27,18 @@ def explain_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
+    except ValueError as error:
+        if not _is_raised_in_hydra(error):  # no mistake of the user's
+            raise
+        raise _explain(error, overrides) from error
+
+
+def _is_raised_in_hydra(error: Exception) -> bool:
+    """Returns whether Hydra or OmegaConf raised an error, of a type that anything else may raise too."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf")
 
 
 def suggestion(name: str, names: Sequence[str], otherwise: str = "") -> str:

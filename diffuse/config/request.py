@@ -42,9 +42,15 @@ class RequestDraft:
     inputs: Inputs | None = None  # images to start from
     reference: InputImage | None = None  # the image that quality is measured against
 
-    def request(self, default_size: tuple[int, int]) -> GenerationRequest:
-        """Returns the request, with `default_size` (width, height in pixels) where none was given."""
-        width, height = default_size
+    def request(self, default_size: tuple[int, int] | None) -> GenerationRequest:
+        """Returns the request, with `default_size` (width, height in pixels) where none was given.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        if default_size is None and not (self.width and self.height):
+            raise ConfigError("width and height: this checkpoint does not say its size; give both, as in width=512")
+        width, height = default_size or (0, 0)
         return GenerationRequest(
             prompt=self.prompt,
             seed=self.seed,

@@ -114,6 +114,15 @@ def reset_rss_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def rss_now() -> int:
+    """Returns the bytes of the process's resident set, mapped files included; 0 where the system does not tell."""
+    with suppress(ImportError, OSError):
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    return 0
+
+
 def rss_peak() -> int:
     """Returns the bytes of the process's largest resident set, mapped files included."""
     with suppress(OSError):

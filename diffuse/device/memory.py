@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from diffuse.device.allocator import allocator_of, reset_rss_peak, rss_peak
+from diffuse.device.allocator import Allocator, allocator_of, reset_rss_peak, rss_peak
 from diffuse.device.compile import compiler_advice, is_compiler_error
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
@@ -47,7 +47,10 @@ class Memory:
         hw: the hardware to compute on.
         half_dtype: the model's half precision.
         fallback: the name of the profile to recommend when memory runs out, see `lighter_profile`.
+        allocator: in place of the device's own.
     """
+
+    reads_weights: ClassVar[bool] = True  # False where only shapes are wanted
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Memory:
         hw: Hardware,
         half_dtype: Dtype = Dtype.bfloat16,
         fallback: str | None = None,
+        allocator: Allocator | None = None,
     ) -> None:
         self.profile = profile
         self.hw = hw
@@ -65,7 +69,7 @@ class Memory:
         self.tiled_decode = profile.tiled_decode
         self._load_seconds = [0.0]  # a list, because memories with a prefix share it
         self._device = torch.device("cuda", 0) if hw.device == "cuda" else torch.device(hw.device)
-        self._allocator = allocator_of(self._device)
+        self._allocator = allocator or allocator_of(self._device)
         self._components: dict[str, ManagedModule] = {}
         self._prefix = ""
         self._checked = False

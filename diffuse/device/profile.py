@@ -89,6 +89,11 @@ def auto_profile(profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hard
     return profiles["cpu_only" if "cpu_only" in frugal else frugal[0]]
 
 
+def has_budget(cfg: DictConfig) -> bool:
+    """Returns whether a configuration states a budget for the device."""
+    return cfg.hardware.vram_gb is not None
+
+
 def lighter_profile(profile: MemoryProfileConfig, profiles: Profiles, min_vram_gib: Mapping[str, float]) -> str | None:
     """Returns the name of the profile to try when `profile` ran out of memory: the next threshold down.
 

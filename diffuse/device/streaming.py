@@ -40,7 +40,7 @@ class BlockStream:
     def __init__(
         self, module: nn.Module, block_types: tuple[type[nn.Module], ...], device: torch.device, resident_blocks: int
     ) -> None:
-        outermost = _outermost(module, block_types)
+        outermost = outermost_blocks(module, block_types)
         inside = {id(part) for block in outermost for part in block.modules()}
         self._rest = _Weights([part for part in module.modules() if id(part) not in inside])
         self._blocks = [_Weights(block.modules()) for block in outermost]
@@ -220,7 +220,7 @@ def transfer_to(device: torch.device) -> Transfer:
     return kinds.get(device.type, CopyingTransfer)(device)
 
 
-def _outermost(module: nn.Module, block_types: tuple[type[nn.Module], ...]) -> list[nn.Module]:
+def outermost_blocks(module: nn.Module, block_types: tuple[type[nn.Module], ...]) -> list[nn.Module]:
     """Returns the blocks in the module's order, without those inside other blocks."""
     blocks: list[nn.Module] = []
     inside: set[int] = set()

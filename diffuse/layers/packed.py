@@ -67,9 +67,7 @@ class Linear(_Packed, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., D]` to `[..., D']`."""
         weight = self.weight
-        # PyTorch gives small float32 layers to another library, whose calls cost less.
-        small = weight.dtype == torch.float32 and weight.numel() <= 1 << 16
-        if small or not self._packs(x, weight):
+        if _is_small(weight) or not self._packs(x, weight):
             self._unpack()
             return F.linear(x, self.weight, self.bias)
         if not weight.is_mkldnn:
@@ -96,6 +94,19 @@ class Conv2d(_Packed, nn.Conv2d):
             weight = self._replace(lambda old: torch.ops.mkldnn._reorder_convolution_weight(old, *geometry, x.shape))
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
         return result
+
+
+def packed_bytes(layer: nn.Module) -> int:
+    """Returns the bytes of the copy of its weight that a layer packs on a CPU; 0 for a layer that packs none."""
+    if not isinstance(layer, _Packed) or not _has_onednn(layer.weight.dtype):
+        return 0
+    small = isinstance(layer, Linear) and _is_small(layer.weight)
+    return 0 if small else layer.weight.numel() * layer.weight.element_size()
+
+
+def _is_small(weight: Tensor) -> bool:
+    """Tells whether PyTorch gives the linear layer to another library than oneDNN, whose calls cost less."""
+    return weight.dtype == torch.float32 and weight.numel() <= 1 << 16
 
 
 @cache

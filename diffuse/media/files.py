@@ -101,7 +101,7 @@ def write_new_file(content: bytes, folder: Path, stem: str, extension: str) -> P
         temporary = folder / temporary_name()
         _write(temporary, content)
         path = _publish(temporary, folder, stem, extension)
-        _sync_folder(folder)
+        sync_folder(folder)
         return path
     except OSError as error:
         name = f"{stem}.{extension} could not be saved in {folder}"
@@ -155,7 +155,7 @@ def _move(temporary: Path, path: Path) -> None:
             raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the new name survive a power cut. Not every system can; the file itself is safe on disk already."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -82,6 +82,7 @@ def declare(
     def load(device: torch.device, dtype: torch.dtype) -> nn.Module:
         return load_weights(build, part, name, device=device, dtype=dtype, rename=component.rename)
 
-    check_weights(build, part, name, rename=component.rename)
+    if memory.reads_weights:
+        check_weights(build, part, name, rename=component.rename)
     blocks = getattr(module, "streamed_blocks", ())
     memory.add(name, load, float32=float32, tileable=component.role is Role.image_codec, blocks=blocks)

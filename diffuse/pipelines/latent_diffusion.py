@@ -52,6 +52,9 @@ VAE = Component(
     Role.image_codec, autoencoder_kl.AutoencoderKL, autoencoder_kl.AutoencoderKLConfig, autoencoder_kl.rename
 )
 CLIP = Component(Role.text_encoder, clip.CLIPTextModel, clip.CLIPTextConfig, clip.rename)
+CLIP_WITH_PROJECTION = Component(
+    Role.text_encoder, clip.CLIPTextModelWithProjection, clip.CLIPTextConfig, clip.rename_projected
+)
 TOKENIZER = Component(Role.tokenizer)
 
 
@@ -89,8 +92,8 @@ class LatentDiffusion(DiffusionPipeline):
             for name in with_role(self.components, Role.tokenizer)
         ]
         self._check_channels()
-        self._check_text()
         self.check_conditioning()
+        self._check_text()
         for name, component in self.components.items():
             if component.module is not None:
                 config = self.configs[name]
@@ -169,9 +172,11 @@ class LatentDiffusion(DiffusionPipeline):
         """See `DiffusionPipeline`; a family without fields of its own leaves nothing open."""
         return request
 
-    def default_size(self) -> tuple[int, int]:
+    def default_size(self) -> tuple[int, int] | None:
         """See `DiffusionPipeline`."""
         size = self.unet_config.sample_size
+        if size is None:
+            return None
         rows, columns = size if isinstance(size, tuple) else (size, size)
         return columns * self.vae_config.factor, rows * self.vae_config.factor
 
@@ -284,16 +289,22 @@ class LatentDiffusion(DiffusionPipeline):
         """See `DiffusionPipeline`."""
         return {"image": latents}
 
-    def mismatch(self, reason: str) -> CheckpointError:
-        """Builds the error for components that do not belong together."""
+    def mismatch(self, reason: str, family: str = "") -> CheckpointError:
+        """Builds the error for components that do not belong together.
+
+        Args:
+            family: the option `model=` that a whole checkpoint of this kind is for, where it is not this one's.
+        """
         settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.parts.values())
         advice = f"choose another {settings}" if settings else "the folders are of different models"
+        if family and not settings:
+            advice = f"choose model={family}"
         return CheckpointError(f"{self.checkpoint.source}: {reason}; {advice}")
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Decodes latents `[B, C, h, w]` without noise to uint8 frames `[B, 1, H, W, 3]`."""
-        config, dtype = self.vae_config, self.memory.dtype(self.codec)
-        z = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        dtype = self.memory.dtype(self.codec)
+        z = self.unscaled(latents)
         with self.memory.use(self.codec) as vae:
             z = z.to(self.memory.device(self.codec), dtype)
             pixels = vae.decode_tiled(z) if self.memory.tiled_decode else vae.decode(z)
@@ -318,25 +329,43 @@ class LatentDiffusion(DiffusionPipeline):
         # A latent is painted anew where the first of its pixels is.
         latent_mask = pixel_mask[..., ::factor, ::factor].to(self.memory.device(self.denoiser))
         if not self.is_inpainting_model:
-            return Inpaint(self._encode_image(pixels), latent_mask, pure_noise)
-        start = FromNoise(shape) if pure_noise else FromImage(self._encode_image(pixels), pure_noise)
-        return InpaintingModel(start, self._encode_image(pixels * (1 - pixel_mask)), latent_mask)
+            return Inpaint(self._encode_image(pixels, inpaints=True), latent_mask, pure_noise)
+        start = FromNoise(shape) if pure_noise else FromImage(self._encode_image(pixels, inpaints=True), pure_noise)
+        return InpaintingModel(start, self._encode_image(pixels * (1 - pixel_mask), inpaints=True), latent_mask)
 
-    def _encode_image(self, pixels: Tensor) -> DrawLatents:
+    def _encode_image(self, pixels: Tensor, inpaints: bool = False) -> DrawLatents:
         """Encodes pixels `[1, 3, H, W]` from -1 to 1. Returns what draws latents from the encoder's distribution."""
-        config, dtype = self.vae_config, self.memory.dtype(self.codec)
+        dtype = self.memory.dtype(self.codec)
         with self.memory.use(self.codec) as vae:
             distribution = vae.encode(pixels.to(self.memory.device(self.codec), dtype))
         require_finite(distribution.mean, self.codec, dtype)
 
         def draw(generators: Generators) -> Tensor:
             z = distribution.sample(generators).to(self.memory.device(self.denoiser)).float()
-            return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+            return self.scaled(z, inpaints)
 
         return draw
 
+    def scaled(self, z: Tensor, inpaints: bool = False) -> Tensor:
+        """Returns the autoencoder's latents `[B, C, h, w]` as those of the denoiser.
+
+        Args:
+            inpaints: a masked part of the picture is painted anew.
+        """
+        config = self.vae_config
+        return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Returns the denoiser's latents `[B, C, h, w]` as those of the autoencoder."""
+        config = self.vae_config
+        return latents / config.scaling_factor + (config.shift_factor or 0.0)
+
     def _check_channels(self) -> None:
         unet, vae = self.unet_config, self.vae_config
+        shown = unet2d_condition.SHOWN.get(unet.in_channels - vae.latent_channels)
+        if shown and unet.out_channels == vae.latent_channels:
+            taken = f"the unet takes {unet.in_channels} channels: the latents, and {shown}"
+            raise CheckpointError(f"{self.checkpoint.source}: {taken}; that is not implemented, use another checkpoint")
         fits = unet.in_channels == vae.latent_channels or self.is_inpainting_model
         if unet.out_channels != vae.latent_channels or not fits:
             raise self.mismatch(

@@ -45,8 +45,8 @@ class DiffusionPipeline(ABC):
     memory: Memory
 
     @abstractmethod
-    def default_size(self) -> tuple[int, int]:
-        """Returns the width and height in pixels that the denoiser was trained at."""
+    def default_size(self) -> tuple[int, int] | None:
+        """Returns the width and height in pixels that the denoiser was trained at; None where no file says it."""
 
     @abstractmethod
     def complete(self, request: GenerationRequest) -> GenerationRequest:

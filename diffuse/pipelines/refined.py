@@ -61,7 +61,7 @@ class RefinedPipeline(DiffusionPipeline):
 
     def __init__(self, base: LatentDiffusion, refiner: LatentDiffusion) -> None:
         self.base, self.refiner, self.memory = base, refiner, base.memory
-        for name in ("latent_channels", "factor", "scaling_factor", "shift_factor"):
+        for name in ("latent_channels", "factor", "scaling_factor", "shift_factor", "latents_mean", "latents_std"):
             ours, theirs = getattr(base.vae_config, name), getattr(refiner.vae_config, name)
             if ours != theirs:
                 raise CheckpointError(
@@ -69,7 +69,7 @@ class RefinedPipeline(DiffusionPipeline):
                     f"{theirs} and should be {ours}; choose a refiner that was made for it"
                 )
 
-    def default_size(self) -> tuple[int, int]:
+    def default_size(self) -> tuple[int, int] | None:
         """See `DiffusionPipeline`."""
         return self.base.default_size()
 

@@ -30,7 +30,7 @@ class StableDiffusion(LatentDiffusion):
     def check_conditioning(self) -> None:
         """See `LatentDiffusion`."""
         if self.unet_config.addition_embed_type is not None:
-            raise self.mismatch("the unet takes sizes and a pooled text too, as model=sdxl gives it")
+            raise self.mismatch("the unet takes sizes and a pooled text too, which this family does not give", "sdxl")
 
     def check(self, request: GenerationRequest) -> None:
         """See `DiffusionPipeline`."""
@@ -49,7 +49,7 @@ class StableDiffusion(LatentDiffusion):
         built: Sampler = sampler
         return built
 
-    def default_size(self) -> tuple[int, int]:
+    def default_size(self) -> tuple[int, int] | None:
         """See `DiffusionPipeline`. Too small a size that an old file says is not meant, as diffusers takes it too."""
         if self._says_small_size():
             return (TRAINED_SIZE * self.vae_config.factor,) * 2

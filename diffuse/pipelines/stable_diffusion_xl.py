@@ -14,11 +14,20 @@ from torch import Tensor
 from diffuse.models.text_encoder import clip
 from diffuse.pipelines import clip_prompts
 from diffuse.pipelines.components import Components
-from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, EncodedPrompts, LatentDiffusion
+from diffuse.pipelines.latent_diffusion import (
+    CLIP,
+    CLIP_WITH_PROJECTION,
+    TOKENIZER,
+    UNET,
+    VAE,
+    EncodedPrompts,
+    LatentDiffusion,
+)
 from diffuse.sampling.guidance import Conditioning
 from diffuse.schema import GenerationRequest
 
 Texts = tuple[str, ...]  # one for each text encoder
+_OTHER_FAMILY: dict[float, str] = {6: "sdxl", 5: "sdxl_refiner"}  # the one that gives so many numbers beside the text
 
 
 class StableDiffusionXL(LatentDiffusion):
@@ -27,7 +36,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     components: ClassVar[Components] = {
         "text_encoder": CLIP,
-        "text_encoder_2": CLIP,
+        "text_encoder_2": CLIP_WITH_PROJECTION,
         "tokenizer": TOKENIZER,
         "tokenizer_2": TOKENIZER,
         "unet": UNET,
@@ -68,14 +77,15 @@ class StableDiffusionXL(LatentDiffusion):
         config: clip.CLIPTextConfig = self.configs[last]
         if unet.addition_embed_type is None:
             raise self.mismatch("the unet takes neither sizes nor a pooled text, which this family gives it")
-        if not config.projected:
-            raise self.mismatch(f"{last} has no projection for the pooled text")
         assert unet.addition_time_embed_dim is not None  # as with every `addition_embed_type`
         width = self.time_id_count * unet.addition_time_embed_dim + config.projection_dim
-        if unet.projection_class_embeddings_input_dim != width:
+        taken = unet.projection_class_embeddings_input_dim
+        if taken != width:
+            numbers = (taken or 0) - config.projection_dim
             raise self.mismatch(
-                f"the unet's added conditioning is {unet.projection_class_embeddings_input_dim} wide; "
-                f"{self.time_id_names} and the pooled text of {last} are {width}"
+                f"the unet's added conditioning is {taken} wide; {self.time_id_names} and the pooled text of {last} "
+                f"are {width}",
+                _OTHER_FAMILY.get(numbers / unet.addition_time_embed_dim, ""),
             )
 
     def complete(self, request: GenerationRequest) -> GenerationRequest:
@@ -97,6 +107,35 @@ class StableDiffusionXL(LatentDiffusion):
         # Even without skipping, the states are those of the last layer but one.
         layers = min(self.configs[name].num_hidden_layers for name in self.encoders)
         clip_prompts.check_clip_skip(request, layers - 1)
+
+    def scaled(self, z: Tensor, inpaints: bool = False) -> Tensor:
+        """See `LatentDiffusion`; in a picture that is painted into, the statistics have no part in the reference."""
+        statistics = None if inpaints else self._latent_statistics(z)
+        if statistics is None:
+            return super().scaled(z, inpaints)
+        mean, std = statistics
+        return (z - mean) * self.vae_config.scaling_factor / std
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """See `LatentDiffusion`."""
+        statistics = self._latent_statistics(latents)
+        if statistics is None:
+            return super().unscaled(latents)
+        mean, std = statistics
+        return latents * std / self.vae_config.scaling_factor + mean
+
+    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns the published mean and standard deviation of each channel, `[1, C, 1, 1]` each; None without both.
+
+        The reference knows them in this family alone.
+        """
+        config = self.vae_config
+        if config.latents_mean is None or config.latents_std is None:
+            return None
+        mean, std = (
+            latents.new_tensor(each)[None, :, None, None] for each in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
 
     def texts(self, request: GenerationRequest) -> Texts:
         """Returns the prompt for each text encoder."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from diffuse.errors import ConfigError
 from diffuse.pipelines.components import Components
-from diffuse.pipelines.latent_diffusion import CLIP, TOKENIZER, UNET, VAE, LatentDiffusion
+from diffuse.pipelines.latent_diffusion import CLIP_WITH_PROJECTION, TOKENIZER, UNET, VAE, LatentDiffusion
 from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL, Texts, fill
 from diffuse.schema import GenerationRequest
 
@@ -22,7 +22,7 @@ class StableDiffusionXLRefiner(StableDiffusionXL):
     """A checkpoint of this family: a denoiser for image-to-image, or for the last steps after SDXL's own."""
 
     components: ClassVar[Components] = {
-        "text_encoder_2": CLIP,
+        "text_encoder_2": CLIP_WITH_PROJECTION,
         "tokenizer_2": TOKENIZER,
         "unet": UNET,
         "vae": VAE,

@@ -69,7 +69,11 @@ class Generation:
     def metrics(self) -> dict[str, float]:
         """All numbers of the run by the names that they have in the tracking store."""
         timings = {f"time/{name}": seconds for name, seconds in self.timings.items()}
-        return timings | {f"memory/{name}": gib for name, gib in self.memory.items()} | dict(self.quality)
+        predicted = self.record.get("memory", {}).get("predicted", {})
+        memory = {f"memory/{name}": gib for name, gib in self.memory.items()}
+        return (
+            timings | memory | {f"memory/predicted_{name}": gib for name, gib in predicted.items()} | dict(self.quality)
+        )
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -130,9 +134,17 @@ class Generation:
         return out.getvalue()
 
 
-def result_record(run_record: Mapping[str, Any], output: PipelineOutput) -> dict[str, Any]:
-    """Returns the record of a run with its timings, its batch, and the digest of each result."""
+def result_record(
+    run_record: Mapping[str, Any], output: PipelineOutput, memory: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns the record of a run with its timings, its batch, and the digest of each result.
+
+    Args:
+        memory: the predicted and the measured peaks, where a budget was given.
+    """
     finished: dict[str, Any] = {**run_record, "timings": dict(output.timings)}
+    if memory is not None:
+        finished["memory"] = dict(memory)
     if len(output.batch_seeds) > len(output.frames):
         finished["batch"] = {"seeds": list(output.batch_seeds), "first": output.batch_index}
     digests = [pixels_sha256(frames) for frames in output.frames]

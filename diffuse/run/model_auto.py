@@ -25,11 +25,30 @@ _FAMILIES = {
     "StableDiffusionPipeline": "sd21",
     "StableDiffusionImg2ImgPipeline": "sd21",
     "StableDiffusionInpaintPipeline": "sd21",
+    "StableDiffusionInpaintPipelineLegacy": "sd21",  # its denoiser is not shown the mask
+    "LatentConsistencyModelPipeline": "lcm",
+    "LatentConsistencyModelImg2ImgPipeline": "lcm",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
 }
 _REFINERS = {"sdxl": "sdxl_refiner"}
+# What others do, which is not implemented: part of the class's name -> the words for it. The first that fits is said.
+_OTHERS = {
+    "Onnx": "has its weights for ONNX Runtime",
+    "Flax": "has its weights for JAX",
+    "ControlNet": "is steered by a further picture through a ControlNet",
+    "Adapter": "is steered by a further picture through an adapter",
+    "InstructPix2Pix": "changes a picture as an instruction says (InstructPix2Pix)",
+    "Depth2Img": "starts from a picture and a map of its depth",
+    "LatentUpscale": "enlarges latents",
+    "Upscale": "enlarges a picture",
+    "ImageVariation": "varies a picture, without a prompt",
+    "UnCLIP": "starts from the embedding of a picture",
+    "GLIGEN": "places things in boxes",
+    "AnimateDiff": "makes videos",
+    "Video": "makes videos",
+}
 
 
 def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
@@ -83,8 +102,9 @@ def family_option(index: Mapping[str, Any], source: str) -> str:
     name = str(index.get("_class_name"))
     option = _FAMILIES.get(name)
     if option is None:
+        does = next((f"which {does}; that" for part, does in _OTHERS.items() if part in name), "which")
         raise CheckpointError(
-            f"{source}: is of the family {name}, which is not implemented; these are: {', '.join(_FAMILIES)}"
+            f"{source}: is of the family {name}, {does} is not implemented; these are: {', '.join(_FAMILIES)}"
         )
     return _REFINERS.get(option, option) if index.get("requires_aesthetics_score") else option
 

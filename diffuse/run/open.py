@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.model_sources import locate_models
-from diffuse.config.checks import check_target
 from diffuse.config.groups import load_group
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
 from diffuse.device.profile import choose_profile, lighter_profile
-from diffuse.errors import ConfigError
-from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.pipeline import DiffusionPipeline
 from diffuse.pipelines.refined import build_pipeline
 from diffuse.schema import HardwareConfig, MemoryProfileConfig
@@ -73,36 +70,6 @@ def close_pipeline(pipeline: DiffusionPipeline) -> None:
     """Releases a pipeline that is not needed any more, and its weights."""
     for key in [key for key, kept in _pipelines.items() if kept is pipeline]:
         _pipelines.pop(key).memory.release_all()
-
-
-def models(cfg: DictConfig) -> list[DictConfig]:
-    """Returns the configurations of the models that make an image, one after the other."""
-    return [cfg.model] if cfg.refiner._target_ is None else [cfg.model, cfg.refiner]
-
-
-def component_names(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
-    """Returns for each of the groups `model` and `refiner` the folders of a checkpoint that it needs."""
-    return {
-        group: (*load_family(model._target_).components, "scheduler")
-        for group, model in zip(("model", "refiner"), models(cfg), strict=False)
-    }
-
-
-def load_family(target: str) -> type[LatentDiffusion]:
-    """Imports the pipeline class that `model._target_` names, from `diffuse.pipelines` and from nowhere else.
-
-    Raises:
-        ConfigError: there is no such pipeline.
-    """
-    check_target("model", target)
-    module, _, name = target.rpartition(".")
-    try:
-        family: Any = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError:
-        family = None
-    if not isinstance(family, type) or family.__module__ != module or not hasattr(family, "components"):
-        raise ConfigError(f"model._target_={target}: there is no such pipeline; conf/model has those there are")
-    return cast(type[LatentDiffusion], family)
 
 
 def _keep(key: str, pipeline: DiffusionPipeline) -> None:

@@ -17,8 +17,9 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.request import RequestDraft
 from diffuse.device.profile import check_max_side
 from diffuse.media.images import InputImage
+from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
-from diffuse.run.open import OpenPipeline, component_names, load_family, models, open_pipeline
+from diffuse.run.open import OpenPipeline, open_pipeline
 from diffuse.schedulers.labels import schedule_settings
 from diffuse.schema import GenerationRequest
 

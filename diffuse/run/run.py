@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from diffuse import tracking
+from diffuse.checkpoints.tensor_reading import check_mapped_files
 from diffuse.config import objective
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
+from diffuse.device.profile import has_budget
 from diffuse.errors import RunError
 from diffuse.media.files import check_output, file_stem
 from diffuse.media.save import output_note
@@ -144,11 +146,17 @@ def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None
     first = runs[0]
 
     def call_all(step: Step) -> None:
+        check_mapped_files()
         for callback in on_step:
             if callback is not None:
                 callback(step)
 
+    check_mapped_files()  # of a pipeline that was used before
     hardware.apply(first.opened.hardware)
+    if has_budget(first.cfg):
+        from diffuse.plan.recorded import program_bytes
+
+        program_bytes()  # before weights are read
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
     output = first.opened.pipeline(
@@ -177,7 +185,7 @@ def finish(
         list(output.step_seconds),
         output.memory,
         list(output.warnings),
-        result_record(started.record, output),
+        result_record(started.record, output, _memory(prepared, output)),
         quality=objective.reference_quality(output.frames[:, 0], prepared.reference),
         fps=output.fps,
         sound=output.sound,
@@ -198,6 +206,17 @@ def finish(
     tracked.log_metrics(generation.metrics)
     tracked.finish(None)
     return generation
+
+
+def _memory(prepared: PreparedRun, output: PipelineOutput) -> dict[str, Any] | None:
+    """Returns the predicted and the measured peaks, where a budget was given."""
+    if not has_budget(prepared.cfg):
+        return None
+    from diffuse.plan.recorded import memory_beside_prediction
+
+    opened, count = prepared.opened, len(output.batch_seeds) or len(output.frames)
+    what = prepared.cfg, prepared.request, opened.profile, opened.hardware, opened.checkpoints
+    return memory_beside_prediction(*what, output.memory, count)
 
 
 def _steps(prepared: PreparedRun) -> str:

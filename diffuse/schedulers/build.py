@@ -12,8 +12,10 @@ from diffuse import schedulers
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schedulers.options import KNOWN, check_options, is_known_value
 
-# Published values that ask for nothing, of settings that no sampler here has.
-_NEUTRAL = {"timestep_type": "discrete"}
+# Published values that ask for nothing, of settings that no sampler here has. The first files said in which library's
+# tensors a scheduler computed.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"timestep_type": ("discrete",), "tensor_format": ("pt", "np", "numpy", "torch")}
+_OFF: tuple[Any, ...] = (False, "", [], {})
 
 
 def build_sampler(options: Mapping[str, Any], published: Mapping[str, Any]) -> Any:
@@ -51,12 +53,28 @@ def build_sampler(options: Mapping[str, Any], published: Mapping[str, Any]) -> A
     for key, value in published.items():
         if key.startswith("_") or value is None:  # the published null of an optional value is the default
             continue
-        if (key not in KNOWN and value not in (False, _NEUTRAL.get(key))) or _is_refused(sampler, key, value, chosen):
+        if key == "predict_epsilon":
+            _check_prediction(value, published, chosen)
+        elif _is_unknown(key, value) or _is_refused(sampler, key, value, chosen):
             raise CheckpointError(f"scheduler/scheduler_config.json: {key}={value} is not implemented")
         # A name that two samplers give different values to, such as solver_type, is the other's here.
         if key in known and value in sampler.choices.get(key, (value,)):
             settings[key] = value
     return sampler(**{**settings, **chosen})
+
+
+def _is_unknown(key: str, value: Any) -> bool:
+    """Tells whether a published setting is none that a sampler has, and asks for something."""
+    return key not in KNOWN and value not in _OFF and value not in _NEUTRAL.get(key, ())
+
+
+def _check_prediction(predicts_epsilon: Any, published: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Refuses a file that says only by the earlier name of `prediction_type` that its model predicts something else."""
+    if not predicts_epsilon and not (chosen.get("prediction_type") or published.get("prediction_type")):
+        raise CheckpointError(
+            "scheduler/scheduler_config.json: predict_epsilon=False and no prediction_type: add "
+            "scheduler.prediction_type=sample, which the file means, or epsilon, which diffusers takes it as today"
+        )
 
 
 def _is_refused(sampler: Any, key: str, value: Any, chosen: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.checkpoints.weights import skeleton
 from diffuse.config.groups import TINY
-from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
+from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffuse.smoke.families import LATENT_CHANNELS, PROJECTION, TEXT_WIDTH, SmokeCheckpoint
@@ -101,7 +101,8 @@ def _module(component: str, config: Mapping[str, Any]) -> nn.Module:
         return skeleton(lambda: UNet2DConditionModel(read_architecture(UNet2DConditionConfig, config, component)))
     if component == "vae":
         return skeleton(lambda: AutoencoderKL(read_architecture(AutoencoderKLConfig, config, component)))
-    return skeleton(lambda: CLIPTextModel(read_architecture(CLIPTextConfig, config, component)))
+    encoder = CLIPTextModelWithProjection if component.endswith("_2") else CLIPTextModel
+    return skeleton(lambda: encoder(read_architecture(CLIPTextConfig, config, component)))
 
 
 def _draw(module: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import glob
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -14,6 +15,7 @@ from hydra.errors import HydraException
 from diffuse.config.groups import GROUPS, group_options
 from diffuse.config.quoting import quote_value
 from diffuse.errors import ConfigError
+from diffuse.paths import user_path
 from diffuse.schema import FILE_FIELDS
 
 _FILES = (*FILE_FIELDS, "objective.reference")
@@ -30,7 +32,7 @@ def expand_globs(overrides: Sequence[str]) -> list[str]:
 
 
 def _expand(override: Override, line: str) -> str:
-    value = override.value()
+    value: Any = override.value()
     key = override.key_or_group
     if not isinstance(value, Glob) or key == "prompt_file":  # of which there is one
         return line
@@ -38,7 +40,7 @@ def _expand(override: Override, line: str) -> str:
         names = value.filter(group_options(key))
         reason = f"matches no {key}; there are {', '.join(group_options(key))}"
     elif key in _FILES or key.endswith(".source"):
-        names = [path for path in _paths(value) if Path(path).is_dir() == key.endswith(".source")]
+        names = [path for path in _paths(value, key) if Path(path).is_dir() == key.endswith(".source")]
         kind = "folder" if key.endswith(".source") else "file"
         reason = f"matches no {kind}; give a pattern, such as glob(FOLDER/*), of some that are there"
     else:
@@ -48,10 +50,10 @@ def _expand(override: Override, line: str) -> str:
     return f"{override.get_key_element()}=choice({','.join(map(quote_name, names))})"
 
 
-def _paths(pattern: Glob) -> list[str]:
+def _paths(pattern: Glob, field: str) -> list[str]:
     """Returns what there is by a pattern, sorted, as paths below the current folder where the pattern is."""
-    found = {path for each in pattern.include for path in glob.glob(str(Path(each).expanduser()), recursive=True)}
-    excluded = [str(Path(each).expanduser()) for each in pattern.exclude]
+    found = {path for each in pattern.include for path in glob.glob(str(user_path(each, field)), recursive=True)}
+    excluded = [str(user_path(each, field)) for each in pattern.exclude]
     return sorted(
         path for path in found if not any(fnmatch(path, each) or fnmatch(Path(path).name, each) for each in excluded)
     )

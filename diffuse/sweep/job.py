@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft
+from diffuse.errors import DiffuseError
 
 LEVELS = 3  # of what jobs have in common: the models, the texts, the rest
 _NAME_CHARACTERS = 50  # of a run
@@ -62,3 +63,11 @@ def sort_jobs(jobs: Sequence[Job]) -> list[Job]:
         return tuple(rank[level] for rank, level in zip(ranks, job.levels, strict=True))
 
     return sorted(jobs, key=order)
+
+
+def common_reason(jobs: Sequence[Job]) -> str | None:
+    """Returns why all of these jobs are wrong requests, where it is the same of all; None otherwise."""
+    errors = [job.error for job in jobs if job.status is not JobStatus.DUPLICATE]
+    is_wrong = all(isinstance(each, DiffuseError) and each.exit_status == DiffuseError.exit_status for each in errors)
+    reasons = {str(error) for error in errors}
+    return reasons.pop() if is_wrong and len(reasons) == 1 else None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omegaconf import DictConfig
+
+from diffuse.config.request import RequestDraft
 from diffuse.sweep import job_folder
 from diffuse.sweep.job import Job, JobStatus
 from diffuse.sweep.runner import JobRunner
@@ -27,3 +30,7 @@ class JobLister(JobRunner):
             if job.status is JobStatus.FAILED and job_folder.read_finished_job(job.folder, job.key) is not None:
                 job.status = job.error = None  # its weights are not here, and would be fetched
         return list(jobs)
+
+    def job_request(self, job: Job) -> tuple[DictConfig, RequestDraft]:
+        """Returns a job's configuration and its request, as far as no checkpoint is needed to know it."""
+        return self._configure(job)

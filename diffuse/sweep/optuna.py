@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
@@ -19,6 +21,7 @@ from diffuse.media.images import InputImageCache
 from diffuse.sweep.launcher import require_package
 from diffuse.terminal import say
 
+_DIRECTIONS = ("maximize", "minimize")
 _RESULTS = "optimization_results.yaml"
 
 
@@ -35,6 +38,7 @@ class OptunaSweeper(Sweeper):
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 
+        _check_settings(self.settings)
         objective.read_reference(
             config.objective, InputImageCache()
         )  # so that a mistake is reported once, and not by every job
@@ -47,7 +51,10 @@ class OptunaSweeper(Sweeper):
         logging.getLogger(Inner.__module__.rpartition(".")[0]).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # some options of samplers
-            sampler = instantiate(self.sampler)
+            try:
+                sampler = instantiate(self.sampler)
+            except HydraException as error:
+                raise ConfigError(f"hydra.sweeper.sampler: {error.__cause__ or error}") from error
         self.inner = Inner(
             sampler, storage=None, study_name=None, search_space=None, custom_search_space=None, **self.settings
         )
@@ -59,13 +66,33 @@ class OptunaSweeper(Sweeper):
         """Runs the sweep for Hydra. Prints the best settings, which are also in the sweep's folder."""
         try:
             self.inner.sweep(arguments)
-        except ValueError as error:
-            if "No trials are completed" not in str(error):
+        except (TypeError, ValueError) as error:
+            if not _is_raised_in_optuna(error):
                 raise
+            if "No trials are completed" not in str(error):  # a range or an option of the sampler is wrong
+                raise ConfigError(f"hydra/sweeper=optuna: {error}") from error
             return  # all jobs failed, which is reported where they ran
         results = OmegaConf.load(self.folder / _RESULTS)
         settings = " ".join(f"{name}={_short(value)}" for name, value in results.best_params.items())
         say(f"best {self.metric}: {results.best_value:.4g} with {settings}")
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a setting that is not of its type or range, of which Optuna has no check."""
+    for name in ("n_trials", "n_jobs"):
+        value = settings[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"hydra.sweeper.{name}={value}: should be a whole number of 1 or more")
+    if settings["direction"] not in _DIRECTIONS:
+        raise ConfigError(f"hydra.sweeper.direction={settings['direction']}: should be {' or '.join(_DIRECTIONS)}")
+    rate = settings["max_failure_rate"]
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
+        raise ConfigError(f"hydra.sweeper.max_failure_rate={rate}: should be a number from 0 to 1")
+
+
+def _is_raised_in_optuna(error: Exception) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "optuna"
 
 
 def _short(value: Any) -> str:

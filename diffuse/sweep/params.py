@@ -67,7 +67,7 @@ def _text(value: Any) -> str:
     if isinstance(value, ListConfig):
         return f"[{','.join(map(_text, value))}]"
     if isinstance(value, DictConfig):
-        return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key!s}:{_text(item)}" for key, item in value.items()) + "}"
     return "null" if value is None else str(value)
 
 

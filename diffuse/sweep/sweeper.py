@@ -28,7 +28,10 @@ class GridSweeper(Sweeper):
         self.zipped = read_zip(zip)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Sets the sweeper up for Hydra."""
+        """Sets the sweeper up for Hydra. Raises ConfigError for a wrong `max_batch_size`."""
+        size: Any = self.max_batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ConfigError(f"hydra.sweeper.max_batch_size={size}: should be a whole number of 1 or more")
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(

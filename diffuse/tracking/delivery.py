@@ -20,6 +20,7 @@ from typing import Any
 from diffuse.tracking import failures, images, journal
 from diffuse.tracking.journal import Claim
 from diffuse.tracking.mlflow_store import Connection, StoredRun, UnusableExperiment
+from diffuse.tracking.moved import moved_file
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, LOGGED_IMAGES, RUN_TAG
 from diffuse.tracking.upgrade import take_notes
@@ -185,7 +186,7 @@ class SpoolDelivery:
 
     def _send_files(self, data: PendingData, stored: StoredRun, connection: Connection) -> None:
         for name, paths in data.files.items():
-            files = [Path(path) for path in paths]
+            files = [self._find(path) for path in paths]
             for file in (file for file in files if not file.is_file()):
                 self._warn("", FileNotFoundError(f"{file} is gone, and is left out of its run"))
             if files := [file for file in files if file.is_file()]:
@@ -201,10 +202,15 @@ class SpoolDelivery:
                     self._warn("", error)
             for media in data.media:
                 try:
-                    _stage(media, stored, folder)
+                    _stage({**media, "path": self._find(media["path"])}, stored, folder)
                 except (OSError, ValueError) as error:
                     self._warn("", error)
             self._try(lambda: connection.log_folder(stored, folder))
+
+    def _find(self, path: str) -> Path:
+        """Returns where a file is that a run names: the outputs folder may have been moved since."""
+        spool = self.claim.spool
+        return Path(path) if os.path.exists(path) else moved_file(Path(path), journal.store_values(spool), spool.parent)
 
     def _try(self, call: Callable[[], None], prefix: str = "") -> None:
         """Makes a call. What the store refuses for good becomes a warning, and the rest of the run goes on.

@@ -25,6 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffuse.media.files import sync_folder
+from diffuse.tracking.moved import repoint_store
 from diffuse.tracking.store import Store
 
 _STORE = "store.json"
@@ -64,10 +66,14 @@ class Entry:
                 if not self._size:
                     self.file.unlink(missing_ok=True)
                 raise
+            self._size += written
+            self._unwritten = b""
+            if "end" in event:
+                # Once a run: what it has reported survives a loss of power. ext4, XFS and Btrfs keep a new file's name
+                # with it; to sync the folder too would cost as much again.
+                os.fsync(handle)
         finally:
             os.close(handle)
-        self._size += written
-        self._unwritten = b""
 
 
 class Spool:
@@ -86,6 +92,8 @@ class Spool:
             self._lock.acquire(timeout=0)
             _write_store(unfinished, store)
             unfinished.rename(self.folder)
+            for folder in (self.folder, store.journal, *(path.parent for path in self._new_folders)):
+                sync_folder(folder)
         except OSError:
             self._lock.release()
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -222,6 +230,15 @@ def _is_event(event: dict[str, Any]) -> bool:
     )
 
 
+def store_values(spool: Path) -> dict[str, Any]:
+    """Returns the values of a spool's store as they are on disk; none where they cannot be read."""
+    try:
+        values = json.loads((spool / _STORE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def destination(spool: Path, configured: Store | None = None) -> Store | None:
     """Returns the store of a spool's runs; None where it needs a password that `configured` does not have either.
 
@@ -229,6 +246,7 @@ def destination(spool: Path, configured: Store | None = None) -> Store | None:
     """
     values = json.loads((spool / _STORE).read_text(encoding="utf-8"))
     try:
+        values = repoint_store(values, spool.parent)
         if values.pop("secret"):  # a password is not kept in the journal
             if configured is None or configured.public_uri != values["uri"]:
                 return None
@@ -245,7 +263,10 @@ def _write_store(spool: Path, store: Store) -> None:
     values = store.as_json() | {"uri": store.public_uri, "secret": store.public_uri != store.uri}
     del values["journal"]
     values.pop("is_experiment_given", None)
-    (spool / _STORE).write_text(json.dumps(values), encoding="utf-8")
+    with (spool / _STORE).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(values))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _create(folder: Path) -> None:

@@ -14,9 +14,9 @@ from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking.address import address_error
+from diffuse.tracking.moved import ARTIFACTS, JOURNAL
 
-_JOURNAL = "mlflow-pending"
-DEFAULT_JOURNAL = f"outputs/{_JOURNAL}"
+DEFAULT_JOURNAL = f"outputs/{JOURNAL}"
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Store:
         uri, location = settings.uri.strip(), _absolute(cfg.artifact_location)
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2])
-            location = location or (file.parent / "mlartifacts").as_uri()
-            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / _JOURNAL
+            location = location or (file.parent / ARTIFACTS).as_uri()
+            journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / JOURNAL
             uri = f"{match[1]}:///{file}{match[3] or ''}"
         elif (reason := address_error(uri)) is not None:
             raise ConfigError(f"{settings.origin('uri')}={redact(uri)} {reason}")

@@ -27,6 +27,7 @@ from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import app
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
+from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
 from diffuse.tracking.upgrade import UnusableStore, take_notes, upgrade_store
@@ -80,6 +81,7 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
             raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
         for line in take_notes():
             log.warning("%s", line)
+        repoint_artifacts(store.file)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
     with tempfile.TemporaryFile() as output:

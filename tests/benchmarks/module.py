@@ -17,16 +17,15 @@ MODELS = {
     "unet": (unet2d_condition.UNet2DConditionModel, unet2d_condition.UNet2DConditionConfig, unet2d_condition.rename),
     "vae": (autoencoder_kl.AutoencoderKL, autoencoder_kl.AutoencoderKLConfig, autoencoder_kl.rename),
     "text_encoder": (clip.CLIPTextModel, clip.CLIPTextConfig, clip.rename),
+    "projected": (clip.CLIPTextModelWithProjection, clip.CLIPTextConfig, clip.rename_projected),
 }
 
 
 def from_peer(component: str, peer: Any) -> Any:
     """Our module, filled with a copy of the peer's weights."""
-    model, config, rename = MODELS[component.rpartition("/")[2].removesuffix("_2")]
-    if "text_encoder" in component:
-        settings = {**peer.config.to_diff_dict(), "architectures": [type(peer).__name__]}
-    else:
-        settings = json.loads(peer.to_json_string())
+    kind = component.rpartition("/")[2].removesuffix("_2")
+    model, config, rename = MODELS["projected" if hasattr(peer, "text_projection") else kind]
+    settings = peer.config.to_diff_dict() if "text_encoder" in component else json.loads(peer.to_json_string())
     with torch.device("meta"):
         module = model(read_architecture(config, settings, f"{component}/config.json"))
     state = {rename(key): copy.deepcopy(tensor) for key, tensor in peer.state_dict().items()}

@@ -162,7 +162,7 @@ def test_a_refiner_has_components_too(base: Path, other: Path, tmp_path: Path) -
     """A refiner that is put together out of SDXL's parts is refused for what it is, by its own name."""
     fields = {"model.source": base, "refiner.source": base, "refiner.unet.source": other}
     done = command(tmp_path, "model=sdxl", "refiner=sdxl", **fields)
-    assert_refused(done, "attends to text [48] wide", "choose another refiner.unet.source")
+    assert_refused(done, "added conditioning is 72 wide", "choose another refiner.unet.source")
 
 
 def test_what_does_not_fit_is_refused_in_one_line(base: Path, other: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_in_one_line(base: Path, other: Path, tmp_p
         ("unet", other / "vae"): ("_class_name='AutoencoderKL' is not implemented",),
         ("text_encoder", odd): ("attends to text [48] wide", "choose another model.text_encoder.source"),
         ("unet", tmp_path / "nine"): ("gives 8, the vae's latents have 4", "choose another model.unet.source"),
-        ("unet", sd): ("attends to text [32] wide", "choose another model.unet.source"),
+        ("unet", sd): ("takes neither sizes nor a pooled text", "choose another model.unet.source"),
         ("text_encoder_2", sd): (f"{sd}: has neither a folder text_encoder_2 nor config.json of its own",),
         ("tokenizer", tmp_path / "empty"): ("has neither a folder tokenizer nor tokenizer.json, or vocab.json",),
         ("tokenizer", long): ("the tokenizer has", "choose another model.tokenizer.source"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoint_files import WHOLE, checkpoint
 from torch import nn
 
+import diffuse
+from diffuse.checkpoints.tensor_reading import check_mapped_files
 from diffuse.checkpoints.weights import load_weights
+from diffuse.errors import CheckpointError
 
 
 def test_a_tensor_larger_than_the_window_is_read_whole(tmp_path: Path) -> None:
@@ -55,3 +60,64 @@ def test_memory_never_holds_a_second_copy(tmp_path: Path, stored: str, wanted: s
     ratio = float(subprocess.check_output([sys.executable, "-c", MEASURE, str(tmp_path), wanted], text=True))
     # The buffer and torch's own code that is first run here count too, which is little beside a real model.
     assert ratio < 1.1 + 16e6 / (6 * 2048 * 2048 * getattr(torch, wanted).itemsize)
+
+
+def large(folder: Path) -> tuple[Path, Any]:
+    """A checkpoint with a tensor that is mapped and one that is copied; and its file."""
+    source = {"0.weight": torch.ones(1024, 1024), "1.weight": torch.ones(8, 8)}
+    return folder / "unet" / WHOLE, checkpoint(folder, {WHOLE: source})
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Linear(1024, 1024, bias=False), nn.Linear(8, 8, bias=False))
+
+
+@pytest.mark.parametrize("left", [0, 1, 8, 4096, 1 << 20, -4096, -1])
+def test_a_file_that_is_cut_between_its_header_and_its_tensors(left: int, tmp_path: Path) -> None:
+    path, found = large(tmp_path)
+    (file,) = found.tensor_files("unet")
+    os.truncate(path, left if left >= 0 else path.stat().st_size + left)
+    with pytest.raises(OSError, match="it was cut short meanwhile"):
+        file.read(dict.fromkeys(file.tensors, torch.float32), torch.device("cpu"))
+    with pytest.raises(OSError, match="it was cut short meanwhile"):
+        file.read(dict.fromkeys(file.tensors, torch.bfloat16), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("left", [0, 4096, 1 << 20])
+def test_a_file_that_is_cut_while_it_is_mapped(left: int, tmp_path: Path) -> None:
+    path, found = large(tmp_path)
+    module = load_weights(build, found, "unet", device="cpu", dtype=torch.float32)
+    check_mapped_files()
+    os.truncate(path, left)
+    with pytest.raises(CheckpointError, match="was cut short while it was in use; copy or download it again"):
+        check_mapped_files()
+    del module  # and with it the tensors
+    check_mapped_files()
+
+
+def test_a_file_that_is_replaced_or_grows_harms_nothing(tmp_path: Path) -> None:
+    path, found = large(tmp_path)
+    module = load_weights(build, found, "unet", device="cpu", dtype=torch.float32)
+    (tmp_path / "other").write_bytes(b"another")
+    os.replace(tmp_path / "other", path)
+    check_mapped_files()
+    path.unlink()
+    check_mapped_files()
+    assert all(bool((parameter == 1).all()) for parameter in module.parameters())
+
+
+def test_a_run_looks_at_its_files_between_the_steps(tmp_path: Path) -> None:
+    path, found = large(tmp_path)
+    module = load_weights(build, found, "unet", device="cpu", dtype=torch.float32)
+    steps: list[int] = []
+
+    def cut(step: Any) -> None:
+        steps.append(step.index)
+        os.truncate(path, 4096)
+
+    for already_made in (1, 0):  # at the second step; and of another run before its first
+        with pytest.raises(CheckpointError, match="was cut short while it was in use") as caught:
+            diffuse.txt2img("a", seed=1, num_inference_steps=4, hardware="cpu", progress=False, on_step=cut)
+        assert caught.value.exit_status == 2 and len(steps) == already_made
+        steps.clear()
+    del module

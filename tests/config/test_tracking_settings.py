@@ -154,7 +154,7 @@ def test_every_command_obeys_and_the_record_says_which_won(
 
 
 def test_an_experiment_known_by_its_id(elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = client(elsewhere).create_experiment("vases")
+    number = client(elsewhere).create_experiment("vases", artifact_location=(tmp_path / "files").as_uri())
     monkeypatch.setenv(NUMBER, number)
     _, record = made(cwd=tmp_path)
     assert len(runs(elsewhere, "vases")) == 1

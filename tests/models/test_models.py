@@ -106,7 +106,8 @@ def test_full_size_modules_have_the_published_keys_and_shapes(component: str, pa
         ("unet", "class_embed_type", "timestep"),
         ("unet", "attention_head_dim", [5, 10]),
         ("vae", "down_block_types", ["AttnDownEncoderBlock2D"] * 4),
-        ("vae", "latents_mean", [0.0, 0.0, 0.0, 0.1]),
+        ("vae", "latents_mean", [0.0, 0.1]),  # of four channels
+        ("vae", "latents_trick", [0.0, 0.0, 0.0, 0.1]),
         ("text_encoder", "hidden_act", "gelu_new"),
         ("text_encoder", "model_type", "bert"),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -287,4 +287,14 @@ def test_a_case_of_diffusers(name: str, built: Callable[[Checkpoint], tuple[Path
     call = (pipeline.txt2img, pipeline.img2img, pipeline.inpaint)[len(given)]
     size = {} if given else {"width": 64, "height": 64}
     made = call(request.pop("prompt"), *given, **{**size, **request, **case.ours}, seed=0, progress=False)
+    assert np.abs(made.frames[:, 0] - 255 * expected).max() <= 1.01
+
+
+def test_a_latent_consistency_model_is_drawn_as_it_is(built: Callable[[Checkpoint], tuple[Path, Any]]) -> None:
+    """Nothing is said but its folder: the sampler, the steps and the guidance are those of its pipeline."""
+    folder, theirs = built(replace(LCM, pipeline="LatentConsistencyModelPipeline"))
+    expected = theirs(PROMPT, generator=torch.Generator().manual_seed(0), output_type="np").images
+    made = diffuse.txt2img(
+        PROMPT, model=folder, seed=0, width=64, height=64, hardware="cpu", tracking="none", progress=False
+    )
     assert np.abs(made.frames[:, 0] - 255 * expected).max() <= 1.01

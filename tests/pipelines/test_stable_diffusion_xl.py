@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL as PeerVAE
 from diffusers import UNet2DConditionModel as PeerUNet
 from oracle_sdxl import Variant
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel as PeerText
@@ -39,7 +40,7 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "unet": (unet2d_condition.UNet2DConditionModel, unet2d_condition.UNet2DConditionConfig),
     "vae": (autoencoder_kl.AutoencoderKL, autoencoder_kl.AutoencoderKLConfig),
     "text_encoder": (clip.CLIPTextModel, clip.CLIPTextConfig),
-    "text_encoder_2": (clip.CLIPTextModel, clip.CLIPTextConfig),
+    "text_encoder_2": (clip.CLIPTextModelWithProjection, clip.CLIPTextConfig),
 }
 REFINER = Variant(  # its U-Net: four levels, five sizes, one text encoder
     channels=(16, 16, 32, 32), heads=(2, 2, 4, 4), cross=(False, True, True, False), layers=2, sizes=5, first=(0, 0)
@@ -82,7 +83,7 @@ def ours(component: str, peer: Any, settings: dict[str, Any] | None = None) -> A
 
 def renamed(component: str, key: str) -> str:
     """A published key's name here; only the libraries' versions differ in it, and only for the text encoders."""
-    return clip.rename(key) or "" if component.startswith("text") else key
+    return clip.rename_projected(key) or "" if component.startswith("text") else key
 
 
 # The models
@@ -132,8 +133,8 @@ def test_text_encoders_agree_with_transformers(act: str, projection: int | None)
     ids[:, 0], ids[0, 1:6], ids[1, 1:30] = end - 1, torch.arange(5, 10), torch.arange(40, 69)
     ids[0, 6] = ids[1, 30] = end
     expected = peer(ids, output_hidden_states=True)
-    settings = {**peer.config.to_diff_dict(), "architectures": [type(peer).__name__]}
-    result = ours("text_encoder", peer, settings)(ids)
+    name = "text_encoder" if projection is None else "text_encoder_2"
+    result = ours(name, peer, peer.config.to_diff_dict())(ids)
     torch.testing.assert_close(result.hidden_states[-2], expected.hidden_states[-2], **FLOAT32)
     pooled = expected.pooler_output if projection is None else expected.text_embeds
     torch.testing.assert_close(result.pooled, pooled, **FLOAT32)
@@ -396,10 +397,17 @@ def test_a_family_that_does_not_know_a_field_refuses_it_by_name(field: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def without_projection(folder: Path) -> None:
+    path = folder / "text_encoder_2/model.safetensors"
+    tensors = load_file(path)
+    del tensors["text_projection.weight"]
+    save_file(tensors, path)
+
+
 def test_parts_that_do_not_belong_together_are_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     whole = checkpoint(BASE)
     broken: dict[str, Callable[[Path], None]] = {
-        "has no projection": lambda f: edit(f / "text_encoder_2/config.json", architectures=["CLIPTextModel"]),
+        "lacks text_projection.weight": without_projection,
         "added conditioning is 72 wide": lambda f: edit(f / "text_encoder_2/config.json", projection_dim=16),
         "takes neither sizes nor": lambda f: edit(f / "unet/config.json", addition_embed_type=None),
         "attends to text [48] wide": lambda f: edit(f / "text_encoder/config.json", hidden_size=32),
@@ -414,4 +422,4 @@ def test_parts_that_do_not_belong_together_are_refused(checkpoint: Callable[...,
         assert len(done.err.splitlines()) == 1
     done = diffuse(*overrides(whole), "model=sd21", cwd=tmp_path)
     assert done.status == 2
-    assert "48" in done.err
+    assert "choose model=sdxl\n" in done.err

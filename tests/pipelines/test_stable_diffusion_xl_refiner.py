@@ -174,7 +174,7 @@ def test_a_refiner_without_its_text_encoder_and_a_base_in_its_place_are_refused(
     source = photograph(tmp_path / "source.png")
     done = run(tmp_path, "model=sdxl_refiner", **{"model.source": base}, input_image=source)
     assert done.status == 2
-    assert "attends to text [48] wide" in done.err
+    assert "choose model=sdxl\n" in done.err
     done = run(tmp_path, "model=sdxl", **{"model.source": refiner}, input_image=source)
     assert done.status == 2
     assert "text_encoder" in done.err or "tokenizer" in done.err

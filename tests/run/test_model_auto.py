@@ -63,6 +63,9 @@ def index(folder: Path, **entries: Any) -> Path:
     ("entries", "option"),
     [
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "sd21"),
+        ({"_class_name": "StableDiffusionInpaintPipelineLegacy"}, "sd21"),
+        ({"_class_name": "LatentConsistencyModelPipeline"}, "lcm"),
+        ({"_class_name": "LatentConsistencyModelImg2ImgPipeline"}, "lcm"),
         ({"_class_name": "StableDiffusionXLInpaintPipeline"}, "sdxl"),
         ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}, "sdxl_refiner"),
         ({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": False}, "sdxl"),
@@ -92,6 +95,38 @@ def test_what_cannot_be_known_is_said(tmp_path: Path) -> None:
     done = diffuse("model=auto", "model.source=/nowhere/x", "prompt=x", cwd=tmp_path)
     assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert model_auto.resolve_model(["model=auto", f"model.source='{index(tmp_path / 'g', **SD)}'"])[0] == "model=sd21"
+
+
+@pytest.mark.parametrize(
+    ("name", "does"),
+    [
+        ("StableDiffusionInstructPix2PixPipeline", "changes a picture as an instruction says"),
+        ("StableDiffusionXLInstructPix2PixPipeline", "changes a picture as an instruction says"),
+        ("StableDiffusionDepth2ImgPipeline", "starts from a picture and a map of its depth"),
+        ("StableDiffusionUpscalePipeline", "enlarges a picture"),
+        ("StableDiffusionLatentUpscalePipeline", "enlarges latents"),
+        ("StableDiffusionImageVariationPipeline", "varies a picture"),
+        ("StableUnCLIPImg2ImgPipeline", "embedding of a picture"),
+        ("StableDiffusionControlNetPipeline", "through a ControlNet"),
+        ("StableDiffusionXLAdapterPipeline", "through an adapter"),
+        ("OnnxStableDiffusionPipeline", "weights for ONNX Runtime"),
+        ("TextToVideoSDPipeline", "makes videos"),
+    ],
+)
+def test_others_are_named_for_what_they_are(name: str, does: str, tmp_path: Path) -> None:
+    said = f"is of the family {name}, which .*{does}.*; that is not implemented; these are: "
+    with pytest.raises(CheckpointError, match=said):
+        model_auto.resolve_model(["model=auto", f"model.source={index(tmp_path / 'x', _class_name=name)}"])
+
+
+def test_a_latent_consistency_model_runs_as_one(tmp_path: Path) -> None:
+    """With its own sampler, unless another is chosen, by the command or by an experiment."""
+    folder = index(tmp_path / "c", _class_name="LatentConsistencyModelPipeline")
+    given = ["model=auto", f"model.source={folder}", "prompt=x"]
+    auto = model_auto.compose_model(given)
+    assert (auto.scheduler.name, auto.model.source, auto.model.revision) == ("lcm", str(folder), None)
+    assert auto.model.request_defaults.num_inference_steps == 4
+    assert model_auto.compose_model([*given, "scheduler=ddim"]).scheduler.name == "ddim"
 
 
 def test_of_a_repository_only_the_small_file_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,14 +29,13 @@ MODELS = {
     "vae": (autoencoder_kl.AutoencoderKL, autoencoder_kl.AutoencoderKLConfig, autoencoder_kl.rename),
     "text_encoder": (clip.CLIPTextModel, clip.CLIPTextConfig, clip.rename),
 }
+PROJECTED = (clip.CLIPTextModelWithProjection, clip.CLIPTextConfig, clip.rename_projected)
 
 
 def ours(component: str, peer: nn.Module) -> Any:
     """Our module with the peer's settings and weights."""
-    model, config, rename = MODELS[component]
     settings = json.loads(peer.to_json_string()) if component != "text_encoder" else peer.config.to_diff_dict()
-    if component == "text_encoder":
-        settings = {**settings, "architectures": [type(peer).__name__]}
+    model, config, rename = PROJECTED if hasattr(peer, "text_projection") else MODELS[component]
     with torch.device("meta"):
         module = model(read_architecture(config, settings, f"{component}/config.json"))  # type: ignore[type-var]
     renamed = {rename(key): tensor for key, tensor in peer.state_dict().items()}

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from command import SMOKE, diffuse
 from PIL import Image
-from tracked_runs import spooled
+from tracked_runs import settings, spooled
 
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal
+from diffuse.tracking.store import Store
 from diffuse.tracking.sync import sync as deliver
+from diffuse.tracking.tracker import JournaledRun, JournaledTracker
 
 
 def test_a_password_is_not_left_in_the_journal(picture: Path, tmp_path: Path) -> None:
@@ -78,3 +80,47 @@ def test_a_journal_that_cannot_be_made_costs_no_picture(store: Path, tmp_path: P
     assert done.status == 0 and len(done.paths) == 1
     (warning,) = [line for line in done.err.splitlines() if line.startswith("warning:")]
     assert "file" in warning and "not tracked" in warning
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files and folders that were written to the disk for good, in their order."""
+    order: list[Path] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return order
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in Linux's /proc")
+@pytest.mark.parametrize("end", [{}, {"error": "failed"}, {"error": "stopped", "interrupted": True}], ids=str)
+def test_the_end_of_a_run_is_on_disk_once(end: dict[str, Any], tmp_path: Path, synced: list[Path]) -> None:
+    """Its file, when the run ends; and who the spool is for, when that begins."""
+    spool = journal.Spool(Store.from_config(settings(tmp_path / "new" / "mlflow.db")))
+    assert synced[0].name == "store.json" and {spool.folder, spool.folder.parent, tmp_path} <= set(synced)
+    tracker = JournaledTracker.__new__(JournaledTracker)
+    for _ in range(2):
+        synced.clear()
+        entry = spool.entry()
+        run = JournaledRun(tracker, entry, "id")
+        run.write({"begin": {"id": "id", "name": "run", "time": 1, "again": False}, "params": {}, "tags": {}})
+        run.log_steps([0.5])
+        run.set_tags({"a": "b"})
+        assert synced == []  # nothing waits for the disk before
+        entry.append({"end": "FINISHED", **end})
+        assert synced == [entry.file]
+
+
+def test_a_disk_that_fails_to_keep_the_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = journal.Entry(tmp_path / "run.jsonl")
+    entry.append({"begin": 1})
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        entry.append({"end": "FINISHED"})
+    monkeypatch.undo()
+    entry.append({"tags": {}})  # and nothing is written twice
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 3

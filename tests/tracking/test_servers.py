@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 from processes import LIMIT
+from tracked_runs import spooled
 from tracking_servers import MlflowServer, postgres, postgres_programs
 
 from diffuse import tracking
+from diffuse.errors import RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import mlflow_store, sync
 from diffuse.tracking.query import StoreReader, add_files
@@ -183,3 +187,23 @@ def test_the_same_weights_from_many_at_the_same_moment(server: MlflowServer, tmp
         list(threads.map(log, stored))
     for run in runs(server, tmp_path.name):
         assert len(run.inputs.dataset_inputs) == 3
+
+
+def test_runs_whose_experiment_takes_none_hold_up_no_others(
+    server: MlflowServer, picture: Path, tmp_path: Path
+) -> None:
+    cfg = settings(server, tmp_path)
+    client = MlflowClient(server.address)
+    client.delete_experiment(client.create_experiment(f"{tmp_path.name} gone"))
+    for experiment in (f"{tmp_path.name} gone", "", "x" * 501, None):
+        waits = spooled(cfg, picture)
+        if experiment is not None:
+            values = json.loads((waits / "store.json").read_text())
+            (waits / "store.json").write_text(json.dumps({**values, "experiment": experiment}))
+    said: list[str] = []
+    with pytest.raises(RunError, match="3 runs could not be delivered"):
+        sync.sync(replace(cfg, experiment=None), said.append)
+    assert len([line for line in said if "set tracking.experiment=NAME" in line]) == 3, said
+    assert len(runs(server, tmp_path.name)) == 1
+    sync.sync(cfg, said.append)  # which has a name
+    assert len(runs(server, tmp_path.name)) == 4 and not (tmp_path / "pending").exists()

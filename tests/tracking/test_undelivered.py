@@ -144,14 +144,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_the_store_refuses_of_a_run_is_left_out_and_said(what: str, store: Path, picture: Path) -> None:
+def test_what_the_store_refuses_of_a_run_is_left_out_and_said(
+    what: str, store: Path, picture: Path, tmp_path: Path
+) -> None:
     folder = spooled(settings(store), picture)
     (file,) = journal.run_files(folder)
     line, values = REFUSED[what]
     changed(0, lambda event: {**event, **values})(file)
     # As a run that was begun before: MLflow checks no tags where it creates one.
     begin = json.loads(file.read_text().splitlines()[0])["begin"]
-    client(store).create_run(client(store).create_experiment("diffuse"), tags={"diffuse.run": begin["id"]})
+    number = client(store).create_experiment("diffuse", artifact_location=(tmp_path / "files").as_uri())
+    client(store).create_run(number, tags={"diffuse.run": begin["id"]})
     lines = sync(settings(store))
     assert any(line in each for each in lines), lines
     (run,) = runs(store)

@@ -44,6 +44,19 @@ def cached_checkpoint(source: Source) -> CheckpointFolder | None:
     return checkpoint if complete else None
 
 
+def cached_configuration(source: Source) -> CheckpointFolder | None:
+    """Returns the source's settings in the cache, whether its weights are there or not; None unless all are there."""
+    snapshot = _snapshot(source)
+    if snapshot is None:
+        return None
+    folder, at_root = snapshot
+    checkpoint = source.checkpoint(folder, folder.name, at_root=at_root)
+    names = checkpoint.components if source.components is None else source.components
+    marks = ("scheduler_config.json", *_MARKS)
+    here = all(any(checkpoint.path(f"{name}/{mark}").is_file() for mark in marks) for name in names)
+    return checkpoint if here else None
+
+
 def _snapshot(source: Source) -> tuple[Path, bool] | None:
     """Returns the folder in the cache that has the source's revision, and whether its component is at the root."""
     from huggingface_hub import try_to_load_from_cache

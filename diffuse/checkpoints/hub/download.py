@@ -24,7 +24,7 @@ from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.hub.cache import cache_folder
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import progress_bar, readable_size
-from diffuse.checkpoints.hub.repository import DownloadPlan, RemoteFile
+from diffuse.checkpoints.hub.repository import SMALL, DownloadPlan, RemoteFile
 from diffuse.errors import CheckpointError
 
 _WORKERS = 4  # files
@@ -63,6 +63,11 @@ def partial_size(plans: Sequence[DownloadPlan]) -> int:
     """Counts the bytes of missing files that an interrupted run has left here."""
     partial = {_partial(plan, file) for plan, file in _large(plans)}
     return sum(path.stat().st_size for path in partial if path.is_file())
+
+
+def fetch_small_files(plan: DownloadPlan) -> Path:
+    """Fetches the settings and tokenizers of a repository into the cache, and no weights. Returns their folder."""
+    return _complete(plan, [file for file in plan.files if file.path.endswith(SMALL)])
 
 
 def _large(plans: Sequence[DownloadPlan]) -> Iterator[tuple[DownloadPlan, RemoteFile]]:
@@ -198,8 +203,12 @@ def _receive(url: str, out: BinaryIO, digest: hashlib._Hash, stop: threading.Eve
     return digest
 
 
-def _complete(plan: DownloadPlan) -> Path:
-    """Fetches the small files, and makes a snapshot of all of them in the cache. Returns its folder."""
+def _complete(plan: DownloadPlan, files: Sequence[RemoteFile] | None = None) -> Path:
+    """Fetches the small files, and makes a snapshot of all of them in the cache. Returns its folder.
+
+    Args:
+        files: those that are wanted, where they are not all.
+    """
     from huggingface_hub import snapshot_download
 
     source = plan.source
@@ -209,7 +218,7 @@ def _complete(plan: DownloadPlan) -> Path:
             snapshot_download(
                 source.location,
                 revision=source.revision,
-                allow_patterns=[glob.escape(file.path) for file in plan.files],
+                allow_patterns=[glob.escape(file.path) for file in (plan.files if files is None else files)],
                 max_workers=_WORKERS,
             )
         )

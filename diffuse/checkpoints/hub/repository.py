@@ -17,7 +17,7 @@ from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError
 
 _EMPTY = hashlib.sha256().hexdigest()
-_SMALL = (".json", ".txt", ".model")
+SMALL = (".json", ".txt", ".model")
 SHARD_INDEX = re.compile(r".*\.index(\.\w+)?\.json")  # of shards, of any library's weights
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5", ".onnx", ".xml")
 
@@ -48,6 +48,11 @@ class DownloadPlan:
     def missing_size(self) -> int:
         """Is the size of the missing files, in bytes, as far as the hub lists it."""
         return sum(file.size or 0 for file in self.missing)
+
+    @property
+    def missing_weights_size(self) -> int:
+        """Is the size of the missing files that are no settings, in bytes."""
+        return sum(file.size or 0 for file in self.missing if not file.path.endswith(SMALL))
 
     @property
     def at_root(self) -> bool:
@@ -148,7 +153,7 @@ def needed_files(paths: Iterable[str], source: Source, components: Sequence[str]
 def _files_of(component: str, listing: dict[str, list[str]], folder: str, source: Source) -> list[str]:
     """Chooses the paths of one component, which lie in `folder`."""
     names = listing[component]
-    chosen = [name for name in names if name.endswith(_SMALL) and not SHARD_INDEX.fullmatch(name)]
+    chosen = [name for name in names if name.endswith(SMALL) and not SHARD_INDEX.fullmatch(name)]
     if any(name.endswith(_WEIGHTS) for name in names) and not component.startswith("tokenizer"):
         where = f"{source.location}/{folder}".rstrip("/")
         chosen += pick_files(listing, component, source.variant, where, source.setting)

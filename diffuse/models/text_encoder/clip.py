@@ -29,22 +29,23 @@ class CLIPTextConfig:
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
     eos_token_id: int = 49407
-    architectures: tuple[str, ...] = ("CLIPTextModel",)
 
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model",)}
-    # Settings of training, of generation, and of how the file was written: none changes what is computed here.
+    SECTION: ClassVar[str] = "text_config"  # where the file is that of a whole CLIP
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model_type": ("clip_text_model", "clip", None)}
+    # Settings of training, of generating text, and of how the file was written: none changes what is computed here.
+    # `architectures` says which class saved the file; what is taken of it is the pipeline's choice.
     IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {
-            "attention_dropout",
-            "bos_token_id",
-            "dropout",
-            "dtype",
-            "initializer_factor",
-            "initializer_range",
-            "pad_token_id",
-            "torch_dtype",
-            "transformers_version",
-        }
+        """
+        architectures attention_dropout attn_implementation bad_words_ids bos_token_id chunk_size_feed_forward
+        decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
+        exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label
+        initializer_factor initializer_range label2id length_penalty logit_scale_init_value max_length min_length
+        no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+        output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty return_dict
+        return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature text_config_dict
+        tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
+        typical_p use_bfloat16 use_cache vision_config vision_config_dict
+        """.split()  # noqa: SIM905
     )
 
     def __post_init__(self) -> None:
@@ -58,11 +59,6 @@ class CLIPTextConfig:
                 f"text_encoder/config.json: num_attention_heads={self.num_attention_heads} does not divide "
                 f"hidden_size={self.hidden_size}; the file is damaged: copy or download it again"
             )
-
-    @property
-    def projected(self) -> bool:
-        """Tells whether the pooled state passes through `text_projection`."""
-        return "CLIPTextModelWithProjection" in self.architectures
 
 
 class CLIPTextOutput(NamedTuple):
@@ -170,9 +166,7 @@ class CLIPTextModel(nn.Module):
         super().__init__()
         self.config = config
         self.text_model = _TextTransformer(config)
-        self.text_projection = (
-            Linear(config.hidden_size, config.projection_dim, bias=False) if config.projected else None
-        )
+        self.text_projection: Linear | None = None
 
     def forward(self, input_ids: Tensor, skipped_layers: int = 0) -> CLIPTextOutput:
         """Encodes token ids `[B, T]`, int64, to states `[B, T, D]`; see `CLIPTextOutput`.
@@ -193,8 +187,27 @@ class CLIPTextModel(nn.Module):
         return CLIPTextOutput(last, states, pooled if self.text_projection is None else self.text_projection(pooled))
 
 
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """The text encoder whose pooled vector is projected to where pictures are too."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__(config)
+        self.text_projection = Linear(config.hidden_size, config.projection_dim, bias=False)
+
+
+_OTHERS = ("logit_scale", "vision_model.", "visual_projection.")  # of a whole CLIP
+
+
 def rename(key: str) -> str | None:
-    """Maps a published key to the module's: some files lack the prefix `text_model.`, some hold the positions."""
-    if key.endswith("position_ids"):
+    """Maps a published key to that of `CLIPTextModel`, or to None where it has none.
+
+    Some files lack the prefix `text_model.`, some hold the positions, the projection, or a whole CLIP.
+    """
+    return None if key.startswith("text_projection.") else rename_projected(key)
+
+
+def rename_projected(key: str) -> str | None:
+    """Maps a published key to that of `CLIPTextModelWithProjection`, or to None where it has none."""
+    if key.endswith("position_ids") or key.startswith(_OTHERS):
         return None
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken
 
 from diffuse.errors import CheckpointError
 
@@ -91,7 +91,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())  # in UTF-8 or what a byte-order mark says
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from None
     except (ValueError, RecursionError) as error:
@@ -115,10 +115,32 @@ def _words(folder: Path) -> tuple[Mapping[str, int], list[tuple[str, str]], dict
         by_number = {entry.get("id"): entry for entry in stored if isinstance(entry, dict)}
         return words, split, _numbered(by_number, whole)
     if vocabulary.is_file() and merges.is_file():
-        return *models.BPE.read_file(str(vocabulary), str(merges)), {}
+        return read_settings(vocabulary), _merges(merges), {}
     raise CheckpointError(
         f"{folder}: neither vocab.json and merges.txt nor tokenizer.json is there; copy or download them"
     )
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """Returns the pairs of `merges.txt`, one a line behind a line with the version.
+
+    Raises:
+        CheckpointError: it cannot be read, or a line is no pair.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not text ({error}); {_AGAIN}") from None
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#version"):
+            first, separator, second = line.partition(" ")
+            if not separator or " " in second:
+                raise CheckpointError(f"{path}: line {number} is not two parts of a word; {_AGAIN}")
+            pairs.append((first, second))
+    return pairs
 
 
 def _numbered(content: Any, path: Path) -> dict[int, dict[str, Any]]:

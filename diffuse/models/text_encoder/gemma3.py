@@ -161,8 +161,9 @@ class _SelfAttention(nn.Module):
         self.q_norm = _RMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = _RMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Maps `[B, T, D]` to `[B, T, D]`; `mask` `[B, 1, T, T]` is true where a token sees another.
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """Maps `[B, T, D]` to `[B, T, D]`; `mask` `[B, 1, T, T]` is true where a token sees another, or
+        none, where each sees itself and those before it.
 
         `rotation` holds the cosines and sines `[T, head_dim]`. Each head of keys and values serves a group of heads.
         """
@@ -173,7 +174,7 @@ class _SelfAttention(nn.Module):
         q, k = _rotate(self.q_norm(q), *rotation), _rotate(self.k_norm(k), *rotation)
         if self.groups > 1:
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
         result: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return result
 
@@ -181,7 +182,7 @@ class _SelfAttention(nn.Module):
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotates `[..., T, head_dim]`, whose halves are paired (Su et al., "RoFormer", 2021)."""
     first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
+    return (x * cosines).addcmul_(torch.cat((-second, first), dim=-1), sines)
 
 
 class _MLP(nn.Module):
@@ -193,7 +194,7 @@ class _MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, T, D]` to `[B, T, D]`."""
-        result: Tensor = self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        result: Tensor = self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh").mul_(self.up_proj(x)))
         return result
 
 
@@ -210,10 +211,10 @@ class _Layer(nn.Module):
         self.pre_feedforward_layernorm = _RMSNorm(width, eps)
         self.post_feedforward_layernorm = _RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """Maps `[B, T, D]` to `[B, T, D]`; see `_SelfAttention`."""
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rotation, mask))
-        result: Tensor = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rotation, mask)).add_(x)
+        result: Tensor = self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))).add_(x)
         return result
 
 
@@ -267,12 +268,18 @@ class Gemma3TextModel(nn.Module):
                 receive(number, x)
         return x
 
-    def _mask(self, kind: str, valid: Tensor) -> Tensor:
-        """Returns `[B, 1, T, T]`, true where a token sees another; padding sees itself, lest it become NaN."""
+    def _mask(self, kind: str, valid: Tensor) -> Tensor | None:
+        """Returns `[B, 1, T, T]`, true where a token sees another; padding sees itself, lest it become NaN.
+
+        None where nothing but the order of the tokens counts: attention is faster then.
+        """
+        windowed = kind == _SLIDING and valid.shape[1] > self.config.sliding_window
+        if not (windowed or valid.is_meta) and bool(valid.all()):
+            return None
         place = torch.arange(valid.shape[1], device=valid.device)
         distance = place[:, None] - place  # [T, T], from the key to the query
         visible = distance >= 0
-        if kind == _SLIDING:
+        if windowed:
             visible &= distance < self.config.sliding_window
         return ((visible & valid[:, None, :]) | (distance == 0))[:, None]
 

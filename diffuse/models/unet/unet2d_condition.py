@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,15 @@ from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
 from diffuse.layers.packed import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
+T = TypeVar("T")
+
+_MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
+# What denoisers of other pipelines are shown beside the latents, by its channels.
+SHOWN = {
+    1: "a map of a picture's depth, as StableDiffusionDepth2ImgPipeline gives it",
+    3: "a small picture to enlarge, as StableDiffusionUpscalePipeline gives it",
+    4: "a picture's own, as StableDiffusionInstructPix2PixPipeline gives them",
+}
 _LEVELS = (
     "unet/config.json: {name} has {count} entries and block_out_channels {levels}, which should be as many; copy or "
     "download it again"
@@ -31,18 +40,21 @@ _LEVELS = (
 class UNet2DConditionConfig:
     """The architecture, under the names of the published `unet/config.json`."""
 
-    sample_size: int | tuple[int, int] = 64  # latent rows and columns the model was trained at
+    sample_size: int | tuple[int, int] | None = 64  # latent rows and columns the model was trained at
     in_channels: int = 4
     out_channels: int = 4
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int | tuple[int, ...] = 2
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    # For a level, or for each block of a level; on the way up, first the lowest level, those of `reverse_...` if given.
+    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
+    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = None
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
     attention_head_dim: int | tuple[int, ...] = 8  # published under this name, it is the NUMBER of heads per level
     num_attention_heads: int | tuple[int, ...] | None = None  # the same under its right name, in newer files
     cross_attention_dim: int | tuple[int, ...] = 1280
-    use_linear_projection: bool = False
+    use_linear_projection: bool | None = False
     upcast_attention: bool | None = False
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
@@ -55,8 +67,7 @@ class UNet2DConditionConfig:
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "_class_name": ("UNet2DConditionModel",),
-        "act_fn": ("silu",),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "act_fn": ("silu", "swish"),
         "downsample_padding": (1,),
         "mid_block_scale_factor": (1, 1.0),
         "resnet_time_scale_shift": ("default",),
@@ -65,10 +76,15 @@ class UNet2DConditionConfig:
         "conv_out_kernel": (3,),
         "resnet_out_scale_factor": (1, 1.0),
         "attention_type": ("default",),
-        "dropout": (0, 0.0),
     }
-    # Only read by other settings that are themselves refused unless they are off.
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
+    # Read by training, or by settings that are themselves refused unless they are off; or the state of a moving average
+    # of the weights, which is saved with the model.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        """
+        addition_embed_type_num_heads decay dropout gradient_checkpointing inv_gamma min_decay optimization_step power
+        update_after_step use_ema_warmup
+        """.split()  # noqa: SIM905
+    )
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -83,10 +99,29 @@ class UNet2DConditionConfig:
                         f"unet/config.json: {name}={block} is not implemented, only {' and '.join(known)}; use another "
                         "checkpoint"
                     )
-        for name in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "cross_attention_dim"):
+        for name in (
+            "layers_per_block",
+            "transformer_layers_per_block",
+            "reverse_transformer_layers_per_block",
+            "attention_head_dim",
+            "cross_attention_dim",
+        ):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != levels:
                 raise CheckpointError(_LEVELS.format(name=name, count=len(value), levels=levels))
+        if self.mid_block_type not in (None, *_MID_BLOCKS):
+            raise CheckpointError(
+                f"unet/config.json: mid_block_type={self.mid_block_type} is not implemented, only "
+                f"{' and '.join(_MID_BLOCKS)}; use another checkpoint"
+            )
+        for level, blocks in enumerate(self.per_level(self.layers_per_block)):
+            down = self.per_level(self.transformer_layers_per_block)[level]
+            up = self.depths_up[-1 - level]
+            if (isinstance(down, tuple) and len(down) < blocks) or (isinstance(up, tuple) and len(up) <= blocks):
+                raise CheckpointError(
+                    f"unet/config.json: transformer_layers_per_block gives {down} on the way down and {up} on the way "
+                    f"up to a level of {blocks} and {blocks + 1} blocks; copy or download it again"
+                )
         if self.addition_embed_type not in (None, "text_time"):
             raise CheckpointError(
                 f"unet/config.json: addition_embed_type={self.addition_embed_type} is not implemented, only text_time; "
@@ -100,9 +135,16 @@ class UNet2DConditionConfig:
                 "projection_class_embeddings_input_dim; the file is damaged: copy or download it again"
             )
 
-    def per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+    def per_level(self, value: int | tuple[T, ...]) -> tuple[int | T, ...]:
         """Returns `value` for every level, first to last."""
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @property
+    def depths_up(self) -> tuple[int | tuple[int, ...], ...]:
+        """Is the number of transformer layers of every level on the way up, the lowest first."""
+        if self.reverse_transformer_layers_per_block is not None:
+            return self.reverse_transformer_layers_per_block
+        return tuple(reversed(self.per_level(self.transformer_layers_per_block)))
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -124,17 +166,20 @@ class UNetBlock(nn.Module):
         resnets: list[tuple[int, int]],
         *,
         level: int,
-        depth: int,
+        depth: int | tuple[int, ...] | None,
         downsample: bool = False,
         upsample: bool = False,
     ) -> None:
-        """`resnets` holds (channels in, channels out); `depth` is the transformer layers a block, 0 for none."""
+        """`resnets` holds (channels in, channels out); `depth` is the transformer layers of a block, or of each."""
         super().__init__()
         channels = resnets[-1][1]
         self.resnets = nn.ModuleList(_resnet(config, *pair) for pair in resnets)
         self.attentions: nn.ModuleList | None = None
-        if depth:
-            self.attentions = nn.ModuleList(_transformer(config, channels, level, depth) for _ in resnets)
+        if depth is not None:
+            each = depth if isinstance(depth, tuple) else (depth,) * len(resnets)
+            self.attentions = nn.ModuleList(
+                _transformer(config, channels, level, layers) for layers, _ in zip(each, resnets, strict=False)
+            )
         self.downsamplers = nn.ModuleList([Downsample2D(channels)]) if downsample else None
         self.upsamplers = nn.ModuleList([Upsample2D(channels)]) if upsample else None
 
@@ -167,21 +212,25 @@ class UNetBlock(nn.Module):
 
 
 class UNetMidBlock(nn.Module):
-    """Residual block, attention, residual block, at the lowest resolution."""
+    """Residual block, attention, residual block, at the lowest resolution; or the first of them alone."""
 
     def __init__(self, config: UNet2DConditionConfig) -> None:
         super().__init__()
         channels = config.block_out_channels[-1]
         depth = config.per_level(config.transformer_layers_per_block)[-1]
-        self.resnets = nn.ModuleList(_resnet(config, channels, channels) for _ in range(2))
-        self.attentions = nn.ModuleList([_transformer(config, channels, -1, depth)])
+        attends = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+        self.resnets = nn.ModuleList(_resnet(config, channels, channels) for _ in range(2 if attends else 1))
+        self.attentions = nn.ModuleList()
+        if attends:
+            depth = depth[0] if isinstance(depth, tuple) else depth
+            self.attentions.append(_transformer(config, channels, -1, depth))
 
     def forward(self, x: Tensor, temb: Tensor, text: Tensor) -> Tensor:
         """Maps `[B, C, H, W]` to `[B, C, H, W]`."""
         x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, text)
-        result: Tensor = self.resnets[1](x, temb)
-        return result
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, text), temb)
+        return x
 
 
 class UNet2DConditionModel(nn.Module):
@@ -208,11 +257,11 @@ class UNet2DConditionModel(nn.Module):
         for level, kind in enumerate(config.down_block_types):
             before = channels[max(level - 1, 0)]
             pairs = [(before if i == 0 else channels[level], channels[level]) for i in range(layers[level])]
-            depth = depths[level] if kind == "CrossAttnDownBlock2D" else 0
+            depth = depths[level] if kind == "CrossAttnDownBlock2D" else None
             self.down_blocks.append(UNetBlock(config, pairs, level=level, depth=depth, downsample=level < last))
             skip_channels += [channels[level]] * (layers[level] + (level < last))
 
-        self.mid_block = UNetMidBlock(config)
+        self.mid_block = UNetMidBlock(config) if config.mid_block_type is not None else None
 
         self.up_blocks = nn.ModuleList()
         before = channels[-1]
@@ -221,7 +270,7 @@ class UNet2DConditionModel(nn.Module):
             for _ in range(layers[level] + 1):
                 pairs.append((before + skip_channels.pop(), channels[level]))
                 before = channels[level]
-            depth = depths[level] if kind == "CrossAttnUpBlock2D" else 0
+            depth = config.depths_up[last - level] if kind == "CrossAttnUpBlock2D" else None
             self.up_blocks.append(UNetBlock(config, pairs, level=level, depth=depth, upsample=level > 0))
 
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
@@ -272,7 +321,9 @@ class UNet2DConditionModel(nn.Module):
         for block in cast(Iterable[UNetBlock], self.down_blocks):
             x, states = block.down(x, temb, encoder_hidden_states)
             skips += states
-        x = self.mid_block(_repeat(x, batch), temb, encoder_hidden_states)
+        x = _repeat(x, batch)
+        if self.mid_block is not None:
+            x = self.mid_block(x, temb, encoder_hidden_states)
         for block in cast(Iterable[UNetBlock], self.up_blocks):
             x = block.up(x, temb, encoder_hidden_states, skips)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
@@ -306,6 +357,6 @@ def _transformer(config: UNet2DConditionConfig, channels: int, level: int, depth
         depth=depth,
         context_dim=config.per_level(config.cross_attention_dim)[level],
         norm_groups=config.norm_num_groups,
-        linear_projection=config.use_linear_projection,
+        linear_projection=bool(config.use_linear_projection),
         upcast=bool(config.upcast_attention),
     )

@@ -34,17 +34,19 @@ class AutoencoderKLConfig:
     block_out_channels: tuple[int, ...] = (64,)
     layers_per_block: int = 1
     norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] = 512  # pixels
+    sample_size: int | tuple[int, int] | None = 512  # pixels
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
-    force_upcast: bool = False  # must compute in float32: activations leave float16's range
+    latents_mean: tuple[float, ...] | None = None  # of each channel, over many pictures
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool | None = False  # must compute in float32: activations leave float16's range
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "_class_name": ("AutoencoderKL",),
-        "act_fn": ("silu",),
+        "act_fn": ("silu", "swish"),
     }
     IGNORED: ClassVar[frozenset[str]] = frozenset()
 
@@ -55,6 +57,13 @@ class AutoencoderKLConfig:
                 raise CheckpointError(
                     f"vae/config.json: {name}={list(types)} is not implemented, only {known}, once a level; "
                     "use another checkpoint"
+                )
+        for name in ("latents_mean", "latents_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.latent_channels:
+                raise CheckpointError(
+                    f"vae/config.json: {name} has {len(values)} entries and the latents {self.latent_channels} "
+                    "channels, which should be as many; copy or download it again"
                 )
 
     @property

@@ -25,6 +25,8 @@ from diffuse.sweep.launcher import SweepLauncher, current_runner
 from diffuse.sweep.launchers.worker import JobResult, TaskResult, job_result, picklable_error
 from diffuse.sweep.runner import JobRunner
 
+_WARNINGS = "diffuse_warnings"  # the attribute of an error by which a failed job hands over its warnings
+
 
 class ForeignLauncher(SweepLauncher):
     """Stands in for a launcher, which it calls for the missing jobs alone."""
@@ -66,7 +68,7 @@ def _task_result(job_return: JobReturn) -> TaskResult:
         with redirect_stderr(io.StringIO()):  # where Hydra names the job, before it raises the error
             value = job_return.return_value
     except Exception as error:
-        return TaskResult([JobResult(JobStatus.FAILED, error)], [])
+        return TaskResult([JobResult(JobStatus.FAILED, error)], vars(error).pop(_WARNINGS, []))
     if isinstance(value, TaskResult):
         return value
     failure = value if isinstance(value, Exception) else RunError(f"its process returned {value!r}, and no result")
@@ -82,7 +84,21 @@ def _end_job(runner: JobRunner, job: Job, result: TaskResult) -> None:
 
 
 def run_job(cfg: DictConfig) -> TaskResult:
-    """Runs one job in whatever process: Hydra's task function. Returns the result also where the job fails."""
+    """Runs one job in whatever process: Hydra's task function.
+
+    Raises:
+        Exception: what the job failed with, as Hydra's callbacks expect; it carries the job's warnings.
+    """
+    result = _run_job(cfg)
+    for job in result.jobs:
+        if job.status is JobStatus.FAILED and job.error is not None:
+            vars(job.error)[_WARNINGS] = result.warnings
+            raise job.error
+    return result
+
+
+def _run_job(cfg: DictConfig) -> TaskResult:
+    """Returns the result also where the job fails."""
     outer = current_runner()  # of this process, where the launcher starts no others
     try:
         hydra = HydraConfig.get()

@@ -142,7 +142,7 @@ def test_newer_settings_need_no_map_of_special_tokens(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "merges.txt").unlink(), "neither vocab.json and merges.txt nor tokenizer.json"),
-        (lambda folder: (folder / "vocab.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "vocab.json").write_text("{"), "vocab.json: is not JSON"),
         (lambda folder: (folder / "vocab.json").write_text('{"a": 0}'), "cannot be read|has no token"),
         (lambda folder: (folder / "tokenizer_config.json").write_text("no"), "not JSON"),
         (lambda folder: (folder / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}'), "<pad>"),

@@ -260,3 +260,21 @@ def test_damage_is_told_in_one_line(name: str, content: Any, message: str, tmp_p
     with pytest.raises(CheckpointError, match=message) as caught:
         CLIPTokenizer.from_folder(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["classic", "fast"])
+def test_every_file_may_have_a_byte_order_mark(layout: str, tmp_path: Path) -> None:
+    text = "the Cat and other dogs 5"
+    expected = CLIPTokenizer.from_folder(oracle.write_tokenizer(tmp_path / "plain", layout, "!"))([text])
+    folder = oracle.write_tokenizer(tmp_path / "marked", layout, "!")
+    for path in folder.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert CLIPTokenizer.from_folder(folder)([text]).ids.equal(expected.ids)
+
+
+@pytest.mark.parametrize("line", ["onlyone", "a b c", "a  b"])
+def test_a_line_of_merges_that_is_no_pair_is_said(line: str, tmp_path: Path) -> None:
+    folder = classic(tmp_path / "t")
+    (folder / "merges.txt").write_text(f"#version: 0.2\nt h\n{line}\n")
+    with pytest.raises(CheckpointError, match=r"merges.txt: line 3 is not two parts of a word"):
+        CLIPTokenizer.from_folder(folder)

@@ -15,6 +15,7 @@ from transformers import Gemma3TextConfig as PeerConfig
 from transformers import Gemma3TextModel as PeerText
 
 from diffuse.checkpoints.architecture import read_architecture
+from diffuse.device.streaming import BlockStream
 from diffuse.models.text_encoder import gemma3
 
 # A state that is not normalised reaches 10; its rounding is measured against that.
@@ -156,6 +157,20 @@ def test_states_are_handed_over_and_not_kept() -> None:
     model(*padded([12], 16), receive)
     assert len(seen) == LAYERS + 1
     assert max(alive) <= 1  # the one before it
+
+
+@pytest.mark.parametrize("resident", [0, 3])
+def test_layers_can_stream(resident: int) -> None:
+    weights = text_peer().state_dict()
+    model, streamed = our_text_model(text_settings(), weights), our_text_model(text_settings(), weights)
+    stream = BlockStream(streamed, streamed.streamed_blocks, torch.device("cpu"), resident)
+    stream.arrive()
+    ids, mask = padded([20, 9], 24)
+    present: list[int] = []
+    streamed(ids, mask, lambda number, state: present.append(stream.present_blocks))
+    assert max(present) < LAYERS  # which is to say that layers come and go
+    for one, two in zip(states_of(streamed, ids, mask), states_of(model, ids, mask), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 def test_padding_and_company_change_nothing() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from model_peers import FLOAT32, TWO_LEVELS, noise, ours
 from oracle import Variant
 
@@ -65,3 +66,39 @@ def test_unet_reads_every_input() -> None:
     assert (model(x, torch.tensor(400), text) - base).abs().max() > 0.01
     assert (model(x, torch.tensor(500), text.flip(2)) - base).abs().max() > 0.01
     assert (model(x.flip(2), torch.tensor(500), text) - base).abs().max() > 0.01
+
+
+SMALLER = {
+    "no middle, as tiny-sd": {"mid_block_type": None},
+    "no attention in the middle": {"mid_block_type": "UNetMidBlock2D"},
+    "as SSD-1B": {
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, [2, 3]],
+        "reverse_transformer_layers_per_block": [[3, 2, 1], 2],
+        "layers_per_block": [1, 2],
+    },
+    "the way up alone": {"reverse_transformer_layers_per_block": [3, 1]},
+    "each block its own": {
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [[1, 2], [2, 1]],
+        "reverse_transformer_layers_per_block": [[1, 2, 1], [2, 1, 1]],
+    },
+    "more than there are blocks": {
+        "transformer_layers_per_block": [[1, 2, 3], [2, 1]],
+        "reverse_transformer_layers_per_block": [[1, 2, 1], [2, 1, 1]],
+    },
+    "no layers on one level": {"transformer_layers_per_block": [0, 1]},
+    "no layers in the middle": {"transformer_layers_per_block": [1, 0]},
+    "swish and dropout": {"act_fn": "swish", "dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_unets_with_parts_left_out_agree_with_diffusers(name: str) -> None:
+    settings = {key: value for key, value in oracle.unet(TWO_LEVELS).config.items() if not key.startswith("_")}
+    peer = UNet2DConditionModel(**{**settings, **SMALLER[name]}).eval()
+    oracle.randomise(peer, 3)
+    x, text = noise(2, 4, 8, 9), noise(2, 77, 32, seed=1)
+    expected = peer(x, torch.tensor(481), text).sample
+    assert expected.std() > 0.3
+    torch.testing.assert_close(ours("unet", peer)(x, torch.tensor(481), text), expected, rtol=1e-4, atol=1e-4)

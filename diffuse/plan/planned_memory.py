@@ -1,0 +1,311 @@
+"""The memory of a device under a profile, as it would be: components without storage, and the bytes of each.
+
+It stands in the place of `diffuse.device.memory.Memory`, and keeps the same rules: which component arrives when, which
+ones leave, and which blocks of a streamed one are there. A component's call is followed once for each shape; after that
+its peaks are known, block by block, under any profile.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffuse.device.allocator import Allocator
+from diffuse.device.hardware import Hardware
+from diffuse.device.memory import Memory
+from diffuse.device.placement import ManagedModule
+from diffuse.device.streaming import outermost_blocks
+from diffuse.layers.packed import packed_bytes
+from diffuse.plan.live_bytes import Call, Ledger, LiveBytes, describe, make_anew, specify
+from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig
+
+MAX_NETWORKS = 16  # whose shapes and calls a process keeps; they have no storage
+_META = torch.device("meta")
+
+
+class Network:
+    """A module without storage in one dtype, and the calls of it that were followed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.calls: dict[Any, Call] = {}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All parameters and buffers."""
+        return [*self.module.parameters(), *self.module.buffers()]
+
+
+_networks: OrderedDict[Any, Network] = OrderedDict()
+
+
+def network(key: Any, build: Callable[[], nn.Module], dtype: torch.dtype) -> Network:
+    """Returns the network that `build` makes, in `dtype`; kept by `key` for the next prediction of the process."""
+    key = key, dtype
+    if key not in _networks:
+        while len(_networks) >= MAX_NETWORKS:
+            _networks.popitem(last=False)
+        # Kernels lie channels last from the first use on; that they are brought to lie so is no activation.
+        module = build().to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        _networks[key] = Network(module)
+    _networks.move_to_end(key)
+    return _networks[key]
+
+
+@dataclass
+class Residence:
+    """A component's bytes, and which of them are where."""
+
+    network: Network
+    nbytes: int  # of all weights
+    block_bytes: list[int] = field(default_factory=list)  # of the device's copies, where it streams
+    rest_bytes: int = 0  # of the device's copies outside blocks
+    resident: int = 0  # blocks that stay on the device
+    loaded: bool = False
+    present: bool = False
+
+    @property
+    def streams(self) -> bool:
+        """True where blocks pass over the device."""
+        return bool(self.block_bytes)
+
+    def device_bytes(self, block: int | None, looks_ahead: bool) -> int:
+        """Returns the bytes of a streamed component's copies while `block` computes, or between two blocks (None)."""
+        there = set(range(self.resident))
+        if block is not None:
+            there.add(block)
+            if looks_ahead:
+                there.add((block + 1) % len(self.block_bytes))
+        return self.rest_bytes + sum(self.block_bytes[index] for index in there)
+
+
+@dataclass
+class PhasePeak:
+    """The most bytes of one phase, and its floating-point operations by component.
+
+    `total` is that of both memories at one moment, which is the main memory's where the device is the CPU.
+    """
+
+    device: int = 0
+    host: int = 0
+    total: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+class PlannedMemory(Memory):
+    """The components of one model under one profile, without their weights.
+
+    Args:
+        build: makes a component's module without storage, by its full name; the second value tells networks apart.
+        phase: returns the name of the phase of a component's call, by its full name and method.
+    """
+
+    reads_weights: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        profile: MemoryProfileConfig,
+        hw: Hardware,
+        half_dtype: Dtype,
+        build: Callable[[str], tuple[Callable[[], nn.Module], Any]],
+        phase: Callable[[str, str], str],
+    ) -> None:
+        self.residences: dict[str, Residence] = {}
+        self.phases: dict[str, PhasePeak] = {}
+        self._build, self._phase = build, phase
+        self._places = {on_device: Ledger(on_rise=self._note) for on_device in (True, False)}
+        self._weights = {True: 0, False: 0}  # bytes on the device, and on the host
+        self._current: list[str] = []  # a list, because memories with a prefix share it
+        self.looks_ahead = hw.device == "cuda"
+        self.mode = LiveBytes(self._places[False], self._places[False], rounded=hw.device == "cuda")
+        super().__init__(profile, hw, half_dtype, allocator=Allocator())
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follows what is computed in the block."""
+        self._current.append("encode")
+        with self.mode:
+            yield
+
+    def device(self, name: str) -> torch.device:
+        """Returns the meta device. What is moved to it next counts where the component would be."""
+        self.mode.ledger = self._places[self._components[self._prefix + name].on_device]
+        return _META
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[Any]:
+        """Yields what stands in for the component's module."""
+        if not self._checked:
+            self.check()
+        full = self._prefix + name
+        component = self._components[full]
+        if self.profile.cleanup is Cleanup.phases:
+            for other in [name for name in self.residences if name != full and self._components[name].on_device]:
+                self._leave(self.residences[other])
+        residence = self.residence(full)
+        with self.mode.counting_in(self._places[component.on_device]):
+            yield _PlannedModule(partial(self._call, full, component, residence))
+
+    def start(self) -> None:
+        """Does nothing: the peaks count from the beginning."""
+
+    def after_step(self, index: int) -> None:
+        """Does nothing: a cache that is emptied is no tensor."""
+
+    def peaks(self) -> dict[str, float]:
+        """Returns nothing: see `phases`."""
+        return {}
+
+    def component(self, full: str) -> ManagedModule:
+        """Returns what was declared of a component by its full name."""
+        return self._components[full]
+
+    def residence(self, full: str) -> Residence:
+        """Returns the bytes of a component by its full name."""
+        if full not in self.residences:
+            component = self._components[full]
+            build, key = self._build(full)
+            self.residences[full] = self._measure(network(key, build, component.dtype), component)
+        return self.residences[full]
+
+    def _measure(self, net: Network, component: ManagedModule) -> Residence:
+        result = Residence(net, _nbytes(net.tensors))
+        if component.streamed_blocks:
+            blocks = outermost_blocks(net.module, component.streamed_blocks)
+            copied = _packed if self.hw.device == "cpu" else _own_bytes
+            inside = {id(part) for block in blocks for part in block.modules()}
+            result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
+            result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
+            result.resident = min(component.resident_blocks, len(blocks))
+        return result
+
+    def _bring(self, component: ManagedModule, residence: Residence) -> None:
+        """Loads a component, or brings it back to the device."""
+        if not residence.loaded:
+            self._weights[component.on_device and not residence.streams] += residence.nbytes
+        elif not residence.present and not residence.streams:
+            self._weights[False] -= residence.nbytes
+            self._weights[True] += residence.nbytes
+        residence.loaded = residence.present = True
+        self._note()
+
+    def _leave(self, residence: Residence) -> None:
+        """Moves a component to the host, where a streamed one is already."""
+        if residence.present and not residence.streams:
+            self._weights[True] -= residence.nbytes
+            self._weights[False] += residence.nbytes
+        residence.present = False
+        self._note()
+
+    def _note(self, live: int = 0, copies: int = 0, on_device: bool = False) -> None:
+        """Updates the phase's peaks, with `live` bytes in the component that computes and `copies` on the device."""
+        if not self._current:
+            return
+        peak = self.phases.setdefault(self._current[-1], PhasePeak())
+        standing = sum(
+            residence.device_bytes(None, self.looks_ahead)
+            for residence in self.residences.values()
+            if residence.present and residence.streams
+        )
+        device = self._weights[True] + self._places[True].now + max(copies, standing) + (live if on_device else 0)
+        host = self._weights[False] + self._places[False].now + (0 if on_device else live)
+        peak.device, peak.host = max(peak.device, device), max(peak.host, host)
+        peak.total = max(peak.total, device + host)
+
+    def _call(
+        self,
+        full: str,
+        component: ManagedModule,
+        residence: Residence,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Follows a call of a component's method, or repeats what is known of it. Returns its result."""
+        self._current[-1] = self._phase(full, method)
+        self._bring(component, residence)
+        net = residence.network
+        blocks = tuple(component.streamed_blocks) or getattr(type(net.module), "streamed_blocks", ())
+        key = method, repr(describe((args, dict(kwargs)))), self.looks_ahead
+        if key not in net.calls:
+            self.mode.know(net.tensors)
+            net.calls[key] = follow(self.mode, net.module, outermost_blocks(net.module, blocks), method, args, kwargs)
+        call = net.calls[key]
+        others = sum(
+            each.device_bytes(None, self.looks_ahead)
+            for each in self.residences.values()
+            if each.present and each.streams and each is not residence
+        )
+        for block, live in call.segments:
+            copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
+            self._note(live, copies + others, component.on_device)
+        phase = self.phases[self._current[-1]]
+        phase.flops[full] = phase.flops.get(full, 0) + call.flops
+        phase.calls[full] = phase.calls.get(full, 0) + 1
+        return make_anew(call.result)
+
+
+class _PlannedModule:
+    """Stands in for a module: each of its methods is followed."""
+
+    def __init__(self, call: Callable[[str, tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call("__call__", args, kwargs)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call(method, args, kwargs)
+
+
+def follow(
+    mode: LiveBytes,
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Call:
+    """Calls a method of a module without storage. Returns its operations, and its peak in and between `blocks`."""
+    call, ledger = Call(), Ledger()
+
+    def end_segment(block: int | None) -> None:
+        call.segments.append((block, ledger.peak))
+        ledger.peak = ledger.now
+
+    hooks = []
+    for index, block in enumerate(blocks):
+        hooks.append(block.register_forward_pre_hook(lambda *_: end_segment(None)))
+        hooks.append(block.register_forward_hook(lambda *_, index=index: end_segment(index)))
+    before = mode.flops
+    try:
+        with mode.counting_in(ledger):
+            result = getattr(module, method)(*args, **kwargs)
+            call.result = specify(result)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    end_segment(None)
+    call.flops = mode.flops - before
+    return call
+
+
+def _nbytes(tensors: Sequence[Tensor]) -> int:
+    return sum({id(each): each.numel() * each.element_size() for each in tensors}.values())
+
+
+def _own_bytes(module: nn.Module) -> int:
+    """Returns the bytes of a module's own tensors, without those of its parts."""
+    return _nbytes([*module.parameters(recurse=False), *module.buffers(recurse=False)])
+
+
+def _packed(module: nn.Module) -> int:
+    return packed_bytes(module)

@@ -1,0 +1,280 @@
+"""Predicts what a request takes under a profile: the real pipeline runs on tensors without storage."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.model_sources import locate_models
+from diffuse.checkpoints.weights import skeleton
+from diffuse.config.request import RequestDraft
+from diffuse.device import hardware
+from diffuse.device.gpus import GIB
+from diffuse.device.hardware import Hardware
+from diffuse.errors import ConfigError
+from diffuse.pipelines.components import Role
+from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
+from diffuse.plan.planned_memory import PhasePeak, PlannedMemory, Residence
+from diffuse.schema import Cleanup, GenerationRequest, HardwareConfig, MemoryProfileConfig
+
+MAX_PREDICTIONS = 256  # that a process keeps
+_REFINER = "refiner."  # before the names of its components
+_CUBLAS_WORKSPACE = 32 << 20  # bytes, as `hardware.apply` sets it; it counts as allocated
+CUDA_CONTEXT = int(0.5 * GIB)  # bytes outside the allocator: the context and the libraries' code, 0.3-0.6 GiB
+_PLACES = {True: "device", False: "host"}
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """One component: its weights, exactly, and where they are."""
+
+    name: str
+    role: str
+    parameters: int
+    nbytes: int
+    dtype: str
+    place: str  # device or host
+    stays: bool  # on the device between phases
+    blocks: int = 0  # that stream; 0 where it does not
+    resident_blocks: int = 0  # of these, those that stay
+    streamed_bytes: int = 0  # that pass over the device at each call
+
+
+@dataclass(frozen=True)
+class Work:
+    """The part of a component in a phase."""
+
+    component: str
+    calls: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase: the most bytes of tensors that are alive at once, weights among them, and its arithmetic."""
+
+    name: str
+    device_bytes: int
+    host_bytes: int  # of main memory: where the device is the CPU, those of the device too
+    work: tuple[Work, ...]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the phase."""
+        return sum(each.flops for each in self.work)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The memory and the arithmetic of a request under a profile. Python and its libraries come on top."""
+
+    device: str
+    batch_size: int  # images that are denoised together
+    calls: int  # of the denoisers, over all batches
+    components: tuple[ComponentPlan, ...]
+    phases: tuple[PhasePlan, ...]
+
+    @property
+    def device_bytes(self) -> int:
+        """The peak on the device; on a CPU, of the components that the profile has on it."""
+        return max((phase.device_bytes for phase in self.phases), default=0)
+
+    @property
+    def host_bytes(self) -> int:
+        """The peak in main memory."""
+        return max((phase.host_bytes for phase in self.phases), default=0)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all phases."""
+        return sum(phase.flops for phase in self.phases)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all components' weights in their precision."""
+        return sum(component.nbytes for component in self.components)
+
+    def as_record(self) -> dict[str, Any]:
+        """Returns the prediction as plain JSON values."""
+        totals = {"device_bytes": self.device_bytes, "host_bytes": self.host_bytes, "flops": self.flops}
+        return {**asdict(self), **totals}
+
+
+_predictions: OrderedDict[str, Prediction] = OrderedDict()
+
+
+def predict(
+    cfg: DictConfig,
+    request: GenerationRequest,
+    profile: MemoryProfileConfig,
+    *,
+    hw: Hardware | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
+) -> Prediction:
+    """Predicts what `request` takes under `profile`. Reads configuration files and tokenizers, no weights.
+
+    It is kept for the process: requests that differ in prompts of one length and in seeds alone take the same.
+
+    Args:
+        cfg: the composed configuration; of it, the models, the scheduler and the hardware count.
+        request: with nothing left open.
+        profile: a profile and no `auto`.
+        hw: in place of the hardware of `cfg`; it need not be there.
+        checkpoints: of the model and its refiner, where they have been found already.
+
+    Raises:
+        ConfigError, CheckpointError: the request, the profile or the checkpoint cannot be.
+    """
+    hw = hw or hardware.detect(cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)))
+    checkpoints = checkpoints or locate_models(cfg, component_names(cfg))
+    key = _key(cfg, request, profile, hw, checkpoints)
+    if key not in _predictions:
+        while len(_predictions) >= MAX_PREDICTIONS:
+            _predictions.popitem(last=False)
+        _predictions[key] = _Planner(cfg, profile, hw, checkpoints).predict(request)
+    _predictions.move_to_end(key)
+    return _predictions[key]
+
+
+def complete_request(
+    cfg: DictConfig, draft: RequestDraft, hw: Hardware, checkpoints: Sequence[Checkpoint]
+) -> GenerationRequest:
+    """Returns the request of a draft with nothing left open, checked against the checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint cannot make this.
+    """
+    pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
+    request = pipeline.complete(draft.request(pipeline.default_size()))
+    pipeline.check(request)
+    return request
+
+
+def _key(
+    cfg: DictConfig,
+    request: GenerationRequest,
+    profile: MemoryProfileConfig,
+    hw: Hardware,
+    checkpoints: Sequence[Checkpoint],
+) -> str:
+    values = asdict(request) | {"seed": 0}
+    scheduler = OmegaConf.to_container(cfg.scheduler, resolve=True)
+    sources = [f"{each.source}@{each.revision}" for each in checkpoints]
+    configs = [
+        _fingerprint(load_family(model._target_), each) for model, each in zip(models(cfg), checkpoints, strict=True)
+    ]
+    parts = [values, asdict(profile), hw.key, cfg.model.half_dtype, scheduler, sources, configs]
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _fingerprint(family: type[LatentDiffusion], checkpoint: Checkpoint) -> list[Any]:
+    """Returns the configurations of a checkpoint's components."""
+    names = [name for name, component in family.components.items() if component.config is not None]
+    return [checkpoint.part(name).config(name) for name in names]
+
+
+def _work(peak: PhasePeak, share: float) -> tuple[Work, ...]:
+    """Returns the work of a phase, of which only `1 / share` was followed."""
+    return tuple(Work(name, round(peak.calls[name] * share), round(peak.flops[name] * share)) for name in peak.flops)
+
+
+class _Planner:
+    """A pipeline without weights under one profile."""
+
+    def __init__(
+        self, cfg: DictConfig, profile: MemoryProfileConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]
+    ) -> None:
+        self.cfg, self.hw = cfg, hw
+        self.memory = PlannedMemory(profile, hw, cfg.model.half_dtype, self._build, self._phase)
+        families = [load_family(model._target_) for model in models(cfg)]
+        self.pipeline = build_pipeline(families, checkpoints, self.memory)
+
+    def predict(self, request: GenerationRequest) -> Prediction:
+        """Runs the request and returns what it took."""
+        memory, pipeline = self.memory, self.pipeline
+        memory.check()
+        options = cast(dict[str, Any], OmegaConf.to_container(self.cfg.scheduler, resolve=True))
+        batch = memory.batch_size(request.width, request.height)
+        # Whole batches are alike; each further image only adds what is kept of it.
+        count = request.num_images if request.num_images <= batch else batch + request.num_images % batch
+        smaller = replace(request, num_images=count)
+        samplers = pipeline.plan(smaller, options)
+        size = (request.height, request.width)
+        image = np.zeros((*size, 3), np.uint8) if request.input_image else None
+        mask = np.ones(size, bool) if request.mask_image else None
+        components = tuple(self._component(name) for name in memory.dtypes)  # built before anything is followed
+        with memory.following():
+            output = pipeline(smaller, samplers, image=image, mask=mask)
+        kept = output.frames[0].nbytes + sum(latents[0].nbytes for latents in output.latents.values())
+        more = (request.num_images - count) * kept  # bytes of the results that were not followed
+        share = request.num_images / count
+        on_cpu, cuda = self.hw.device == "cpu", self.hw.device == "cuda"
+        phases = tuple(
+            PhasePlan(
+                name,
+                peak.device + (_CUBLAS_WORKSPACE if cuda and peak.device else 0),
+                (peak.total if on_cpu else peak.host) + more,
+                _work(peak, 1 if name == "encode" else share),
+            )
+            for name, peak in memory.phases.items()
+        )
+        calls = round(len(output.step_seconds) * share)
+        return Prediction(self.hw.device, batch, calls, components, phases)
+
+    def _component(self, full: str) -> ComponentPlan:
+        residence: Residence = self.memory.residence(full)
+        component = self.memory.component(full)
+        blocks = residence.block_bytes
+        return ComponentPlan(
+            full,
+            self._role(full).value,
+            sum(each.numel() for each in residence.network.module.parameters()),
+            residence.nbytes,
+            self.memory.dtypes[full],
+            _PLACES[component.on_device],
+            component.on_device and self.memory.profile.cleanup is not Cleanup.phases,
+            len(blocks),
+            residence.resident,
+            sum(blocks[residence.resident :]),
+        )
+
+    def _model(self, full: str) -> tuple[LatentDiffusion, str]:
+        """Returns the model that has the component, and the component's name in it."""
+        if isinstance(self.pipeline, RefinedPipeline):
+            refines = full.startswith(_REFINER)
+            return (self.pipeline.refiner if refines else self.pipeline.base), full.removeprefix(_REFINER)
+        assert isinstance(self.pipeline, LatentDiffusion)
+        return self.pipeline, full
+
+    def _role(self, full: str) -> Role:
+        model, name = self._model(full)
+        return model.components[name].role
+
+    def _build(self, full: str) -> tuple[Any, Any]:
+        model, name = self._model(full)
+        module, config = model.components[name].module, model.configs[name]
+        if module is None:
+            raise ConfigError(f"{full}: has no network")
+
+        def build() -> nn.Module:
+            assert module is not None
+            return module(config)
+
+        return partial(skeleton, build), (module, repr(config))
+
+    def _phase(self, full: str, method: str) -> str:
+        role = self._role(full)
+        if role is Role.denoiser:
+            return "refine" if full.startswith(_REFINER) else "denoise"
+        return "decode" if role is Role.image_codec and method.startswith("decode") else "encode"

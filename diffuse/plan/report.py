@@ -1,0 +1,164 @@
+"""Shows a plan: as lines for a person, and as JSON values for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from diffuse.device.gpus import GIB
+from diffuse.device.hardware import Hardware
+from diffuse.plan.budgets import Budget
+from diffuse.plan.predict import CUDA_CONTEXT, ComponentPlan, Prediction
+from diffuse.schema import GenerationRequest, MemoryProfileConfig
+
+_TERA, _PETA = 1e12, 1e15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is said of one request."""
+
+    model: str
+    request: GenerationRequest
+    profile: MemoryProfileConfig
+    hw: Hardware
+    card: str | None  # the name of a card that need not be there
+    prediction: Prediction
+    program_bytes: int  # of main memory, for Python and its libraries
+    disk_bytes: int
+    download_bytes: int
+    sizes_are_exact: bool  # those of files; otherwise they are the weights' alone
+    seconds: Mapping[str, float]  # of each phase
+    no_seconds: str | None  # why there are none
+    rates: str | None  # whose rates they are
+    budgets: Sequence[Budget]
+
+    @property
+    def fits(self) -> bool | None:
+        """True where the device has room; None where its size is not known."""
+        return fits(self.hw, self.prediction)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain JSON values, sizes in bytes."""
+        guess = self.prediction
+        request = self.request
+        return {
+            "model": self.model,
+            "request": {
+                "width": request.width,
+                "height": request.height,
+                "num_images": request.num_images,
+                "num_inference_steps": request.num_inference_steps,
+                "guidance_scale": request.guidance_scale,
+            },
+            "memory_profile": self.profile.name,
+            "device": self.hw.device,
+            "card": self.card,
+            "batch_size": guess.batch_size,
+            "components": [asdict(component) for component in guess.components],
+            "phases": [
+                {
+                    "name": phase.name,
+                    "device_bytes": phase.device_bytes,
+                    "host_bytes": phase.host_bytes,
+                    "pflop": phase.flops / _PETA,
+                    "seconds": self.seconds.get(phase.name),
+                }
+                for phase in guess.phases
+            ],
+            "weight_bytes": guess.weight_bytes,
+            "device_bytes": guess.device_bytes,
+            "reserved_bytes": reserved_bytes(self.hw),
+            "host_bytes": guess.host_bytes,
+            "program_bytes": self.program_bytes,
+            "vram_bytes": vram_bytes(self.hw),
+            "fits": self.fits,
+            "disk_bytes": self.disk_bytes,
+            "download_bytes": self.download_bytes,
+            "sizes_are_exact": self.sizes_are_exact,
+            "pflop": guess.flops / _PETA,
+            "seconds": sum(self.seconds.values()) if self.seconds else None,
+            "rates": self.rates,
+            "budgets": [asdict(budget) for budget in self.budgets],
+        }
+
+    def lines(self) -> list[str]:
+        """Returns the lines of the report; they fit 100 columns."""
+        guess, request = self.prediction, self.request
+        pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
+        device = self.card or self.hw.name or self.hw.device
+        on = f"a card of {self.hw.vram_total_gib:g} GiB" if self.hw.planned and not self.card else device
+        size = f"{request.width} x {request.height}, {request.num_inference_steps} steps"
+        lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}", ""]
+        lines.append(f"{'component':24} {'parameters':>14} {'weights':>12}  {'dtype':9} where")
+        lines += [_component_line(component) for component in guess.components]
+        lines += ["", f"{'phase':10} {'device':>12} {'main memory':>12} {'TFLOP':>10} {'seconds':>9}"]
+        for phase in guess.phases:
+            seconds = self.seconds.get(phase.name)
+            lines.append(
+                f"{phase.name:10} {_size(phase.device_bytes) if has_card(self.hw) else '-':>12} "
+                f"{_size(phase.host_bytes):>12} {phase.flops / _TERA:10.3f} "
+                f"{'-' if seconds is None else f'{seconds:.1f}':>9}"
+            )
+        lines.append("")
+        lines += self._memory_lines()
+        about = "" if self.sizes_are_exact else "about "
+        lines.append(f"disk         {about}{_size(self.disk_bytes)}; to download {about}{_size(self.download_bytes)}")
+        lines.append(f"arithmetic   {guess.flops / _PETA:.3g} PFLOP, {guess.calls} calls of the denoiser")
+        total = sum(self.seconds.values())
+        lines.append(f"time         {self.no_seconds or f'{total:.1f} s, by the rates of {self.rates}'}")
+        if self.budgets:
+            lines += ["", "budgets of the device, each with the levers above it:"]
+            lines += [
+                f"  from {_size(budget.device_bytes + reserved_bytes(self.hw)):>10}  {budget.lever}"
+                for budget in self.budgets
+            ]
+        return lines
+
+    def _memory_lines(self) -> list[str]:
+        guess, lines = self.prediction, []
+        if has_card(self.hw):
+            reserved = f" and {_size(reserved_bytes(self.hw))} of CUDA's own" if reserved_bytes(self.hw) else ""
+            verdict = {True: "; fits", False: "; does not fit", None: ""}[self.fits]
+            vram = vram_bytes(self.hw)
+            room = "" if vram is None else f" {_size(vram)}"
+            lines.append(f"device       {_size(guess.device_bytes)} of tensors{reserved}{verdict}{room}")
+        program = _size(self.program_bytes)
+        lines.append(f"main memory  {_size(guess.host_bytes)} of tensors and {program} of the program")
+        return lines
+
+
+def has_card(hw: Hardware) -> bool:
+    """Returns whether the device is not the CPU."""
+    return hw.device != "cpu"
+
+
+def vram_bytes(hw: Hardware) -> int | None:
+    """Returns the bytes of the device; None for a CPU, or where nobody knows."""
+    return None if hw.vram_total_gib is None or not has_card(hw) else int(hw.vram_total_gib * GIB)
+
+
+def reserved_bytes(hw: Hardware) -> int:
+    """Returns the bytes of the device that are no tensors."""
+    return CUDA_CONTEXT if hw.device == "cuda" else 0
+
+
+def fits(hw: Hardware, prediction: Prediction) -> bool | None:
+    """Returns whether the device has room for a prediction; None where its size is not known."""
+    vram = vram_bytes(hw)
+    return None if vram is None else prediction.device_bytes + reserved_bytes(hw) <= vram
+
+
+def _component_line(component: ComponentPlan) -> str:
+    if component.place == "host":
+        where = "main memory"
+    elif component.blocks:
+        where = f"{component.blocks} blocks stream, {component.resident_blocks} stay"
+    else:
+        where = "device" if component.stays else "device, while its phase lasts"
+    return f"{component.name:24} {component.parameters:>14,} {_size(component.nbytes):>12}  {component.dtype:9} {where}"
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB / 10 else f"{nbytes / (1 << 20):.1f} MiB"

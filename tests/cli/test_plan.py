@@ -1,0 +1,126 @@
+"""`diffuse plan`: what a command would take, without weights, and without making anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Done, diffuse
+from sweeps import QUICK, swept
+
+from diffuse.plan.rates import RATES_FILE, Rates, write_rates
+from diffuse.tiny import layout
+
+TINY = Path(layout.__file__).parent / "checkpoint"
+
+
+def planned(*arguments: Any, cwd: Path, status: int = 0) -> Done:
+    """What `diffuse plan` says; the folder is as before."""
+    before = {path: path.stat().st_mtime_ns for path in cwd.rglob("*")}
+    done = diffuse("plan", *arguments, cwd=cwd)
+    assert done.status == status, done.err
+    assert {path: path.stat().st_mtime_ns for path in cwd.rglob("*")} == before
+    return done
+
+
+def values(*arguments: Any, cwd: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(planned("--json", *arguments, cwd=cwd).out)
+    return result
+
+
+def without_weights(folder: Path) -> Path:
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+def test_a_request_on_a_planned_card(tmp_path: Path) -> None:
+    plan = values("hardware.vram_gb=4", "num_images=2", cwd=tmp_path)
+    assert plan["fits"] and plan["memory_profile"] == "full_gpu" and plan["batch_size"] > 1
+    assert [phase["name"] for phase in plan["phases"]] == ["encode", "denoise", "decode"]
+    assert {component["dtype"] for component in plan["components"]} == {"bfloat16"}
+    assert plan["device_bytes"] == max(phase["device_bytes"] for phase in plan["phases"])
+    assert plan["download_bytes"] == 0 and plan["disk_bytes"] > 18e6 and plan["sizes_are_exact"]
+    assert plan["seconds"] is None
+    peaks = [budget["device_bytes"] for budget in plan["budgets"]]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks) > 2
+    assert not values("hardware.vram_gb=0.5", "memory_profile=full_gpu", cwd=tmp_path)["fits"]
+
+
+def test_the_lines(tmp_path: Path) -> None:
+    text = planned("--card", "RTX 4090", "memory_profile=streaming", cwd=tmp_path).out
+    for expected in ("1 picture, 64 x 64, 20 steps, memory_profile=streaming on RTX 4090", "blocks stream, 0 stay"):
+        assert expected in text
+    assert "fits 24.00 GiB" in text and "by the rates of RTX 4090" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "run diffuse doctor --measure" in planned("hardware=cpu", cwd=tmp_path).out
+
+
+def test_no_weights_are_needed(tmp_path: Path) -> None:
+    folder = without_weights(tmp_path / "model")
+    bare = values("model=sd21", f"model.source={folder}", "num_inference_steps=20", cwd=tmp_path)
+    whole = values("model=sd21", f"model.source={TINY}", "num_inference_steps=20", cwd=tmp_path)
+    assert bare["host_bytes"] == whole["host_bytes"] and bare["components"] == whole["components"]
+    assert not bare["sizes_are_exact"] and bare["download_bytes"] > 18e6 and whole["download_bytes"] == 0
+
+
+def test_a_prompt_file_and_a_refused_one(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cactus\na rocket\n")
+    plan = values("prompt_file=prompts.txt", cwd=tmp_path)
+    assert (plan["jobs"], plan["to_make"], plan["pictures"], plan["texts"]) == (2, 2, 2, 3)
+
+
+def test_a_sweep(tmp_path: Path) -> None:
+    swept("num_inference_steps=1", "seed=1,2", cwd=tmp_path)
+    arguments = ("-m", *QUICK, "num_inference_steps=1,2", "seed=2,3,2", "clip_skip=null,1")
+    plan = values(*arguments, cwd=tmp_path)
+    assert (plan["jobs"], plan["double"], plan["wrong"]) == (12, 4, 0)
+    assert plan["there"] + plan["to_make"] == 8 and plan["texts"] == 2
+    assert plan["there"] == 1  # of seed 2, with one step and without skipping
+    one, two = (values(f"num_inference_steps={count}", "hardware=cpu", cwd=tmp_path) for count in (1, 2))
+    assert plan["pflop"] > one["pflop"] + two["pflop"]
+    assert plan["hours"] is None and plan["media_bytes"] > 0
+
+
+def test_a_sweep_with_rates(tmp_path: Path) -> None:
+    from diffuse.device.host import cpu_name
+
+    write_rates(Rates(cpu_name(), {"float32": 0.1}), tmp_path / RATES_FILE)
+    plan = values("-m", "hardware=cpu", "seed=1,2", "num_inference_steps=3", cwd=tmp_path)
+    one = values("hardware=cpu", "num_inference_steps=3", cwd=tmp_path)
+    assert plan["hours"] * 3600 == pytest.approx(2 * one["seconds"])
+    assert one["seconds"] == pytest.approx(one["pflop"] * 1e4)
+    assert "time" in planned("-m", "hardware=cpu", "seed=1,2", cwd=tmp_path).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--card", "Voodoo 2"], "--card Voodoo 2: is not known"),
+        (["--card"], "which card?"),
+        (["--jsn"], "no such option"),
+        (["hardware.vram_gb=0"], "must be more than 0"),
+        (["hardware.vram_gb=-3"], "must be more than 0"),
+        (["hardware.vram_gb=nan"], "must be more than 0"),
+        (["memory_profile=huge"], "no such memory_profile"),
+        (["memory_profile.on_device=[nut]"], "names nut"),
+        (["width=63"], "multiple of 8"),
+        (["width=4096"], "meant for"),
+        (["model=sdxl_turbo", "model.download=never"], "its settings are not here, and model.download=never"),
+        (["model=sdxl_turbo"], "add model.download=yes"),
+        (["model=sd21", "model.source=/nowhere/at/all"], "does not exist"),
+        (["experiment=smoke"], "leave it out"),
+        (["experiment=tune_guidance"], "chooses each job"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_line_for_what_is_wrong(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = planned(*arguments, cwd=tmp_path, status=2)
+    assert message in done.err and done.err.count("\n") == 1 and not done.out
+
+
+def test_wrong_jobs_are_reported_and_the_others_planned(tmp_path: Path) -> None:
+    done = planned("-m", "hardware=cpu", "width=64,63", "seed=1", cwd=tmp_path, status=2)
+    assert "width=63" in done.err and "1 to make" in done.out
