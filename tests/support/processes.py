@@ -25,12 +25,20 @@ _MARK = "DIFFUSE_TESTS_SCOPE"  # in the environment of a process: who started it
 _HELPERS = ("resource_tracker", "compile_worker", "forkserver", "diffuse.tracking.worker")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
-_scopes: list[tuple[str, list[Callable[[], None]]]] = []  # the innermost last
+Scope = tuple[str, list[Callable[[], None]]]
+_scopes: list[Scope] = []  # the innermost last
 
 
-def launch(command: Sequence[Any], *, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
-    """`subprocess.Popen`, in a session of its own; it ends with the test, and all that it has started with it."""
-    mark, ends = _scopes[-1]
+def current_scope() -> Scope:
+    """The test, or the session where no test has begun, with which processes end."""
+    return _scopes[-1]
+
+
+def launch(
+    command: Sequence[Any], *, env: Mapping[str, str] | None = None, scope: Scope | None = None, **options: Any
+) -> subprocess.Popen[Any]:
+    """`subprocess.Popen`, in a session of its own; it ends with the test, or `scope`, with all that it has started."""
+    mark, ends = scope or current_scope()
     marked = {**(os.environ if env is None else env), _MARK: mark}
     process = subprocess.Popen([*map(str, command)], env=marked, **{"start_new_session": True, **options})
     ends.append(lambda: end(process))

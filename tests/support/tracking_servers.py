@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from processes import LIMIT, end, launch
+from processes import LIMIT, current_scope, end, launch
 
 
 def unused_port() -> int:
@@ -45,6 +45,7 @@ class MlflowServer:
         self._port = unused_port()
         self.address = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._scope = current_scope()  # of the fixture that made it, also when a test starts it again
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
@@ -52,7 +53,7 @@ class MlflowServer:
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         env = {**os.environ, **settings, "MLFLOW_BACKEND_STORE_URI": self._backend}
         with (self._folder / "log").open("ab") as log:
-            self._process = launch(command, cwd=self._folder, env=env, stdout=log, stderr=log)
+            self._process = launch(command, cwd=self._folder, env=env, stdout=log, stderr=log, scope=self._scope)
         wait_for(f"{self.address}/health", self._process)
 
     def kill(self) -> None:
