@@ -28,7 +28,19 @@ ROOT = PACKAGE.parent
 PAGES = [ROOT / "README.md", ROOT / "tests" / "README.md", *sorted((PACKAGE / "docs").glob("*.md"))]
 MODEL_CARD = PACKAGE / "tiny" / "MODEL_CARD.md"
 SOURCES = ("diffuse/", "tests/", "conf/", ".ci/")
-FLAGS = {"-m", "--multirun", "-y", "--yes", "-h", "--help", "--version", "--no-sheets", "--json", "--measure"}
+FLAGS = {
+    "-m",
+    "--multirun",
+    "-y",
+    "--yes",
+    "-h",
+    "--help",
+    "--version",
+    "--no-sheets",
+    "--dry-run",
+    "--json",
+    "--measure",
+}
 VALUED_FLAGS = {"--junit", "--cfg", "--card"}
 
 
