@@ -8,14 +8,23 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from processes import (  # noqa: F401
+    processes_of_the_session,
+    processes_of_the_test,
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 from diffuse.tracking import mlflow_store
 
 # A shell's background jobs ignore Ctrl-C, and so would every command that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples every time: what fails once fails again.
-hypothesis.settings.register_profile("repeatable", derandomize=True)
+# The same examples every time, however slow the machine: what fails once fails again.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("repeatable")
 
 

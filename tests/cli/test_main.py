@@ -27,6 +27,7 @@ from command import SMOKE, Done, diffuse, exit_status, finished, log_kept, smoke
 from damaged import damaged
 from hub_server import MAIN, HubServer, Repository
 from PIL import Image
+from processes import LIMIT
 
 import diffuse as package
 from diffuse.cli import main as cli
@@ -278,19 +279,6 @@ def test_help_and_refusals_import_neither_torch_nor_mlflow(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def cpu_seconds(*command: str, cwd: Path) -> float:
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    return usage.ru_utime + usage.ru_stime
-
-
-def test_a_refusal_takes_less_time_than_importing_torch(tmp_path: Path) -> None:
-    torch_alone = cpu_seconds(sys.executable, "-c", "import torch", cwd=tmp_path)
-    for arguments in (["--help"], ["seed=abc"]):
-        assert cpu_seconds(sys.executable, "-m", "diffuse", *arguments, cwd=tmp_path) < torch_alone
-
-
 def closed(number: int) -> Callable[[], None]:
     return lambda: os.close(number)
 
@@ -347,8 +335,8 @@ class Terminal:
         os.close(theirs)
         self.drawn = ""
 
-    def wait_for(self, pattern: str, seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_for(self, pattern: str) -> None:
+        deadline = time.monotonic() + LIMIT
         while not re.search(pattern, self.drawn):
             assert time.monotonic() < deadline, self.drawn
             if not self.read():
@@ -367,7 +355,7 @@ class Terminal:
     def end(self) -> Done:
         while self.read():
             pass
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=LIMIT)
         os.close(self.ours)
         return Done(self.process.returncode, out, self.drawn)
 
@@ -412,7 +400,7 @@ def test_the_bar_of_a_run_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = (*UNTRACKED, "num_inference_steps=4", "num_images=2", "memory_profile.batch_size=1")
     with os.fdopen(theirs, "w", buffering=1) as stream:
         status = exit_status(*arguments, cwd=tmp_path, out=io.StringIO(), err=stream)
-    reader.join(30)
+    reader.join(LIMIT)
     os.close(ours)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", b"".join(drawn).decode())
     assert status == 0

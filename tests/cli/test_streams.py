@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import exit_status, log_kept, smoke
+from processes import LIMIT
 
 from diffuse.cli.main import main
 from diffuse.cli.output import report_line
@@ -28,7 +29,7 @@ ENCODINGS = {
 
 def _diffuse(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "diffuse", *arguments]
-    return subprocess.run(command, capture_output=True, env={**os.environ, **variables}, timeout=600)
+    return subprocess.run(command, capture_output=True, env={**os.environ, **variables}, timeout=LIMIT)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -61,7 +62,7 @@ def test_a_full_output_is_one_line(flags: str) -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=600,
+            timeout=LIMIT,
         )
     assert done.returncode == 1
     assert done.stderr == "diffuse: standard output cannot be written: No space left on device\n"

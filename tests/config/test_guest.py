@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import LIMIT
 
 BEGIN = """
 from hydra import compose, initialize, initialize_config_dir, initialize_config_module, main
@@ -114,7 +115,7 @@ def _run(folder: Path, code: str) -> None:
     (folder / "own.yaml").write_text("a: 1\n")
     script = folder / "guest.py"
     script.write_text(BEGIN + code)
-    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
 
 

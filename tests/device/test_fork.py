@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import LIMIT
 
 PROGRAM = """
 import multiprocessing, os, threading
@@ -71,7 +72,7 @@ CASES: dict[str, dict[str, str]] = {
 def test_a_forked_process_answers_or_refuses(case: str, tmp_path: Path) -> None:
     program = PROGRAM + "\n".join(CASES[case])
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == list(CASES[case].values())
     limited = case != "it computed nothing, and then with one thread"

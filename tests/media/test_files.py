@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from processes import LIMIT, fork
 from saved_images import noisy, pixels, refuse, save, smooth
 
 from diffuse.errors import MediaError, RunError
 from diffuse.media.files import TEMPORARY, check_output, file_stem
-
-FORK = multiprocessing.get_context("fork")
-
 
 NASTY = st.one_of(
     st.text(st.characters(exclude_categories=()), max_size=80),
@@ -130,18 +128,16 @@ def test_writers_at_the_same_time_lose_nothing(links: bool, tmp_path: Path, monk
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     writers, each = 4, 8
-    begin = FORK.Barrier(writers)
+    begin = multiprocessing.get_context("fork").Barrier(writers)
 
     def write(writer: int) -> None:
         begin.wait()
         for number in range(each):
             save(np.full((4, 4, 3), writer * each + number, np.uint8), tmp_path)
 
-    processes = [FORK.Process(target=write, args=(writer,)) for writer in range(writers)]
+    processes = [fork(write, writer) for writer in range(writers)]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
+        process.join(LIMIT)
         assert process.exitcode == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"picture.png"} | {f"picture_{n}.png" for n in range(1, writers * each)}
@@ -157,9 +153,8 @@ def test_a_kill_in_the_middle_leaves_no_half_written_picture(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         save(image, tmp_path)
 
-    process = FORK.Process(target=write)
-    process.start()
-    process.join(60)
+    process = fork(write)
+    process.join(LIMIT)
     assert process.exitcode == -signal.SIGXFSZ
     (rest,) = tmp_path.iterdir()
     assert rest.name.startswith(TEMPORARY) and rest.suffix == ".tmp" and rest.stat().st_size == 4096

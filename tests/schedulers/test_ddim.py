@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampler_parity import SPACINGS
 
 from diffuse.errors import ConfigError
 from diffuse.schedulers import options
@@ -38,7 +39,7 @@ OPTIONS = st.fixed_dictionaries(
         "beta_end": st.sampled_from([0.012, 0.02]),
         "beta_schedule": st.sampled_from(options.BETA_SCHEDULES),
         "prediction_type": st.sampled_from(options.PREDICTIONS),
-        "timestep_spacing": st.sampled_from(options.SPACINGS),
+        "timestep_spacing": st.sampled_from(SPACINGS),
         "steps_offset": st.sampled_from([0, 1]),
         "rescale_betas_zero_snr": st.booleans(),
         "set_alpha_to_one": st.booleans(),

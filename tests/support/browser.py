@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import LIMIT
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -27,7 +28,6 @@ _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,900"
 )
-_SECONDS = 30
 
 
 @contextmanager
@@ -64,7 +64,7 @@ class Page:
         self.all(selector)[number].click()
 
     def until(self, script: str, *arguments: Any) -> Any:
-        wait = WebDriverWait(self.driver, _SECONDS, 0.05, [StaleElementReferenceException])
+        wait = WebDriverWait(self.driver, LIMIT, 0.05, [StaleElementReferenceException])
         return wait.until(lambda _: self(script, *arguments), script)
 
     def texts(self, selector: str) -> list[str]:

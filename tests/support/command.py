@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from diffuse.cli import main as cli
+from processes import LIMIT, launch
 
-# Seconds after which nothing more will come: a guard against hangs alone, on a machine ten times as slow as well.
-LIMIT = 300
+from diffuse.cli import main as cli
 
 # The shortest run that goes through everything.
 SMOKE = (
@@ -80,10 +79,10 @@ def smoke(*arguments: Any, cwd: Path) -> Done:
 
 
 def start(*arguments: Any, cwd: Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
-    """`diffuse ARGUMENTS` in a process of its own."""
-    command = [sys.executable, "-m", "diffuse", *map(str, arguments)]
+    """`diffuse ARGUMENTS` in a process of its own, which ends with the test at the latest."""
+    command = [sys.executable, "-m", "diffuse", *arguments]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, **{**streams, **options})
+    return launch(command, cwd=cwd, env={**os.environ, **(env or {})}, **{**streams, **options})
 
 
 def finished(process: subprocess.Popen[Any]) -> Done:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import launch
+
 TOUCHES = ("open", "os.link", "os.mkdir", "os.remove", "os.rename", "sqlite3.connect")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -67,7 +69,7 @@ class ForkServer:
 def fork_server(log: Path) -> Iterator[ForkServer]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}  # a thread would be missing in the fork
     command = [sys.executable, __file__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+    with launch(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         yield ForkServer(process, log)
         assert process.stdin
         process.stdin.close()

@@ -32,6 +32,7 @@ class Repository:
     ranges: bool = True  # whether a part of a file can be asked for
     unlisted: set[str] = field(default_factory=set)  # "size", "blobId", "lfs": what the hub lists of no file
     slow: float = 0.0  # seconds that each 100 kB of a large file take
+    held: int | None = None  # bytes of a large file after which the rest only drips
 
     def large(self, path: str) -> bool:
         return path.endswith((".safetensors", ".bin", ".ckpt", ".onnx"))
@@ -148,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         cut = repository.cut.pop(path, None) if self.command == "GET" else None
-        self._answer(status, data[start:], headers, cut, repository.slow if repository.large(path) else 0.0)
+        slow, held = (repository.slow, repository.held) if repository.large(path) else (0.0, None)
+        self._answer(status, data[start:], headers, cut, slow, held)
 
     def _refuse(self, status: int, code: str | None, text: str) -> None:
         headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
@@ -161,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
         cut: int | None = None,
         slow: float = 0.0,
+        held: int | None = None,
     ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -168,11 +171,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            body, step = body[:cut], 100_000 if slow else len(body) or 1
+            body = body[:cut]
+            at_once = body if held is None else body[:held]
+            step = 100_000 if slow else len(at_once) or 1
             try:
-                for start in range(0, len(body), step):
-                    self.wfile.write(body[start : start + step])
+                for start in range(0, len(at_once), step):
+                    self.wfile.write(at_once[start : start + step])
                     time.sleep(slow)
+                for start in range(len(at_once), len(body), 1000):
+                    self.wfile.write(body[start : start + 1000])
+                    time.sleep(0.1)
             except ConnectionError:  # whoever asked has gone
                 self.close_connection = True
         if cut is not None:

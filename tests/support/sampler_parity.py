@@ -25,6 +25,7 @@ from diffuse.schedulers.sampler import State
 SHAPE = (2, 3, 4, 4)
 # What the published configurations of Stable Diffusion 1.x and 2.x and of SDXL have.
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SPACINGS = tuple(name for name in options.SPACINGS if name != "simple")  # those of diffusers
 SPACED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -36,7 +37,7 @@ def grid(**more: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
         "beta_end": st.sampled_from([0.012, 0.02]),
         "beta_schedule": st.sampled_from(options.BETA_SCHEDULES),
         "prediction_type": st.sampled_from(options.PREDICTIONS),
-        "timestep_spacing": st.sampled_from(options.SPACINGS),
+        "timestep_spacing": st.sampled_from(SPACINGS),
         "steps_offset": st.sampled_from([0, 1]),
     }
     return st.fixed_dictionaries({name: values for name, values in (common | more).items() if values is not None})

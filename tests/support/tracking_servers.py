@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +11,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from processes import LIMIT, current_scope, end, launch
 
 
 def unused_port() -> int:
@@ -24,22 +25,15 @@ def unused_port() -> int:
 
 
 def wait_for(address: str, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         assert process.poll() is None, "the server has ended"
         try:
-            urllib.request.urlopen(address, timeout=5).close()
+            urllib.request.urlopen(address, timeout=LIMIT).close()
             return
         except OSError:
             time.sleep(0.2)
     raise TimeoutError(address)
-
-
-def end(process: subprocess.Popen[Any]) -> None:
-    """A process that leads a session, and what it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
 
 
 class MlflowServer:
@@ -51,6 +45,7 @@ class MlflowServer:
         self._port = unused_port()
         self.address = f"http://127.0.0.1:{self._port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._scope = current_scope()  # of the fixture that made it, also when a test starts it again
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
@@ -58,9 +53,7 @@ class MlflowServer:
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         env = {**os.environ, **settings, "MLFLOW_BACKEND_STORE_URI": self._backend}
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=env, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = launch(command, cwd=self._folder, env=env, stdout=log, stderr=log, scope=self._scope)
         wait_for(f"{self.address}/health", self._process)
 
     def kill(self) -> None:
@@ -91,9 +84,9 @@ def postgres(programs: Path) -> Iterator[str]:
         subprocess.run(initdb, check=True, **quiet)
         options = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": folder, "fsync": "off"}
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        server = subprocess.Popen([programs / "postgres", "-D", data, *settings], start_new_session=True, **quiet)
+        server = launch([programs / "postgres", "-D", data, *settings], **quiet)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + LIMIT
             ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
             while subprocess.run(ready, check=False, **quiet).returncode:
                 assert server.poll() is None and time.monotonic() < deadline, "PostgreSQL does not start"

@@ -66,7 +66,7 @@ def once(folder: Path) -> list[tuple[str, str]]:
 
 def on_a_terminal(*command: Any, cwd: Path) -> subprocess.Popen[Any]:
     """A command that `press` reaches as Ctrl-C on a terminal does: together with all that it starts."""
-    return start(*command, cwd=cwd, env={"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    return start(*command, cwd=cwd, env={"OMP_NUM_THREADS": "1"})
 
 
 def press(process: subprocess.Popen[Any]) -> None:

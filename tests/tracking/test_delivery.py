@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from command import until
+from processes import fork
 from tracked_runs import check_whole, record_run, runs, settings, spooled, sync, work
 
 from diffuse import tracking
@@ -23,14 +23,15 @@ from diffuse.tracking import journal, mlflow_store
 
 
 def killed_at_random(file: Path, folder: Path, picture: Path, rounds: int, seed: int) -> dict[str, set[str]]:
-    """Has processes killed after random times, every other with its worker; what they wrote down."""
+    """Has processes killed after a random number of runs, every other with its worker; what they wrote down."""
     draw = random.Random(seed)
     logs = []
     for number in range(rounds):
         log = folder / f"log {number}"
-        process = multiprocessing.get_context("fork").Process(target=work, args=(file, log, picture))
-        process.start()
-        time.sleep(draw.uniform(0.1, 3))
+        process = fork(work, file, log, picture)
+        lines = draw.randrange(1, 24)  # two a run, after that of the worker
+        until(lambda log=log, lines=lines: log.exists() and log.read_text().count("\n") >= lines)
+        time.sleep(draw.uniform(0, 0.05))
         process.kill()
         process.join()
         told = log.read_text().split() if log.exists() else []
@@ -81,12 +82,11 @@ def test_a_delivery_killed_at_random_moments_is_taken_up_again(
     store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
-        spooled(settings(store), picture, 120)
+        spooled(settings(store), picture, 60)
     draw = random.Random(7)
     for _ in range(6):
         left = len(list(tmp_path.glob("mlflow-pending/*/*.jsonl")))
-        process = multiprocessing.get_context("fork").Process(target=sync, args=(settings(store),))
-        process.start()
+        process = fork(sync, settings(store))
         until(lambda left=left: len(list(tmp_path.glob("mlflow-pending/*/*.jsonl"))) < left)
         time.sleep(draw.uniform(0, 0.1))
         process.kill()
@@ -95,7 +95,7 @@ def test_a_delivery_killed_at_random_moments_is_taken_up_again(
     sync(settings(store))
     assert not (tmp_path / "mlflow-pending").exists()
     made = runs(store)
-    assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 240
+    assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 120
     for run in made:
         assert run.info.status == "FINISHED"
         check_whole(store, run)

@@ -17,6 +17,7 @@ from command import SMOKE, diffuse, until
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from processes import LIMIT
 from tracked_runs import spooled
 from tracking_servers import MlflowServer, postgres, postgres_programs
 
@@ -125,9 +126,7 @@ def test_killed_and_started_again_nothing_is_lost_or_doubled(
     server.kill()
     across.set_tags({"late": "yes"})
     across.finish()
-    began = time.monotonic()
     (warning,) = tracker.close()
-    assert time.monotonic() - began < 40
     assert "does not answer" in warning
     assert f"diffuse sync tracking.journal={tmp_path}/pending" in warning
 
@@ -181,7 +180,7 @@ def test_the_same_weights_from_many_at_the_same_moment(server: MlflowServer, tmp
 
     def log(run: mlflow_store.StoredRun) -> None:
         for digest in range(3):
-            together.wait(60)
+            together.wait(LIMIT)
             connection.log_weights(run, {"source": "w", "sha256": f"{digest}" * 64})
 
     with ThreadPoolExecutor(len(stored)) as threads:

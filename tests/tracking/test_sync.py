@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 from command import diffuse
+from processes import LIMIT, fork
 from tracked_runs import check_whole, runs, settings, spooled, sync
 
 
 def test_two_that_sync_at_once_deliver_each_run_once(store: Path, picture: Path) -> None:
     spooled(settings(store), picture, 10)
     spooled(settings(store), picture, 10)
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=sync, args=(settings(store),)) for _ in range(2)]
+    processes = [fork(sync, settings(store)) for _ in range(2)]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
+        process.join(LIMIT)
     assert [process.exitcode for process in processes] == [0, 0]
     made = runs(store)
     assert len({run.data.tags["diffuse.run"] for run in made}) == len(made) == 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from command import SMOKE, diffuse
 from damaged import damaged
 from omegaconf import OmegaConf
 from PIL import Image
+from processes import LIMIT, fork
 from tracked_runs import PROMPT, artifacts, client, make, runs, settings
 from tracking_servers import unused_port
 
@@ -279,13 +279,9 @@ def _record_runs(file: Path, name: str) -> None:
 
 def test_processes_that_begin_at_once_on_a_fresh_store_lose_nothing(tmp_path: Path) -> None:
     file = tmp_path / "new" / "mlflow.db"
-    processes = [
-        multiprocessing.get_context("fork").Process(target=_record_runs, args=(file, name)) for name in "abcdefgh"
-    ]
+    processes = [fork(_record_runs, file, name) for name in "abcdefgh"]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
+        process.join(LIMIT)
     assert {process.exitcode for process in processes} == {0}
     made = runs(file)
     assert sorted(run.info.run_name for run in made) == [f"{name}{i}" for name in "abcdefgh" for i in range(3)]

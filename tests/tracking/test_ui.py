@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from command import diffuse, start
+from processes import LIMIT, end
 from tracked_runs import PROMPT, client, runs, settings
-from tracking_servers import end, unused_port
+from tracking_servers import unused_port
 
 from diffuse.errors import ConfigError
 from diffuse.tracking import ui
@@ -20,28 +21,28 @@ from diffuse.tracking import ui
 
 def test_ui_serves_the_store_on_loopback_and_prints_the_link(recorded: Any, tmp_path: Path) -> None:
     store, *_ = recorded
-    page = start("ui", f"tracking.uri=sqlite:///{store}", cwd=tmp_path, start_new_session=True)
+    page = start("ui", f"tracking.uri=sqlite:///{store}", cwd=tmp_path)
     try:
         assert page.stdout is not None
         link = page.stdout.readline().strip()
         number = r"(http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs"
         found = re.fullmatch(number + r"\?workflowType=machine_learning&compareRunsMode=CHART(&.*)?", link)
         assert found, link
-        with urllib.request.urlopen(f"{found[1]}/", timeout=30) as answer:
+        with urllib.request.urlopen(f"{found[1]}/", timeout=LIMIT) as answer:
             assert b"<title>MLflow</title>" in answer.read()
         over_http = runs(found[1])
         assert [run.data.params["prompt"] for run in over_http] == [PROMPT]
         assert over_http[0].info.experiment_id == found[2]
         (image,) = client(found[1]).list_artifacts(over_http[0].info.run_id, "media")[:1]
         query = f"path={image.path}&run_uuid={over_http[0].info.run_id}"
-        with urllib.request.urlopen(f"{found[1]}/get-artifact?{query}", timeout=30) as answer:
+        with urllib.request.urlopen(f"{found[1]}/get-artifact?{query}", timeout=LIMIT) as answer:
             assert answer.read(8) == b"\x89PNG\r\n\x1a\n"
         page.send_signal(signal.SIGINT)
-        out, err = page.communicate(timeout=60)
+        out, err = page.communicate(timeout=LIMIT)
         assert (page.returncode, out) == (0, ""), err
         assert "Traceback" not in err
         with pytest.raises(OSError):
-            urllib.request.urlopen(found[1], timeout=5)
+            urllib.request.urlopen(found[1], timeout=LIMIT)
     finally:
         end(page)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from alembic import command as alembic
 from command import diffuse, until
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
+from processes import LIMIT, fork
 from rich.console import Console
 from tracked_runs import record_run, runs, settings, spooled, sync
 
@@ -90,23 +89,17 @@ def test_an_older_store_is_upgraded_once_and_stays_beside(older: Path, picture: 
     assert backups(older) == [backup] and content(backup) == before
 
 
-def ran(function: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    return process  # type: ignore[return-value]
-
-
 def test_a_kill_in_the_middle_and_two_that_start_then(older: Path) -> None:
     before = content(older)
-    process = ran(upgrade.upgrade_store, older)
-    until(lambda: [file for file in older.parent.glob(".*.tmp") if backups(older) and file.stat().st_size], 60)
+    process = fork(upgrade.upgrade_store, older)
+    until(lambda: [file for file in older.parent.glob(".*.tmp") if backups(older) and file.stat().st_size])
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         each.kill()
     process.join()
     assert content(older) == before
-    both = [ran(upgrade.upgrade_store, older) for _ in range(2)]
+    both = [fork(upgrade.upgrade_store, older) for _ in range(2)]
     for process in both:
-        process.join(300)
+        process.join(LIMIT)
     assert [process.exitcode for process in both] == [0, 0]
     assert upgrade.store_age(older) == "same" and len(backups(older)) == 1
     assert [run.info.run_name for run in runs(older)] == ["kept"]
@@ -137,8 +130,8 @@ def killed_in_copy(number: int, file: Path, upgraded: Path) -> None:
 @pytest.mark.parametrize("number", [1, 2, 3], ids=["of the backup", "of the copy", "of the way back"])
 def test_a_kill_in_a_copy(number: int, older: Path, empty: Path) -> None:
     before = content(older)
-    process = ran(killed_in_copy, number, older, empty)
-    process.join(120)
+    process = fork(killed_in_copy, number, older, empty)
+    process.join(LIMIT)
     assert process.exitcode == -signal.SIGKILL
     assert content(older) == before and upgrade.store_age(older) == "older"
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 from command import until
+from processes import fork
 from tracked_runs import check_whole, record_run, runs, settings, sync, work
 
 from diffuse import tracking
 
 
 def test_the_worker_delivers_what_a_killed_process_left(store: Path, picture: Path, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=work, args=(store, tmp_path / "log", picture, 0.3))
-    process.start()
+    process = fork(work, store, tmp_path / "log", picture, 0.3)
     until(lambda: len(runs(store)) > 2)
     process.kill()
     process.join()

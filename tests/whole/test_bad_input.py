@@ -18,6 +18,7 @@ import torch
 from command import SMOKE, Done, diffuse, finished, start
 from fork_server import Ended, ForkServer, fork_server
 from PIL import Image
+from processes import LIMIT
 from safetensors.torch import load_file, save_file
 
 import diffuse as package
@@ -310,13 +311,13 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=10)
+        subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"mounting a file system needs more rights: {error}")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=10)
+        subprocess.run(["umount", str(folder)], check=True, timeout=LIMIT)
 
 
 def test_a_folder_without_permission(here: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,15 +45,12 @@ def test_a_run_that_was_interrupted_is_taken_up_where_it_broke_off(
     ending: signal.Signals, server: HubServer, tmp_path: Path
 ) -> None:
     repository = server.repositories[NAME]
-    repository.files[UNET], repository.slow = weights(1, 6_000_000), 0.05
+    repository.files[UNET], repository.held = weights(1, 6_000_000), 2_000_000
     environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
     words = ("download", "model=tiny", f"model.source={NAME}", "--yes")
     process = command.start(*words, cwd=tmp_path, env=environment)
     begun = partial(tmp_path / "hub", UNET, repository.files)
-    end = time.monotonic() + 60
-    while not (begun.is_file() and begun.stat().st_size > 1_000_000):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.01)
+    command.until(lambda: begun.is_file() and begun.stat().st_size > 1_000_000, process)
     process.send_signal(ending)
     done = command.finished(process)
     kept = begun.stat().st_size
@@ -63,7 +59,7 @@ def test_a_run_that_was_interrupted_is_taken_up_where_it_broke_off(
         assert (done.status, done.out) == (130, "") and done.err.splitlines()[-1] == "diffuse: interrupted"
 
     server.log.clear()
-    repository.slow = 0
+    repository.held = None
     again = command.diffuse(*words, cwd=tmp_path)
     assert again.status == 0, again.err
     assert asked_for(server, UNET) == [f"bytes={kept}-"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hub_files import NAME, files_in, weights
 from hub_server import HubServer
+from processes import LIMIT, launch
 
 import diffuse
 from diffuse.checkpoints.hub.progress import readable_size
@@ -35,9 +36,7 @@ def test_a_terminal_is_asked_and_shown_progress(server: HubServer, tmp_path: Pat
         "PYTHONPATH": str(Path(diffuse.__file__).parents[1]),
     }
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment
-    )
+    process = launch([sys.executable, "-c", code], stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment)
     os.close(theirs)
     seen = b""
     while True:
@@ -50,7 +49,7 @@ def test_a_terminal_is_asked_and_shown_progress(server: HubServer, tmp_path: Pat
         seen += data
         if seen.endswith(b"[y/N] "):
             os.write(ours, b"y\n")
-    out = process.communicate(timeout=60)[0]
+    out = process.communicate(timeout=LIMIT)[0]
     os.close(ours)
     assert process.returncode == 0, seen.decode()
     assert files_in(Path(out.decode().strip()))[path] == weights(1, 3_000_000)
