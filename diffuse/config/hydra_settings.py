@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffuse.config.groups import load_yaml
+from diffuse.config.own import own_config
 from diffuse.errors import ConfigError
 
 _INSTEAD = {
@@ -48,8 +49,8 @@ def check_hydra_overrides(overrides: Sequence[str], *, sweep: bool) -> None:
 
 
 def may_set_hydra(overrides: Sequence[str]) -> bool:
-    """Returns whether overrides, or the experiment that they choose, may set something of Hydra's."""
-    return any(override.lstrip(_SIGNS).startswith(_HAS_HYDRA) for override in overrides)
+    """Returns whether overrides, or files that they choose, may set something of Hydra's."""
+    return bool(own_config().files) or any(override.lstrip(_SIGNS).startswith(_HAS_HYDRA) for override in overrides)
 
 
 def check_hydra_config(hydra: Any) -> None:
