@@ -21,6 +21,8 @@ from diffuse.errors import CheckpointError
 
 T = TypeVar("T")
 
+_MOST = 1000  # layers of a kind; building many more would fill the memory before a weight is compared
+
 # What people and tools write into a configuration for other readers.
 _NOTES = frozenset(
     """
@@ -80,6 +82,11 @@ def read_architecture(cls: type[T], published: Mapping[str, Any], file: str) -> 
         elif key in known:
             try:
                 values[key] = _fit(value, hints[key])
+                if _is_endless(key, values[key]):
+                    raise CheckpointError(
+                        f"{file}: {key}={_show(value)} is more than {_MOST}; the file is damaged, or made to fill the "
+                        "memory"
+                    )
             except TypeError:
                 raise CheckpointError(
                     f"{file}: {key}={_show(value)} should be {_describe(hints[key])}; the file is damaged or of "
@@ -91,6 +98,13 @@ def read_architecture(cls: type[T], published: Mapping[str, Any], file: str) -> 
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise CheckpointError(f"{file}: lacks the setting {name}; the file is incomplete")
     return cls(**values)
+
+
+def _is_endless(key: str, value: Any) -> bool:
+    """Tells whether a setting would make more layers, or more levels of them, than any model has."""
+    if isinstance(value, tuple):
+        return len(value) > _MOST or any(_is_endless(key, item) for item in value)
+    return "layers" in key and isinstance(value, int) and value > _MOST
 
 
 def _is_off(value: Any) -> bool:

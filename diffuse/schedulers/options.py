@@ -13,6 +13,8 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 SPACINGS = ("leading", "linspace", "trailing", "simple")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
+_MOST_TIMESTEPS = 100_000  # of a hundred times as many as models have, tables would fill the memory
+
 Check = Callable[[Any], str | None]  # a value -> what it should be, None if it is right
 
 
@@ -45,8 +47,9 @@ def _number(low: float, high: float = math.inf, *, above: bool = False) -> Check
     return check_number
 
 
-def _whole(low: int) -> Check:
-    return lambda value: None if type(value) is int and value >= low else f"a whole number from {low}"
+def _whole(low: int, high: float = math.inf) -> Check:
+    limit = f"a whole number from {low}" + (f" to {high}" if high < math.inf else "")
+    return lambda value: None if type(value) is int and low <= value <= high else limit
 
 
 def _truth(value: Any) -> str | None:
@@ -83,7 +86,7 @@ def _anything(value: Any) -> str | None:
 # ignores the options that only other samplers have.
 _CHECKS: dict[str, Check] = {
     # how the model was trained
-    "num_train_timesteps": _whole(1),
+    "num_train_timesteps": _whole(1, _MOST_TIMESTEPS),
     "beta_start": _number(0, 1, above=True),
     "beta_end": _number(0, 1, above=True),
     "beta_schedule": _one_of(*BETA_SCHEDULES),
@@ -91,7 +94,7 @@ _CHECKS: dict[str, Check] = {
     "prediction_type": _one_of(*PREDICTIONS),
     "rescale_betas_zero_snr": _truth,
     "variance_type": _anything,
-    "original_inference_steps": _whole(1),
+    "original_inference_steps": _whole(1, _MOST_TIMESTEPS),
     "timestep_scaling": _number(0, above=True),
     # where the steps are
     "timestep_spacing": _one_of(*SPACINGS),

@@ -13,6 +13,11 @@ from hypothesis import strategies as st
 
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.errors import CheckpointError
+from diffuse.models.text_encoder.clip import CLIPTextConfig
+from diffuse.models.text_encoder.gemma3 import Gemma3TextConfig
+from diffuse.models.text_encoder.ltx2_connectors import LTX2TextConnectorsConfig
+from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig
+from diffuse.models.vae.autoencoder_kl import AutoencoderKLConfig
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,24 @@ def test_architecture_takes_the_published_values() -> None:
 def test_architecture_refuses_by_name(raw: dict[str, Any], says: str) -> None:
     text = message(lambda: read_architecture(Settings, raw, "FOLDER/unet/config.json"))
     assert text.startswith("FOLDER/unet/config.json: ") and says in text
+
+
+@pytest.mark.parametrize(
+    ("cls", "raw"),
+    [
+        (UNet2DConditionConfig, {"layers_per_block": 10**8}),
+        (UNet2DConditionConfig, {"layers_per_block": [2, 2, 10**8, 2]}),
+        (UNet2DConditionConfig, {"transformer_layers_per_block": [1, [1, 10**8], 1, 1]}),
+        (UNet2DConditionConfig, {"block_out_channels": [32] * 10**5, "down_block_types": ["DownBlock2D"] * 10**5}),
+        (AutoencoderKLConfig, {"layers_per_block": 1001}),
+        (CLIPTextConfig, {"num_hidden_layers": 2**62}),
+        (Gemma3TextConfig, {"num_hidden_layers": 10**7}),
+        (LTX2TextConnectorsConfig, {"video_connector_num_layers": 10**7}),
+    ],
+)
+def test_more_layers_than_any_model_has_are_refused_before_they_are_made(cls: type, raw: dict[str, Any]) -> None:
+    text = message(lambda: read_architecture(cls, raw, "unet/config.json"))
+    assert "is more than 1000; the file is damaged, or made to fill the memory" in text and len(text) < 300
 
 
 def test_architecture_needs_what_has_no_default() -> None:

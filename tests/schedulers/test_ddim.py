@@ -153,6 +153,8 @@ def test_the_first_steps_can_be_skipped() -> None:
         ({"timestep_spacing": "leadng"}, "did you mean leading"),
         ({"clip_sample": 1}, "true or false"),
         ({"num_train_timesteps": 0}, "whole number from 1"),
+        ({"num_train_timesteps": 10**9}, "whole number from 1 to 100000"),
+        ({"num_train_timesteps": 2**40}, "whole number from 1 to 100000"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas has 2 values"),
         ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "leaves no signal"),
         ({"spacing": "leading"}, "no such option"),
