@@ -18,8 +18,8 @@ from diffuse.schedulers.sigmas import (
     check_sigmas,
     choose_spacing,
     interpolate_timesteps,
+    refuse_spacing,
     schedule,
-    spacing_options,
 )
 
 
@@ -59,8 +59,7 @@ class SigmaSampler(DiscreteSampler):
                 spare=spare,
                 reached=self.reached_timesteps,
             )
-        if self._space is not None:
-            raise ConfigError(f"timesteps are given and scheduler.{spacing_options(self)[0]}; leave one of the two out")
+        refuse_spacing(self, "timesteps")
         return noise_schedule.check_timesteps(timesteps, self.num_train_timesteps)
 
     @property
@@ -86,8 +85,7 @@ class SigmaSampler(DiscreteSampler):
         Raises:
             ConfigError: they do not fall, or an option spaces sigmas too.
         """
-        if self._space is not None:
-            raise ConfigError(f"sigmas are given and scheduler.{spacing_options(self)[0]}; leave one of the two out")
+        refuse_spacing(self, "sigmas")
         sigmas = check_sigmas(values)
         return interpolate_timesteps(sigmas, self.schedule), sigmas
 

@@ -130,21 +130,32 @@ def choose_spacing(sampler: Any) -> Spacing | None:
     """
     chosen = spacing_options(sampler)
     if len(chosen) > 1:
-        raise ConfigError(f"scheduler.{chosen[0]} and {chosen[1]}: both space the sigmas; leave one of the two out")
-    if not chosen:
-        return None
-    if chosen[0].startswith("align"):
-        if sampler.sigma_min is not None or sampler.sigma_max is not None:
-            raise ConfigError("scheduler.align_your_steps has its own ends; leave sigma_min and sigma_max out")
-        return partial(align_your_steps, model=sampler.align_your_steps)
-    return SPACINGS[chosen[0].partition("=")[0]]
+        raise ConfigError(f"scheduler.{chosen[0]} and {chosen[1]} are both true; set one of them to false")
+    model = getattr(sampler, "align_your_steps", None)  # which not every sampler has
+    if model is None:
+        return SPACINGS[chosen[0]] if chosen else None
+    if chosen:
+        raise ConfigError(f"scheduler.{chosen[0]} and align_your_steps both space sigmas; leave one of the two out")
+    if sampler.sigma_min is not None or sampler.sigma_max is not None:
+        raise ConfigError("scheduler.align_your_steps has its own ends; leave sigma_min and sigma_max out")
+    return partial(align_your_steps, model=model)
 
 
 def spacing_options(sampler: Any) -> list[str]:
-    """Returns the options of a sampler that space its sigmas, as they are set."""
-    chosen = [f"{name}=true" for name in SPACINGS if getattr(sampler, name, False)]  # Lu's is not every sampler's
-    model = getattr(sampler, "align_your_steps", None)  # nor is this one
-    return chosen if model is None else [*chosen, f"align_your_steps={model}"]
+    """Returns the options of a sampler that are true and space its sigmas."""
+    return [name for name in SPACINGS if getattr(sampler, name, False)]  # Lu's is not every sampler's
+
+
+def refuse_spacing(sampler: Any, given: str) -> None:
+    """Refuses `given`, timesteps or sigmas, beside an option that spaces the sigmas.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in spacing_options(sampler):
+        raise ConfigError(f"{given} are given and scheduler.{name} is true; leave one of the two out")
+    if getattr(sampler, "align_your_steps", None) is not None:
+        raise ConfigError(f"{given} are given and scheduler.align_your_steps is set; leave one of the two out")
 
 
 def check_sigmas(values: Sequence[float]) -> np.ndarray:

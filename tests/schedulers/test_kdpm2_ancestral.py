@@ -37,7 +37,7 @@ def exact(theirs: KDPM2AncestralDiscreteScheduler) -> None:
         setattr(theirs, name, values.repeat_interleave(2))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(OPTIONS, parity.spaced(), st.integers(2, 30), st.sampled_from([torch.float32, torch.float64]))
 def test_agrees_with_the_reference_step_by_step(
     config: dict[str, Any], spaced: str | None, steps: int, dtype: torch.dtype

@@ -26,7 +26,7 @@ def exact(theirs: LMSDiscreteScheduler) -> None:
     theirs.sigmas = theirs.sigmas.double()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(parity.grid(), parity.spaced(), st.integers(2, 40))
 def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], spaced: str | None, steps: int) -> None:
     config = parity.with_spacing(config, spaced)

@@ -59,10 +59,10 @@ def test_align_your_steps_has_the_reference_s_table(sampler: Any, model: str, th
     ("options", "message"),
     [
         ({"align_your_steps": "sd3"}, "should be one of sd, sdxl"),
-        ({"align_your_steps": "sd", "use_karras_sigmas": True}, "both space the sigmas"),
+        ({"align_your_steps": "sd", "use_karras_sigmas": True}, "both space sigmas"),
         ({"align_your_steps": "sd", "sigma_min": 0.1}, "has its own ends"),
         ({"align_your_steps": "sdxl", "sigma_max": 10.0}, "has its own ends"),
-        ({"use_beta_sigmas": True, "use_exponential_sigmas": True}, "both space the sigmas"),
+        ({"use_beta_sigmas": True, "use_exponential_sigmas": True}, "are both true"),
     ],
 )
 def test_spacings_that_do_not_go_together(options: dict[str, Any], message: str) -> None:
@@ -95,9 +95,11 @@ def test_sigmas_that_do_not_fall(values: list[float]) -> None:
         Euler(**parity.SD).set_timesteps(3, sigmas=values)
 
 
-def test_sigmas_and_a_spacing_do_not_go_together() -> None:
-    with pytest.raises(ConfigError, match=r"sigmas are given and scheduler.use_karras_sigmas=true"):
-        Euler(**parity.SD, use_karras_sigmas=True).set_timesteps(3, sigmas=[3, 2, 1])
+@pytest.mark.parametrize("given", ["sigmas", "timesteps"])
+@pytest.mark.parametrize(("option", "value"), [("use_karras_sigmas", True), ("align_your_steps", "sd")])
+def test_given_steps_and_a_spacing_do_not_go_together(given: str, option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{given} are given and scheduler.{option} is "):
+        Euler(**parity.SD, **{option: value}).set_timesteps(3, **{given: [3, 2, 1]})
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 20, 333, 1000])

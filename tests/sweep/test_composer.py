@@ -60,7 +60,7 @@ def test_jobs_are_composed_as_hydra_composes_them(tmp_path: Path) -> None:
         patched.setattr(JobComposer, "load_sweep_config", watched)
         axes = (
             "scheduler=ddim,euler",
-            "experiment=seeds_by_steps,prompt_matrix",
+            "memory_profile=cpu_only,unet_gpu",
             "seed=1,2",
             "model.request_defaults.width=72,80",
         )

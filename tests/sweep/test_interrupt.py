@@ -266,6 +266,15 @@ def test_a_closed_terminal_takes_no_more_lines() -> None:
         os.close(theirs)
 
 
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it, also where the suite runs under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up")
 def test_a_closed_terminal_stops_workers_after_their_step(tmp_path: Path, empty: Path) -> None:
     """The system and the shell both send SIGHUP to all processes of the command."""
     store = tracked(tmp_path, empty)
