@@ -110,19 +110,18 @@ def _doctor(arguments: list[str]) -> None:
 
     from diffuse.cli import doctor
     from diffuse.config.groups import load_group
-    from diffuse.config.tracking_settings import tracking_settings
     from diffuse.schema import HardwareConfig
 
     config = cast(HardwareConfig, OmegaConf.to_object(cfg.hardware))
     if MEASURE in arguments:
         doctor.measure(config)
-    settings = None if cfg.tracking.name == "none" else tracking_settings(cfg.tracking)
+    groups = {group: load_group(group) for group in ("model", "memory_profile")}
     report = doctor.report(
-        load_group("model"),
-        load_group("memory_profile"),
-        tracking_uri=None if settings is None else settings.uri,
-        tracking_origin="" if settings is None else settings.origins.get("uri", ""),
+        groups["model"],
+        groups["memory_profile"],
+        tracking=None if cfg.tracking.name == "none" else cfg.tracking,
         config=config,
+        mistakes={f"{group}={name}": error for group in groups for name, error in groups[group].mistakes.items()},
     )
     with writing_output():
         Console().print(report)
