@@ -21,7 +21,7 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.config.own import SEARCHPATH, OwnConfig, own_config, use_own_config
+from diffuse.config.own import OwnConfig, own_config, use_own_config, with_own_places
 from diffuse.config.own_files import read_own_files
 from diffuse.config.root import Config
 from diffuse.config.turns import TurnLock
@@ -165,9 +165,8 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
     """
     own = own_config()
-    places = () if any(each.startswith(f"{SEARCHPATH}=") for each in overrides) else own.overrides
     with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(own.name or CONFIG_NAME, overrides=[*places, *overrides], return_hydra_config=hydra)
+        return compose(own.name or CONFIG_NAME, overrides=with_own_places(overrides), return_hydra_config=hydra)
 
 
 @contextmanager

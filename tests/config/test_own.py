@@ -215,6 +215,25 @@ def test_a_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(*arguments, "model=mine", "--cfg", "job", "-p", "model.name", cwd=folder / "my conf").out == "mine\n"
 
 
+@pytest.mark.parametrize("place", ["~/my conf", "file://~/my conf"])
+def test_a_home_folder_in_a_primary_configuration(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "first").mkdir()
+    (folder / "first" / "main.yaml").write_text(
+        f"defaults: [config, override model: mine, _self_]\nhydra:\n  searchpath: ['{place}']\n"
+    )
+    chosen = ("--config-dir", "first", "--config-name", "main", "--cfg", "job", "-p", "model.name")
+    done = run(*chosen, cwd=folder)
+    assert (done.out, done.err) == ("mine\n", "")
+    with own_configuration([], str(folder / "first"), "main"):
+        cfg = compose_with_hydra(["memory_profile=lean"])
+        assert (cfg.model.name, cfg.memory_profile.name) == ("mine", "lean")
+        assert own_config_of(cfg.hydra.runtime.config_sources).folders == (folder / "first", folder / "my conf")
+    (folder / "first" / "main.yaml").write_text("defaults: [config]\nhydra:\n  searchpath: ['~nosuchuser/conf']\n")
+    err = diffuse(*chosen, cwd=folder).err
+    assert "there is no user nosuchuser" in err and "main.yaml:3: hydra.searchpath=~nosuchuser/conf" in err
+
+
 def test_it_holds_for_the_block_alone(folder: Path) -> None:
     with own_configuration([], str(folder / "my conf")):
         assert "lean" in group_options("memory_profile") and load_group("memory_profile")["lean"].name == "lean"
