@@ -21,6 +21,8 @@ from diffuse.terminal import say
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from diffuse.sweep.listing import JobLister
+
 _WORDS = {JobStatus.EXISTING: "there", JobStatus.DUPLICATE: "double", JobStatus.FAILED: "wrong", None: "make"}
 _NOTHING = "nothing was made"
 
@@ -85,23 +87,10 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
     Raises:
         ConfigError: jobs are wrong, which are reported in a line each.
     """
-    from diffuse.sweep.launcher import launching
-    from diffuse.sweep.launchers.foreign import run_job
-    from diffuse.sweep.launchers.plugins import register_plugins
-    from diffuse.sweep.listing import JobLister
-    from diffuse.sweep.plan import plan_sweep
-
-    register_plugins()
-    with explain_errors(command_line):
-        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
-    if sweep.jobs is None:
-        sweeper = base.hydra.runtime.choices["hydra/sweeper"]
-        say(f"hydra/sweeper={sweeper} chooses each job by the results of those before; {_NOTHING}")
-        return
-    lister = JobLister(sweep, base.tracking)
-    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
-        elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
-        run_hydra(flags, [*hydra_overrides, "model.download=never", elsewhere], command_line, run_job)
+    lister, unknown = look_up_jobs(flags, overrides, command_line, yes)
+    if unknown is not None:
+        return say(f"{unknown}; {_NOTHING}")
+    sweep = lister.sweep
     reason = common_reason(lister.jobs)
     for job in lister.jobs:
         _print_job(job, sweep.axes, is_reported=reason is None)
@@ -115,6 +104,32 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
     say(f"{jobs}: {', '.join(parts)}, in {sweep.folder}; {_NOTHING}")
     if count["wrong"]:
         raise ConfigError(f"{count['wrong']} of the sweep's jobs are wrong, as said above")
+
+
+def look_up_jobs(
+    flags: list[str], overrides: list[str], command_line: list[str], yes: bool
+) -> tuple[JobLister, str | None]:
+    """Finds out of each job of a sweep whether it is there, double or wrong. Makes and fetches nothing.
+
+    Returns what found it out, and has the jobs; and why they are not known, where they are not.
+    """
+    from diffuse.sweep.launcher import launching
+    from diffuse.sweep.launchers.foreign import run_job
+    from diffuse.sweep.launchers.plugins import register_plugins
+    from diffuse.sweep.listing import JobLister
+    from diffuse.sweep.plan import plan_sweep
+
+    register_plugins()
+    with explain_errors(command_line):
+        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
+    lister = JobLister(sweep, base.tracking)
+    if sweep.jobs is None:
+        sweeper = base.hydra.runtime.choices["hydra/sweeper"]
+        return lister, f"hydra/sweeper={sweeper} chooses each job by the results of those before"
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
+        elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
+        run_hydra(flags, [*hydra_overrides, elsewhere], command_line, run_job)
+    return lister, None
 
 
 def _print_job(job: Job, axes: list[str], is_reported: bool) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffuse.cli.hydra_main import run_hydra
 from diffuse.cli.options import MULTIRUN, YES
 from diffuse.cli.output import print_line, report_line
-from diffuse.config.mistakes import explain_errors
-from diffuse.config.quoting import quote_overrides, quote_value
+from diffuse.config.quoting import quote_overrides
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError, DiffuseError
 from diffuse.run import model_auto
 from diffuse.schema import Download
-from diffuse.sweep.job import JobStatus
+from diffuse.sweep.job import JobStatus, common_reason
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,11 +44,9 @@ def run_plan(arguments: Sequence[str]) -> None:
 
     from diffuse.sweep.plan import is_sweep
 
-    command_line = model_auto.resolve_model(overrides)
-    if options.sweep or is_sweep(command_line):
-        _plan_sweep(options, command_line)
-        return
-    cfg = _configure(model_auto.compose_model(command_line), options)
+    if options.sweep or is_sweep(overrides):
+        return _plan_sweep(options, overrides)
+    cfg = _configure(model_auto.compose_model(overrides), options)
     if cfg.suite is not None:
         raise ConfigError(f"plan: plans pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)
@@ -86,36 +81,23 @@ def _configure(cfg: DictConfig, options: PlanOptions) -> DictConfig:
     return cfg
 
 
-def _plan_sweep(options: PlanOptions, command_line: list[str]) -> None:
+def _plan_sweep(options: PlanOptions, typed: list[str]) -> None:
+    from diffuse.cli.dry_run import look_up_jobs
+    from diffuse.config.hydra_settings import check_hydra_overrides
     from diffuse.plan.make_plan import Setting, open_setting
     from diffuse.plan.totals import PlannedJob, Totals, plan_job
-    from diffuse.sweep.launcher import launching
-    from diffuse.sweep.launchers.foreign import run_job
-    from diffuse.sweep.launchers.plugins import register_plugins
-    from diffuse.sweep.listing import JobLister
-    from diffuse.sweep.plan import plan_sweep
+    from diffuse.sweep.auto_models import resolve_swept_models
 
-    register_plugins()
+    check_hydra_overrides(typed, sweep=True)
+    command_line = resolve_swept_models(typed)
     overrides = quote_overrides(command_line, sweep=True)
-    with explain_errors(command_line):
-        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=options.yes)
-    if sweep.jobs is None:
-        sweeper = base.hydra.runtime.choices["hydra/sweeper"]
-        raise ConfigError(f"hydra/sweeper={sweeper} chooses each job by the results of those before; plan one of them")
-    lister = JobLister(sweep, base.tracking)
-    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
-        elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
-        run_hydra(["-m"], [*hydra_overrides, elsewhere], command_line, run_job)
-    count = Counter(job.status for job in lister.jobs)
+    lister, unknown = look_up_jobs(["-m"], overrides, command_line, options.yes)
+    if unknown is not None:
+        raise ConfigError(f"{unknown}; plan one of them")
     settings: dict[str, Setting] = {}
     planned: dict[tuple[str, ...], PlannedJob] = {}
     to_make: list[PlannedJob] = []
-    wrong = 0
     for job in lister.jobs:
-        label = " ".join(job.label(sweep.axes).split())
-        if job.status is JobStatus.FAILED:
-            report_line(f"{label}: {job.error}")
-            wrong += 1
         if job.status is not None:
             continue
         model, _, others = job.levels  # the texts change no number but their own
@@ -127,10 +109,17 @@ def _plan_sweep(options: PlanOptions, command_line: list[str]) -> None:
                 planned[model, others] = plan_job(setting, draft)
             to_make.append(planned[model, others].with_texts(draft, model))
         except DiffuseError as error:
-            report_line(f"{label}: {error}")
-            wrong += 1
-    there, double = count[JobStatus.EXISTING], count[JobStatus.DUPLICATE]
-    _print(options, Totals(len(lister.jobs), there, double, wrong, tuple(to_make)))
+            job.status, job.error = JobStatus.FAILED, error
+    reason = common_reason(lister.jobs)
+    if reason is not None:
+        raise ConfigError(reason)
+    for job in lister.jobs:
+        if job.status is JobStatus.FAILED:
+            report_line(f"{' '.join(job.label(lister.sweep.axes).split())}: {job.error}")
+    count = Counter(job.status for job in lister.jobs)
+    there, double, wrong = count[JobStatus.EXISTING], count[JobStatus.DUPLICATE], count[JobStatus.FAILED]
+    if to_make or not wrong:
+        _print(options, Totals(len(lister.jobs), there, double, wrong, tuple(to_make)))
     if wrong:
         raise ConfigError(f"{wrong} of the sweep's jobs are wrong, as said above")
 

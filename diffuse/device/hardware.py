@@ -135,7 +135,7 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         capability=capability,
         driver=driver,
     )
-    _check_dtype(hw)
+    check_dtype(hw)
     check_compiler(hw)
     if config.vram_gb is not None:
         hw = replace(hw, vram_total_gib=config.vram_gb, vram_free_gib=config.vram_gb, planned=True)
@@ -227,7 +227,8 @@ def _cuda_card(nvml: Any | None) -> Gpu:
     return replace(card, total_gib=total, free_gib=free, capability=capability)
 
 
-def _check_dtype(hw: Hardware) -> None:
+def check_dtype(hw: Hardware) -> None:
+    """Raises HardwareError where the device cannot compute in the dtype that is asked for."""
     if hw.dtype is Dtype.float16 and hw.device == "cpu":
         raise HardwareError(
             "hardware.dtype=float16 on a CPU computes below 1 GFLOP/s and would not end; "

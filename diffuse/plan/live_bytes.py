@@ -28,7 +28,7 @@ _BLOCK = 512  # bytes in which CUDA's allocator counts
 
 @dataclass
 class Ledger:
-    """The bytes of the tensors that are alive, now and at most. `on_peak` is called with each change upwards."""
+    """The bytes of the tensors that are alive, now and at most. `on_rise` is called with each storage that is made."""
 
     now: int = 0
     peak: int = 0

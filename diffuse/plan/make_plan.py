@@ -16,14 +16,15 @@ from diffuse.device import hardware
 from diffuse.device.allocator import rss_now
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import check_max_side, choose_profile
+from diffuse.errors import ConfigError
 from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
 from diffuse.plan.configurations import Configurations, find_configurations
 from diffuse.plan.predict import Prediction, complete_request, predict
-from diffuse.plan.rates import Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
+from diffuse.plan.rates import Card, Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
 from diffuse.plan.report import Plan, fits
-from diffuse.schema import GenerationRequest, HardwareConfig, MemoryProfileConfig
+from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig
 
 
 @dataclass(frozen=True)
@@ -72,28 +73,56 @@ class Setting:
 def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
     """Finds out what there is: settings, hardware, profile and rates.
 
-    `hardware.vram_gb`, or a card's name, plan for a card that need not be there.
+    `hardware.vram_gb` with `hardware=auto`, or a card's name, plan for a card that need not be there.
 
     Raises:
         ConfigError, HardwareError, CheckpointError: something does not fit.
     """
-    hw = hardware.detect(cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)))
+    config = cast(HardwareConfig, OmegaConf.to_object(cfg.hardware))
     measured = read_rates()
     host_rates = main_memory_rates(measured)
-    rates, card = measured.get(device_name(hw)), None
+    card: str | None = None
+    rates: Rates | None
     if card_name is not None:
         published, rates = card_rates(card_name)
         card = rates.name
-        vram = hw.vram_total_gib if hw.planned else published.vram_gib
-        hw = replace(hw, name=card, vram_total_gib=vram, vram_free_gib=vram, planned=True)
-    elif hw.planned and hw.device == "cpu":
-        rates = None
-    if hw.planned and hw.device == "cpu":
-        hw = replace(hw, device="cuda")
+        hw = _planned_card(config, card, published)
+    else:
+        hw = _plan_hardware(config)
+        rates = measured.get(device_name(hw))
+    hardware.check_dtype(hw)
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
     profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
     found = find_configurations(cfg, component_names(cfg))
     return Setting(cfg, found, hw, profile, card, rates, host_rates)
+
+
+def _planned_card(config: HardwareConfig, name: str, card: Card) -> Hardware:
+    """Returns a card of the table as the device, whatever this computer has."""
+    if config.device not in (Device.auto, Device.cuda):
+        device = config.device.value
+        raise ConfigError(f"--card {name}: plans for a card, and hardware={device} for another device; leave one out")
+    hw = hardware.detect(replace(config, device=Device.cpu, dtype=Dtype.auto))
+    vram = card.vram_gib if config.vram_gb is None else config.vram_gb
+    return replace(
+        hw,
+        device="cuda",
+        dtype=config.dtype,
+        name=name,
+        vram_total_gib=vram,
+        vram_free_gib=vram,
+        capability=card.capability,
+        driver=None,
+        planned=True,
+    )
+
+
+def _plan_hardware(config: HardwareConfig) -> Hardware:
+    """Returns the device of this computer; a card of unknown make where a budget is given and there is none."""
+    hw = replace(hardware.detect(replace(config, dtype=Dtype.auto)), dtype=config.dtype)
+    if hw.planned and hw.device == "cpu" and config.device is Device.auto:
+        hw = replace(hw, device="cuda", name="")
+    return hw
 
 
 def make_plan(setting: Setting, draft: RequestDraft) -> Plan:

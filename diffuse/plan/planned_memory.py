@@ -180,7 +180,7 @@ class PlannedMemory(Memory):
         result = Residence(net, _nbytes(net.tensors))
         if component.streamed_blocks:
             blocks = outermost_blocks(net.module, component.streamed_blocks)
-            copied = _packed if self.hw.device == "cpu" else _own_bytes
+            copied = packed_bytes if self.hw.device == "cpu" else _own_bytes
             inside = {id(part) for block in blocks for part in block.modules()}
             result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
             result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
@@ -210,15 +210,19 @@ class PlannedMemory(Memory):
         if not self._current:
             return
         peak = self.phases.setdefault(self._current[-1], PhasePeak())
-        standing = sum(
-            residence.device_bytes(None, self.looks_ahead)
-            for residence in self.residences.values()
-            if residence.present and residence.streams
-        )
-        device = self._weights[True] + self._places[True].now + max(copies, standing) + (live if on_device else 0)
+        copies = max(copies, self._standing_bytes())
+        device = self._weights[True] + self._places[True].now + copies + (live if on_device else 0)
         host = self._weights[False] + self._places[False].now + (0 if on_device else live)
         peak.device, peak.host = max(peak.device, device), max(peak.host, host)
         peak.total = max(peak.total, device + host)
+
+    def _standing_bytes(self, without: Residence | None = None) -> int:
+        """Returns the bytes of the device's copies of streamed components while none of their blocks computes."""
+        return sum(
+            each.device_bytes(None, self.looks_ahead)
+            for each in self.residences.values()
+            if each.present and each.streams and each is not without
+        )
 
     def _call(
         self,
@@ -239,11 +243,7 @@ class PlannedMemory(Memory):
             self.mode.know(net.tensors)
             net.calls[key] = follow(self.mode, net.module, outermost_blocks(net.module, blocks), method, args, kwargs)
         call = net.calls[key]
-        others = sum(
-            each.device_bytes(None, self.looks_ahead)
-            for each in self.residences.values()
-            if each.present and each.streams and each is not residence
-        )
+        others = self._standing_bytes(without=residence)
         for block, live in call.segments:
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
             self._note(live, copies + others, component.on_device)
@@ -305,7 +305,3 @@ def _nbytes(tensors: Sequence[Tensor]) -> int:
 def _own_bytes(module: nn.Module) -> int:
     """Returns the bytes of a module's own tensors, without those of its parts."""
     return _nbytes([*module.parameters(recurse=False), *module.buffers(recurse=False)])
-
-
-def _packed(module: nn.Module) -> int:
-    return packed_bytes(module)

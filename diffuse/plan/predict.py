@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from torch import nn
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.model_sources import locate_models
 from diffuse.checkpoints.weights import skeleton
+from diffuse.config.prompt_syntax import parse_prompt
 from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.gpus import GIB
@@ -26,7 +28,16 @@ from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
 from diffuse.plan.planned_memory import PhasePeak, PlannedMemory, Residence
-from diffuse.schema import Cleanup, GenerationRequest, HardwareConfig, MemoryProfileConfig
+from diffuse.schema import (
+    PROMPT_FIELDS,
+    Cleanup,
+    Dtype,
+    GenerationRequest,
+    HardwareConfig,
+    LongPrompt,
+    MemoryProfileConfig,
+    PromptSyntax,
+)
 
 MAX_PREDICTIONS = 256  # that a process keeps
 _REFINER = "refiner."  # before the names of its components
@@ -124,7 +135,8 @@ def predict(
 ) -> Prediction:
     """Predicts what `request` takes under `profile`. Reads configuration files and tokenizers, no weights.
 
-    It is kept for the process: requests that differ in prompts of one length and in seeds alone take the same.
+    It is kept for the process: requests that differ in their seeds alone take the same, and so do those that differ in
+    their prompts, unless these are read in chunks or have weights.
 
     Args:
         cfg: the composed configuration; of it, the models, the scheduler and the hardware count.
@@ -168,14 +180,34 @@ def _key(
     hw: Hardware,
     checkpoints: Sequence[Checkpoint],
 ) -> str:
-    values = asdict(request) | {"seed": 0}
+    values = asdict(request) | _prompt_kinds(request) | {"seed": 0}
     scheduler = OmegaConf.to_container(cfg.scheduler, resolve=True)
     sources = [f"{each.source}@{each.revision}" for each in checkpoints]
     configs = [
         _fingerprint(load_family(model._target_), each) for model, each in zip(models(cfg), checkpoints, strict=True)
     ]
-    parts = [values, asdict(profile), hw.key, cfg.model.half_dtype, scheduler, sources, configs]
+    precisions = cfg.model.half_dtype, hw.half(Dtype.bfloat16)  # a card's age decides on the second
+    parts = [values, asdict(profile), hw.key, precisions, scheduler, sources, configs]
     return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _prompt_kinds(request: GenerationRequest) -> dict[str, Any]:
+    """Returns, in the place of each prompt, what of it decides on memory and arithmetic.
+
+    All prompts fill one row of tokens. Then it only matters which are empty and which the same: those are not encoded
+    twice. One that is read in chunks has as many rows as it needs; one with weights is encoded beside an empty prompt.
+    """
+    texts = {name: getattr(request, name) for name in PROMPT_FIELDS}
+    first: dict[str, str] = {}  # the field that has a text first
+    for name, text in texts.items():
+        first.setdefault(text, name)
+    return {name: text if not text or _has_own_costs(text, request) else [first[text]] for name, text in texts.items()}
+
+
+def _has_own_costs(text: str, request: GenerationRequest) -> bool:
+    if request.long_prompt is LongPrompt.chunk:
+        return True
+    return request.prompt_syntax is PromptSyntax.weighted and any(part.weight != 1 for part in parse_prompt(text))
 
 
 def _fingerprint(family: type[LatentDiffusion], checkpoint: Checkpoint) -> list[Any]:
@@ -184,9 +216,12 @@ def _fingerprint(family: type[LatentDiffusion], checkpoint: Checkpoint) -> list[
     return [checkpoint.part(name).config(name) for name in names]
 
 
-def _work(peak: PhasePeak, share: float) -> tuple[Work, ...]:
-    """Returns the work of a phase, of which only `1 / share` was followed."""
-    return tuple(Work(name, round(peak.calls[name] * share), round(peak.flops[name] * share)) for name in peak.flops)
+def _work(peak: PhasePeak, images: float, batches: float) -> tuple[Work, ...]:
+    """Returns the work of a phase, which was followed for `1 / images` of the images and `1 / batches` of the batches.
+
+    Arithmetic grows with the images, and calls with the batches.
+    """
+    return tuple(Work(name, round(peak.calls[name] * batches), round(peak.flops[name] * images)) for name in peak.flops)
 
 
 class _Planner:
@@ -218,18 +253,19 @@ class _Planner:
             output = pipeline(smaller, samplers, image=image, mask=mask)
         kept = output.frames[0].nbytes + sum(latents[0].nbytes for latents in output.latents.values())
         more = (request.num_images - count) * kept  # bytes of the results that were not followed
-        share = request.num_images / count
+        images = request.num_images / count
+        batches = math.ceil(request.num_images / batch) / math.ceil(count / batch)
         on_cpu, cuda = self.hw.device == "cpu", self.hw.device == "cuda"
         phases = tuple(
             PhasePlan(
                 name,
                 peak.device + (_CUBLAS_WORKSPACE if cuda and peak.device else 0),
                 (peak.total if on_cpu else peak.host) + more,
-                _work(peak, 1 if name == "encode" else share),
+                _work(peak, 1, 1) if name == "encode" else _work(peak, images, batches),
             )
             for name, peak in memory.phases.items()
         )
-        calls = round(len(output.step_seconds) * share)
+        calls = round(len(output.step_seconds) * batches)
         return Prediction(self.hw.device, batch, calls, components, phases)
 
     def _component(self, full: str) -> ComponentPlan:

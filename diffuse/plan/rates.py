@@ -31,32 +31,36 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Card:
-    """A card as it is published: GiB, dense TFLOP/s in half precision (sums in float32) and in float32, GB/s to it."""
+    """A card as it is published: GiB, dense TFLOP/s in half precision (sums in float32) and in float32, GB/s to it.
+
+    `capability` is CUDA's compute capability, which says what formats the card computes in.
+    """
 
     vram_gib: float
     half_tflops: float
     float32_tflops: float
     copy_gb_s: float
+    capability: tuple[int, int]
 
 
 # Sources: NVIDIA's data sheets and architecture papers. `copy_gb_s` is what PCI Express 3, 4 or 5 gives in practice.
 CARDS: Mapping[str, Card] = {
-    "RTX 2080 Ti": Card(11, 53.8, 13.4, 12),
-    "RTX 3060": Card(12, 25.5, 12.7, 24),
-    "RTX 3080": Card(10, 59.5, 29.8, 24),
-    "RTX 3090": Card(24, 71.2, 35.6, 24),
-    "RTX 4060": Card(8, 30.2, 15.1, 12),
-    "RTX 4070": Card(12, 58.3, 29.1, 24),
-    "RTX 4080": Card(16, 97.5, 48.7, 24),
-    "RTX 4090": Card(24, 165.2, 82.6, 24),
-    "RTX 5090": Card(32, 209.5, 104.8, 50),
-    "T4": Card(16, 65.0, 8.1, 12),
-    "L4": Card(24, 121.0, 30.3, 24),
-    "A10": Card(24, 125.0, 31.2, 24),
-    "L40S": Card(48, 362.0, 91.6, 24),
-    "A100": Card(80, 312.0, 19.5, 24),
-    "H100": Card(80, 989.0, 66.9, 50),
-    "H200": Card(141, 989.0, 66.9, 50),
+    "RTX 2080 Ti": Card(11, 53.8, 13.4, 12, (7, 5)),
+    "RTX 3060": Card(12, 25.5, 12.7, 24, (8, 6)),
+    "RTX 3080": Card(10, 59.5, 29.8, 24, (8, 6)),
+    "RTX 3090": Card(24, 71.2, 35.6, 24, (8, 6)),
+    "RTX 4060": Card(8, 30.2, 15.1, 12, (8, 9)),
+    "RTX 4070": Card(12, 58.3, 29.1, 24, (8, 9)),
+    "RTX 4080": Card(16, 97.5, 48.7, 24, (8, 9)),
+    "RTX 4090": Card(24, 165.2, 82.6, 24, (8, 9)),
+    "RTX 5090": Card(32, 209.5, 104.8, 50, (12, 0)),
+    "T4": Card(16, 65.0, 8.1, 12, (7, 5)),
+    "L4": Card(24, 121.0, 30.3, 24, (8, 9)),
+    "A10": Card(24, 125.0, 31.2, 24, (8, 6)),
+    "L40S": Card(48, 362.0, 91.6, 24, (8, 9)),
+    "A100": Card(80, 312.0, 19.5, 24, (8, 0)),
+    "H100": Card(80, 989.0, 66.9, 50, (9, 0)),
+    "H200": Card(141, 989.0, 66.9, 50, (9, 0)),
 }
 
 
@@ -105,8 +109,8 @@ def write_rates(rates: Rates, file: Path = RATES_FILE) -> None:
 
 
 def device_name(hw: Hardware) -> str:
-    """Returns the name by which a device's rates are kept."""
-    return hw.name or hw.device
+    """Returns the name by which a device's rates are kept: Apple's chip is a processor and a card of one name."""
+    return f"{hw.name} ({hw.device})" if hw.name else hw.device
 
 
 def measure_rates(hw: Hardware) -> Rates:
@@ -185,8 +189,9 @@ def predicted_seconds(
             found = rates if on_device else host_rates
             tflops = None if found is None else found.tflops.get(component.dtype)
             if found is None or not tflops:
-                where = prediction.device if on_device else "the computer"
-                return {}, f"no rates of {where} in {component.dtype}: run diffuse doctor --measure, or name a --card"
+                where = "this processor" if not on_device or prediction.device == CPU else "the card"
+                reason = f"how fast {where} computes in {component.dtype} is not known"
+                return {}, f"{reason}: run diffuse doctor --measure, or name a --card"
             compute = work.flops / tflops / 1e12
             copied = work.calls * component.streamed_bytes if on_device else 0
             copies = copied / found.copy_gb_s / 1e9 if copied and found.copy_gb_s else 0.0
@@ -196,4 +201,4 @@ def predicted_seconds(
 
 def main_memory_rates(measured: Mapping[str, Rates]) -> Rates | None:
     """Returns the measured rates of this computer's processor."""
-    return measured.get(cpu_name())
+    return measured.get(device_name(Hardware(CPU, name=cpu_name())))

@@ -1,7 +1,7 @@
 """The prediction of a run beside what was measured, for its record.
 
 A prediction takes some tenths of a second, which is more than a hundredth of a small picture's time. It is made only
-where a budget was given, after the pictures, and once for each shape.
+where a budget was given, after the pictures, and once for each shape; for each prompt where it has weights or chunks.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Plan:
         guess = self.prediction
         request = self.request
         return {
+            "kind": "request",
             "model": self.model,
             "request": {
                 "width": request.width,
@@ -88,7 +89,11 @@ class Plan:
         guess, request = self.prediction, self.request
         pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
         device = self.card or self.hw.name or self.hw.device
-        on = f"a card of {self.hw.vram_total_gib:g} GiB" if self.hw.planned and not self.card else device
+        on = (
+            f"a card of {self.hw.vram_total_gib:g} GiB"
+            if self.hw.planned and has_card(self.hw) and not self.card
+            else device
+        )
         size = f"{request.width} x {request.height}, {request.num_inference_steps} steps"
         lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}", ""]
         lines.append(f"{'component':24} {'parameters':>14} {'weights':>12}  {'dtype':9} where")

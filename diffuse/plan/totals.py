@@ -9,6 +9,7 @@ from typing import Any
 from diffuse.config.request import RequestDraft
 from diffuse.device.gpus import GIB
 from diffuse.plan.make_plan import Setting
+from diffuse.plan.report import has_card
 from diffuse.schema import PROMPT_FIELDS, GenerationRequest
 
 # Bytes a pixel of pictures that models make, about: half of what TIFF takes is saved by PNG, and most of it by JPEG.
@@ -28,6 +29,7 @@ class PlannedJob:
     host_bytes: int
     seconds: float | None
     no_seconds: str | None  # why there are none
+    has_card: bool
     fits: bool | None
     texts: frozenset[tuple[str, str]]  # each with the model that encodes it
 
@@ -61,6 +63,7 @@ class Totals:
         """Returns plain JSON values."""
         jobs, seconds = self.to_make, self.seconds
         return {
+            "kind": "sweep",
             "jobs": self.jobs,
             "there": self.existing,
             "double": self.duplicate,
@@ -79,19 +82,23 @@ class Totals:
     def lines(self) -> list[str]:
         """Returns the lines of the report."""
         values = self.as_json()
-        reason = next((job.no_seconds for job in self.to_make if job.no_seconds), "no rates")
+        reason = next((job.no_seconds for job in self.to_make if job.no_seconds), "not known")
         hours = reason if self.seconds is None else f"{self.seconds / _HOUR:.2f} hours"
         there = f"{self.existing} are there, {len(self.to_make)} to make"
         there += f", {self.duplicate} given twice" if self.duplicate else ""
         there += f", {self.wrong} wrong" if self.wrong else ""
         misfits = f"; {values['do_not_fit']} jobs do not fit" if values["do_not_fit"] else ""
+        jobs = f"jobs         {self.jobs}: {there}"
+        if not self.to_make:
+            return [jobs]
+        device = f"device       {values['device_bytes'] / GIB:.2f} GiB at most{misfits}"
         return [
-            f"jobs         {self.jobs}: {there}",
+            jobs,
             f"pictures     {values['pictures']}, about {values['media_bytes'] / (1 << 20):.1f} MiB",
             f"texts        {values['texts']} to encode",
             f"arithmetic   {values['pflop']:.3g} PFLOP",
             f"time         {hours}",
-            f"device       {values['device_bytes'] / GIB:.2f} GiB at most{misfits}",
+            *([device] if any(job.has_card for job in self.to_make) else []),
             f"main memory  {values['host_bytes'] / GIB:.2f} GiB at most, without the program",
         ]
 
@@ -120,6 +127,7 @@ def plan_job(setting: Setting, draft: RequestDraft, model: str = "") -> PlannedJ
         prediction.host_bytes,
         sum(seconds.values()) if seconds else None,
         reason,
+        has_card(setting.hw),
         setting.fits(prediction),
         texts(draft, model),
     )

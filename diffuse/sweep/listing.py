@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from diffuse.config.compose import ConfigValues
 from diffuse.config.request import RequestDraft
+from diffuse.schema import Download
 from diffuse.sweep import job_folder
 from diffuse.sweep.job import Job, JobStatus
 from diffuse.sweep.runner import JobRunner
@@ -33,4 +35,9 @@ class JobLister(JobRunner):
 
     def job_request(self, job: Job) -> tuple[DictConfig, RequestDraft]:
         """Returns a job's configuration and its request, as far as no checkpoint is needed to know it."""
-        return self._configure(job)
+        return super()._configure(job)
+
+    def _configure(self, job: Job, resolved: ConfigValues | None = None) -> tuple[DictConfig, RequestDraft]:
+        cfg, draft = super()._configure(job, resolved)
+        cfg.model.download = Download.never  # also where the user agrees: whether a job is there needs no weights
+        return cfg, draft

@@ -11,7 +11,12 @@ import pytest
 from command import Done, diffuse
 from sweeps import QUICK, swept
 
-from diffuse.plan.rates import RATES_FILE, Rates, write_rates
+from diffuse.config.compose import compose_config
+from diffuse.device.hardware import Hardware
+from diffuse.device.host import cpu_name
+from diffuse.errors import ConfigError, HardwareError
+from diffuse.plan.make_plan import open_setting
+from diffuse.plan.rates import RATES_FILE, Rates, device_name, write_rates
 from diffuse.tiny import layout
 
 TINY = Path(layout.__file__).parent / "checkpoint"
@@ -85,9 +90,8 @@ def test_a_sweep(tmp_path: Path) -> None:
 
 
 def test_a_sweep_with_rates(tmp_path: Path) -> None:
-    from diffuse.device.host import cpu_name
-
-    write_rates(Rates(cpu_name(), {"float32": 0.1}), tmp_path / RATES_FILE)
+    here = device_name(Hardware("cpu", name=cpu_name()))
+    write_rates(Rates(here, {"float32": 0.1}), tmp_path / RATES_FILE)
     plan = values("-m", "hardware=cpu", "seed=1,2", "num_inference_steps=3", cwd=tmp_path)
     one = values("hardware=cpu", "num_inference_steps=3", cwd=tmp_path)
     assert plan["hours"] * 3600 == pytest.approx(2 * one["seconds"])
@@ -113,6 +117,11 @@ def test_a_sweep_with_rates(tmp_path: Path) -> None:
         (["model=sd21", "model.source=/nowhere/at/all"], "does not exist"),
         (["experiment=smoke"], "leave it out"),
         (["experiment=tune_guidance"], "chooses each job"),
+        (["-m", "hardware=cpu", "width=63", "seed=1,2"], "width=63: should be a multiple of 8"),
+        (["-m", "--json", "hardware=cpu", "num_inference_steps=1", "width=63"], "width=63: should be a multiple of 8"),
+        (["-m", "memory_profile.on_device=[nut]", "seed=1,2"], "names nut"),
+        (["--card", "T4", "hardware.dtype=bfloat16"], "needs compute capability 8.0 and the T4 has 7.5"),
+        (["--card", "T4", "hardware=cpu"], "leave one out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -124,3 +133,81 @@ def test_one_line_for_what_is_wrong(arguments: list[str], message: str, tmp_path
 def test_wrong_jobs_are_reported_and_the_others_planned(tmp_path: Path) -> None:
     done = planned("-m", "hardware=cpu", "width=64,63", "seed=1", cwd=tmp_path, status=2)
     assert "width=63" in done.err and "1 to make" in done.out
+
+
+def test_jobs_that_are_wrong_each_in_its_way_have_no_totals(tmp_path: Path) -> None:
+    done = planned("-m", "hardware=cpu", "width=63,65", "seed=1", cwd=tmp_path, status=2)
+    assert not done.out and "width=63" in done.err and "width=65" in done.err and "2 of the sweep's jobs" in done.err
+
+
+def test_a_sweep_of_sources_that_auto_reads(tmp_path: Path) -> None:
+    """The list of them was taken for one folder."""
+    one, two = (without_weights(tmp_path / name) for name in ("one", "two"))
+    shared = ("-m", "hardware=cpu", "num_inference_steps=1", "seed=1", "prompt=x")
+    for sources in (f"{one},{two}", f"choice({one},{two})", f"glob({tmp_path}/*)"):
+        assert values(*shared, "model=auto", f"model.source={sources}", cwd=tmp_path)["to_make"] == 2
+    assert values(*shared, "model=auto", f"model.source={one}", cwd=tmp_path)["to_make"] == 1
+    assert values(*shared, "model=auto,tiny", f"model.source={one}", cwd=tmp_path)["to_make"] == 2
+
+
+def test_nothing_is_fetched_to_find_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's consent is to what a plan needs, and that is no weights."""
+    from diffuse.run import prepare
+
+    swept("num_inference_steps=1", "seed=1", cwd=tmp_path)
+    asked: list[Any] = []
+    locate = prepare.locate_weights
+    monkeypatch.setattr(prepare, "locate_weights", lambda cfg: [asked.append(cfg.model.download.name), locate(cfg)][1])
+    shared = ("-m", *QUICK, "num_inference_steps=1", "seed=1")
+    for consent in ("--yes", "model.download=yes", "model.download=ask"):
+        assert values(*shared, consent, cwd=tmp_path)["there"] == 1
+    assert asked == ["never"] * 3
+
+
+def test_where_there_is_nothing_to_make_and_where_there_is_no_card(tmp_path: Path) -> None:
+    swept("num_inference_steps=1", "seed=1", cwd=tmp_path)
+    done = planned("-m", *QUICK, "num_inference_steps=1", "seed=1", cwd=tmp_path)
+    assert done.out.splitlines() == ["jobs         1: 1 are there, 0 to make"]
+    shared = ("-m", "num_inference_steps=1", "seed=1,2")
+    on_cpu, on_card = (planned(*shared, device, cwd=tmp_path).out for device in ("hardware=cpu", "hardware.vram_gb=4"))
+    assert "device  " not in on_cpu and "main memory" in on_cpu and "device  " in on_card
+    assert "how fast this processor computes in float32 is not known" in on_cpu
+
+
+def test_the_kind_of_plan_is_said(tmp_path: Path) -> None:
+    assert values("hardware=cpu", cwd=tmp_path)["kind"] == "request"
+    assert values("-m", "hardware=cpu", "seed=1,2", cwd=tmp_path)["kind"] == "sweep"
+
+
+def test_a_card_has_its_own_formats() -> None:
+    """Whatever device is here, and also where `hardware=cuda` finds none."""
+
+    def dtypes(card: str, *overrides: str) -> set[str]:
+        setting = open_setting(compose_config(["prompt=x", *overrides]), card)
+        return {str(setting.hw.half(setting.cfg.model.half_dtype).value), setting.hw.device, str(setting.hw.capability)}
+
+    assert dtypes("T4") == {"float16", "cuda", "(7, 5)"}
+    assert dtypes("RTX 2080 Ti", "hardware=cuda") == {"float16", "cuda", "(7, 5)"}
+    assert dtypes("L4") == {"bfloat16", "cuda", "(8, 9)"}
+    assert "float16" in dtypes("T4", "hardware.dtype=float16")
+    assert open_setting(compose_config(["prompt=x", "hardware.vram_gb=6"]), "A100").hw.vram_total_gib == 6
+    with pytest.raises(HardwareError, match=r"RTX 2080 Ti has 7\.5"):
+        dtypes("RTX 2080 Ti", "hardware.dtype=bfloat16")
+    with pytest.raises(ConfigError, match="hardware=cpu for another device"):
+        dtypes("T4", "hardware=cpu")
+
+
+def test_a_budget_is_for_a_card_unless_the_processor_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    def device(*overrides: str) -> str:
+        return open_setting(compose_config(["prompt=x", "hardware.vram_gb=4", *overrides])).hw.device
+
+    assert device("hardware=cpu") == "cpu" and device() == "cuda"
+    assert device("hardware.dtype=float16") == "cuda"
+    with pytest.raises(HardwareError, match="on a CPU"):
+        device("hardware=cpu", "hardware.dtype=float16")
+    assert "a card" not in planned("hardware=cpu", "hardware.vram_gb=4", cwd=tmp_path).out
+    assert " on a card of 4 GiB" in planned("hardware.vram_gb=4", cwd=tmp_path).out

@@ -18,7 +18,7 @@ from diffuse.plan.predict import Prediction, predict
 from diffuse.run.open import close_pipeline
 from diffuse.run.prepare import prepare
 from diffuse.run.run import compute
-from diffuse.schema import GenerationRequest
+from diffuse.schema import GenerationRequest, LongPrompt, PromptSyntax
 
 GIB = 1 << 30
 BASE = ("hardware=cpu", "hardware.threads=1", "tracking=none", "prompt=a cactus", "seed=1", "num_inference_steps=2")
@@ -83,7 +83,8 @@ PARAMETERS = {  # as counted in the published files
 def test_weights_of_published_models_are_exact_on_a_card(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a weight, a network or a card."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    guess = predicted(f"model={model}", "memory_profile=full_gpu", "hardware.vram_gb=24", "model.download=never")
+    card = ("hardware.device=auto", "hardware.vram_gb=24")
+    guess = predicted(f"model={model}", "memory_profile=full_gpu", *card, "model.download=never")
     found = {component.name: component.parameters for component in guess.components}
     assert found == PARAMETERS[model]
     for component in guess.components:
@@ -141,6 +142,20 @@ def test_many_images_cost_what_their_batches_do() -> None:
     assert one.host_bytes + kept <= many.host_bytes <= one.host_bytes + 2 * kept
 
 
+@pytest.mark.parametrize(("images", "batch"), [(10, 4), (9, 4), (8, 4), (3, 4), (7, 3), (5, 1)])
+def test_the_denoiser_is_called_for_each_batch(images: int, batch: int) -> None:
+    """And computes for each image: a last batch that is not full has as many calls as the others."""
+    shared = ("num_inference_steps=5", "memory_profile=streaming")
+    guess = predicted(f"num_images={images}", f"memory_profile.batch_size={batch}", *shared)
+    one = predicted("num_images=1", *shared)
+    batches = -(-images // batch)
+    assert guess.calls == 5 * batches
+    (denoise,), (once,) = guess.phases[1].work, one.phases[1].work
+    assert denoise.calls == batches * once.calls
+    assert denoise.flops == pytest.approx(images * once.flops, rel=0.03)  # time is embedded once for a batch
+    assert guess.phases[2].work[0].calls == batches
+
+
 def test_an_image_to_start_from_is_encoded(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -159,6 +174,34 @@ def test_predictions_are_kept_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> No
     first = setting.predict(request)
     assert setting.predict(replace(request, seed=99)) is first
     assert setting.predict(replace(request, width=72)) is not first
+
+
+def test_prompts_count_where_they_change_the_costs() -> None:
+    setting, request = setting_and_request()
+
+    def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
+        return setting.predict(replace(request, **one)) is setting.predict(replace(request, **two))
+
+    chunk, weighted = {"long_prompt": LongPrompt.chunk}, {"prompt_syntax": PromptSyntax.weighted}
+    assert same({"prompt": "a"}, {"prompt": "a long prompt about something else"})
+    assert same({"prompt": "a", "negative_prompt": "b"}, {"prompt": "c", "negative_prompt": "d"})
+    assert same({"prompt": "a", **weighted}, {"prompt": "b", **weighted})
+    assert same({"prompt": "(a:2)"}, {"prompt": "b"})
+    assert not same({"prompt": "a", "negative_prompt": "b"}, {"prompt": "a", "negative_prompt": "a"})
+    assert not same({"prompt": "a", "negative_prompt": "b"}, {"prompt": "a", "negative_prompt": ""})
+    assert not same({"prompt": "a"}, {"prompt": ""})
+    assert not same({"prompt": "(a:2)", **weighted}, {"prompt": "b", **weighted})
+    assert not same({"prompt": "a", **chunk}, {"prompt": "b " * 200, **chunk})
+
+
+def test_a_card_without_a_format_has_its_own_prediction() -> None:
+    setting, request = setting_and_request("memory_profile=full_gpu")
+    kinds = []
+    for capability in ((7, 5), (8, 9)):
+        card = replace(setting.hw, device="cuda", capability=capability)
+        guess = predict(setting.cfg, request, setting.profile, hw=card, checkpoints=setting.checkpoints)
+        kinds.append(guess.components[0].dtype)
+    assert kinds == ["float16", "bfloat16"]
 
 
 def test_nothing_of_torch_is_left_changed() -> None:

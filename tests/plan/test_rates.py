@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffuse.device.hardware import Hardware
+from diffuse.device.host import cpu_name
 from diffuse.errors import ConfigError
 from diffuse.plan import rates
 from diffuse.plan.predict import ComponentPlan, PhasePlan, Prediction, Work
@@ -48,7 +49,7 @@ def test_a_damaged_file_is_none(text: str, tmp_path: Path) -> None:
 
 def test_this_machine_is_measured() -> None:
     found = rates.measure_rates(Hardware("cpu", name="here"))
-    assert found.name == "here" and set(found.tflops) == {"float32", "bfloat16"} and found.copy_gb_s is None
+    assert found.name == "here (cpu)" and set(found.tflops) == {"float32", "bfloat16"} and found.copy_gb_s is None
     assert all(tflops > 1e-4 for tflops in found.tflops.values())
 
 
@@ -61,4 +62,15 @@ def test_seconds_are_those_of_the_arithmetic_or_of_the_copies() -> None:
 @pytest.mark.parametrize("found", [None, rates.Rates("card", {"float32": 1.0})])
 def test_without_a_rate_it_says_what_to_do(found: rates.Rates | None) -> None:
     seconds, reason = rates.predicted_seconds(prediction(), found, found)
-    assert not seconds and reason is not None and "float16: run diffuse doctor --measure" in reason
+    assert not seconds and reason is not None
+    assert reason.startswith("how fast the card computes in float16 is not known: run diffuse doctor --measure")
+
+
+def test_the_processor_and_the_card_of_one_chip_have_rates_each(tmp_path: Path) -> None:
+    file = tmp_path / "rates.json"
+    kept = {}
+    for device in ("cpu", "mps", "cuda"):
+        kept[device] = rates.Rates(rates.device_name(Hardware(device, name=cpu_name())), {"float32": 1.0})
+        rates.write_rates(kept[device], file)
+    assert len(rates.read_rates(file)) == 3 and rates.main_memory_rates(rates.read_rates(file)) == kept["cpu"]
+    assert rates.device_name(Hardware("mps")) == "mps"
