@@ -21,6 +21,7 @@ from diffuse.schedulers.options import ALIGN_YOUR_STEPS, without_end
 Spacing = Callable[[int, float, float], np.ndarray]  # steps, largest, smallest -> sigmas
 
 _RHO = 7.0  # Karras et al., 2022, section 3
+_LEAST = 1e-6  # below, steps would divide by what is nothing in float32
 _BEYOND = 1.01  # published lists of sigmas round the largest up
 _BETA = 0.6  # both parameters, as in the reference
 
@@ -164,11 +165,13 @@ def check_sigmas(values: Sequence[float], largest: float) -> np.ndarray:
     """Checks sigmas that the caller chose, and returns them as float64 `[S]`, without a 0 at the end.
 
     Raises:
-        ConfigError: they do not fall, one is not above 0, or the first is above `largest`, that of training.
+        ConfigError: they do not fall in float32, one is nearly 0, or the first is above `largest`, that of training.
     """
     values = without_end(values)
-    if not values or not all(math.isfinite(value) and value > 0 for value in values) or not _falls(values):
-        raise ConfigError(f"sigmas={[*values]}: should fall and be above 0, but for a 0 at the end")
+    with np.errstate(over="ignore"):
+        stored = np.asarray(values, np.float32).tolist()  # as samplers have them
+    if not values or not all(_LEAST <= value < math.inf for value in stored) or not _falls(stored):
+        raise ConfigError(f"sigmas={[*values]}: should fall and be {_LEAST:g} or more, but for a 0 at the end")
     if values[0] > largest * _BEYOND:
         raise ConfigError(f"sigmas={[*values]}: this model was trained up to {largest:.4g}; begin there or below")
     return np.asarray(values, np.float64)
