@@ -1,6 +1,7 @@
 """Errors that a user can cause. Each message says in one line what happened and what to do next."""
 
 import re
+import traceback
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # with which a text could have a terminal do things
 
@@ -13,6 +14,12 @@ def one_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def raised_in(error: BaseException, *packages: str) -> bool:
+    """Returns whether code of one of `packages` raised an error, of a type that anything else may raise too."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).partition(".")[0] in packages
 
 
 class DiffuseError(Exception):
@@ -51,3 +58,8 @@ class RunError(DiffuseError):
     """The request was right and the run failed: the command exits with status 1."""
 
     exit_status = 1
+
+
+def is_wrong_request(error: BaseException | None) -> bool:
+    """Returns whether an error says that the request is wrong, rather than that its run failed."""
+    return isinstance(error, DiffuseError) and error.exit_status == DiffuseError.exit_status

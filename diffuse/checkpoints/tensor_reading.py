@@ -20,7 +20,7 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -104,14 +104,18 @@ def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequenc
     return tensors
 
 
-def check_mapped_files() -> None:
+def check_mapped_files(folders: Collection[Path] | None = None) -> None:
     """Checks that the files are whole in which tensors of this process lie.
+
+    Args:
+        folders: of the checkpoints in use; None checks those of every model that is kept.
 
     Raises:
         CheckpointError: one was cut short since it was mapped.
     """
     for pages, (name, end) in list(_mapped.items()):
-        if pages.size() < end:  # of the file that is mapped, whatever has its name now
+        is_used = folders is None or any(Path(name).is_relative_to(folder) for folder in folders)
+        if is_used and pages.size() < end:  # of the file that is mapped, whatever has its name now
             raise CheckpointError(f"{name}: was cut short while it was in use; copy or download it again")
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
+from diffuse.cli.options import MEASURE, YES
 from diffuse.cli.output import print_line, writing_output
 from diffuse.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-_YES = ("--yes", "-y")
-_MEASURE = "--measure"
 
 
 def run_command(command: str, arguments: list[str]) -> None:
@@ -38,7 +36,7 @@ def _check_options(arguments: Sequence[str]) -> None:
 
 def _take_yes(arguments: list[str]) -> tuple[bool, list[str]]:
     """Returns whether `--yes` was given, and the other arguments."""
-    rest = [argument for argument in arguments if argument not in _YES]
+    rest = [argument for argument in arguments if argument not in YES]
     return len(rest) < len(arguments), rest
 
 
@@ -104,7 +102,7 @@ def _reproduce(arguments: list[str]) -> None:
 
 
 def _doctor(arguments: list[str]) -> None:
-    overrides = [argument for argument in arguments if argument != _MEASURE]
+    overrides = [argument for argument in arguments if argument != MEASURE]
     cfg = _compose(overrides)
 
     from omegaconf import OmegaConf
@@ -112,19 +110,18 @@ def _doctor(arguments: list[str]) -> None:
 
     from diffuse.cli import doctor
     from diffuse.config.groups import load_group
-    from diffuse.config.tracking_settings import tracking_settings
     from diffuse.schema import HardwareConfig
 
     config = cast(HardwareConfig, OmegaConf.to_object(cfg.hardware))
-    if _MEASURE in arguments:
+    if MEASURE in arguments:
         doctor.measure(config)
-    settings = None if cfg.tracking.name == "none" else tracking_settings(cfg.tracking)
+    groups = {group: load_group(group) for group in ("model", "memory_profile")}
     report = doctor.report(
-        load_group("model"),
-        load_group("memory_profile"),
-        tracking_uri=None if settings is None else settings.uri,
-        tracking_origin="" if settings is None else settings.origins.get("uri", ""),
+        groups["model"],
+        groups["memory_profile"],
+        tracking=None if cfg.tracking.name == "none" else cfg.tracking,
         config=config,
+        mistakes={f"{group}={name}": error for group in groups for name, error in groups[group].mistakes.items()},
     )
     with writing_output():
         Console().print(report)

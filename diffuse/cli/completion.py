@@ -12,31 +12,36 @@ import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from enum import Enum
-from itertools import pairwise
 from typing import Any
 
+from diffuse.cli.options import (
+    CFG,
+    CFG_VALUES,
+    COMPLETION,
+    CONFIG_DIR,
+    CONFIG_NAME,
+    FILE_OPTIONS,
+    command_options,
+    take_value,
+)
 from diffuse.cli.output import print_line
 from diffuse.errors import ConfigError, DiffuseError
 
 SHELLS = ("bash", "zsh", "fish")
-_OPTIONS = ("-sc", "--shell-completion")
-_COMMAND_OPTIONS = {"download": ("--yes",), "reproduce": ("--yes",), "compare": ("--out", "--reference", "--no-sheets")}
-_FOLLOWED = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
 _PLAIN = re.compile(r"[\w/@.]+=[\w,./-]+")  # an override that may choose an option, and needs no quotes
 
 
 def takes_completion(arguments: Sequence[str]) -> bool:
     """Returns whether a command line is about shell completion."""
-    return bool(arguments) and arguments[0] in _OPTIONS
+    return bool(arguments) and arguments[0] in COMPLETION
 
 
-def run_completion(arguments: Sequence[str], commands: Sequence[str], options: Sequence[str]) -> None:
+def run_completion(arguments: Sequence[str], commands: Sequence[str]) -> None:
     """Runs `diffuse --shell-completion install=SHELL`, `uninstall=SHELL`, or a shell's `query=SHELL`.
 
     Args:
         arguments: of the command, the option first.
         commands: those of `diffuse`.
-        options: those of `diffuse` without a command.
 
     Raises:
         ConfigError: it is asked for something else.
@@ -46,7 +51,7 @@ def run_completion(arguments: Sequence[str], commands: Sequence[str], options: S
         asked = " ".join(arguments[1:])
         raise ConfigError(f"{arguments[0]} {asked}: should be install=SHELL or uninstall=SHELL, of {', '.join(SHELLS)}")
     if action == "query":
-        found = complete(os.environ.get("COMP_LINE", ""), commands, options)
+        found = complete(os.environ.get("COMP_LINE", ""), commands)
         print_line(("\n" if shell == "fish" else " ").join(found))
     else:
         from diffuse.cli.hydra_main import run_hydra
@@ -54,31 +59,36 @@ def run_completion(arguments: Sequence[str], commands: Sequence[str], options: S
         run_hydra(["--shell-completion"], [f"{action}={shell}"], [], lambda cfg: None)
 
 
-def complete(line: str, commands: Sequence[str], options: Sequence[str]) -> list[str]:
+def complete(line: str, commands: Sequence[str]) -> list[str]:
     """Returns what the last word of a command line may become, sorted. Says nothing else, whatever the line holds."""
     words = line.split()[1:]
     word = words.pop() if words and not line[-1:].isspace() else ""
-    if not words and not word.startswith("-") and (found := [each for each in commands if each.startswith(word)]):
-        return found + (_complete_override(words, word) if not word else [])
-    command = words[0] if words and words[0] in commands else "generate"
-    if words and words[-1] in _FOLLOWED:
-        return [each for each in _FOLLOWED[words[-1]] if each.startswith(word)]
-    if words and words[-1] in ("--config-dir", "-cd", "--junit", "--out"):
+    before = words[-1] if words else ""
+    if before in CFG:
+        return [each for each in CFG_VALUES if each.startswith(word)]
+    if before in (*FILE_OPTIONS, *CONFIG_NAME, "--card"):
         return []  # the shell completes files
+    try:
+        folder, words = take_value(words, CONFIG_DIR, "DIR")
+        name, words = take_value(words, CONFIG_NAME, "NAME")
+    except ConfigError:
+        return []
+    places = folder, name
+    if not words and not word.startswith("-") and (found := [each for each in commands if each.startswith(word)]):
+        return found + (_complete_override(words, word, *places) if not word else [])
+    command = words[0] if words and words[0] in commands else "generate"
     if word.startswith("-"):
-        known = options if command == "generate" else (*_COMMAND_OPTIONS.get(command, ()), "--help")
-        return sorted(each for each in known if each.startswith(word))
+        return sorted(each for each in command_options(command) if each.startswith(word))
     if command == "compare" or words == ["reproduce"]:
         return []
-    return _complete_override(words, word)
+    return _complete_override(words, word, *places)
 
 
-def _complete_override(words: Sequence[str], word: str) -> list[str]:
+def _complete_override(words: Sequence[str], word: str, folder: str | None, name: str | None) -> list[str]:
     from diffuse.config.compose import own_configuration
+    from diffuse.config.own import SEARCHPATH
 
-    settings = dict(pairwise(" ".join(words).replace("=", " ").split()))
-    overrides = [each for each in words if _PLAIN.fullmatch(each) or each.startswith("hydra.searchpath=")]
-    folder, name = (settings.get(f"--config-{each}") for each in ("dir", "name"))
+    overrides = [each for each in words if _PLAIN.fullmatch(each) or each.startswith(f"{SEARCHPATH}=")]
     for chosen in (overrides, []):
         try:
             with redirect_stderr(io.StringIO()), own_configuration(chosen, folder, name):

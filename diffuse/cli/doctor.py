@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,14 +25,15 @@ from rich.table import Table
 from rich.text import Text
 
 import diffuse
+from diffuse.config.tracking_settings import tracking_settings
 from diffuse.device import gpus, hardware, host
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import EVERY, auto_profile
 from diffuse.errors import DiffuseError, RunError
 from diffuse.paths import user_path
-from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig
-from diffuse.tracking.address import address_error
+from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig, TrackingConfig
+from diffuse.tracking.store import Store
 from diffuse.tracking.upgrade import store_age
 
 LIBRARIES = (
@@ -56,20 +58,20 @@ _MISSING = "[yellow]not installed[/]"
 def report(
     models: Mapping[str, ModelConfig],
     profiles: Mapping[str, MemoryProfileConfig],
-    tracking_uri: str | None,
+    tracking: TrackingConfig | None,
     nvml: Any | None = None,
     config: HardwareConfig | None = None,
-    tracking_origin: str = "",
+    mistakes: Mapping[str, DiffuseError] | None = None,
 ) -> RenderableType:
     """Returns the report for a rich console; it fits 80 columns. Neither the store nor any cache is created.
 
     Args:
         models: those of `conf/model`, by name.
         profiles: those of `conf/memory_profile`, by name.
-        tracking_uri: the tracking store's; None where nothing is tracked.
+        tracking: the settings of the store; None where nothing is tracked.
         nvml: see `diffuse.device.gpus`.
         config: the hardware to plan for; None detects it.
-        tracking_origin: the environment variable that names the store, if one does.
+        mistakes: of the user's own options, by `GROUP=OPTION`.
     """
     hw, error = _detect(config or HardwareConfig(name="auto"), nvml)
     return Group(
@@ -78,8 +80,8 @@ def report(
         *_section("Cards", _cards(nvml, hw, error)),
         *_section("Rates", _rates()),
         *_section("Libraries", _libraries()),
-        *_section("Memory profile of each model", _models(models, profiles, hw, error)),
-        *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking_uri, tracking_origin))]),
+        *_section("Memory profile of each model", [*_models(models, profiles, hw, error), *_mistakes(mistakes or {})]),
+        *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking))]),
     )
 
 
@@ -231,6 +233,10 @@ def _models(
     return rows
 
 
+def _mistakes(mistakes: Mapping[str, DiffuseError]) -> list[tuple[str, str]]:
+    return [(option, f"[red]cannot be used[/]: {escape(str(error))}") for option, error in mistakes.items()]
+
+
 def _hub_cache() -> str:
     try:
         from huggingface_hub import constants
@@ -245,19 +251,21 @@ def _hub_cache() -> str:
     return f"{escape(str(folder))}{state}, {_gib(shutil.disk_usage(existing).free)} free on its disk{offline}"
 
 
-def _tracking(uri: str | None, origin: str = "") -> str:
+def _tracking(cfg: TrackingConfig | None) -> str:
     """Returns the store and whether it can be reached; it is opened for reading only."""
-    if not uri:
+    if cfg is None:
         return "none"
+    try:
+        store = Store.from_config(cfg)
+    except DiffuseError as error:
+        return f"[red]{escape(str(error))}[/]"
+    settings = tracking_settings(cfg)
+    uri, origin = settings.uri, settings.origin("uri")
     shown = escape(re.sub(r"//[^/@]*@", "//***@", uri))  # a password does not belong on a screen
     if origin.startswith("MLFLOW_"):
         shown = f"{shown} ({origin})"
-    if uri.startswith("sqlite:///"):
-        return f"{shown}: {_database(uri)}"
-    if uri.startswith("file:") or (":" not in uri and uri != "databricks"):
-        return f"{shown}: [red]a folder of files, which MLflow no longer opens; use sqlite:///FILE[/]"
-    if (reason := address_error(uri)) is not None:
-        return f"{shown}: [red]{escape(reason)}[/]"
+    if store.file is not None:
+        return f"{shown}: {_database(store.file)}"
     if uri.startswith(("http://", "https://")):
         return f"{shown}: {_server(uri)}"
     return f"{shown}: not checked"
@@ -275,8 +283,7 @@ def _server(uri: str) -> str:
         return f"[red]does not answer[/] ({escape(_line(reason))})"
 
 
-def _database(uri: str) -> str:
-    path = user_path(uri.removeprefix("sqlite:///"), "tracking.uri")
+def _database(path: Path) -> str:
     if not path.exists():
         existing = path.absolute().parent
         while not existing.exists():

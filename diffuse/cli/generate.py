@@ -7,20 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffuse.cli.options import CFG, FLAGS, FLAGS_WITH_VALUE, MULTIRUN, OWN_FLAGS, YES
 from diffuse.cli.output import print_line
-from diffuse.cli.words import near_option
+from diffuse.cli.words import wrong_option
 from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-_CFG_VALUES = ("job", "hydra", "all")
-_FLAGS = ("-m", "--multirun", "--yes", "-y", "--dry-run", "--resolve", "--hydra-help")
-_OWN_FLAGS = ("-y", "--yes", "--dry-run")  # the others are Hydra's
-_FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {"--cfg": _CFG_VALUES, "-c": _CFG_VALUES, "--package": (), "-p": ()}
-_TAKEN_BEFORE = ("--help", "--version", "--config-dir", "--config-name", "--junit", "--shell-completion")
-OPTIONS = (*_FLAGS, *_FLAGS_WITH_VALUE, *_TAKEN_BEFORE)
 
 
 def run_generate(arguments: list[str]) -> None:
@@ -41,16 +35,16 @@ def run_generate(arguments: list[str]) -> None:
     from diffuse.sweep.auto_models import resolve_swept_models
     from diffuse.sweep.plan import is_sweep
 
-    yes, dry = bool({"-y", "--yes"} & {*flags}), "--dry-run" in flags
-    flags = [flag for flag in flags if flag not in _OWN_FLAGS]
-    multirun = bool({"-m", "--multirun"} & {*flags})
+    yes, dry = not {*YES}.isdisjoint(flags), "--dry-run" in flags
+    flags = [flag for flag in flags if flag not in OWN_FLAGS]
+    multirun = not {*MULTIRUN}.isdisjoint(flags)
     if not flags and is_sweep(command_line):
         multirun, flags = True, ["-m"]
-    if dry and (other := next((flag for flag in flags if flag not in ("-m", "--multirun")), None)):
+    if dry and (other := next((flag for flag in flags if flag not in MULTIRUN), None)):
         raise ConfigError(f"--dry-run and {other}: each prints something else; leave one of them out")
     if dry and junit is not None:
         raise ConfigError(f"--dry-run and --junit {junit}: nothing is checked; leave one of them out")
-    prints = any(flag in ("--cfg", "-c", "--hydra-help") for flag in flags)
+    prints = not {*CFG}.isdisjoint(flags)
     if not prints:
         check_hydra_overrides(command_line, sweep=multirun)
     resolve = resolve_swept_models if multirun else model_auto.resolve_model
@@ -131,11 +125,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)
             continue
         name, equals, value = argument.partition("=")
-        if name not in (*_FLAGS, *_FLAGS_WITH_VALUE):
-            raise ConfigError(f"{argument}: there is no such option{near_option(name, OPTIONS)}")
-        if name in _FLAGS_WITH_VALUE:
+        if argument not in FLAGS and name not in FLAGS_WITH_VALUE:
+            raise wrong_option(argument)
+        if name in FLAGS_WITH_VALUE:
             value = value if equals else next(rest, "")
-            choices = _FLAGS_WITH_VALUE[name]
+            choices = FLAGS_WITH_VALUE[name]
             if not value or (choices and value not in choices):
                 raise ConfigError(f"{name} {value}: should be one of {', '.join(choices) or 'the groups'}")
             flags += [name, value]

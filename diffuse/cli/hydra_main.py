@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
 from diffuse.config.mistakes import explain_errors
-from diffuse.config.own import own_config
+from diffuse.config.own import own_config, with_own_places
 from diffuse.errors import RunError
 
 _HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
@@ -43,6 +43,8 @@ def run_hydra(
 
     prints = not _PRINTING.isdisjoint(flag.partition("=")[0] for flag in flags)
     entry = main(config_path=str(conf_dir()), config_name=own_config().name or CONFIG_NAME, version_base="1.3")
+    if "--shell-completion" not in flags:  # which takes a question in place of overrides
+        overrides = with_own_places(overrides)
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 import diffuse
 from diffuse.cli.completion import run_completion, takes_completion
 from diffuse.cli.help import help_text
+from diffuse.cli.options import CONFIG_DIR, CONFIG_NAME, HELP, VERSION, take_value
 from diffuse.cli.output import print_line, report_error, report_line
 from diffuse.cli.words import check_words
 from diffuse.errors import ConfigError, DiffuseError
@@ -67,19 +68,17 @@ def _flushed() -> bool:
 
 def _dispatch(arguments: list[str]) -> None:
     if takes_completion(arguments):
-        from diffuse.cli.generate import OPTIONS
-
-        return run_completion(arguments, COMMANDS, OPTIONS)
-    folder, arguments = _take_value(arguments, "--config-dir", "-cd")
-    name, arguments = _take_value(arguments, "--config-name", "-cn")
+        return run_completion(arguments, COMMANDS)
+    folder, arguments = take_value(arguments, CONFIG_DIR, "DIR")
+    name, arguments = take_value(arguments, CONFIG_NAME, "NAME")
     command = arguments[0] if arguments and arguments[0] in COMMANDS else None
     if command is None:
         check_words(arguments, COMMANDS)
     rest = arguments[1:] if command else arguments
-    if any(argument in ("-h", "--help") for argument in rest):
+    if any(argument in HELP for argument in rest):
         print_line(help_text())
         return
-    if "--version" in rest:
+    if VERSION in rest:
         print_line(f"diffuse {diffuse.__version__}")
         return
     try:
@@ -101,22 +100,8 @@ def _run(command: str, arguments: list[str]) -> None:
         run_command(command, arguments)
 
 
-def _take_value(arguments: list[str], *names: str) -> tuple[str | None, list[str]]:
-    """Returns the value of an option, the last one given, and the other arguments."""
-    found, others, rest = None, [], iter(arguments)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name not in names:
-            others.append(argument)
-            continue
-        found = value if equals else next(rest, "")
-        if not found or found.startswith("-"):
-            raise ConfigError(f"{name}: needs a value: {name} {'DIR' if 'd' in names[1] else 'NAME'}")
-    return found, others
-
-
 def _own_configuration(arguments: list[str], folder: str | None, name: str | None) -> AbstractContextManager[None]:
-    if folder is None and name is None and not any(each.startswith("hydra.searchpath=") for each in arguments):
+    if folder is None and name is None and not any(each.startswith("hydra.") for each in arguments):
         return nullcontext()
 
     from diffuse.config.compose import own_configuration

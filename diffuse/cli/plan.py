@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from diffuse.cli.options import MULTIRUN, YES
 from diffuse.cli.output import print_line, report_line
 from diffuse.config.quoting import quote_overrides
 from diffuse.config.request import draft_requests
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from diffuse.plan.totals import Totals
 
 _ANY_PROMPT = "a picture"  # where the user has named none: its length is all that matters
-_SWEEPS = ("-m", "--multirun")
-_YES = ("--yes", "-y")
 
 
 class PlanOptions(NamedTuple):
@@ -137,10 +136,10 @@ def _split(arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
             card = value if equals else next(rest, "")
             if not card:
                 raise ConfigError('--card: which card? such as --card "RTX 4090"')
-        elif argument in ("--json", *_SWEEPS, *_YES):
+        elif argument in ("--json", *MULTIRUN, *YES):
             flags.add(argument)
         elif argument.startswith("-"):
             raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
         else:
             overrides.append(argument)
-    return PlanOptions("--json" in flags, card, bool(flags & {*_SWEEPS}), bool(flags & {*_YES})), overrides
+    return PlanOptions("--json" in flags, card, bool(flags & {*MULTIRUN}), bool(flags & {*YES})), overrides

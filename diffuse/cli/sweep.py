@@ -9,7 +9,7 @@ from diffuse import tracking
 from diffuse.cli.hydra_main import run_hydra
 from diffuse.cli.output import report_error, report_line
 from diffuse.config.mistakes import explain_errors
-from diffuse.errors import ConfigError, DiffuseError, RunError
+from diffuse.errors import ConfigError, DiffuseError, RunError, is_wrong_request
 from diffuse.sweep.claim import release_folder
 from diffuse.sweep.folder import Sweep, open_sweep_folder
 from diffuse.sweep.interrupt import Interruption
@@ -75,7 +75,7 @@ def _make_report(sweep: Sweep, progress: SweepProgress, sheets: bool) -> list[Pa
 def _end_sweep(sweep: Sweep, progress: SweepProgress, report: Path | None) -> None:
     """Prints the summary and the failures. Raises an error where there are failures."""
     errors = [job.error for job in progress.failed if job.error is not None]
-    all_wrong = all(isinstance(e, DiffuseError) and e.exit_status == ConfigError.exit_status for e in errors)
+    all_wrong = all(map(is_wrong_request, errors))
     if reason := common_reason(progress.jobs):
         raise ConfigError(reason)
     if progress.jobs and not (all_wrong and len(errors) == len(progress.jobs)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from diffuse.cli.options import COMPLETION, FLAGS, HELP, VERSION, command_options
 from diffuse.errors import ConfigError
 
 # Other names of what is here, and what is written for them.
@@ -24,8 +25,6 @@ _REPLACED = {
     ("--info", "-i"): "--cfg job, --cfg hydra and --cfg all print the configuration",
     ("--experimental-rerun",): "diffuse reproduce makes a run again",
 }
-# After any other option a word may be its value, which the command reads itself.
-_WITHOUT_VALUE = ("-m", "--multirun", "-y", "--yes", "--dry-run", "--resolve")
 
 
 def check_words(arguments: Sequence[str], commands: Sequence[str]) -> None:
@@ -36,7 +35,8 @@ def check_words(arguments: Sequence[str], commands: Sequence[str]) -> None:
     """
     before = ""
     for word in arguments:
-        is_value, before = before.startswith("-") and before not in _WITHOUT_VALUE, word
+        # After any other option a word may be its value, which the command reads itself.
+        is_value, before = before.startswith("-") and before not in FLAGS, word
         if is_value or "=" in word or word.startswith(("-", "~")) or not word.strip():
             continue
         if word in commands:
@@ -55,7 +55,20 @@ def _near_command(word: str, commands: Sequence[str]) -> str:
     return f"did you mean {known[near[0]]}?" if near else f"the commands are {', '.join(commands)}"
 
 
-def near_option(name: str, options: Sequence[str]) -> str:
+def wrong_option(argument: str) -> ConfigError:
+    """Returns the error for an option that `generate` does not take as it is written, or where it stands."""
+    name, equals, _ = argument.partition("=")
+    if name in COMPLETION:
+        return ConfigError(f"{argument}: goes first and alone: diffuse {name} install=SHELL")
+    if equals and name in (*FLAGS, *HELP, VERSION):
+        return ConfigError(f"{argument}: takes no value; write {name} alone, or leave it out")
+    options = command_options("generate")
+    if name in options:
+        return ConfigError(f"{argument}: is given twice; leave one of them out")
+    return ConfigError(f"{argument}: there is no such option{_near_option(name, options)}")
+
+
+def _near_option(name: str, options: Sequence[str]) -> str:
     """Returns a clause that says what to write in place of an option that does not exist."""
     for names, hint in _REPLACED.items():
         if name in names:

@@ -20,7 +20,7 @@ from diffuse.config.inputs import check_input_fields
 from diffuse.config.mistakes import suggestion
 from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
-from diffuse.schedulers.options import check_options
+from diffuse.schedulers.options import check_options, without_end
 from diffuse.schema import COMPONENTS, PROMPT_FIELDS, REQUEST_FIELDS, SEED_LIMIT, PromptSyntax, RequestField
 
 # The room in which the class of each group must be: no other class is ever imported or called.
@@ -205,7 +205,7 @@ def _check_size(fields: Mapping[str, Any], config: ConfigValues) -> None:
 
 def given_steps(name: str, values: Sequence[float]) -> int:
     """Returns how many steps given timesteps or sigmas make; a sigma of 0 at the end is where the last one leads."""
-    return len(values) - (name == "sigmas" and len(values) > 1 and values[-1] == 0)
+    return len(without_end(values) if name == "sigmas" else values)
 
 
 def _check_given_steps(fields: Mapping[str, Any], steps: int | None) -> None:

@@ -59,13 +59,18 @@ def own_configuration(overrides: Sequence[str], folder: str | None = None, name:
     first = None if folder is None else existing_folder(folder, "--config-dir")
     folders = [*([] if first is None else [first]), *map(folder_of, places or ())]
     primary = None if name is None else _find_primary(name, folders)
+    typed = [each for each in overrides if each.startswith(f"{SEARCHPATH}=")][-1:]
     if primary is not None and places is None:
-        folders += _searchpath_of(primary)
+        written, found = _searchpath_of(primary)
+        folders += found
+        if any(place.removeprefix("file://").startswith("~") for place in written):  # which Hydra takes as it is
+            quoted = ",".join(f'"{place}"' for place in _absolute_places(written, found))
+            typed = [f"{SEARCHPATH}=[{quoted}]"]
     own = OwnConfig(
         first,
         None if name is None else name.removesuffix(".yaml"),
         tuple(folders),
-        tuple(quote_overrides([each for each in overrides if each.startswith(f"{SEARCHPATH}=")][-1:])),
+        tuple(quote_overrides(typed)),
         frozenset(each.partition("=")[0].lstrip("+") for each in overrides),
         read_own_files(folders, name, overrides, conf_dir(), GROUPS),
     )
@@ -90,18 +95,27 @@ def _find_primary(name: str, folders: Sequence[Path]) -> OwnFile | None:
     return read_own_file(path, name.rpartition("/")[0], False)
 
 
-def _searchpath_of(primary: OwnFile) -> list[Path]:
-    """Returns the folders that a primary configuration names in `hydra.searchpath`."""
+def _searchpath_of(primary: OwnFile) -> tuple[list[str], list[Path]]:
+    """Returns the places that a primary configuration names in `hydra.searchpath`, and their folders."""
     with explain_errors():
         places = OmegaConf.select(OmegaConf.load(primary.path), SEARCHPATH) or []
     where = f"{primary.path}:{primary.line(SEARCHPATH)}: {SEARCHPATH}"
     if not isinstance(places, Sequence) or isinstance(places, str):
         raise ConfigError(f"{where}={places}: should be a list of folders")
-    folders = [folder_of(str(place)) for place in places]
+    try:
+        folders = [folder_of(str(place)) for place in places]
+    except ConfigError as error:
+        raise ConfigError(f"{primary.path}:{primary.line(SEARCHPATH)}: {error}") from None
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{where}: {folder}: there is no such folder")
-    return [folder.absolute() for folder in folders]
+    return [str(place) for place in places], [folder.absolute() for folder in folders]
+
+
+def _absolute_places(places: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Returns places as Hydra takes them: a package as it is written, a folder without `~`."""
+    pairs = zip(places, folders, strict=True)
+    return [place if place.startswith("pkg://") else f"file://{folder}" for place, folder in pairs]
 
 
 def _check_primary(primary: OwnFile, own: OwnConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -20,9 +21,11 @@ from hydra.core.utils import JobRuntime
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.config.own import SEARCHPATH, OwnConfig, own_config, use_own_config
+from diffuse.config.own import OwnConfig, own_config, use_own_config, with_own_places
+from diffuse.config.own_files import read_own_files
 from diffuse.config.root import Config
 from diffuse.config.turns import TurnLock
+from diffuse.errors import ConfigError
 from diffuse.schema import (
     HardwareConfig,
     MemoryProfileConfig,
@@ -88,16 +91,36 @@ def group_options(group: str) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
-def load_group(group: str) -> dict[str, Any]:
+class LoadedGroup(dict[str, Any]):
+    """The options of a group by name.
+
+    One of the user's that has a mistake is left out, but its name is known, and choosing it raises the error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mistakes: dict[str, ConfigError] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.mistakes
+
+    def __missing__(self, name: str) -> Any:
+        raise self.mistakes.get(name) or KeyError(name)
+
+
+def load_group(group: str) -> LoadedGroup:
     """Returns each option of a group as the group's dataclass, such as MemoryProfileConfig for `memory_profile`.
 
     `model=auto` is left out, which stands for the others.
     """
-    loaded = {}
+    loaded = LoadedGroup()
     for name in group_options(group):
         file = conf_dir() / group / f"{name}.yaml"
         if not file.is_file():
-            loaded[name] = _load_own_option(group, name)
+            try:
+                loaded[name] = _load_own_option(group, name)
+            except ConfigError as error:  # of no concern to a command that does not choose it
+                loaded.mistakes[name] = error
             continue
         raw = cast(DictConfig, OmegaConf.load(file))
         raw.pop("defaults", None)
@@ -108,13 +131,27 @@ def load_group(group: str) -> dict[str, Any]:
 
 
 def _load_own_option(group: str, name: str) -> Any:
-    """Returns an option of the user's as the group's dataclass, with its defaults, and named as its file is."""
+    """Returns an option of the user's as the group's dataclass, with its defaults, and named as its file is.
+
+    Raises:
+        ConfigError: its file has a mistake, or one of its defaults; the message names the file.
+    """
     from diffuse.config.mistakes import explain_errors  # which needs this module
 
-    with explain_errors():
-        cfg = compose_quoted([f"{group}={name}"])
-        cfg[group].name = name
-        return OmegaConf.to_object(cfg[group])
+    own = own_config()
+    choice = f"{group}={name}"
+    read = read_own_files(own.folders, None, [choice], conf_dir(), GROUPS)
+    # The command's own overrides do not hold here, and so hide none of the file's mistakes.
+    with use_own_config(replace(own, names=frozenset(), files={**own.files, **read})):
+        try:
+            with explain_errors():
+                cfg = compose_quoted([choice])
+                cfg[group].name = name
+                return OmegaConf.to_object(cfg[group])
+        except ConfigError as error:
+            if any(str(error).startswith(str(file.path)) for file in read.values()):
+                raise
+            raise ConfigError(f"{read[choice.replace('=', '/')].path}: {error}") from error
 
 
 def load_yaml(name: str) -> DictConfig:
@@ -128,9 +165,8 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
     """
     own = own_config()
-    places = () if any(each.startswith(f"{SEARCHPATH}=") for each in overrides) else own.overrides
     with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(own.name or CONFIG_NAME, overrides=[*places, *overrides], return_hydra_config=hydra)
+        return compose(own.name or CONFIG_NAME, overrides=with_own_places(overrides), return_hydra_config=hydra)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffuse.config.groups import GROUPS, default_values, group_options, known_keys
 from diffuse.config.own import own_config
 from diffuse.config.own_files import find_own_file, marked_message
-from diffuse.errors import ConfigError
+from diffuse.errors import ConfigError, raised_in
 
 _DEFAULTS = re.compile(
     r"Multiple values for (\S+?)\.|You must specify '([^']+)'|Could not override '([^']+)'\. No match|"
@@ -40,7 +39,7 @@ def explain_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
         raise ConfigError(marked_message(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         is_known = isinstance(error, HydraException | OmegaConfBaseException)
-        if not is_known and not _is_raised_in_hydra(error):  # no mistake of the user's
+        if not is_known and not raised_in(error, "hydra", "omegaconf"):  # no mistake of the user's
             raise
         explained = _shape_mistake(str(error)) or f"{_place(error)}{_explain(error, overrides)}"
         raise ConfigError(explained) from error
@@ -122,12 +121,6 @@ def _shape_mistake(message: str) -> str:
         if fault and file is not None:
             return f"{file.path}:{line}: {key}: {fault}"
     return ""
-
-
-def _is_raised_in_hydra(error: Exception) -> bool:
-    """Returns whether Hydra or OmegaConf raised an error, of a type that anything else may raise too."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("hydra", "omegaconf")
 
 
 def suggestion(name: str, names: Sequence[str], otherwise: str = "") -> str:

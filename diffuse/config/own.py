@@ -37,7 +37,7 @@ class OwnConfig:
     folders: tuple[Path, ...] = ()
     """All of them, in the order in which Hydra searches them."""
     overrides: tuple[str, ...] = ()
-    """The override of `hydra.searchpath`, where there is one."""
+    """The override of `hydra.searchpath`, where there is one, or where the primary configuration writes `~` in it."""
     names: frozenset[str] = frozenset()
     """The names of all overrides, which go before what the files have."""
     files: Mapping[str, OwnFile] = field(default_factory=dict)
@@ -50,6 +50,12 @@ _own: ContextVar[OwnConfig] = ContextVar("own_config", default=OwnConfig())  # n
 def own_config() -> OwnConfig:
     """Returns the user's own configuration that holds here; an empty one where there is none."""
     return _own.get()
+
+
+def with_own_places(overrides: Sequence[str]) -> list[str]:
+    """Returns overrides in Hydra's grammar with that of `hydra.searchpath` that holds here, unless they have one."""
+    has_places = any(each.startswith(f"{SEARCHPATH}=") for each in overrides)
+    return [*(() if has_places else own_config().overrides), *overrides]
 
 
 @contextmanager
@@ -135,7 +141,7 @@ def folder_of(place: str) -> Path:
     """
     scheme, marks, rest = place.partition("://")
     if scheme != "pkg":
-        return Path(rest if marks else place)
+        return user_path(rest if marks else place, SEARCHPATH)
     name = rest.replace("/", ".").strip(".")
     try:
         spec = importlib.util.find_spec(name)

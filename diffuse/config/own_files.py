@@ -18,6 +18,7 @@ _PACKAGE = re.compile(r"\s*#\s*@\s*package\b(.*)")
 _HEADER = re.compile(r"\s*#\s*@")
 _OPTION = re.compile(r"[\w./-]+")
 _GLOBAL, _GROUP = "_global_", "_group_"
+# `tracking.name` says how runs are kept, not which option was chosen: everything that tracks asks for one of these.
 _TRACKING = ("mlflow", "none")
 _NEEDS_GLOBAL = "begin it with the line `# @package _global_`, so that its values are those of the whole configuration"
 

@@ -19,6 +19,7 @@ VARIABLES = {
     "experiment": ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"),
     "run_name": ("MLFLOW_RUN_NAME",),
 }
+TRACKING_VARIABLES = tuple(variable for variables in VARIABLES.values() for variable in variables)
 _EXPERIMENT_CHARACTERS = 500  # MLflow's own limit
 
 
@@ -49,7 +50,7 @@ def tracking_settings(cfg: Any) -> TrackingSettings:
     Raises:
         ConfigError: MLflow would refuse the name of the experiment.
     """
-    given = _environment()
+    given = tracking_environment()
     origins: dict[str, str] = {}
     values: dict[str, str] = {}
     for name, variables in VARIABLES.items():
@@ -85,7 +86,7 @@ def tracking_record(cfg: Any) -> tuple[dict[str, str | None], dict[str, str]]:
 
     The second is of those fields alone of which the environment says something.
     """
-    settings, given = tracking_settings(cfg), _environment()
+    settings, given = tracking_settings(cfg), tracking_environment()
     values = {"uri": settings.uri, "experiment": settings.experiment, "run_name": settings.run_name}
     origins = {}
     for name, variables in VARIABLES.items():
@@ -101,13 +102,8 @@ def tracking_record(cfg: Any) -> tuple[dict[str, str | None], dict[str, str]]:
 
 
 def tracking_environment() -> dict[str, str]:
-    """Returns the variables that say where runs are recorded, for a process on another machine."""
-    return _environment()
-
-
-def _environment() -> dict[str, str]:
-    """Returns MLflow's variables that are set. An empty one is as none, as it is to MLflow."""
-    values = {variable: os.environ.get(variable, "").strip() for names in VARIABLES.values() for variable in names}
+    """Returns MLflow's variables that are set, which say where runs are recorded. An empty one is as none."""
+    values = {variable: os.environ.get(variable, "").strip() for variable in TRACKING_VARIABLES}
     return {variable: value for variable, value in values.items() if value}
 
 

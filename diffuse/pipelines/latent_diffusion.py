@@ -66,6 +66,14 @@ class EncodedPrompts(NamedTuple):
     warnings: list[str]  # one for each prompt that was cut
 
 
+# What denoisers of other pipelines are shown beside the latents, by its channels.
+_EXTRA_CHANNELS = {
+    1: "a map of a picture's depth, as StableDiffusionDepth2ImgPipeline gives it",
+    3: "a small picture to enlarge, as StableDiffusionUpscalePipeline gives it",
+    4: "a picture's own, as StableDiffusionInstructPix2PixPipeline gives them",
+}
+
+
 class LatentDiffusion(DiffusionPipeline):
     """A checkpoint with an image autoencoder and a U-Net.
 
@@ -362,7 +370,7 @@ class LatentDiffusion(DiffusionPipeline):
 
     def _check_channels(self) -> None:
         unet, vae = self.unet_config, self.vae_config
-        shown = unet2d_condition.SHOWN.get(unet.in_channels - vae.latent_channels)
+        shown = _EXTRA_CHANNELS.get(unet.in_channels - vae.latent_channels)
         if shown and unet.out_channels == vae.latent_channels:
             taken = f"the unet takes {unet.in_channels} channels: the latents, and {shown}"
             raise CheckpointError(f"{self.checkpoint.source}: {taken}; that is not implemented, use another checkpoint")

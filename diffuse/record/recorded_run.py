@@ -80,7 +80,7 @@ def recorded_run(record: Any, label: str, files: Mapping[int, Path] | None = Non
         ConfigError: it is no record, or of a run that did not end.
     """
     check_record(record, label)
-    if "images" not in record:
+    if not record.get("images"):
         if "image" in record:
             index = record["image"]["index"]
             return RecordedRun(label, record, {index: record["image"]["pixels_sha256"]})

@@ -144,14 +144,16 @@ def _run(
 def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None] | None] = ()) -> list[PipelineOutput]:
     """Calls the pipeline once for `runs` that differ in their seeds alone. Returns the output of each."""
     first = runs[0]
+    sources = [part for each in first.opened.checkpoints for part in (each, *each.parts.values())]
+    folders = {part.path("model_index.json").parent for part in sources}
 
     def call_all(step: Step) -> None:
-        check_mapped_files()
+        check_mapped_files(folders)
         for callback in on_step:
             if callback is not None:
                 callback(step)
 
-    check_mapped_files()  # of a pipeline that was used before
+    check_mapped_files(folders)  # of a pipeline that was used before
     hardware.apply(first.opened.hardware)
     if has_budget(first.cfg):
         from diffuse.plan.recorded import program_bytes

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +36,7 @@ class Sampler(Stepper, Protocol):
 
     num_train_timesteps: int
     label: ClassVar[str]  # the name that picture viewers know
+    takes_sigmas: ClassVar[bool]  # as the argument `sigmas` of `set_timesteps`
 
     @property
     def init_noise_sigma(self) -> float: ...
@@ -44,6 +44,19 @@ class Sampler(Stepper, Protocol):
         self, num_inference_steps: int, timesteps: Sequence[int] | None = None, *, skip: int = 0
     ) -> None: ...
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
+
+
+class _TakesSigmas(Sampler, Protocol):
+    """A sampler that takes sigmas too."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[int] | None = None,
+        *,
+        sigmas: Sequence[float] | None = None,
+        skip: int = 0,
+    ) -> None: ...
 
 
 def set_timesteps(sampler: Sampler, request: GenerationRequest, *, skip: int = 0) -> None:
@@ -54,9 +67,8 @@ def set_timesteps(sampler: Sampler, request: GenerationRequest, *, skip: int = 0
     """
     if request.sigmas is None:
         sampler.set_timesteps(request.num_inference_steps, request.timesteps, skip=skip)
-    elif "sigmas" in inspect.signature(sampler.set_timesteps).parameters:
-        visit: Any = sampler.set_timesteps
-        visit(request.num_inference_steps, sigmas=request.sigmas, skip=skip)
+    elif sampler.takes_sigmas:
+        cast(_TakesSigmas, sampler).set_timesteps(request.num_inference_steps, sigmas=request.sigmas, skip=skip)
     else:
         raise ConfigError(f"sigmas: {sampler.label} visits timesteps; give timesteps, or take another scheduler")
 

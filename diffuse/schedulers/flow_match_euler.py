@@ -53,6 +53,7 @@ class FlowMatchEuler:
     notes: ClassVar[tuple[str, ...]] = ()
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     calls_per_step: ClassVar[int] = 1
+    takes_sigmas: ClassVar[bool] = True
 
     init_noise_sigma: ClassVar[float] = 1.0
 

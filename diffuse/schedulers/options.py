@@ -15,7 +15,14 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 _MOST_TIMESTEPS = 100_000  # of a hundred times as many as models have, tables would fill the memory
 
+ALIGN_YOUR_STEPS = ("sd", "sdxl")  # models that there is a table for
+
 Check = Callable[[Any], str | None]  # a value -> what it should be, None if it is right
+
+
+def without_end(sigmas: Sequence[float]) -> Sequence[float]:
+    """Returns given sigmas without a 0 at the end, which is no step: it is where the last one leads."""
+    return sigmas[:-1] if len(sigmas) > 1 and sigmas[-1] == 0 else sigmas
 
 
 def check_options(options: Mapping[str, Any], choices: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -103,7 +110,7 @@ _CHECKS: dict[str, Check] = {
     "use_exponential_sigmas": _truth,
     "use_beta_sigmas": _truth,
     "use_lu_lambdas": _truth,
-    "align_your_steps": _one_of("sd", "sdxl"),
+    "align_your_steps": _one_of(*ALIGN_YOUR_STEPS),
     "sigma_min": _number(0, above=True),
     "sigma_max": _number(0, above=True),
     "final_sigmas_type": _one_of("zero", "sigma_min"),

@@ -56,6 +56,7 @@ class DiscreteSampler:
     refused: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_signal: ClassVar[bool] = True  # whether each step needs to know the original
     calls_per_step: ClassVar[int] = 1  # of the model
+    takes_sigmas: ClassVar[bool] = False  # in place of timesteps
 
     @property
     def init_noise_sigma(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ class SigmaSampler(DiscreteSampler):
 
     After `set_timesteps`, `sigmas` has one more entry than there are steps: the sigma that the last one leads to.
     """
+
+    takes_sigmas: ClassVar[bool] = True
 
     timestep_spacing: str = "linspace"
     use_karras_sigmas: bool = False
@@ -83,10 +86,10 @@ class SigmaSampler(DiscreteSampler):
         """Returns the timesteps, with fractions, and sigmas that the caller chose, both `[S]`, without a 0 at the end.
 
         Raises:
-            ConfigError: they do not fall, or an option spaces sigmas too.
+            ConfigError: they do not fall, begin above those of training, or an option spaces sigmas too.
         """
         refuse_spacing(self, "sigmas")
-        sigmas = check_sigmas(values)
+        sigmas = check_sigmas(values, float(self.schedule[-1]))
         return interpolate_timesteps(sigmas, self.schedule), sigmas
 
     def set_steps(self, timesteps: np.ndarray, sigmas: np.ndarray, final: float, skip: int) -> None:

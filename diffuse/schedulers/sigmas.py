@@ -16,10 +16,12 @@ import numpy as np
 from torch import Tensor
 
 from diffuse.errors import ConfigError
+from diffuse.schedulers.options import ALIGN_YOUR_STEPS, without_end
 
 Spacing = Callable[[int, float, float], np.ndarray]  # steps, largest, smallest -> sigmas
 
 _RHO = 7.0  # Karras et al., 2022, section 3
+_BEYOND = 1.01  # published lists of sigmas round the largest up
 _BETA = 0.6  # both parameters, as in the reference
 
 
@@ -97,11 +99,11 @@ def beta_quantiles(p: np.ndarray) -> np.ndarray:
 
 
 # By the model that they were found for: sigmas of ten steps, and the one that these lead to.
-_ALIGN_YOUR_STEPS: dict[str, tuple[float, ...]] = {
-    "sd": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-}
-ALIGN_YOUR_STEPS = tuple(_ALIGN_YOUR_STEPS)
+_TABLES = (
+    (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+)
+_ALIGN_YOUR_STEPS = dict(zip(ALIGN_YOUR_STEPS, _TABLES, strict=True))
 
 
 def align_your_steps(steps: int, largest: float, smallest: float, *, model: str) -> np.ndarray:
@@ -146,27 +148,29 @@ def spacing_options(sampler: Any) -> list[str]:
     return [name for name in SPACINGS if getattr(sampler, name, False)]  # Lu's is not every sampler's
 
 
-def refuse_spacing(sampler: Any, given: str) -> None:
-    """Refuses `given`, timesteps or sigmas, beside an option that spaces the sigmas.
+def refuse_spacing(sampler: Any, values: str) -> None:
+    """Refuses `values`, timesteps or sigmas, beside an option that spaces the sigmas.
 
     Raises:
         ConfigError: there is one.
     """
     for name in spacing_options(sampler):
-        raise ConfigError(f"{given} are given and scheduler.{name} is true; leave one of the two out")
+        raise ConfigError(f"{values} are given and scheduler.{name} is true; leave one of the two out")
     if getattr(sampler, "align_your_steps", None) is not None:
-        raise ConfigError(f"{given} are given and scheduler.align_your_steps is set; leave one of the two out")
+        raise ConfigError(f"{values} are given and scheduler.align_your_steps is set; leave one of the two out")
 
 
-def check_sigmas(values: Sequence[float]) -> np.ndarray:
+def check_sigmas(values: Sequence[float], largest: float) -> np.ndarray:
     """Checks sigmas that the caller chose, and returns them as float64 `[S]`, without a 0 at the end.
 
     Raises:
-        ConfigError: they do not fall, or one is not above 0.
+        ConfigError: they do not fall, one is not above 0, or the first is above `largest`, that of training.
     """
-    values = list(values[:-1] if values and values[-1] == 0 else values)
+    values = without_end(values)
     if not values or not all(math.isfinite(value) and value > 0 for value in values) or not _falls(values):
         raise ConfigError(f"sigmas={[*values]}: should fall and be above 0, but for a 0 at the end")
+    if values[0] > largest * _BEYOND:
+        raise ConfigError(f"sigmas={[*values]}: this model was trained up to {largest:.4g}; begin there or below")
     return np.asarray(values, np.float64)
 
 

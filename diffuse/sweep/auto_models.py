@@ -45,9 +45,9 @@ def resolve_swept_models(overrides: Sequence[str]) -> list[str]:
         options = {source: read_option(source, overrides) for source in sources}
         if models == [_NAME] and len(set(options.values())) == 1:
             return [f"{_MODEL}={options[sources[0]]}" if line == typed[_MODEL] else line for line in overrides]
-        base = _sweeper(overrides)
-        groups = read_zip(base.zip) if "zip" in base else []
-    if "zip" not in base:
+        sweeper = _sweeper(overrides)
+        groups = read_zip(sweeper.zip) if "zip" in sweeper else []
+    if "zip" not in sweeper:
         raise ConfigError(f"{typed[_MODEL]}: several models that auto reads need hydra/sweeper=basic, which pairs them")
     together = next((group for group in groups if _SOURCE in group), None)
     if any(_MODEL in group for group in groups if group is not together):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft
-from diffuse.errors import DiffuseError
+from diffuse.errors import is_wrong_request
 
 LEVELS = 3  # of what jobs have in common: the models, the texts, the rest
 _NAME_CHARACTERS = 50  # of a run
@@ -68,6 +68,5 @@ def sort_jobs(jobs: Sequence[Job]) -> list[Job]:
 def common_reason(jobs: Sequence[Job]) -> str | None:
     """Returns why all of these jobs are wrong requests, where it is the same of all; None otherwise."""
     errors = [job.error for job in jobs if job.status is not JobStatus.DUPLICATE]
-    is_wrong = all(isinstance(each, DiffuseError) and each.exit_status == DiffuseError.exit_status for each in errors)
     reasons = {str(error) for error in errors}
-    return reasons.pop() if is_wrong and len(reasons) == 1 else None
+    return reasons.pop() if all(map(is_wrong_request, errors)) and len(reasons) == 1 else None

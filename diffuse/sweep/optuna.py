@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config import objective
-from diffuse.errors import ConfigError
+from diffuse.errors import ConfigError, raised_in
 from diffuse.media.images import InputImageCache
 from diffuse.sweep.launcher import require_package
 from diffuse.terminal import say
@@ -67,7 +66,7 @@ class OptunaSweeper(Sweeper):
         try:
             self.inner.sweep(arguments)
         except (TypeError, ValueError) as error:
-            if not _is_raised_in_optuna(error):
+            if not raised_in(error, "optuna"):
                 raise
             if "No trials are completed" not in str(error):  # a range or an option of the sampler is wrong
                 raise ConfigError(f"hydra/sweeper=optuna: {error}") from error
@@ -88,11 +87,6 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     rate = settings["max_failure_rate"]
     if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
         raise ConfigError(f"hydra.sweeper.max_failure_rate={rate}: should be a number from 0 to 1")
-
-
-def _is_raised_in_optuna(error: Exception) -> bool:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).partition(".")[0] == "optuna"
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,8 @@ import re
 import urllib.parse
 from configparser import ConfigParser
 from configparser import Error as ParseError
-from pathlib import Path
+
+from diffuse.paths import user_path
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # MLflow's own
 _PLUGINS = "mlflow.tracking_store"  # the entry points of what is installed beside it
@@ -49,7 +50,7 @@ def _without_databricks(profile: str) -> str | None:
     """Returns what is wrong where nothing says how to log in there: no variable, and no profile of a file."""
     if not profile and any(name.startswith("DATABRICKS_") and value for name, value in os.environ.items()):
         return None
-    file = Path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg").expanduser()
+    file = user_path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg", "DATABRICKS_CONFIG_FILE")
     parser = ConfigParser(interpolation=None)
     try:
         with file.open(encoding="utf-8") as stream:

@@ -46,7 +46,7 @@ def repoint_artifacts(file: Path) -> None:
                     )
             connection.execute("COMMIT")
     except sqlite3.Error as error:  # no store of MLflow's, which opening it says; or read-only
-        log.warning("%s was moved, and its runs still point to their files' old place: %s", file, error)
+        log.warning("%s: where its runs' files are could not be updated: %s", file, error)
 
 
 def _locations(connection: sqlite3.Connection) -> list[str]:

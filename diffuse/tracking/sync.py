@@ -59,13 +59,13 @@ def _deliver(
     claim = journal.claim(spool, wait=_WAIT_SECONDS)
     if claim is None:  # the other process has delivered it; or it takes long, and the runs are there still
         if count := len(journal.run_files(spool)):
-            say(f"{_runs(count)} left to the process that delivers them; if there is none, is {spool} writable?")
+            say(f"{_runs(count)} left to another process, which delivers them; if there is none, make {spool} writable")
         return count
     store: Store | None = None
     try:
         store = journal.destination(spool, configured)
         wrong = address_error(store.uri) if store is not None and store.file is None else None
-        if wrong is not None and store is not None:
+        if store is not None and wrong is not None:
             raise ValueError(f"{store.public_uri} {wrong}")
     except (OSError, ValueError) as error:
         if not is_uri_given:

@@ -18,11 +18,12 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 LOCK_SECONDS = 90  # for another process to create or upgrade the store
 _UPGRADE_SECONDS = 3600  # of a large store
 _MIGRATION = re.compile(r"^(down_)?revision\b[^=\n]*=(.*)$", re.MULTILINE)
+_BACKGROUND = "(Background on this error"  # SQLAlchemy ends each of its errors with a link
 _notes: list[str] = []  # for the user
 
 
@@ -42,9 +43,14 @@ def upgrade_store(file: Path) -> None:
         UnusableStore: it is a newer MLflow's, or cannot be upgraded, and is as it was.
     """
     if store_age(file) == "older":
-        with store_lock(file):
-            if store_age(file) == "older":
-                _upgrade(file)
+        try:
+            with store_lock(file):
+                if store_age(file) == "older":
+                    _upgrade(file)
+        except Timeout as error:
+            raise UnusableStore("is being upgraded by another process, which takes long; try again later") from error
+        except OSError as error:
+            raise UnusableStore(f"is an older MLflow's, and its folder cannot be written: {error.strerror}") from error
     if store_age(file) == "newer":
         raise UnusableStore(newer_line(_revision(file)))
 
@@ -102,9 +108,9 @@ def _upgrade(file: Path) -> None:
             with closing(sqlite3.connect(copy)) as upgraded:
                 upgraded.backup(store)
     except (OSError, sqlite3.Error, subprocess.SubprocessError, UnusableStore) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_BACKGROUND)]
         reason = lines[-1].strip() if lines else type(error).__name__
-        if "locked" in reason:
+        if "locked" in str(error):
             reason = "another program uses it; end that one, such as an older diffuse ui"
         raise UnusableStore(
             f"is an older MLflow's, could not be upgraded from its schema {revision}, and is as it was: {reason}"

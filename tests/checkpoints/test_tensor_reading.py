@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 import diffuse
 from diffuse.checkpoints.tensor_reading import check_mapped_files
 from diffuse.checkpoints.weights import load_weights
+from diffuse.config.groups import TINY
 from diffuse.errors import CheckpointError
 
 
@@ -91,6 +93,9 @@ def test_a_file_that_is_cut_while_it_is_mapped(left: int, tmp_path: Path) -> Non
     os.truncate(path, left)
     with pytest.raises(CheckpointError, match="was cut short while it was in use; copy or download it again"):
         check_mapped_files()
+    with pytest.raises(CheckpointError, match="was cut short"):
+        check_mapped_files({tmp_path / "other", found.path("model_index.json").parent})
+    check_mapped_files({tmp_path / "other", path.parent / "none"})  # another model goes on
     del module  # and with it the tensors
     check_mapped_files()
 
@@ -107,7 +112,8 @@ def test_a_file_that_is_replaced_or_grows_harms_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_looks_at_its_files_between_the_steps(tmp_path: Path) -> None:
-    path, found = large(tmp_path)
+    model = shutil.copytree(TINY, tmp_path / "model")
+    path, found = large(model / "large")  # a file of the model's, of tensors that are not small
     module = load_weights(build, found, "unet", device="cpu", dtype=torch.float32)
     steps: list[int] = []
 
@@ -117,7 +123,7 @@ def test_a_run_looks_at_its_files_between_the_steps(tmp_path: Path) -> None:
 
     for already_made in (1, 0):  # at the second step; and of another run before its first
         with pytest.raises(CheckpointError, match="was cut short while it was in use") as caught:
-            diffuse.txt2img("a", seed=1, num_inference_steps=4, hardware="cpu", progress=False, on_step=cut)
+            diffuse.txt2img("a", model=model, seed=1, num_inference_steps=4, hardware="cpu", on_step=cut)
         assert caught.value.exit_status == 2 and len(steps) == already_made
         steps.clear()
     del module

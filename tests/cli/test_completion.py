@@ -29,7 +29,17 @@ LINES: dict[str, tuple[set[str], set[str]]] = {
     "diffuse --config-d": ({"--config-dir"}, set()),
     "diffuse --cfg ": ({"job", "hydra", "all"}, {"model="}),
     "diffuse download --y": ({"--yes"}, {"--dry-run"}),
+    "diffuse plan --": ({"--json", "--card", "--yes", "--multirun", "--help", "--config-dir"}, {"--measure", "--cfg"}),
+    "diffuse plan -": ({"-m", "-y"}, {"-c"}),
+    "diffuse doctor --m": ({"--measure"}, {"--multirun"}),
+    "diffuse compare --": ({"--x", "--no-sheets", "--help"}, {"--json"}),
+    "diffuse sync --": ({"--help", "--config-name"}, {"--yes", "--json"}),
     "diffuse --config-dir my model=m": ({"model=mine"}, set()),
+    "diffuse -cd my model=m": ({"model=mine"}, set()),
+    "diffuse -cd=my plan model=m": ({"model=mine"}, set()),
+    "diffuse -cd my pl": ({"plan"}, set()),
+    "diffuse --config-dir my -cn start model.n": ({"model.name="}, {"model.mine="}),
+    "diffuse output.name=--config-dir model=ti": ({"model=tiny"}, set()),
     "diffuse hydra.searchpath=[my] model=m": ({"model=mine"}, set()),
     "diffuse --config-dir=nosuch model=": (set(), set()),
     "diffuse compare outputs": (set(), {"output.dir="}),
@@ -40,6 +50,7 @@ LINES: dict[str, tuple[set[str], set[str]]] = {
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "my" / "model").mkdir(parents=True)
     (tmp_path / "my" / "model" / "mine.yaml").write_text("defaults: [tiny, _self_]\n")
+    (tmp_path / "my" / "start.yaml").write_text("defaults: [config, override model: mine, _self_]\n")
     return tmp_path
 
 

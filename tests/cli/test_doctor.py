@@ -18,11 +18,14 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tracked_runs import settings
 
 from diffuse.cli import doctor
 from diffuse.device import host
 from diffuse.device.gpus import GIB
+from diffuse.errors import ConfigError
 from diffuse.schema import Cleanup, HardwareConfig, MemoryProfileConfig, ModelConfig
+from diffuse.tracking.store import Store
 
 PROFILES = {
     "auto": MemoryProfileConfig(name="auto"),
@@ -75,7 +78,7 @@ def text_of(
     tracking: str | None = None, nvml: Any = None, config: HardwareConfig | None = None, width: int = 80
 ) -> str:
     stream = io.StringIO()
-    rendered = doctor.report(MODELS, PROFILES, tracking, nvml=nvml or NoCard(), config=config)
+    rendered = doctor.report(MODELS, PROFILES, tracking and settings(tracking), nvml=nvml or NoCard(), config=config)
     Console(file=stream, width=width).print(rendered)
     return stream.getvalue()
 
@@ -177,13 +180,27 @@ def test_a_store_that_is_there(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE runs (run_uuid TEXT)")
         connection.execute("INSERT INTO runs VALUES ('x')")
         connection.commit()
-    assert tracking(f"sqlite:///{tmp_path}/a b#.db").endswith("there, 1 run")
+    for scheme, query in (
+        ("sqlite", ""),
+        ("sqlite", "?timeout=60"),
+        ("sqlite+pysqlite", ""),
+        ("sqlite+pysqlite", "?x=1"),
+    ):
+        uri = f"{scheme}:///{tmp_path}/a b#.db{query}"
+        assert tracking(uri) == f"{uri}: there, 1 run"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///:memory:", "sqlite:x.db", "file:x", "postgres://someone:secret@a/b"])
+def test_an_address_that_can_hold_no_runs_is_called_what_a_run_calls_it(uri: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Store.from_config(settings(uri))
+    assert tracking(uri) == str(refused.value) and "secret" not in tracking(uri)
 
 
 def test_a_file_that_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("hello " * 100)
     assert "is no MLflow store" in tracking(f"sqlite:///{tmp_path}/notes.db")
-    assert "no longer opens" in tracking(str(tmp_path))
+    assert f"tracking.uri={tmp_path} can hold no runs; use sqlite:///FILE" in tracking(str(tmp_path))
 
 
 @pytest.fixture

@@ -56,3 +56,27 @@ def test_a_mistyped_option(option: str, tmp_path: Path) -> None:
     done = diffuse(option, "prompt=x", cwd=tmp_path)
     assert (done.status, done.out) == (2, "")
     assert f"{option}: there is no such option; " in done.err and OPTIONS[option] in done.err
+
+
+MISPLACED = {
+    ("prompt=x", "--shell-completion", "install=bash"): "--shell-completion: goes first and alone",
+    ("prompt=x", "-sc", "install=bash"): "-sc: goes first and alone",
+    ("prompt=x", "--shell-completion=install"): "--shell-completion=install: goes first and alone",
+    ("--hydra-help=3",): "--hydra-help=3: takes no value",
+    ("prompt=x", "--yes=no"): "--yes=no: takes no value",
+    ("prompt=x", "-y=no"): "-y=no: takes no value",
+    ("prompt=x", "--dry-run=x"): "--dry-run=x: takes no value",
+    ("prompt=x", "-m=2"): "-m=2: takes no value",
+    ("prompt=x", "--multirun="): "--multirun=: takes no value",
+    ("--cfg", "job", "--resolve=1"): "--resolve=1: takes no value",
+    ("--help=seed",): "--help=seed: takes no value",
+    ("--junit", "a.xml", "--junit", "b.xml"): "--junit: is given twice",
+}
+
+
+@pytest.mark.parametrize("arguments", MISPLACED)
+def test_an_option_in_a_wrong_place_or_with_a_value(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = diffuse(*arguments, cwd=tmp_path)
+    assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert done.err.startswith(f"diffuse: {MISPLACED[arguments]}"), done.err
+    assert list(tmp_path.iterdir()) == []

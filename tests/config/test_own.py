@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -214,6 +215,25 @@ def test_a_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(*arguments, "model=mine", "--cfg", "job", "-p", "model.name", cwd=folder / "my conf").out == "mine\n"
 
 
+@pytest.mark.parametrize("place", ["~/my conf", "file://~/my conf"])
+def test_a_home_folder_in_a_primary_configuration(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "first").mkdir()
+    (folder / "first" / "main.yaml").write_text(
+        f"defaults: [config, override model: mine, _self_]\nhydra:\n  searchpath: ['{place}']\n"
+    )
+    chosen = ("--config-dir", "first", "--config-name", "main", "--cfg", "job", "-p", "model.name")
+    done = run(*chosen, cwd=folder)
+    assert (done.out, done.err) == ("mine\n", "")
+    with own_configuration([], str(folder / "first"), "main"):
+        cfg = compose_with_hydra(["memory_profile=lean"])
+        assert (cfg.model.name, cfg.memory_profile.name) == ("mine", "lean")
+        assert own_config_of(cfg.hydra.runtime.config_sources).folders == (folder / "first", folder / "my conf")
+    (folder / "first" / "main.yaml").write_text("defaults: [config]\nhydra:\n  searchpath: ['~nosuchuser/conf']\n")
+    err = diffuse(*chosen, cwd=folder).err
+    assert "there is no user nosuchuser" in err and "main.yaml:3: hydra.searchpath=~nosuchuser/conf" in err
+
+
 def test_it_holds_for_the_block_alone(folder: Path) -> None:
     with own_configuration([], str(folder / "my conf")):
         assert "lean" in group_options("memory_profile") and load_group("memory_profile")["lean"].name == "lean"
@@ -245,3 +265,39 @@ def test_places_that_are_not_there(arguments: tuple[str, ...], folder: Path) -> 
     assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert PLACES[arguments] in done.err
     assert [path.name for path in folder.iterdir()] == ["my conf"]
+
+
+# own options with a mistake -> what is said of it
+BROKEN = {
+    ("memory_profile", "defaults: [nothere, _self_]\n"): "half.yaml:1: memory_profile=nothere: there is no such",
+    ("memory_profile", "defaults: [auto, _self_]\nhalf: perhaps\n"): "half.yaml:2: memory_profile.half",
+    ("memory_profile", "defaults: [auto, _self_]\nhalff: true\n"): "half.yaml:2: ",
+    ("memory_profile", "- a list\n"): "half.yaml:1: holds a list",
+    ("model", "defaults: [tiny, _self_]\nmin_vram_gib: 3\n"): "half.yaml:2: model.min_vram_gib",
+    ("model", "a: [\n"): "half.yaml:2: is no YAML",
+}
+
+
+@pytest.mark.parametrize(("group", "text"), BROKEN)
+def test_a_mistake_in_a_file_that_is_not_chosen(group: str, text: str, folder: Path) -> None:
+    said = BROKEN[group, text]
+    (folder / "my conf" / group / "half.yaml").write_text(text)
+    with own_configuration([f"{group}.half=true"], str(folder / "my conf")):
+        options = load_group(group)
+    assert "half" in options and "half" not in [*options] and "nosuch" not in options
+    with pytest.raises(ConfigError, match=re.escape(f"{folder}/my conf/{group}/{said}")):
+        options["half"]
+    with pytest.raises(KeyError):
+        options["nosuch"]
+
+
+def test_a_run_and_doctor_beside_a_mistake(folder: Path) -> None:
+    place = folder / "my conf" / "memory_profile" / "half.yaml"
+    place.write_text("defaults: [nothere, _self_]\n")
+    common = ("--config-dir", "my conf", "tracking=none")
+    run("experiment=base", "output.dir=out", *common, cwd=folder)
+    said = f"{place}:1: memory_profile=nothere: there is no such memory_profile"
+    out = run("doctor", *common, cwd=folder).out
+    assert "memory_profile=half" in out and "".join(said.split()) in "".join(out.split())
+    done = diffuse("memory_profile=half", "prompt=x", "model=tiny", *common, cwd=folder)
+    assert done.status == 2 and said in done.err, done.err

@@ -539,6 +539,9 @@ def test_jobs_of_another_kind(picture: Path, tmp_path: Path) -> None:
     assert "is of version 9" in again(job(tmp_path / "job.json", picture, version=9), cwd=tmp_path).err
     failed = {key: value for key, value in run_record(picture).items() if key != "images"}
     assert "made no picture" in again(job(tmp_path / "job.json", picture, record=failed), cwd=tmp_path).err
+    assert (
+        "made no picture" in again(job(tmp_path / "x.json", picture, record={**failed, "images": []}), cwd=tmp_path).err
+    )
 
 
 def test_what_is_no_video(tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ def test_sigmas_that_do_not_fall(values: list[float]) -> None:
         Euler(**parity.SD).set_timesteps(3, sigmas=values)
 
 
+@pytest.mark.parametrize("sampler", [Euler, Heun, DPMpp2M, LMS])
+def test_sigmas_above_those_of_training_are_refused(sampler: Any) -> None:
+    with pytest.raises(ConfigError, match=r"sigmas=\[5000, 3, 1\]: this model was trained up to 14.61; begin there"):
+        sampler(**parity.SD).set_timesteps(3, sigmas=[5000, 3, 1])
+    sampler(**parity.SD).set_timesteps(3, sigmas=[14.65, 3, 1])  # as published lists round it
+
+
 @pytest.mark.parametrize("given", ["sigmas", "timesteps"])
 @pytest.mark.parametrize(("option", "value"), [("use_karras_sigmas", True), ("align_your_steps", "sd")])
 def test_given_steps_and_a_spacing_do_not_go_together(given: str, option: str, value: Any) -> None:

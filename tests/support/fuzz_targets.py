@@ -138,12 +138,14 @@ class Records(Target):
             content = self._with_record(mutated_json(self.record, random), suffix)
         path = self.folder / f"picture.{suffix}"
         path.write_bytes(content)
-        for read in (read_recorded_run, image_sha256, lambda path: build_reproduction(read_recorded_run(path))):
-            try:
-                read(path)
-            except DiffuseError as error:
-                one_line(error)
-        path.unlink()
+        try:
+            for read in (read_recorded_run, image_sha256, lambda path: build_reproduction(read_recorded_run(path))):
+                try:
+                    read(path)
+                except DiffuseError as error:
+                    one_line(error)
+        finally:
+            path.unlink()
 
     def _with_record(self, record: Any, suffix: str) -> bytes:
         """Returns a picture with any JSON value as its record; what no file can hold becomes null."""

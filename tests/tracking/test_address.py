@@ -74,3 +74,9 @@ def test_databricks_with_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Store.from_config(settings("databricks"))
     monkeypatch.setenv("DATABRICKS_HOST", "https://a")
     assert Store.from_config(settings("databricks")).uri == "databricks"
+
+
+def test_databricks_with_the_home_folder_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", "~nosuchuser/databrickscfg")
+    with pytest.raises(ConfigError, match="DATABRICKS_CONFIG_FILE=~nosuchuser/databrickscfg: there is no user"):
+        Store.from_config(settings("databricks://work"))

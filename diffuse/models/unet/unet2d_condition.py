@@ -24,12 +24,6 @@ from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 T = TypeVar("T")
 
 _MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
-# What denoisers of other pipelines are shown beside the latents, by its channels.
-SHOWN = {
-    1: "a map of a picture's depth, as StableDiffusionDepth2ImgPipeline gives it",
-    3: "a small picture to enlarge, as StableDiffusionUpscalePipeline gives it",
-    4: "a picture's own, as StableDiffusionInstructPix2PixPipeline gives them",
-}
 _LEVELS = (
     "unet/config.json: {name} has {count} entries and block_out_channels {levels}, which should be as many; copy or "
     "download it again"

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffuse.config.own import own_config_of, use_own_config
+from diffuse.config.tracking_settings import TRACKING_VARIABLES
 from diffuse.errors import DiffuseError, RunError
 from diffuse.sweep.claim import watch_claim
 from diffuse.sweep.composer import JobComposer
@@ -113,6 +114,8 @@ def _runner(context: SweepContext) -> JobRunner:
         except OSError as error:
             where = f"{context.directory} on {os.uname().nodename}"
             raise RunError(f"{where}: {error.strerror}; every worker needs the folder of the sweep") from error
+        for name in set(TRACKING_VARIABLES) - set(context.environment):  # of this machine, or of an earlier sweep
+            os.environ.pop(name, None)
         os.environ.update(context.environment)
         os.environ.setdefault("OMP_NUM_THREADS", str(context.threads))  # torch, which reads it, is imported later
         log = logging.getLogger("diffuse")
