@@ -81,15 +81,15 @@ def _configure(cfg: DictConfig, options: PlanOptions) -> DictConfig:
     return cfg
 
 
-def _plan_sweep(options: PlanOptions, typed: list[str]) -> None:
+def _plan_sweep(options: PlanOptions, arguments: list[str]) -> None:
     from diffuse.cli.dry_run import look_up_jobs
     from diffuse.config.hydra_settings import check_hydra_overrides
     from diffuse.plan.make_plan import Setting, open_setting
     from diffuse.plan.totals import PlannedJob, Totals, plan_job
     from diffuse.sweep.auto_models import resolve_swept_models
 
-    check_hydra_overrides(typed, sweep=True)
-    command_line = resolve_swept_models(typed)
+    check_hydra_overrides(arguments, sweep=True)
+    command_line = resolve_swept_models(arguments)
     overrides = quote_overrides(command_line, sweep=True)
     lister, unknown = look_up_jobs(["-m"], overrides, command_line, options.yes)
     if unknown is not None:
