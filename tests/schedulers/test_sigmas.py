@@ -89,7 +89,22 @@ def test_every_sampler_of_sigmas_visits_those_given(sampler: Any) -> None:
     assert len(ours.timesteps) == 3 * ours.calls_per_step - (ours.calls_per_step == 2)
 
 
-@pytest.mark.parametrize("values", [[], [1, 2], [3, 3, 1], [1, 0, 0], [2, -1], [math.inf, 1], [math.nan, 1], [0], [5.00000001, 5, 1], [1e-300, 0], [1e200, 1]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [1, 2],
+        [3, 3, 1],
+        [1, 0, 0],
+        [2, -1],
+        [math.inf, 1],
+        [math.nan, 1],
+        [0],
+        [5.00000001, 5, 1],
+        [1e-300, 0],
+        [1e200, 1],
+    ],
+)
 def test_sigmas_that_do_not_fall(values: list[float]) -> None:
     with pytest.raises(ConfigError, match="sigmas="):
         Euler(**parity.SD).set_timesteps(3, sigmas=values)
