@@ -35,9 +35,9 @@ class JobLister(JobRunner):
 
     def job_request(self, job: Job) -> tuple[DictConfig, RequestDraft]:
         """Returns a job's configuration and its request, as far as no checkpoint is needed to know it."""
-        return super()._configure(job)
+        return super().compose_job(job)
 
-    def _configure(self, job: Job, resolved: ConfigValues | None = None) -> tuple[DictConfig, RequestDraft]:
-        cfg, draft = super()._configure(job, resolved)
+    def compose_job(self, job: Job, resolved: ConfigValues | None = None) -> tuple[DictConfig, RequestDraft]:
+        cfg, draft = super().compose_job(job, resolved)
         cfg.model.download = Download.never  # also where the user agrees: whether a job is there needs no weights
         return cfg, draft

@@ -154,7 +154,7 @@ class JobRunner:
         if self._jobs.setdefault(job.key, job) is not job:
             self.end_job(job, JobStatus.DUPLICATE)
             return
-        cfg, draft = self._configure(job, resolved)
+        cfg, draft = self.compose_job(job, resolved)
         models, texts = ({name: values.pop(name, None) for name in names} for names in (_MODEL_GROUPS, PROMPT_FIELDS))
         del values["seed"]
         values["objective"] = resolved.objective  # not in the identity, but in the record that a batch shares
@@ -172,7 +172,7 @@ class JobRunner:
             job.metrics = content.get("metrics", {}) | _quality(paths, draft)
             self.end_job(job, JobStatus.EXISTING)
 
-    def _configure(self, job: Job, resolved: ConfigValues | None = None) -> tuple[DictConfig, RequestDraft]:
+    def compose_job(self, job: Job, resolved: ConfigValues | None = None) -> tuple[DictConfig, RequestDraft]:
         """Returns the job's configuration, and its request as far as no checkpoint is needed to know it.
 
         Args:
@@ -222,7 +222,7 @@ class JobRunner:
     def _batch_size(self, job: Job) -> int:
         """Returns how many jobs like this one can be made together."""
         try:
-            cfg, draft = self._configure(job)
+            cfg, draft = self.compose_job(job)
             pipeline = self._pipeline(job, cfg).pipeline
             request = draft.request(pipeline.default_size())
             fit = pipeline.memory.batch_size(request.width, request.height) // request.num_images
@@ -251,7 +251,7 @@ class JobRunner:
         started: list[tuple[Job, StartedRun]] = []
         for job in batch:
             try:
-                cfg, draft = self._configure(job)
+                cfg, draft = self.compose_job(job)
                 sweep = self.sweep
                 run_id = job_folder.next_run_id(job.folder, job.key, sweep.identity)
                 may_exist = sweep.may_exist or job.may_exist

@@ -25,6 +25,7 @@ from tracked_runs import record_run, runs, settings, spooled, sync
 from diffuse import tracking
 from diffuse.cli import doctor
 from diffuse.errors import RunError
+from diffuse.schema import TrackingConfig
 from diffuse.tracking import failures, ui, upgrade
 from diffuse.tracking.query import StoreReader
 
@@ -170,7 +171,7 @@ def test_a_store_of_a_newer_mlflow_is_told_so_in_one_line(store: Path, picture: 
     done = diffuse("sync", f"tracking.uri=sqlite:///{store}", cwd=tmp_path)
     assert done.status == 1 and expected in done.err.splitlines()[0], done.err
     text = io.StringIO()
-    Console(file=text, width=300).print(doctor._tracking(f"sqlite:///{store}"))
+    Console(file=text, width=300).print(doctor._tracking(TrackingConfig(name="mlflow", uri=f"sqlite:///{store}")))
     assert "of a newer MLflow" in text.getvalue()
     assert content(store) == before
 
