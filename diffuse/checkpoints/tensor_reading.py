@@ -114,8 +114,9 @@ def check_mapped_files(folders: Collection[Path] | None = None) -> None:
         CheckpointError: one was cut short since it was mapped.
     """
     for pages, (name, end) in list(_mapped.items()):
-        is_used = folders is None or any(Path(name).is_relative_to(folder) for folder in folders)
-        if is_used and pages.size() < end:  # of the file that is mapped, whatever has its name now
+        if pages.size() >= end:  # of the file that is mapped, whatever has its name now
+            continue
+        if folders is None or any(Path(name).is_relative_to(folder) for folder in folders):
             raise CheckpointError(f"{name}: was cut short while it was in use; copy or download it again")
 
 

@@ -132,7 +132,7 @@ class VarianceExploding(SigmaSampler):
             at = np.interp(visited, np.arange(len(self.schedule)), self.schedule)
             spaced = self.choose_sigmas(len(visited), at[0], at[-1])
             if spaced is not None:
-                visited, at = interpolate_timesteps(spaced, self.schedule).astype(np.float32), spaced
+                visited, at = interpolate_timesteps(spaced, self.schedule), spaced
         else:
             visited, at = self.given_sigmas(sigmas)
         self.set_steps(visited.astype(np.float32), at, self.final_sigma, skip)

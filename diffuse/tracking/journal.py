@@ -216,13 +216,15 @@ def _is_event(event: dict[str, Any]) -> bool:
         isinstance(key, str) and isinstance(value, int | float) and isinstance(step, int)
         for key, value, step in event.get("metrics", ())
     )
-    media = (all(isinstance(each[name], str) for name in ("path", "sha256")) for each in event.get("media", ()))
+    media = (
+        isinstance(each["path"], str) and isinstance(each["sha256"], str) and isinstance(each["step"], int)
+        for each in event.get("media", ())
+    )
     return (
         (isinstance(event.get("time"), int) or not ("metrics" in event or "end" in event))
         and maps
         and all(metrics)
         and all(media)
-        and all(isinstance(each["step"], int) for each in event.get("media", ()))
         and all(isinstance(text, str) and "/" not in name for name, text in event.get("texts", {}).items())
         and all(isinstance(paths, list) for paths in event.get("files", {}).values())
         and isinstance(event.get("weights"), dict | None)

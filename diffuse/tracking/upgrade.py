@@ -42,7 +42,8 @@ def upgrade_store(file: Path) -> None:
     Raises:
         UnusableStore: it is a newer MLflow's, or cannot be upgraded, and is as it was.
     """
-    if store_age(file) == "older":
+    age = store_age(file)
+    if age == "older":
         try:
             with store_lock(file):
                 if store_age(file) == "older":
@@ -51,7 +52,8 @@ def upgrade_store(file: Path) -> None:
             raise UnusableStore("is being upgraded by another process, which takes long; try again later") from error
         except OSError as error:
             raise UnusableStore(f"is an older MLflow's, and its folder cannot be written: {error.strerror}") from error
-    if store_age(file) == "newer":
+        age = store_age(file)
+    if age == "newer":
         raise UnusableStore(newer_line(_revision(file)))
 
 

@@ -232,7 +232,7 @@ def _check(path: Path, file: RemoteFile, source: str) -> None:
     if file.sha256:
         same = _sha256(path) == file.sha256
     elif file.blob_id:
-        same = file.blob_id in (_blob_id(path), _pointer_id(path))
+        same = file.blob_id == _blob_id(path) or file.blob_id == _pointer_id(path)  # the second reads the file again
     else:
         same = file.size is None or path.stat().st_size == file.size  # unknown is not wrong
     if not same:
