@@ -21,7 +21,7 @@ _ADVICE = "start it with multiprocessing's 'spawn' instead of 'fork'"
 _used_threads = False  # by a process that this one was forked from
 _used_cuda = False
 _computed = False  # with more than one thread, by this process
-_before: tuple[bool, bool] = (False, False)  # both, as they were before the last fork
+_at_fork: tuple[bool, bool] = (False, False)  # what of the two a child that is forked now begins with
 
 
 def allowed_threads(threads: int | None) -> int | None:
@@ -55,20 +55,20 @@ def note_threads(threads: int) -> None:
 
 
 def _note_use() -> None:
-    """Notes, before a fork, what the child will not be able to use."""
-    global _used_threads, _used_cuda, _before
-    _before = _used_threads, _used_cuda
+    """Notes, before a fork, what the child will not be able to use. The parent keeps its threads and its card."""
+    global _at_fork
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "get_num_threads"):  # it is still being imported
+        _at_fork = _used_threads, _used_cuda
         return
-    _used_threads = _used_threads or _computed or (torch.get_num_threads() > 1 and _has_more_threads())
-    _used_cuda = _used_cuda or torch.cuda.is_initialized()
+    threads = _used_threads or _computed or (torch.get_num_threads() > 1 and _has_more_threads())
+    _at_fork = threads, _used_cuda or torch.cuda.is_initialized()
 
 
-def _forget_use() -> None:
-    """Undoes `_note_use` in the parent, which keeps its threads and its card."""
+def _inherit_use() -> None:
+    """Takes over, in the child, what was noted before the fork."""
     global _used_threads, _used_cuda
-    _used_threads, _used_cuda = _before
+    _used_threads, _used_cuda = _at_fork
 
 
 def _has_more_threads() -> bool:
@@ -92,4 +92,4 @@ def _threads_of_openblas() -> int:
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(before=_note_use, after_in_parent=_forget_use)
+    os.register_at_fork(before=_note_use, after_in_child=_inherit_use)

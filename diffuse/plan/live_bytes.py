@@ -171,8 +171,7 @@ class LiveBytes(TorchDispatchMode):
             if not source.is_meta or device is None or device.type != "cpu":
                 return None
             dtype = kwargs.get("dtype") or source.dtype
-            copied = torch.zeros((), dtype=dtype).expand(source.shape)
-            return copied
+            return torch.zeros((), dtype=dtype).expand(source.shape)
         target, source = args[:2]
         return target if isinstance(source, Tensor) and source.is_meta and not target.is_meta else None
 

@@ -23,7 +23,7 @@ from diffuse.plan.budgets import budgets
 from diffuse.plan.configurations import Configurations, find_configurations
 from diffuse.plan.predict import Prediction, complete_request, predict
 from diffuse.plan.rates import Card, Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
-from diffuse.plan.report import Plan, fits
+from diffuse.plan.report import Plan
 from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig
 
 
@@ -60,10 +60,6 @@ class Setting:
     def predict(self, request: GenerationRequest) -> Prediction:
         """Returns what a request takes."""
         return predict(self.cfg, request, self.profile, hw=self.hw, checkpoints=self.checkpoints)
-
-    def fits(self, prediction: Prediction) -> bool | None:
-        """Returns whether the device has room; None for a CPU, or where nobody knows."""
-        return fits(self.hw, prediction)
 
     def seconds(self, prediction: Prediction) -> tuple[dict[str, float], str | None]:
         """Returns the seconds of each phase, or why they are not known."""

@@ -12,7 +12,7 @@ from diffuse.plan.budgets import Budget
 from diffuse.plan.predict import CUDA_CONTEXT, ComponentPlan, Prediction
 from diffuse.schema import GenerationRequest, MemoryProfileConfig
 
-_TERA, _PETA = 1e12, 1e15
+_TERA, PETA = 1e12, 1e15
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
                     "name": phase.name,
                     "device_bytes": phase.device_bytes,
                     "host_bytes": phase.host_bytes,
-                    "pflop": phase.flops / _PETA,
+                    "pflop": phase.flops / PETA,
                     "seconds": self.seconds.get(phase.name),
                 }
                 for phase in guess.phases
@@ -78,7 +78,7 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "download_bytes": self.download_bytes,
             "sizes_are_exact": self.sizes_are_exact,
-            "pflop": guess.flops / _PETA,
+            "pflop": guess.flops / PETA,
             "seconds": sum(self.seconds.values()) if self.seconds else None,
             "rates": self.rates,
             "budgets": [asdict(budget) for budget in self.budgets],
@@ -110,7 +110,7 @@ class Plan:
         lines += self._memory_lines()
         about = "" if self.sizes_are_exact else "about "
         lines.append(f"disk         {about}{_size(self.disk_bytes)}; to download {about}{_size(self.download_bytes)}")
-        lines.append(f"arithmetic   {guess.flops / _PETA:.3g} PFLOP, {guess.calls} calls of the denoiser")
+        lines.append(f"arithmetic   {guess.flops / PETA:.3g} PFLOP, {guess.calls} calls of the denoiser")
         total = sum(self.seconds.values())
         lines.append(f"time         {self.no_seconds or f'{total:.1f} s, by the rates of {self.rates}'}")
         if self.budgets:

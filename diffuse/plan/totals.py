@@ -9,13 +9,12 @@ from typing import Any
 from diffuse.config.request import RequestDraft
 from diffuse.device.gpus import GIB
 from diffuse.plan.make_plan import Setting
-from diffuse.plan.report import has_card
+from diffuse.plan.report import PETA, fits, has_card
 from diffuse.schema import PROMPT_FIELDS, GenerationRequest
 
 # Bytes a pixel of pictures that models make, about: half of what TIFF takes is saved by PNG, and most of it by JPEG.
 _BYTES_A_PIXEL: Mapping[str, float] = {"png": 1.6, "jpg": 0.45, "webp": 0.35, "tiff": 3.0}
 _HOUR = 3600
-_PETA = 1e15
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Totals:
             "pictures": sum(job.pictures for job in jobs),
             "texts": self.text_count,
             "media_bytes": sum(job.media_bytes for job in jobs),
-            "pflop": sum(job.flops for job in jobs) / _PETA,
+            "pflop": sum(job.flops for job in jobs) / PETA,
             "hours": None if seconds is None else seconds / _HOUR,
             "device_bytes": max((job.device_bytes for job in jobs), default=0),
             "host_bytes": max((job.host_bytes for job in jobs), default=0),
@@ -128,6 +127,6 @@ def plan_job(setting: Setting, draft: RequestDraft, model: str = "") -> PlannedJ
         sum(seconds.values()) if seconds else None,
         reason,
         has_card(setting.hw),
-        setting.fits(prediction),
+        fits(setting.hw, prediction),
         texts(draft, model),
     )

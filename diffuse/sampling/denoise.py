@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -46,19 +46,6 @@ class Sampler(Stepper, Protocol):
     def add_noise(self, original: Tensor, noise: Tensor, index: int) -> Tensor: ...
 
 
-class _TakesSigmas(Sampler, Protocol):
-    """A sampler that takes sigmas too."""
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        timesteps: Sequence[int] | None = None,
-        *,
-        sigmas: Sequence[float] | None = None,
-        skip: int = 0,
-    ) -> None: ...
-
-
 def set_timesteps(sampler: Sampler, request: GenerationRequest, *, skip: int = 0) -> None:
     """Chooses the steps that a request asks for, without the first `skip`, or takes the timesteps or sigmas it gives.
 
@@ -68,7 +55,8 @@ def set_timesteps(sampler: Sampler, request: GenerationRequest, *, skip: int = 0
     if request.sigmas is None:
         sampler.set_timesteps(request.num_inference_steps, request.timesteps, skip=skip)
     elif sampler.takes_sigmas:
-        cast(_TakesSigmas, sampler).set_timesteps(request.num_inference_steps, sigmas=request.sigmas, skip=skip)
+        visit: Any = sampler.set_timesteps  # which has one more argument there
+        visit(request.num_inference_steps, sigmas=request.sigmas, skip=skip)
     else:
         raise ConfigError(f"sigmas: {sampler.label} visits timesteps; give timesteps, or take another scheduler")
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.tracking import failures, values
-from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, RUN_TAG
-from diffuse.tracking.upgrade import store_lock, upgrade_store
+from diffuse.tracking.upgrade import store_lock
 
 _RESTORE = "restore it, or set tracking.experiment=NAME"
 
@@ -58,8 +57,7 @@ def open_store(store: Store) -> Any:
     """
     if store.file:
         create_store(store.file, store.uri)
-        upgrade_store(store.file)
-        repoint_artifacts(store.file)
+        store.prepare_file()
     else:
         failures.check_reachable(store.uri)
     return open_client(store.uri)

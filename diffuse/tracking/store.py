@@ -14,7 +14,8 @@ from diffuse.paths import user_path
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking.address import address_error
-from diffuse.tracking.moved import ARTIFACTS, JOURNAL
+from diffuse.tracking.moved import ARTIFACTS, JOURNAL, repoint_artifacts
+from diffuse.tracking.upgrade import upgrade_store
 
 DEFAULT_JOURNAL = f"outputs/{JOURNAL}"
 
@@ -53,8 +54,24 @@ class Store:
             raise ConfigError(f"{settings.origin('uri')}={redact(uri)} {reason}")
         else:
             file, journal = None, _path(cfg.journal or DEFAULT_JOURNAL, "tracking.journal")
-        experiment = settings.experiment, settings.experiment_id, settings.is_experiment_given
-        return cls(uri, experiment[0], location, journal, file, *experiment[1:])
+        return cls(
+            uri,
+            settings.experiment,
+            location,
+            journal,
+            file,
+            experiment_id=settings.experiment_id,
+            is_experiment_given=settings.is_experiment_given,
+        )
+
+    def prepare_file(self) -> None:
+        """Upgrades an SQLite file that is there, if it is an older MLflow's, and points its runs to moved files.
+
+        Raises UnusableStore.
+        """
+        if self.file:
+            upgrade_store(self.file)
+            repoint_artifacts(self.file)
 
     def as_json(self) -> dict[str, str | bool | None]:
         """Returns the address as plain values, password included, for `from_json`."""

@@ -27,10 +27,9 @@ from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import app
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
-from diffuse.tracking.moved import repoint_artifacts
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
-from diffuse.tracking.upgrade import UnusableStore, take_notes, upgrade_store
+from diffuse.tracking.upgrade import UnusableStore, take_notes
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -74,14 +73,12 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
-    if store.file:
-        try:
-            upgrade_store(store.file)
-        except UnusableStore as error:
-            raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
-        for line in take_notes():
-            log.warning("%s", line)
-        repoint_artifacts(store.file)
+    try:
+        store.prepare_file()
+    except UnusableStore as error:
+        raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
+    for line in take_notes():
+        log.warning("%s", line)
     port = _free_port(port)
     page = f"http://{HOST}:{port}"
     with tempfile.TemporaryFile() as output:

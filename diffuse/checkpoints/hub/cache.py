@@ -29,11 +29,10 @@ def cached_checkpoint(source: Source) -> CheckpointFolder | None:
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-    snapshot = _snapshot(source)
-    if snapshot is None:
+    checkpoint = _snapshot(source)
+    if checkpoint is None:
         return None
-    folder, at_root = snapshot
-    checkpoint = source.checkpoint(folder, folder.name, at_root=at_root)
+    folder = checkpoint.folder
     names = checkpoint.components if source.components is None else source.components
     try:
         paths = [file.path for file in get_cached_repo_tree(source.location, revision=folder.name)]
@@ -46,19 +45,17 @@ def cached_checkpoint(source: Source) -> CheckpointFolder | None:
 
 def cached_configuration(source: Source) -> CheckpointFolder | None:
     """Returns the source's settings in the cache, whether its weights are there or not; None unless all are there."""
-    snapshot = _snapshot(source)
-    if snapshot is None:
+    checkpoint = _snapshot(source)
+    if checkpoint is None:
         return None
-    folder, at_root = snapshot
-    checkpoint = source.checkpoint(folder, folder.name, at_root=at_root)
     names = checkpoint.components if source.components is None else source.components
     marks = ("scheduler_config.json", *_MARKS)
     here = all(any(checkpoint.path(f"{name}/{mark}").is_file() for mark in marks) for name in names)
     return checkpoint if here else None
 
 
-def _snapshot(source: Source) -> tuple[Path, bool] | None:
-    """Returns the folder in the cache that has the source's revision, and whether its component is at the root."""
+def _snapshot(source: Source) -> CheckpointFolder | None:
+    """Returns what the cache has of the source's revision, complete or not; None where it has none."""
     from huggingface_hub import try_to_load_from_cache
 
     def folder(path: str) -> Path | None:
@@ -67,13 +64,13 @@ def _snapshot(source: Source) -> tuple[Path, bool] | None:
 
     if not source.single:
         whole = folder("model_index.json")
-        return None if whole is None else (whole, False)
+        return None if whole is None else source.checkpoint(whole, whole.name)
     assert source.components is not None
     below = [f"{source.components[0]}/{mark}" for mark in _MARKS]
     for at_root, paths in ((False, below), (True, _MARKS)):
         for path in paths:
             if (snapshot := folder(path)) is not None:
-                return snapshot, at_root
+                return source.checkpoint(snapshot, snapshot.name, at_root=at_root)
     return None
 
 
