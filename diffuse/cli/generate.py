@@ -53,6 +53,9 @@ def run_generate(arguments: list[str]) -> None:
     if not (prints or multirun) and may_set_hydra(command_line):  # before Hydra makes a folder
         with explain_errors(command_line):
             check_hydra_config(compose_quoted(overrides, hydra=True).hydra)
+    if "--resolve" in flags and not multirun:  # of which Hydra says what is wrong, and not where
+        with explain_errors(command_line):
+            compose_quoted(overrides)
     if dry:
         from diffuse.cli.dry_run import list_run, list_sweep
 

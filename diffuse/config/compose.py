@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from diffuse.config.groups import CONFIG_NAME, GROUPS, compose_quoted, composing, conf_dir
+from diffuse.config.hydra_settings import check_hydra_parts_of
 from diffuse.config.mistakes import explain_errors, own_place, plain_message, suggestion
 from diffuse.config.own import SEARCHPATH, OwnConfig, existing_folder, folder_of, read_searchpath, use_own_config
 from diffuse.config.own_files import OwnFile, find_own_file, read_own_file, read_own_files
@@ -74,6 +75,7 @@ def own_configuration(overrides: Sequence[str], folder: str | None = None, name:
         frozenset(each.partition("=")[0].lstrip("+") for each in overrides),
         read_own_files(folders, name, overrides, conf_dir(), GROUPS),
     )
+    check_hydra_parts_of([*own.files.values()])
     with use_own_config(own):
         if primary is not None:
             _check_primary(primary, own)

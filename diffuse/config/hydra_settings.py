@@ -7,14 +7,22 @@ empty.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from enum import Enum
 from functools import cache
 from typing import Any
 
+import yaml
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from diffuse.config.groups import load_yaml
 from diffuse.config.own import own_config
+from diffuse.config.own_files import OwnFile
+from diffuse.config.root import part_kinds
 from diffuse.errors import ConfigError
 
 _INSTEAD = {
@@ -26,6 +34,18 @@ _INSTEAD = {
 _OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper)\b.*")
 _HAS_HYDRA = ("hydra", "experiment=")  # overrides that may set something of Hydra's
 _SIGNS = "+~"
+# Parts with values by name whose classes Hydra does not declare.
+_PARTS = (
+    "hydra",
+    "hydra.sweeper",
+    "hydra.launcher",
+    "hydra.sweeper.params",
+    "hydra.sweeper.sampler",
+    "hydra.launcher.ray",
+)
+_OF_HYDRA = re.compile(r"hydra\.(overrides|runtime)\b.*")  # what Hydra says of a run, in which nothing is for the user
+_PLUGIN = re.compile(r"hydra\.(launcher|sweeper)\._target_")
+_OTHER_PART = re.compile(r"\$\{hydra\.[\w.]+\}")
 
 
 def check_hydra_overrides(overrides: Sequence[str], *, sweep: bool) -> None:
@@ -46,6 +66,89 @@ def check_hydra_overrides(overrides: Sequence[str], *, sweep: bool) -> None:
             raise ConfigError(f"{override}: is a single run, and -m a sweep; leave one of them out")
         if key in _INSTEAD:
             _check_setting(key, value.strip("'\""))
+
+
+def check_hydra_part(override: str) -> None:
+    """Checks that an override of Hydra's own gives values by name where they should be, and a list where one should.
+
+    Hydra reads these before anything can check what it has composed.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    key, equals, text = override.lstrip(_SIGNS).partition("=")
+    if not equals or not f"{key}.".startswith("hydra."):
+        return
+    try:
+        value = OverridesParser.create().parse_override(f"+{key}={text}").value()
+    except OverrideParseException:  # which the composing says
+        return
+    for name, item in _walk(key, value):
+        if fault := _fault(name, item):
+            raise ConfigError(f"{override}: {fault}")
+
+
+def check_hydra_parts_of(files: Sequence[OwnFile]) -> None:
+    """Checks the same of the user's own files.
+
+    Raises:
+        ConfigError: a file has something else; the message says in which line.
+    """
+    for file in files:
+        for name, node, line in file.entries():
+            if f"{name}.".startswith("hydra.") and (fault := _fault(name, _value(node))):
+                given = f"{name}={node.value}" if isinstance(node, yaml.ScalarNode) else name
+                raise ConfigError(f"{file.path}:{line}: {given}: {fault}")
+
+
+def _value(node: yaml.Node) -> Any:
+    """Returns a value of the kind that a node of YAML has."""
+    if isinstance(node, yaml.MappingNode):
+        return {}
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    kind = node.tag.rpartition(":")[2]
+    return None if kind == "null" else kind == "bool" or (node.value if kind == "str" else 0)
+
+
+def _walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    yield key, value
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield from _walk(f"{key}.{name}", item)
+
+
+def _fault(key: str, value: Any) -> str:
+    """Returns what is wrong with the kind of a value of Hydra's own."""
+    if _OF_HYDRA.fullmatch(key):
+        return "is what Hydra itself says of a run; leave it out"
+    if key == "hydra.verbose":
+        items = value if isinstance(value, list) else [value]
+        is_name = all(isinstance(item, str) and "${" not in item for item in items)
+        return "" if isinstance(value, bool) or is_name else "should be true, false, or the names of loggers"
+    if match := _PLUGIN.fullmatch(key):
+        is_plugin = str(value).startswith("hydra_plugins.") or ".core_plugins." in str(value)
+        return "" if is_plugin else f"should be a plugin of Hydra's; choose one by hydra/{match[1]}=NAME"
+    kind = _kind(key)
+    if kind is dict and not isinstance(value, dict):
+        is_other = isinstance(value, str) and _OTHER_PART.fullmatch(value)
+        is_none = value is None and key == "hydra.sweeper.params"
+        return "" if is_other or is_none else f"it has fields of its own; set one of them, as {key}.NAME=VALUE"
+    if kind is list and not isinstance(value, list):
+        return f"should be a list; write {key}=[VALUE,VALUE]"
+    return ""
+
+
+@cache
+def _kind(key: str) -> type | None:
+    """Returns dict for a part with fields or values by name, list for a list, and None for everything else."""
+    if key in _PARTS:
+        return dict
+    part: Any = HydraConf
+    for name in key.split(".")[1:]:
+        if not is_dataclass(part) or name not in part_kinds(part):
+            return None
+        part = part_kinds(part)[name][0]
+    return list if issubclass(part, list) else None if issubclass(part, Enum) else dict
 
 
 def may_set_hydra(overrides: Sequence[str]) -> bool:

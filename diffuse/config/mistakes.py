@@ -22,6 +22,7 @@ _DEFAULTS = re.compile(
     r"^(\S+) appears more than once"
 )  # what Hydra says of an entry of the defaults
 _SHOWN = 80  # characters of an override
+_NO_NAMES = ("true", "false", "null", "nan", "inf")
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 
 
@@ -37,7 +38,7 @@ def explain_errors(overrides: Sequence[str] = ()) -> Iterator[None]:
             yield
     except yaml.YAMLError as error:
         raise ConfigError(marked_message(error)) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RuntimeError) as error:
         is_known = isinstance(error, HydraException | OmegaConfBaseException)
         if not is_known and not raised_in(error, "hydra", "omegaconf"):  # no mistake of the user's
             raise
@@ -195,10 +196,25 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"{_shortened(match[1])}: is a sweep; diffuse -m makes it")
     if match := re.search(r"Key '([^']*)' (?:is )?not in '?[A-Za-z]*'?", message):
         return _explain_unknown(match[1], message, overrides)
-    if isinstance(error, ValueError):  # a group was set to what is no name
-        wrong = [each for each in overrides if each.partition("=")[0] in GROUPS] or [*overrides]
-        return ConfigError(f"{_shortened(wrong[0] if wrong else None)}: should be NAME=VALUE, or GROUP=OPTION")
+    if match := re.search(r"Error resolving interpolation '(.*?)', possible interpolation keys: ", message, re.DOTALL):
+        return _explain_option(next((each for each in overrides if each.endswith(f"={match[1]}")), match[1]))
+    if "Config group override" in message:  # is no name
+        return _explain_option(next(filter(_is_no_option, overrides), None))
     return _explain_value(message)
+
+
+def _is_no_option(override: str) -> bool:
+    group, _, value = override.lstrip("+").partition("=")
+    is_group = group in ("", *GROUPS) or "/" in group
+    return is_group and (not re.match(r"[a-z_]", value, re.IGNORECASE) or value.lower() in _NO_NAMES)
+
+
+def _explain_option(override: str | None) -> ConfigError:
+    """Explains that a group was set to what names no option."""
+    group = (override or "").lstrip("+").partition("=")[0]
+    known = ", ".join(group_options(group)) if group else ""
+    there = f"; there are {known}" if known else ""
+    return ConfigError(f"{_shortened(override or 'GROUP=OPTION')}: should be NAME=VALUE, or GROUP=OPTION{there}")
 
 
 def _explain_default(group: str, message: str) -> ConfigError:
@@ -223,12 +239,19 @@ def _explain_unknown(key: str, message: str, overrides: Sequence[str]) -> Config
 def _explain_value(message: str) -> ConfigError:
     if match := re.search(r"Error merging override (.*?)\n.*is not Optional", message, re.DOTALL):
         return ConfigError(f"{_shortened(match[1])}: cannot be null")
-    if match := re.search(r"Error merging override (([^=]*)=.*)", message):
+    if match := re.search(r"Error merging override ([+]*([^=]*)=.*)", message):
         fields = [known for known in known_keys() if known.startswith(f"{match[2]}.")]
         if fields:
             return ConfigError(
                 f"{_shortened(match[1])}: {match[2]} has fields; set one of them, such as {fields[0]}=VALUE"
             )
+        typed = match[1].removeprefix("++")  # which `quote_overrides` puts before a tag
+        if "Cannot assign" in message or "DictConfig with ListConfig" in message:
+            is_list = "reference_type=Optional[List" in message or "reference_type=List" in message
+            advice = f"should be a list; write {match[2]}=[VALUE,VALUE]" if is_list else _by_name(match[2])
+            return ConfigError(f"{_shortened(typed)}: {advice}")
+    if match := re.search(r"Error merging override ~([^=\s]+)\n", message):
+        return ConfigError(f"~{match[1]}: cannot be removed; set its fields to what you want")
     if match := re.search(r"(Value|Invalid value|Cannot convert|Incompatible|Object of unsupported)[^\n]*", message):
         merging = re.search(r"Error merging override (.*?)(\n|$)", message)
         key = re.search(r"full_key: (\S+)", message)
@@ -237,6 +260,10 @@ def _explain_value(message: str) -> ConfigError:
     if match := re.search(r"Could not (?:append|override)[^\n]*", message):
         return ConfigError(plain_message(match[0]))
     return ConfigError(plain_message(re.sub(r"^In '[^']+':( \w+ raised while composing config:)?\s*", "", message)))
+
+
+def _by_name(name: str) -> str:
+    return f"it has names and values; set one of them, as {name}.NAME=VALUE"
 
 
 def _shortened(override: str | None) -> str:

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from diffuse.config.groups import known_keys
+from diffuse.config.hydra_settings import check_hydra_part
 from diffuse.config.mistakes import unknown_field
 from diffuse.config.own import SEARCHPATH, own_config, read_searchpath
 from diffuse.config.text_lists import is_quoted_list, read_text_list
@@ -73,6 +74,7 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             continue
         if sign and not key.startswith(_OPEN) and not (sign == "+" and _is_own_group(key)):
             raise _refuse_sign(sign, key, value)
+        check_hydra_part(override)
         if _TAGS.fullmatch(key) and value is not None and not sign:
             quoted.append(f"++{override.lstrip()}")
         elif value is None or sign:

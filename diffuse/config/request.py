@@ -100,6 +100,10 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
         if name not in REQUEST_FIELDS:
             near = suggestion(str(name), _NAMES)
             raise ConfigError(f"model.request_defaults.{name}: a request has no such field{near}")
+        if isinstance(defaults[name], dict):
+            raise ConfigError(f"model.request_defaults.{name}: should be one value, and holds several by name")
+        if isinstance(defaults[name], list) and name in PROMPT_FIELDS:
+            raise ConfigError(f"model.request_defaults.{name}: should be a text, and is a list")
     fields = {name: defaults.get(name) if config[name] is None else config[name] for name in _NAMES}
     for name, default in _DEFAULTS.items():
         if fields[name] is None:

@@ -69,7 +69,7 @@ def check_parts(cfg: DictConfig, part: type = Config, prefix: str = "") -> None:
     Raises:
         ConfigError: an interpolation gives something else, or leads nowhere.
     """
-    for name, (kind, optional) in _parts(part).items():
+    for name, (kind, optional) in part_kinds(part).items():
         if name not in cfg or OmegaConf.is_missing(cfg, name):
             continue
         full = f"{prefix}{name}"
@@ -87,7 +87,7 @@ def check_parts(cfg: DictConfig, part: type = Config, prefix: str = "") -> None:
 
 
 @cache
-def _parts(part: type) -> dict[str, tuple[type, bool]]:
+def part_kinds(part: type) -> dict[str, tuple[type, bool]]:
     """Returns the fields of a dataclass whose values are no texts or numbers: their kind, and whether null is one."""
     hints = get_type_hints(part)
     kinds = {}

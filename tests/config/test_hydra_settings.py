@@ -11,7 +11,9 @@ from sweeps import QUICK
 
 import diffuse as library
 from diffuse.config import groups
+from diffuse.config.compose import own_configuration
 from diffuse.config.hydra_settings import may_set_hydra
+from diffuse.config.quoting import quote_overrides
 from diffuse.errors import ConfigError
 from diffuse.sweep.plan import is_sweep
 
@@ -112,3 +114,92 @@ def test_a_file_may_not_set_them_either(
 def test_what_a_sweep_does_for_no_job_is_refused(override: str, name: str, tmp_path: Path) -> None:
     line = refused("-m", *QUICK, "seed=1,2", override, cwd=tmp_path)
     assert name in line and "hydra/launcher=basic" in line
+
+
+BY_NAME, LIST, HYDRAS = "it has fields of its own", "should be a list", "what Hydra itself says"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hydra=3", BY_NAME),
+        ("hydra=x", BY_NAME),
+        ("hydra.job=x${seed}", BY_NAME),
+        ("++hydra.job=x${seed}", BY_NAME),
+        ("hydra.job=${output}", BY_NAME),
+        ("hydra.job=3", BY_NAME),
+        ("hydra.job.config=x${seed}", BY_NAME),
+        ("hydra.job.config.override_dirname=x${seed}", BY_NAME),
+        ("hydra.job.env_set=x${seed}", BY_NAME),
+        ("hydra.job.env_copy=x${seed}", LIST),
+        ("hydra.job={env_copy: x}", LIST),
+        ("hydra.callbacks=x${seed}", BY_NAME),
+        ("hydra.run=x${seed}", BY_NAME),
+        ("hydra.sweep=[1]", BY_NAME),
+        ("hydra.help=${output}", BY_NAME),
+        ("hydra.job_logging=${output}", BY_NAME),
+        ("hydra.hydra_logging=x", BY_NAME),
+        ("hydra.sweeper=x${seed}", BY_NAME),
+        ("hydra.sweeper=null", BY_NAME),
+        ("hydra.launcher=3", BY_NAME),
+        ("hydra.launcher=null", BY_NAME),
+        ("hydra.sweeper.params=x${seed}", BY_NAME),
+        ("+hydra.sweeper.params=3", BY_NAME),
+        ("hydra.runtime=x${seed}", HYDRAS),
+        ("hydra.runtime.choices=x${seed}", HYDRAS),
+        ("hydra.overrides=x${seed}", HYDRAS),
+        ("hydra.overrides.task=[]", HYDRAS),
+        ("hydra.verbose=3", "the names of loggers"),
+        ("hydra.verbose=null", "the names of loggers"),
+        ("hydra.verbose=${output}", "the names of loggers"),
+        ("hydra.launcher._target_=x", "hydra/launcher=NAME"),
+        ("hydra.sweeper._target_=x", "hydra/sweeper=NAME"),
+    ],
+)
+def test_a_part_of_hydra_takes_what_it_is_made_of(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        quote_overrides([override])
+    message = str(caught.value)
+    assert message.startswith(override) and said in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.verbose=true",
+        "hydra.verbose=[a,b]",
+        "hydra.job.name=x${seed}",
+        "hydra.job_logging=${hydra.hydra_logging}",
+        "+hydra.job.env_set.A=x${seed}",
+        "hydra.sweeper.params=null",
+        "hydra.job.env_copy=[HOME]",
+        "hydra.launcher._target_=hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    ],
+)
+def test_what_a_part_is_made_of_is_taken(override: str) -> None:
+    assert quote_overrides([override]) == [override]
+
+
+@pytest.mark.parametrize("command", [(), ("-m",), ("--dry-run",), ("plan",), ("--cfg", "job")], ids=" ".join)
+def test_every_command_says_of_a_part_what_it_is_made_of(command: tuple[str, ...], tmp_path: Path) -> None:
+    assert f"diffuse: hydra.job=x${{seed}}: {BY_NAME}" in refused(*command, "hydra.job=x${seed}", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["job: x${seed}"], "mine.yaml:3: hydra.job=x${seed}: it has"),
+        (["callbacks: x"], "mine.yaml:3: hydra.callbacks=x: it has"),
+        (["job:", "    env_copy: x"], "mine.yaml:4: hydra.job.env_copy=x: should be a list"),
+        (["verbose: 3"], "mine.yaml:3: hydra.verbose=3: should be true"),
+        (["sweeper: [1]"], "mine.yaml:3: hydra.sweeper: it has"),
+        (["runtime:", "    cwd: x"], "mine.yaml:3: hydra.runtime: is what"),
+    ],
+)
+def test_a_file_says_of_a_part_what_it_is_made_of(lines: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "\n  ".join(["# @package _global_\nhydra:", *lines])
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"{text}\n")
+    with pytest.raises(ConfigError) as caught, own_configuration(["experiment=mine"], str(tmp_path)):
+        pass
+    assert said in str(caught.value)

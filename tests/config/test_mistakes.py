@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from command import diffuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_texts import TEXT
@@ -67,3 +70,46 @@ def test_nothing_but_a_one_line_error_comes_of_any_override(key: str, value: str
         draft_requests(compose_config([f"{key}={value}"]))
     except ConfigError as error:
         assert str(error) and len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("scheduler=ddim", "tracking=x${seed}"),
+            "tracking=x${seed}: should be NAME=VALUE, or GROUP=OPTION; there are mlflow",
+        ),
+        (
+            ("seed=1", "scheduler=${nothing}"),
+            "scheduler=${nothing}: should be NAME=VALUE, or GROUP=OPTION; there are ddim",
+        ),
+        (
+            ("model=tiny", "hardware=${output}"),
+            "hardware=${output}: should be NAME=VALUE, or GROUP=OPTION; there are auto",
+        ),
+        (("model=tiny", "refiner=3"), "refiner=3: should be NAME=VALUE, or GROUP=OPTION; there are none"),
+        (("model=tiny", "experiment=true"), "experiment=true: should be NAME=VALUE, or GROUP=OPTION; there are"),
+        (("seed=1", "hydra/job_logging=3"), "hydra/job_logging=3: should be NAME=VALUE, or GROUP=OPTION"),
+        (
+            ("seed=1", "tracking.tags=x"),
+            "tracking.tags=x: it has names and values; set one of them, as tracking.tags.N",
+        ),
+        (("seed=1", "+tracking.tags=[1]"), "+tracking.tags=[1]: it has names and values"),
+        (("seed=1", "timesteps={a:1}"), "timesteps={a:1}: should be a list; write timesteps=[VALUE,VALUE]"),
+        (("seed=1", "sigmas={a:1}"), "sigmas={a:1}: should be a list; write sigmas=[VALUE,VALUE]"),
+        (("seed=1", "~hydra.job"), "~hydra.job: cannot be removed"),
+        (("model.request_defaults.prompt=${output}",), "model.request_defaults.prompt: should be one value"),
+        (("model.request_defaults.prompt={a:1}",), "model.request_defaults.prompt: should be one value"),
+        (("model.request_defaults.prompt=[1]",), "model.request_defaults.prompt: should be a text"),
+        (("prompt=x", "model.request_defaults.width=${output}"), "model.request_defaults.width: should be one value"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_shape_is_named_with_what_it_should_be(overrides: tuple[str, ...], said: str) -> None:
+    assert refused(*overrides).startswith(said)
+
+
+def test_a_printed_configuration_says_where_an_interpolation_is_wrong(tmp_path: Path) -> None:
+    for override in ("suite=x${width}", "model.vae=x${width}", "timesteps=x${width}"):
+        done = diffuse("--cfg", "job", "--resolve", "seed=1", override, cwd=tmp_path)
+        assert done.status == 2 and done.err.startswith(f"diffuse: {override}: ") and done.err.count("\n") == 1
