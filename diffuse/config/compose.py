@@ -84,6 +84,12 @@ def own_configuration(overrides: Sequence[str], folder: str | None = None, name:
 
 def _find_primary(name: str, folders: Sequence[Path]) -> OwnFile | None:
     """Returns the user's file that is the primary configuration; None where that is the package's own."""
+    place, _, last = name.rpartition("/")
+    if ".." in name.split("/") or name.startswith(("/", "~")):
+        raise ConfigError(
+            f"--config-name {name}: should be a name in the folder of --config-dir; "
+            f"write --config-dir {place or '/'} --config-name {last.removesuffix('.yaml')}"
+        )
     if find_own_file([conf_dir()], name) is not None:
         return None
     path = find_own_file(folders, name)
@@ -94,7 +100,7 @@ def _find_primary(name: str, folders: Sequence[Path]) -> OwnFile | None:
         )
         where = " or ".join(map(str, folders)) or "the package"
         raise ConfigError(f"--config-name {name}: there is no {name.removesuffix('.yaml')}.yaml in {where}{near}")
-    return read_own_file(path, name.rpartition("/")[0], False)
+    return read_own_file(path, place, bool(place))
 
 
 def _searchpath_of(primary: OwnFile) -> tuple[list[str], list[Path]]:

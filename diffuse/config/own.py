@@ -23,6 +23,7 @@ from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 
 SEARCHPATH = "hydra.searchpath"
+_PRIMARY = "config"  # the package's own primary configuration
 _ITEM = re.compile(r'"([^"]*)"|\'([^\']*)\'|([^,"\']+)')
 
 
@@ -68,12 +69,22 @@ def use_own_config(own: OwnConfig) -> Iterator[None]:
         _own.reset(token)
 
 
-def own_config_of(sources: Sequence[Any]) -> OwnConfig:
-    """Returns the user's own configuration of a job, from the `hydra.runtime.config_sources` of its sweep."""
-    own = [each for each in sources if each.provider == "command-line" or SEARCHPATH in each.provider]
-    places = [f"{each.schema}://{each.path}" for each in own]
+def own_config_of(hydra: Any) -> OwnConfig:
+    """Returns the user's own configuration of a job, from Hydra's part of its sweep's configuration.
+
+    It composes what the command composed: from the same folders, and by the same primary configuration.
+    """
+    sources = hydra.runtime.config_sources
+    folder = next((Path(each.path) for each in sources if each.provider == "command-line"), None)
+    places = [f"{each.schema}://{each.path}" for each in sources if SEARCHPATH in each.provider]
     quoted = ",".join(f'"{place}"' for place in places)
-    return OwnConfig(folders=tuple(map(folder_of, places)), overrides=(f"{SEARCHPATH}=[{quoted}]",) if places else ())
+    primary = hydra.job.config_name
+    return OwnConfig(
+        folder,
+        None if primary in (None, _PRIMARY) else primary,
+        (*([] if folder is None else [folder]), *map(folder_of, places)),
+        (f"{SEARCHPATH}=[{quoted}]",) if places else (),
+    )
 
 
 class OwnSearchPath(SearchPathPlugin):

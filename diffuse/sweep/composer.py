@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.config.compose import HYDRA_INTERPOLATION, resolve_hydra_values
+from diffuse.config.groups import without_nodes_of_plugins
 
 _CACHE_SIZE = 1000  # configurations, of 70 kB each
 
@@ -73,7 +74,8 @@ class JobComposer:
         return cfg
 
     def _compose(self, master_config: DictConfig, overrides: Sequence[str], settle: bool = True) -> DictConfig:
-        cfg: DictConfig = self._loader.load_sweep_config(master_config, list(overrides))
+        with without_nodes_of_plugins():  # a worker has them too, and a searchpath has it read everything again
+            cfg: DictConfig = self._loader.load_sweep_config(master_config, list(overrides))
         if settle:
             resolve_hydra_values(cfg)
         with flag_override(cfg, ["struct", "readonly"], False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -9,13 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 from command import Done, diffuse
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 
 from diffuse import api
 from diffuse.config.compose import compose_config, compose_with_hydra, own_configuration
-from diffuse.config.groups import compose_quoted, group_options, load_group
+from diffuse.config.groups import compose_quoted, conf_dir, group_options, load_group, without_nodes_of_plugins
 from diffuse.config.own import OwnConfig, own_config, own_config_of, use_own_config
 from diffuse.errors import ConfigError
 from diffuse.media.load import read_record
+from diffuse.sweep.composer import JobComposer
+from diffuse.sweep.launchers.foreign import JobLoader
 
 EXPERIMENT = "# @package _global_\n"
 FILES = {
@@ -149,9 +154,53 @@ def test_a_worker_of_another_process_finds_the_files(place: str, folder: Path) -
     overrides = override if place == "hydra.searchpath" else []
     with own_configuration(overrides, None if overrides else own):
         cfg = compose_with_hydra([*own_config().overrides, "hydra/launcher=mine"])
-    with use_own_config(own_config_of(cfg.hydra.runtime.config_sources)):
+    with use_own_config(own_config_of(cfg.hydra)):
         assert load_group("memory_profile")["lean"].batch_size == 1
-    assert own_config_of(compose_with_hydra([]).hydra.runtime.config_sources) == OwnConfig()
+    assert own_config_of(compose_with_hydra([]).hydra) == OwnConfig()
+
+
+WORKERS = {
+    "--config-dir": ([], "my conf", "mine"),
+    "an absolute folder": ([], "{}/my conf", "mine"),
+    "with its suffix": ([], "my conf", "mine.yaml"),
+    "in a package below": ([], "my conf", "inner/main"),
+    "a searchpath in the primary": ([], "first", "searched"),
+    "a package in the searchpath of the primary": ([], "first", "packaged"),
+    "hydra.searchpath": (["hydra.searchpath=[my conf]"], "first", "main"),
+    "hydra.searchpath alone": (["hydra.searchpath=[my conf]"], None, None),
+}
+
+
+@pytest.mark.parametrize("place", WORKERS)
+def test_a_worker_composes_what_the_command_does(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "my conf/inner").mkdir()
+    (folder / "my conf/inner/main.yaml").write_text(EXPERIMENT + "defaults: [/config, _self_]\noutput: {name: named}\n")
+    (folder / "lamps").mkdir()
+    (folder / "lamps/__init__.py").touch()
+    (folder / "lamps/model").mkdir()
+    (folder / "lamps/model/mine.yaml").write_text(FILES["model/mine.yaml"].replace("mine", "euler", 1))
+    (folder / "first").mkdir()
+    text = "defaults: [config, _self_]\noutput: {name: named}\n"
+    (folder / "first/main.yaml").write_text(text)
+    (folder / "first/searched.yaml").write_text(f"{text}hydra: {{searchpath: ['file://{folder}/my conf']}}\n")
+    (folder / "first/packaged.yaml").write_text(f"{text}hydra: {{searchpath: ['pkg://lamps']}}\n")
+    overrides, where, name = WORKERS[place]
+    with own_configuration(overrides, where and where.format(folder), name):
+        own, model = own_config(), "tiny" if place.startswith("a package") else "mine"
+        cfg = compose_with_hydra([*own.overrides, f"model={model}"])
+        named = compose_quoted([]).output.name
+        loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
+    with use_own_config(own_config_of(cfg.hydra)):
+        again = own_config()
+        assert (again.folder, again.name, again.folders) == (own.folder, own.name, own.folders)
+        assert compose_quoted([]).output.name == named == ("named" if name else None)
+    with without_nodes_of_plugins():  # as the command hands it over
+        handed = pickle.dumps(JobLoader(loader))
+    kept = pickle.loads(handed)  # what plugins have stored is there again, as in a process of its own
+    assert JobComposer(kept.loader).load_sweep_config(cfg, [f"model={model}", "seed=2"]).seed == 2
+    assert kept.load_sweep_config(cfg, [f"model={model}", "seed=3"]).hydra.sweeper.zip is None
 
 
 def test_doctor_plans_own_models(folder: Path) -> None:
@@ -228,7 +277,7 @@ def test_a_home_folder_in_a_primary_configuration(place: str, folder: Path, monk
     with own_configuration([], str(folder / "first"), "main"):
         cfg = compose_with_hydra(["memory_profile=lean"])
         assert (cfg.model.name, cfg.memory_profile.name) == ("mine", "lean")
-        assert own_config_of(cfg.hydra.runtime.config_sources).folders == (folder / "first", folder / "my conf")
+        assert own_config_of(cfg.hydra).folders == (folder / "first", folder / "my conf")
     (folder / "first" / "main.yaml").write_text("defaults: [config]\nhydra:\n  searchpath: ['~nosuchuser/conf']\n")
     err = diffuse(*chosen, cwd=folder).err
     assert "there is no user nosuchuser" in err and "main.yaml:3: hydra.searchpath=~nosuchuser/conf" in err
@@ -250,6 +299,11 @@ PLACES = {
     ("--config-dir", "--cfg"): "--config-dir: needs a value",
     ("--config-name", "mine"): "there is no mine.yaml in the package; --config-dir DIR says where it is",
     ("--config-dir", "my conf", "--config-name", "mni"): "did you mean mine?",
+    ("--config-name", "../cd/mine"): "write --config-dir ../cd --config-name mine",
+    ("--config-dir", "my conf", "--config-name", "inner/../mine"): "should be a name in the folder of --config-dir",
+    ("--config-name", "/cd/mine.yaml"): "write --config-dir /cd --config-name mine",
+    ("--config-name", "~/mine"): "write --config-dir ~ --config-name mine",
+    ("--config-dir", "my conf", "--config-name", "../my conf/mine"): "should be a name in the folder",
     ("--config-path", "my conf"): "there is no such option",
     ("hydra.searchpath=[nosuch]",): "hydra.searchpath: nosuch: there is no such folder",
     ("hydra.searchpath=my conf",): "should be a list of folders, such as [my conf]",

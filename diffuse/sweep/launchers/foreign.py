@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
@@ -17,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from diffuse.config.groups import without_nodes_of_plugins
 from diffuse.config.own import own_config_of, use_own_config
 from diffuse.errors import RunError
 from diffuse.sweep.claim import current_claim, watch_claim
@@ -27,6 +28,24 @@ from diffuse.sweep.launchers.worker import JobResult, TaskResult, job_result, pi
 from diffuse.sweep.runner import JobRunner
 
 _WARNINGS = "diffuse_warnings"  # the attribute of an error by which a failed job hands over its warnings
+
+
+class JobLoader:
+    """Hydra's config loader, for launchers that compose jobs in processes of their own: it finds our files there."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader" or name.startswith("__"):  # before it is unpickled
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """Returns the configuration of one job, with Hydra's own part."""
+        with without_nodes_of_plugins():
+            cfg: DictConfig = self.loader.load_sweep_config(master_config, sweep_overrides)
+        return cfg
 
 
 class ForeignLauncher(SweepLauncher):
@@ -43,7 +62,7 @@ class ForeignLauncher(SweepLauncher):
         target = config.hydra.launcher._target_
         self.is_basic = target.endswith(".BasicLauncher")
         self.inner = self.classes[target](**self.settings)
-        inner_context = HydraContext(hydra_context.config_loader, hydra_context.callbacks)
+        inner_context = HydraContext(cast(Any, JobLoader(hydra_context.config_loader)), hydra_context.callbacks)
         self.inner.setup(hydra_context=inner_context, task_function=task_function, config=config)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -111,7 +130,7 @@ def _run_job(cfg: DictConfig) -> TaskResult:
         runner = JobRunner(sweep, cfg.tracking, lambda overrides: cfg, interruption)
         watch = watch_claim(folder, current_claim(folder), runner.interruption) if outer is None else nullcontext()
         try:
-            with watch, use_own_config(own_config_of(hydra.runtime.config_sources)):
+            with watch, use_own_config(own_config_of(hydra)):
                 jobs = runner.run_overrides([list(hydra.overrides.task)], hydra.job.num)
         finally:
             warnings = runner.close()

@@ -88,7 +88,7 @@ def run_task(context: SweepContext, task: Task) -> TaskResult:
     jobs = [Job(*job, may_exist=task.may_exist) for job in zip(task.numbers, task.jobs, strict=True)]
     try:
         runner = _runner(context)
-        own = use_own_config(own_config_of(context.config.hydra.runtime.config_sources))
+        own = use_own_config(own_config_of(context.config.hydra))
         with own, watch_claim(context.sweep.folder, context.claim, runner.interruption):
             results = [job_result(job) for job in runner.run(jobs)]
     except KeyboardInterrupt:
