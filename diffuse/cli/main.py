@@ -32,7 +32,7 @@ _GC_THRESHOLDS = 100_000, 20, 100  # objects between Python's searches for cycle
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and exits: 0 done, 2 the request is wrong, 1 the run failed, 130 interrupted."""
+    """Runs the command and exits: 0 done, 2 the request is wrong, 1 the run failed, 130 interrupted, as by SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
     _log_to_stderr()

@@ -91,6 +91,16 @@ def group_options(group: str) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
+@cache
+def sampler_options() -> dict[str, list[str]]:
+    """Returns the samplers of the package that have each option, by the option's name."""
+    samplers: dict[str, list[str]] = {}
+    for file in sorted((conf_dir() / "scheduler").glob("*.yaml")):
+        for name in cast(DictConfig, OmegaConf.load(file)):
+            samplers.setdefault(str(name), []).append(file.stem)
+    return {name: each for name, each in samplers.items() if name not in ("_target_", "name", "defaults")}
+
+
 class LoadedGroup(dict[str, Any]):
     """The options of a group by name.
 

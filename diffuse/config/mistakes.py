@@ -12,7 +12,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse.config.groups import GROUPS, default_values, group_options, known_keys
+from diffuse.config.groups import GROUPS, default_values, group_options, known_keys, sampler_options
 from diffuse.config.own import own_config
 from diffuse.config.own_files import find_own_file, marked_message
 from diffuse.errors import ConfigError, raised_in
@@ -146,6 +146,14 @@ def unknown_field(key: str, override: str) -> ConfigError:
     """Returns the error for an override of a field that does not exist."""
     # An option's own name and class are not for the user to set.
     names = [known for known in known_keys() if known == "output.name" or not known.endswith((".name", "._target_"))]
+    option = key.removeprefix("scheduler.")
+    samplers = sampler_options().get(option, [])
+    if samplers and (option != key or f"scheduler.{option}" not in names):
+        fault = "the sampler has no such option" if option != key else f"there is no field {key}"
+        have = "has one" if len(samplers) == 1 else "have one"
+        then = "" if option != key else f"; with one of them write scheduler.{override.lstrip('+~')}"
+        return ConfigError(f"{override}: {fault}; scheduler={'|'.join(samplers)} {have}{then}")
+    names += [f"scheduler.{each}" for each in sampler_options() if f"scheduler.{each}" not in names]
     near = suggestion(key, names, "diffuse --help lists them")
     if key.startswith("hydra."):
         near = "; diffuse --cfg hydra prints those of Hydra"
@@ -231,7 +239,7 @@ def _explain_default(group: str, message: str) -> ConfigError:
 def _explain_unknown(key: str, message: str, overrides: Sequence[str]) -> ConfigError:
     full = re.search(r"Could not override '([^']*)'", message) or re.search(r"full_key: (\S+)", message)
     name = full[1] if full else key
-    if name in known_keys():  # a mapping was given, and a key in it is wrong
+    if name in known_keys() and name.rpartition(".")[2] != key:  # a mapping was given, and a key in it is wrong
         name = f"{name}.{key}"
     return unknown_field(name, next((_shortened(each) for each in overrides if each.startswith(f"{name}=")), name))
 

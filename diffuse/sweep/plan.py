@@ -34,7 +34,7 @@ from diffuse.record.values import redact
 from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.globs import expand_globs
 from diffuse.sweep.job_folder import job_identity, json_digest
-from diffuse.sweep.params import merge_params
+from diffuse.sweep.params import PARAMS, merge_params
 from diffuse.sweep.sweeper import axis_values, read_zip
 from diffuse.terminal import confirm
 
@@ -99,6 +99,7 @@ def plan_sweep(
         raise ConfigError(
             f"experiment={base.suite.name}: checks many requests of its own, and is no sweep; leave out -m"
         )
+    has_file = base.prompt_file is not None or "prompt_file" in str(OmegaConf.select(base, "hydra.sweeper.zip"))
     hydra_overrides, base = _compose_prompts(list(overrides), base)
     typed = base
     merged, replaced = merge_params(hydra_overrides, base)
@@ -112,7 +113,7 @@ def plan_sweep(
         _check_experiments(swept, _fixed(parse(hydra_overrides)))
     axes = [_axis(override, is_basic) for override in axis_overrides.values()]
     zipped = read_zip(OmegaConf.select(base, "hydra.sweeper.zip"))
-    counts = _check_zip(zipped, axes)
+    counts = _check_zip(zipped, axes, "prompt_file" if has_file else "prompt")
     jobs = math.prod(counts) if is_basic else None
     if jobs is not None and jobs > MAX_JOBS_UNASKED and not yes:
         _ask(jobs)
@@ -185,7 +186,9 @@ def _check_experiments(override: Override, others: Sequence[str]) -> None:
 def _axis(override: Override, is_basic: bool) -> _Axis:
     key = override.key_or_group
     if any(key == shared or key.startswith(f"{shared}.") for shared in _SAME_FOR_ALL):
-        raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; give one value")
+        name = key.removeprefix(f"{PARAMS}.")
+        advice = "give one value" if name == key else f"write {name}={override.get_value_string()}, without {PARAMS}"
+        raise ConfigError(f"{override.input_line}: is the same for all jobs of a sweep; {advice}")
     if key == "prompt_file":
         raise ConfigError(f"{override.input_line}: the prompts of a file are a sweep already; give one file")
     value: Any = override.value()
@@ -201,18 +204,24 @@ def _axis(override: Override, is_basic: bool) -> _Axis:
     return _Axis(key, sorted(override.sweep_string_iterator()) if is_short else override.get_value_string(), count)
 
 
-def _check_zip(zipped: Sequence[Sequence[str]], axes: Sequence[_Axis]) -> list[int]:
+def _check_zip(zipped: Sequence[Sequence[str]], axes: Sequence[_Axis], prompts: str) -> list[int]:
     """Returns the number of values of each axis, where those that go together count as one.
+
+    Args:
+        prompts: what prompts are given by, `prompt` or `prompt_file`, whose lines they then are.
 
     Raises:
         ConfigError: they do not have the same number of values, or one of them has a single value.
     """
     counts = {axis.key: axis.count or 0 for axis in axes}
     for keys in zipped:
+        shown = {key: prompts if key == "prompt" else key for key in keys}
         if missing := [key for key in keys if key not in counts]:
-            raise ConfigError(f"hydra.sweeper.zip: {missing[0]} is not swept; give it as many values as the others")
+            raise ConfigError(
+                f"hydra.sweeper.zip: {shown[missing[0]]} is not swept; give it as many values as the others"
+            )
         if len({counts[key] for key in keys}) > 1:
-            numbers = ", ".join(f"{key} has {counts[key]}" for key in keys)
+            numbers = ", ".join(f"{shown[key]} has {counts[key]}" for key in keys)
             raise ConfigError(f"hydra.sweeper.zip: {numbers} values; fields that go together need as many each")
     seconds = {key for keys in zipped for key in keys[1:]}
     return [count for key, count in counts.items() if key not in seconds]

@@ -77,7 +77,10 @@ def read_zip(value: Any) -> list[tuple[str, ...]]:
                 f"hydra.sweeper.zip={value}: should name two fields or more, such as [seed,num_inference_steps]"
             )
     names = [_swept_name(name) for group in groups for name in group]
-    if twice := [name for name in names if names.count(name) > 1]:
+    written = {_swept_name(name): name for group in groups for name in group}
+    if {"prompt", "prompt_file"} <= {name for group in groups for name in group}:
+        raise ConfigError("hydra.sweeper.zip: prompt and prompt_file are one field; leave one of them out")
+    if twice := [written[name] for name in names if names.count(name) > 1]:
         raise ConfigError(f"hydra.sweeper.zip: {twice[0]} is named twice; a field goes together with one group")
     return [tuple(_swept_name(name) for name in group) for group in groups]
 

@@ -55,6 +55,29 @@ def test_a_name_that_does_not_exist_suggests_the_nearest(override: str) -> None:
     assert f"did you mean {NEAREST[override]}?" in said
 
 
+OTHERS = {
+    "scheduler.use_karras_sigmas=true": "the sampler has no such option; scheduler=deis|",
+    "scheduler.solver_order=2": "the sampler has no such option; scheduler=",
+    "scheduler.lower_order_final=true": "the sampler has no such option; scheduler=",
+    "scheduler.align_your_steps=sdxl": "the sampler has no such option; scheduler=",
+    "+scheduler.interpolation_type=linear": "the sampler has no such option; scheduler=euler has one",
+    "scheduler.shift=3": "the sampler has no such option; scheduler=",
+    "use_karras_sigmas=true": "with one of them write scheduler.use_karras_sigmas=true",
+    "interpolation_type=linear": "scheduler=euler has one; with one of them write scheduler.interpolation_type=linear",
+    "scheduler.use_karas_sigmas=true": "did you mean scheduler.use_karras_sigmas?",
+}
+
+
+@pytest.mark.parametrize("override", OTHERS)
+def test_an_option_of_other_samplers_names_them(override: str) -> None:
+    assert OTHERS[override] in refused("prompt=x", override)
+
+
+def test_an_option_of_the_default_sampler_is_none_of_another() -> None:
+    said = refused("prompt=x", "scheduler=euler", "scheduler.eta=1")
+    assert said == "scheduler.eta=1: the sampler has no such option; scheduler=ddim has one"
+
+
 def test_a_name_like_no_other_suggests_nothing() -> None:
     assert "did you mean" not in refused("zzzzqqqq=1")
     assert "diffuse --help" in refused("zzzzqqqq=1")

@@ -90,6 +90,29 @@ def test_what_cannot_go_together_is_one_line(overrides: tuple[str, ...], said: s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("seed=1,2", f"{ZIP}=[seed,prompt_file]"), "prompt_file is not swept"),
+        (("seed=1,2,3", "prompt_file=two.txt", f"{ZIP}=[seed,prompt_file]"), "seed has 3, prompt_file has 2 values"),
+        (("seed=1,2,3", "prompt_file=two.txt", f"{ZIP}=[prompt,seed]"), "prompt_file has 2, seed has 3 values"),
+        (("seed=1,2,3", 'prompt="a","b"', f"{ZIP}=[prompt,seed]"), "prompt has 2, seed has 3 values"),
+        (("prompt_file=two.txt", f"{ZIP}=[prompt_file,prompt]"), "prompt and prompt_file are one field"),
+        (("prompt_file=two.txt", f"{ZIP}=[prompt_file,prompt_file]"), "prompt_file is named twice"),
+        (("+hydra.sweeper.params.seed=1,2",), "write seed=1,2, without hydra.sweeper.params"),
+        (("++hydra.sweeper.params.width=64,128",), "write width=64,128, without hydra.sweeper.params"),
+    ],
+)
+def test_a_field_is_named_as_it_was_typed(
+    overrides: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.txt").write_text("one\ntwo\n")
+    with pytest.raises(ConfigError) as caught:
+        plan(*overrides)
+    assert said in str(caught.value)
+
+
 def test_groups_of_fields() -> None:
     assert read_zip(None) == read_zip([]) == []
     assert read_zip(["seed", "prompt_file"]) == [("seed", "prompt")]
