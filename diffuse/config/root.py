@@ -87,10 +87,10 @@ def check_parts(cfg: DictConfig, part: type = Config, prefix: str = "") -> None:
 
 
 @cache
-def _parts(part: type) -> dict[str, tuple[type, bool]]:
+def _parts(part: type) -> dict[str, tuple[Any, bool]]:
     """Returns the fields of a dataclass whose values are no texts or numbers: their kind, and whether null is one."""
     hints = get_type_hints(part)
-    kinds = {}
+    kinds: dict[str, tuple[Any, bool]] = {}
     for each in fields(part):
         hint = hints[each.name]
         choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
