@@ -82,7 +82,7 @@ def check_parts(cfg: DictConfig, part: type = Config, prefix: str = "") -> None:
                 raise ConfigError(f"{full}={text}: {reason}") from error
             if not (value is None and optional) and not _is_of(value, kind):
                 raise ConfigError(f"{full}={text}: {_advice(full, kind)}")
-        elif is_dataclass(kind) and isinstance(value := cfg[name], DictConfig):
+        elif isinstance(kind, type) and is_dataclass(kind) and isinstance(value := cfg[name], DictConfig):
             check_parts(value, kind, f"{full}.")
 
 
