@@ -145,9 +145,10 @@ def _kind(key: str) -> type | None:
         return dict
     part: Any = HydraConf
     for name in key.split(".")[1:]:
-        if not is_dataclass(part) or name not in part_kinds(part):
+        kinds = part_kinds(part) if isinstance(part, type) and is_dataclass(part) else {}
+        if name not in kinds:
             return None
-        part = part_kinds(part)[name][0]
+        part = kinds[name][0]
     return list if issubclass(part, list) else None if issubclass(part, Enum) else dict
 
 
