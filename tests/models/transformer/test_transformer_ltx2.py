@@ -23,6 +23,7 @@ from ltx2_peers import (
     peer_velocities,
     rotations,
 )
+from storage_peak import storage_peak
 from torch import Tensor
 
 from diffuse.checkpoints.architecture import read_architecture
@@ -210,6 +211,40 @@ def test_full_size_has_the_published_keys_and_shapes(version: str) -> None:
     for number in range(1, config.num_layers):
         expected |= {key.replace(".0.", f".{number}.", 1): shape for key, shape in first.items()}
     assert {key: tensor.shape for key, tensor in state.items()} == expected
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_step_takes_less_memory_than_in_diffusers(by_token: bool) -> None:
+    peer = peer_transformer("2.3")
+    model = our_transformer(peer)
+    given = inputs(peer, batch=1)
+    given["hidden_states"] = noise(1, 240, 8, seed=1)
+    given["sigma"] = given["audio_timestep"] = given["timestep"]
+    if by_token:
+        given["timestep"] = torch.full((1, 240), 700.0)
+    places = model.coordinates(10, 6, 4, fps=24.0, audio_frames=SOUND)
+    ours, found = storage_peak(lambda: model(**given, rotations=model.rotations(*places)))
+    sizes = {"num_frames": 10, "height": 6, "width": 4}
+    theirs, expected = storage_peak(lambda: peer_velocities(peer, given | sizes))
+    agree(found, expected)
+    assert ours < 0.85 * theirs
+
+
+def test_a_step_on_the_meta_device() -> None:
+    model = our_transformer(peer_transformer("2.3"))
+    given = {name: value.to("meta") for name, value in inputs(model).items()}
+    places = model.coordinates(FRAMES, ROWS, COLUMNS, fps=24.0, audio_frames=SOUND)
+    found = model.to("meta")(**given, rotations=model.rotations(*places, device="meta"), stg_blocks=[1])
+    assert (found.video.shape, found.audio.shape) == ((2, TOKENS, 6), (2, SOUND, 5))
+    assert found.video.is_meta
+
+
+def test_every_weight_can_be_trained() -> None:
+    with torch.inference_mode(False):
+        model = our_transformer(peer_transformer("2.3")).requires_grad_(True)
+        found = model(**inputs(model), rotations=rotations(model))
+        (found.video.square().mean() + found.audio.square().mean()).backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
 def test_blocks_stream() -> None:
