@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuse.layers.packed import Linear
+
 
 class Rotation(NamedTuple):
     """Cosines and sines of the angles, `[T, heads, head_dim / 2]` or `[B, T, heads, head_dim / 2]`, float32."""
@@ -55,11 +57,10 @@ class RotaryAttention(nn.Module):
         context_dim: width of the context, `query_dim` where none is given.
         gated: each head's result is multiplied by a gate from 0 to 2, which is computed from the queries' input.
         interleaved: which pairs are rotated, see `Rotation.rotate`.
+        packed: its weights are packed, see `diffuse.layers.packed`; for a model that is called often.
         eps: of the normalisation by the root mean square.
     """
 
-    # Films have thousands of tokens and texts up to a thousand: beside their products, reordering a weight at each call
-    # costs nothing, and a weight that is packed would no longer be a page of its file.
     def __init__(
         self,
         query_dim: int,
@@ -69,19 +70,21 @@ class RotaryAttention(nn.Module):
         *,
         gated: bool = False,
         interleaved: bool = False,
+        packed: bool = False,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
+        linear = Linear if packed else nn.Linear
         inner = heads * head_dim
         context_dim = query_dim if context_dim is None else context_dim
         self.heads, self.interleaved = heads, interleaved
         self.norm_q = nn.RMSNorm(inner, eps=eps)
         self.norm_k = nn.RMSNorm(inner, eps=eps)
-        self.to_q = nn.Linear(query_dim, inner)
-        self.to_k = nn.Linear(context_dim, inner)
-        self.to_v = nn.Linear(context_dim, inner)
-        self.to_out = nn.ModuleList([nn.Linear(inner, query_dim)])
-        self.to_gate_logits = nn.Linear(query_dim, heads) if gated else None
+        self.to_q = linear(query_dim, inner)
+        self.to_k = linear(context_dim, inner)
+        self.to_v = linear(context_dim, inner)
+        self.to_out = nn.ModuleList([linear(inner, query_dim)])
+        self.to_gate_logits = linear(query_dim, heads) if gated else None
 
     def forward(
         self,
@@ -127,9 +130,9 @@ class RotaryAttention(nn.Module):
 class GELU(nn.Module):
     """A linear layer and the tanh form of GELU (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016)."""
 
-    def __init__(self, dim_in: int, dim_out: int, bias: bool = True) -> None:
+    def __init__(self, dim_in: int, dim_out: int, *, bias: bool = True, packed: bool = False) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out, bias=bias)
+        self.proj = (Linear if packed else nn.Linear)(dim_in, dim_out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., dim_in]` to `[..., dim_out]`."""
@@ -139,9 +142,10 @@ class GELU(nn.Module):
 class GELUFeedForward(nn.Module):
     """Four times the width and back. The key `net.2` leaves the place of a dropout that inference lacks."""
 
-    def __init__(self, dim: int, bias: bool = True) -> None:
+    def __init__(self, dim: int, *, bias: bool = True, packed: bool = False) -> None:
         super().__init__()
-        self.net = nn.Sequential(GELU(dim, dim * 4, bias), nn.Identity(), nn.Linear(dim * 4, dim, bias=bias))
+        last = (Linear if packed else nn.Linear)(dim * 4, dim, bias=bias)
+        self.net = nn.Sequential(GELU(dim, dim * 4, bias=bias, packed=packed), nn.Identity(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., D]` to `[..., D]`."""

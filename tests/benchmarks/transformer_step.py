@@ -16,7 +16,7 @@ from harness import Call, module_against_peer
 from torch import Tensor
 
 # Frames, rows and columns of the latents, frames of the sound's, tokens of the text: by the transformer's width.
-SIZES = {192: (3, 2, 2, 18, 32), 768: (5, 8, 12, 42, 128), 4096: (16, 16, 24, 126, 1024)}
+SIZES = {192: (3, 2, 2, 18, 32), 768: (3, 8, 12, 42, 128), 4096: (16, 16, 24, 126, 1024)}
 
 
 def calls(ours: Any, peer: Any, kind: dict[str, Any]) -> tuple[Call, Call]:

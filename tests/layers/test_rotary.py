@@ -102,9 +102,24 @@ def test_a_mask_hides_tokens() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_feed_forward(bias: bool) -> None:
     torch.manual_seed(0)
-    module = GELUFeedForward(6, bias)
+    module = GELUFeedForward(6, bias=bias)
     state = module.state_dict()
     assert set(state) == {f"net.{place}.{kind}" for place in ("0.proj", "2") for kind in ("weight", "bias")[: 1 + bias]}
     x = noise(3, 6)
     inner = F.gelu(x @ state["net.0.proj.weight"].T + state.get("net.0.proj.bias", 0), approximate="tanh")
     torch.testing.assert_close(module(x), inner @ state["net.2.weight"].T + state.get("net.2.bias", 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain, packed = (
+        nn.Sequential(RotaryAttention(320, 4, 80, packed=packs, gated=True), GELUFeedForward(320, packed=packs))
+        for packs in (False, True)
+    )
+    packed.load_state_dict(plain.state_dict())
+    x = noise(1, TOKENS, 320).to(dtype)
+    found = packed.to(dtype).requires_grad_(False)(x)
+    assert packed[0].to_q.weight.is_mkldnn  # type: ignore[union-attr]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found, plain.to(dtype)(x), rtol=tolerance, atol=tolerance)

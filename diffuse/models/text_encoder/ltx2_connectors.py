@@ -122,6 +122,8 @@ class _Block(nn.Module):
     def __init__(self, stream: _Stream, interleaved: bool) -> None:
         super().__init__()
         width = stream.heads * stream.head_dim
+        # Called once a text of up to a thousand tokens: beside their products, reordering a weight costs nothing, and
+        # one that is packed would no longer be a page of its file.
         self.attn1 = RotaryAttention(
             width, stream.heads, stream.head_dim, gated=stream.gated, interleaved=interleaved, eps=_EPS
         )

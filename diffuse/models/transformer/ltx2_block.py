@@ -54,7 +54,13 @@ class LTX2VideoTransformerBlock(nn.Module):
 
         def attention(stream: StreamSettings, inner: StreamSettings, context_dim: int) -> RotaryAttention:
             return RotaryAttention(
-                stream.width, inner.heads, inner.head_dim, context_dim, gated=stream.gated, interleaved=interleaved
+                stream.width,
+                inner.heads,
+                inner.head_dim,
+                context_dim,
+                gated=stream.gated,
+                interleaved=interleaved,
+                packed=True,
             )
 
         self.attn1 = attention(video, video, video.width)
@@ -64,8 +70,8 @@ class LTX2VideoTransformerBlock(nn.Module):
         # Both directions compute in the heads of the sound.
         self.audio_to_video_attn = attention(video, audio, audio.width)
         self.video_to_audio_attn = attention(audio, audio, video.width)
-        self.ff = GELUFeedForward(video.width, video.ff_bias)
-        self.audio_ff = GELUFeedForward(audio.width, audio.ff_bias)
+        self.ff = GELUFeedForward(video.width, bias=video.ff_bias, packed=True)
+        self.audio_ff = GELUFeedForward(audio.width, bias=audio.ff_bias, packed=True)
 
         self.scale_shift_table = nn.Parameter(torch.empty(video.rows, video.width))
         self.audio_scale_shift_table = nn.Parameter(torch.empty(audio.rows, audio.width))

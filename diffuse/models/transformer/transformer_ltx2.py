@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffuse.errors import ConfigError
 from diffuse.layers.embeddings import TimestepEmbedding, sinusoidal_embedding
+from diffuse.layers.packed import Linear
 from diffuse.layers.rotary import Rotation, rotation_at
 from diffuse.models.transformer.ltx2_block import LTX2VideoTransformerBlock, StreamContext
 from diffuse.models.transformer.ltx2_config import LTX2VideoTransformer3DConfig, StreamSettings
@@ -48,7 +49,7 @@ class _AdaLayerNormSingle(nn.Module):
         super().__init__()
         self.rows = rows
         self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(_FREQUENCIES, width)})
-        self.linear = nn.Linear(width, rows * width)
+        self.linear = Linear(width, rows * width)
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Maps `timestep` `[B]` or `[B, T]` to rows `[B, 1 or T, rows, D]` and the embedding `[B, 1 or T, D]`."""
@@ -60,8 +61,8 @@ class _AdaLayerNormSingle(nn.Module):
 class _TextProjection(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(channels, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(channels, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, T', channels]` to `[B, T', D]`."""
@@ -78,8 +79,8 @@ class LTX2VideoTransformer3DModel(nn.Module):
         super().__init__()
         self.config = config
         video, audio = config.video, config.audio
-        self.proj_in = nn.Linear(config.in_channels, video.width)
-        self.audio_proj_in = nn.Linear(config.audio_in_channels, audio.width)
+        self.proj_in = Linear(config.in_channels, video.width)
+        self.audio_proj_in = Linear(config.audio_in_channels, audio.width)
         self.keyframes_abs_pos_embedding: nn.Parameter | None = None
         if config.use_keyframes_abs_pos_embedding:
             self.keyframes_abs_pos_embedding = nn.Parameter(torch.empty(1, video.width))
@@ -108,8 +109,8 @@ class LTX2VideoTransformer3DModel(nn.Module):
             LTX2VideoTransformerBlock(video, audio, interleaved=interleaved, eps=config.norm_eps)
             for _ in range(config.num_layers)
         )
-        self.proj_out = nn.Linear(video.width, config.out_channels or config.in_channels)
-        self.audio_proj_out = nn.Linear(audio.width, config.audio_out_channels or config.audio_in_channels)
+        self.proj_out = Linear(video.width, config.out_channels or config.in_channels)
+        self.audio_proj_out = Linear(audio.width, config.audio_out_channels or config.audio_in_channels)
 
     def coordinates(
         self, frames: int, height: int, width: int, *, fps: float, audio_frames: int
