@@ -10,6 +10,7 @@ import torch
 
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.models.text_encoder import clip
+from diffuse.models.transformer import ltx2_config, transformer_ltx2
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
 
@@ -17,6 +18,11 @@ MODELS = {
     "unet": (unet2d_condition.UNet2DConditionModel, unet2d_condition.UNet2DConditionConfig, unet2d_condition.rename),
     "vae": (autoencoder_kl.AutoencoderKL, autoencoder_kl.AutoencoderKLConfig, autoencoder_kl.rename),
     "text_encoder": (clip.CLIPTextModel, clip.CLIPTextConfig, clip.rename),
+    "transformer": (
+        transformer_ltx2.LTX2VideoTransformer3DModel,
+        ltx2_config.LTX2VideoTransformer3DConfig,
+        transformer_ltx2.rename,
+    ),
     "projected": (clip.CLIPTextModelWithProjection, clip.CLIPTextConfig, clip.rename_projected),
 }
 

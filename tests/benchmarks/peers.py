@@ -2,7 +2,8 @@
 
 `tiny` is the checkpoint that ships, with its weights. `medium` has SD 2.1's or SDXL's shape, narrower, with random
 weights, so that a run takes a second or so; `full` is the published architecture, with random weights. Components of
-SDXL are named `sdxl/unet` and so on; they are medium or full.
+SDXL are named `sdxl/unet` and so on; they are medium or full. Those of LTX-2, `ltx2/transformer` and
+`ltx2_3/transformer`, are random at each size; tiny is about as large as a model of films that a CPU can train.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # where oracle.py is, however this is started
 
 import oracle
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, LTX2VideoTransformer3DModel, UNet2DConditionModel
+from ltx2_peers import LATER
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -29,7 +31,19 @@ PUBLISHED |= {
         (Path(__file__).parents[1] / "data" / "sdxl_configs.json").read_text()
     ).items()
 }
+PUBLISHED |= {"ltx2/transformer": {"rope_type": "split"}, "ltx2_3/transformer": LATER | {"rope_type": "split"}}
 
+
+def _streams(heads: int, head_dim: int, layers: int, caption: int) -> dict[str, Any]:
+    """Two streams of LTX-2, of which the sound's has half the width."""
+    settings = {"num_layers": layers, "caption_channels": caption, "in_channels": 32, "out_channels": 32}
+    for prefix, width in (("", head_dim), ("audio_", head_dim // 2)):
+        settings |= {f"{prefix}num_attention_heads": heads, f"{prefix}attention_head_dim": width}
+        settings[f"{prefix}cross_attention_dim"] = heads * width
+    return settings
+
+
+_TINY = {"transformer": _streams(4, 48, 8, 128)}
 _NARROWER: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": (128, 256, 512, 512),
@@ -65,12 +79,15 @@ _NARROWER: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 16,
         "vocab_size": 8192,
     },
+    "ltx2/transformer": _streams(8, 96, 3, 768),
+    "ltx2_3/transformer": _streams(8, 96, 3, 768),
 }
 _MODELS = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
+    "transformer": LTX2VideoTransformer3DModel,
 }
 
 
@@ -82,11 +99,12 @@ def sizes(component: str) -> set[str]:
 def make(component: str, size: str) -> nn.Module:
     """The reference's module, in float32 and evaluation mode; `size` is tiny, medium or full."""
     model: Any = _MODELS[component.rpartition("/")[2]]
-    if size == "tiny":
+    if size == "tiny" and not component.startswith("ltx2"):
         peer: nn.Module = model.from_pretrained(TINY / component)
         return peer.eval()
     settings = {key: value for key, value in PUBLISHED[component].items() if not key.startswith("_")}
-    settings |= _NARROWER[component] if size == "medium" else {}
+    if size != "full":
+        settings |= _NARROWER[component] if size == "medium" else _TINY[component.rpartition("/")[2]]
     peer = model(CLIPTextConfig(**settings)) if "text_encoder" in component else model.from_config(settings)
     oracle.randomise(peer, 0)  # activations stay in range, so that no denormal or infinity disturbs a time
     return peer.eval()

@@ -184,7 +184,7 @@ def randomise(model: nn.Module, seed: int) -> None:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 fan_in = module.weight[0].numel()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / fan_in**0.5)
-            elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm) and isinstance(module.weight, nn.Parameter):
                 module.weight.copy_(1 + 0.2 * torch.randn(module.weight.shape, generator=generator))
             elif isinstance(module, nn.Embedding):
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator))

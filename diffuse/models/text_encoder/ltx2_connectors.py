@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.errors import CheckpointError, ConfigError
+from diffuse.layers.rotary import GELUFeedForward, RotaryAttention, Rotation, rotation_at
 
 _EPS = 1e-6
 _RANGE = 8.0  # over which LTX-2.0 spreads the values of a state
@@ -115,78 +116,22 @@ class TextEmbeddings(NamedTuple):
     audio: Tensor
 
 
-def _rotate(x: Tensor, cosines: Tensor, sines: Tensor, interleaved: bool) -> Tensor:
-    """Rotates `[B, T, heads, head_dim]` in float32 by angles `[T, heads, head_dim / 2]`.
-
-    Neighbours are paired, or the halves of each head (Su et al., "RoFormer", 2021).
-    """
-    axis = -1 if interleaved else -2
-    first, second = x.float().unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(axis)
-    turned = torch.stack((first * cosines - second * sines, second * cosines + first * sines), dim=axis)
-    return turned.flatten(-2).to(x.dtype)
-
-
-class _Attention(nn.Module):
-    def __init__(self, stream: _Stream, interleaved: bool) -> None:
-        super().__init__()
-        width = stream.heads * stream.head_dim
-        self.heads, self.interleaved = stream.heads, interleaved
-        self.norm_q = nn.RMSNorm(width, eps=_EPS)
-        self.norm_k = nn.RMSNorm(width, eps=_EPS)
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-        self.to_gate_logits = nn.Linear(width, stream.heads) if stream.gated else None
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Maps `[B, T, D]` to `[B, T, D]`; `mask` `[B, 1, 1, T]` is true at tokens that are seen."""
-        heads = (self.heads, -1)  # [B, T, heads, head_dim]
-        q = _rotate(self.norm_q(self.to_q(x)).unflatten(-1, heads), *rotation, self.interleaved)
-        k = _rotate(self.norm_k(self.to_k(x)).unflatten(-1, heads), *rotation, self.interleaved)
-        v = self.to_v(x).unflatten(-1, heads)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-        out = out.transpose(1, 2)
-        if self.to_gate_logits is not None:
-            out = out * (2 * self.to_gate_logits(x).sigmoid())[..., None]
-        result: Tensor = self.to_out[0](out.flatten(2))
-        return result
-
-
-class _GELU(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[..., width]` to `[..., inner]`."""
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class _MLP(nn.Module):
-    """Four times the width and back. The key `net.2` leaves the place of a dropout that inference lacks."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(_GELU(width, width * 4), nn.Identity(), nn.Linear(width * 4, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, T, D]` to `[B, T, D]`."""
-        result: Tensor = self.net(x)
-        return result
-
-
 class _Block(nn.Module):
     compiled: ClassVar[bool] = True  # as a whole, where hardware.compile asks for it
 
     def __init__(self, stream: _Stream, interleaved: bool) -> None:
         super().__init__()
-        self.attn1 = _Attention(stream, interleaved)
-        self.ff = _MLP(stream.heads * stream.head_dim)
+        width = stream.heads * stream.head_dim
+        # Called once a text of up to a thousand tokens: beside their products, reordering a weight costs nothing, and
+        # one that is packed would no longer be a page of its file.
+        self.attn1 = RotaryAttention(
+            width, stream.heads, stream.head_dim, gated=stream.gated, interleaved=interleaved, eps=_EPS
+        )
+        self.ff = GELUFeedForward(width)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Maps `[B, T, D]` to `[B, T, D]`; see `_Attention`."""
-        x = x + self.attn1(_normalise(x), rotation, mask)
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None) -> Tensor:
+        """Maps `[B, T, D]` to `[B, T, D]`; `mask` `[B, 1, 1, T]` is true at tokens that are seen."""
+        x = x + self.attn1(_normalise(x), rotation=rotation, mask=mask)
         result: Tensor = x + self.ff(_normalise(x))
         return result
 
@@ -229,18 +174,16 @@ class _Connector(nn.Module):
             x = block(x, rotation, mask)
         return _normalise(x)
 
-    def _rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Returns the cosines and sines `[T, heads, head_dim / 2]`, float32.
-
-        Frequencies run over all heads. They are made on the CPU: not every device has double precision.
-        """
-        dtype = torch.float64 if self.config.rope_double_precision else torch.float32
-        pairs = self.stream.heads * self.stream.head_dim // 2
-        powers = torch.linspace(0.0, 1.0, pairs, dtype=dtype, device="cpu")
-        frequencies = (torch.pow(self.config.rope_theta, powers) * torch.pi / 2.0).float()
-        place = torch.arange(length, dtype=torch.float32, device="cpu") / self.config.connector_rope_base_seq_len
-        angles = ((place[:, None] * 2 - 1) * frequencies).unflatten(-1, (self.stream.heads, -1))
-        return angles.cos().to(device), angles.sin().to(device)
+    def _rotation(self, length: int, device: torch.device) -> Rotation:
+        """Returns the rotation of `length` tokens."""
+        place = torch.arange(length, dtype=torch.float32, device=device) / self.config.connector_rope_base_seq_len
+        return rotation_at(
+            place[:, None],
+            heads=self.stream.heads,
+            head_dim=self.stream.head_dim,
+            theta=self.config.rope_theta,
+            double_precision=self.config.rope_double_precision,
+        )
 
 
 class TextProjection:

@@ -1,0 +1,1 @@
+"""Denoisers that are transformers from end to end."""

@@ -1,0 +1,1 @@
+"""Models that make latents larger, or give them more frames."""
