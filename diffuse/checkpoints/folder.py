@@ -86,6 +86,11 @@ class CheckpointFolder:
                 raise no_component(checkpoint.source, component)
         return checkpoint
 
+    @property
+    def notes(self) -> list[str]:
+        """Lists what was found out about the checkpoint and could be otherwise: nothing, its files say what it is."""
+        return []
+
     def part(self, component: str) -> Checkpoint:
         """Returns the checkpoint that `component` is taken from: this one, or one of `parts`."""
         return self.parts.get(component, self)

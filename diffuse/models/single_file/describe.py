@@ -168,9 +168,9 @@ def _text_encoders(shapes: Shapes, unet: Mapping[str, Any], name: str) -> dict[s
             if own := _below(shapes, f"{prefix}transformer."):
                 found["text_encoder"] = clip_config(own, name), _with_prefix(clip_origins(own), f"{prefix}transformer.")
             elif own := _below(shapes, f"{prefix}model."):
-                is_xl = "addition_embed_type" in unet
-                component = "text_encoder_2" if is_xl else "text_encoder"
-                found[component] = _open_clip(own, f"{prefix}model.", name, projected=is_xl)
+                is_second = number == 1 or "addition_embed_type" in unet
+                component = "text_encoder_2" if is_second else "text_encoder"
+                found[component] = _open_clip(own, f"{prefix}model.", name, projected=is_second)
         return found
     if own := _below(shapes, "cond_stage_model.model."):
         found["text_encoder"] = _open_clip(own, "cond_stage_model.model.", name, projected=False)
@@ -210,7 +210,7 @@ def _scheduler(
     config: dict[str, Any] = {"_class_name": "DDIMScheduler", **_BETAS, "prediction_type": prediction}
     if is_xl:
         config |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
-    elif unet["cross_attention_dim"] == 768:
+    elif not unet["use_linear_projection"]:
         config |= {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
     if "ztsnr" in shapes:
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -231,7 +231,7 @@ def _prediction(
     architecture = metadata.get("modelspec.architecture", "")
     if architecture.startswith("stable-diffusion-v2-768-v"):
         return "v_prediction", "the U-Net predicts v: modelspec.architecture in the file's header says so"
-    if is_xl or unet["cross_attention_dim"] == 768 or architecture.startswith("stable-diffusion-v2-512"):
+    if is_xl or not unet["use_linear_projection"] or architecture.startswith("stable-diffusion-v2-512"):
         return "epsilon", None
     if unet["in_channels"] != 4:  # the published ones for inpainting and depth were trained from the smaller model
         return "epsilon", None

@@ -34,8 +34,8 @@ _RESNET = {
 }
 _BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d)\.(.+)|(middle_block)\.(\d)\.(.+)")
 _GROUPS = 32  # of every published normalisation
-_HEAD_WIDTH = 64  # of every family but the first, which has 8 heads at every level
-_FIRST_CONTEXT = 768  # the width of the text that the first family attends to
+_HEAD_WIDTH = 64  # of every family but the first,
+_FIRST_HEADS = 8  # which has as many at every level, and projects with convolutions
 _SIZE_WIDTH = 256  # of the embedding of each number that SDXL is told
 
 
@@ -90,7 +90,7 @@ def unet_config(shapes: Shapes, name: str) -> dict[str, Any]:
     projections = [shape for key, shape in shapes.items() if key.endswith(".proj_in.weight")]
     sizes = shapes.get("label_emb.0.0.weight")
     context = next(iter(contexts), 0)
-    is_first = context == _FIRST_CONTEXT and sizes is None
+    is_linear = all(len(shape) == 2 for shape in projections)
     attends = [depth > 0 for depth in depths]
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
@@ -103,8 +103,8 @@ def unet_config(shapes: Shapes, name: str) -> dict[str, Any]:
         "transformer_layers_per_block": [depth or 1 for depth in depths[:-1]] + [middle or 1],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
         "cross_attention_dim": context,
-        "attention_head_dim": 8 if is_first else [width // _HEAD_WIDTH for width in channels],
-        "use_linear_projection": bool(projections) and all(len(shape) == 2 for shape in projections),
+        "attention_head_dim": [width // _HEAD_WIDTH for width in channels] if is_linear else _FIRST_HEADS,
+        "use_linear_projection": is_linear,
         "sample_size": 64,
     }
     if attends[-1] and depths[-1] != middle:
