@@ -18,7 +18,7 @@ from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.folder import file_digest, file_state
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, StoredTensor, header_bytes, unreadable
 from diffuse.errors import CheckpointError
-from diffuse.models.single_file.describe import describe, describe_component
+from diffuse.models.single_file.describe import describe_checkpoint, describe_component
 from diffuse.models.single_file.origin import Description, Origin
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class SingleFile:
     def _description(self) -> Description:
         shapes = {key: entry.shape for key, entry in self._opened.tensors.items()}
         if self.component is None:
-            return describe(shapes, self._metadata, self.source)
+            return describe_checkpoint(shapes, self._metadata, self.source)
         if self.component.startswith(("tokenizer", "scheduler")):
             raise CheckpointError(f"{self.setting}.source={self.source}: a file of weights holds no {self.component}")
         config, origins = describe_component(shapes, self.component, self.source)

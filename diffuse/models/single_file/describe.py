@@ -1,4 +1,4 @@
-"""What a single file holds: read from the prefixes of its keys, from shapes, and from what its header says.
+"""Tells what a single file holds, from the prefixes of its keys, from shapes, and from what its header says.
 
 The header's names are those of the "Stability AI Metadata Specification" and of kohya's training scripts.
 """
@@ -65,7 +65,7 @@ _BETAS = {
 }
 
 
-def describe(shapes: Shapes, metadata: Mapping[str, str], name: str) -> Description:
+def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) -> Description:
     """Returns the models in a single file that holds a whole checkpoint.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where a published tensor comes from in a single file, and how it lies there."""
+"""Origins of published tensors: where they are in a single file, and how they lie there."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.checkpoints.weights import skeleton
 from diffuse.errors import CheckpointError
-from diffuse.models.single_file.describe import UNKNOWN_PREDICTION, describe
+from diffuse.models.single_file.describe import UNKNOWN_PREDICTION, describe_checkpoint
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.text_encoder.clip_tokenizer_files import VOCABULARY
@@ -57,7 +57,7 @@ def single(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, .
 def test_published_checkpoints(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = single(name, monkeypatch)
     metadata = {"modelspec.prediction_type": "v"} if name == "sd21" else {}
-    found = describe(shapes, metadata, "FILE")
+    found = describe_checkpoint(shapes, metadata, "FILE")
 
     assert found.index["_class_name"] == ("StableDiffusionXLPipeline" if name == "sdxl" else "StableDiffusionPipeline")
     prediction = json.loads((PUBLISHED / name / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
@@ -87,20 +87,20 @@ def per_level(config: Any, field: str) -> Any:
 def test_the_prediction_type_is_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
     xl, second = single("sdxl", monkeypatch), single("sd2_base", monkeypatch)
     velocity = {"modelspec.prediction_type": "v"}
-    assert describe(xl, {}, "FILE").configs["scheduler"]["prediction_type"] == "epsilon"
+    assert describe_checkpoint(xl, {}, "FILE").configs["scheduler"]["prediction_type"] == "epsilon"
     for shapes, metadata in (
         (xl, velocity),
         (xl | {"v_pred": (0,)}, {}),
         (second, velocity),
         (second, {"modelspec.architecture": "stable-diffusion-v2-768-v"}),
     ):
-        found = describe(shapes, metadata, "FILE")
+        found = describe_checkpoint(shapes, metadata, "FILE")
         assert found.configs["scheduler"]["prediction_type"] == "v_prediction" and len(found.notes) == 1
-    zero = describe(xl | {"v_pred": (0,), "ztsnr": (0,)}, {}, "FILE").configs["scheduler"]
+    zero = describe_checkpoint(xl | {"v_pred": (0,), "ztsnr": (0,)}, {}, "FILE").configs["scheduler"]
     assert zero["rescale_betas_zero_snr"] and zero["timestep_spacing"] == "trailing"
     for key in ("edm_mean", "edm_vpred.sigma_max", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"):
         with pytest.raises(CheckpointError, match="not implemented"):
-            describe(xl | {key: (1,)}, {}, "FILE")
+            describe_checkpoint(xl | {key: (1,)}, {}, "FILE")
 
 
 def test_the_words_are_those_of_clip() -> None:
