@@ -88,7 +88,7 @@ class ImageFormat(Enum):
 class ComponentConfig:
     """The source of one component that does not come from the model's own checkpoint; all null where it does."""
 
-    source: str | None = None  # a whole checkpoint, or a folder or hub repository that is this component
+    source: str | None = None  # a whole checkpoint, or a folder, file or hub repository that is this component
     revision: str | None = None
     variant: str | None = None
     fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
@@ -115,7 +115,7 @@ class ModelConfig(ComponentsConfig):
 
     _target_: str = MISSING  # a class inside diffuse.pipelines
     name: str = MISSING
-    source: str | None = None  # a folder in the diffusers layout, or a hub repository
+    source: str | None = None  # a folder in the diffusers layout, a single file, or a hub repository
     revision: str | None = None
     variant: str | None = None  # the published file variant, such as fp16
     fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet
@@ -132,7 +132,7 @@ class RefinerConfig(ComponentsConfig):
 
     name: str = MISSING
     _target_: str | None = None  # a class inside diffuse.pipelines
-    source: str | None = None  # a folder in the diffusers layout, or a hub repository
+    source: str | None = None  # a folder in the diffusers layout, a single file, or a hub repository
     revision: str | None = None
     variant: str | None = None
     fetch_variant: str | None = None  # what is fetched where variant is null and nothing is here yet

@@ -91,6 +91,11 @@ class Checkpoint(Protocol):
         ...
 
     @property
+    def notes(self) -> Sequence[str]:
+        """Lists what was found out about the checkpoint and could be otherwise, a line each."""
+        ...
+
+    @property
     def identity(self) -> str:
         """Tells checkpoints apart within a process, without reading weights."""
         ...

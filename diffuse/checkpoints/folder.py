@@ -86,6 +86,11 @@ class CheckpointFolder:
                 raise no_component(checkpoint.source, component)
         return checkpoint
 
+    @property
+    def notes(self) -> list[str]:
+        """Lists what was found out about the checkpoint and could be otherwise: nothing, its files say what it is."""
+        return []
+
     def part(self, component: str) -> Checkpoint:
         """Returns the checkpoint that `component` is taken from: this one, or one of `parts`."""
         return self.parts.get(component, self)
@@ -211,7 +216,7 @@ class CheckpointFolder:
                     digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
             for path in self._weights(component):
                 with self._reading(path):
-                    digest.update(f"{component}/{path.name} {_state(path)}\n".encode() + header_bytes(path))
+                    digest.update(f"{component}/{path.name} {file_state(path)}\n".encode() + header_bytes(path))
         own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
         return " ".join([own, *(f"{name}={part.identity}" for name, part in sorted(self.parts.items()))])
 
@@ -228,7 +233,7 @@ class CheckpointFolder:
         for component in sorted(names):
             for path in self._weights(component) if self.has(component) else []:
                 with self._reading(path):
-                    lines.append(f"{_file_digest(path)}  {component}/{path.name}\n")
+                    lines.append(f"{file_digest(path)}  {component}/{path.name}\n")
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
     @cached_property
@@ -278,14 +283,15 @@ class CheckpointFolder:
 _digests: dict[tuple[str, tuple[int, ...]], str] = {}
 
 
-def _state(path: Path) -> tuple[int, ...]:
+def file_state(path: Path) -> tuple[int, ...]:
     """Returns what changes with the file's contents. The time alone would not: its clock ticks too slowly."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _file_digest(path: Path) -> str:
-    key = (os.path.realpath(path), _state(path))
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file. It is read once in a process, as long as it does not change."""
+    key = (os.path.realpath(path), file_state(path))
     if key not in _digests:
         with path.open("rb") as file:
             _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.hub.cache import cache_folder, cached_checkpoint, cached_configuration
@@ -18,18 +18,20 @@ from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, readable_sizes
 from diffuse.checkpoints.safetensors_file import unreadable
+from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
+LocalCheckpoint: TypeAlias = CheckpointFolder | SingleFile
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def locate_checkpoints(
     sources: Sequence[Source], consent: Download, command: object = "diffuse download"
-) -> list[CheckpointFolder]:
+) -> list[LocalCheckpoint]:
     """Returns the checkpoint of each source, in the same order.
 
     A repository is taken from the hub's cache, without a request to the network, when every needed file is there.
@@ -45,7 +47,9 @@ def locate_checkpoints(
         CheckpointError: there is no such folder or repository, it is gated, its files are not what is needed, or the
             network cannot be reached.
     """
-    checkpoints = [_local_checkpoint(source) or _cached_checkpoint(source) for source in sources]
+    checkpoints: list[LocalCheckpoint | None] = []
+    for source in sources:
+        checkpoints.append(_local_checkpoint(source) or _cached_checkpoint(source))
     absent = [source for source, checkpoint in zip(sources, checkpoints, strict=True) if checkpoint is None]
     if not absent:
         return [checkpoint for checkpoint in checkpoints if checkpoint]
@@ -65,7 +69,7 @@ def locate_checkpoints(
 class LocatedConfiguration:
     """The settings of a source, and the bytes of its files as the hub lists them: all, and those not here."""
 
-    checkpoint: CheckpointFolder
+    checkpoint: LocalCheckpoint
     size: int | None = None
     missing: int | None = None
 
@@ -82,8 +86,8 @@ def locate_configurations(
     """
     located: list[LocatedConfiguration | None] = []
     for source in sources:
-        folder = _local_checkpoint(source) or _cached_checkpoint(source) or cached_configuration(source)
-        folder = folder or known(source)
+        folder: LocalCheckpoint | None = _local_checkpoint(source) or _cached_checkpoint(source)
+        folder = folder or cached_configuration(source) or known(source)
         located.append(None if folder is None else LocatedConfiguration(folder))
     absent = [source for source, each in zip(sources, located, strict=True) if each is None]
     if absent:
@@ -126,7 +130,7 @@ def model_index(source: Source, consent: Download) -> dict[str, Any]:
     return CheckpointFolder(Path(path).parent, source.location).index
 
 
-def download_checkpoints(sources: Sequence[Source], consent: Download) -> list[CheckpointFolder]:
+def download_checkpoints(sources: Sequence[Source], consent: Download) -> list[LocalCheckpoint]:
     """Fetches what `locate_checkpoints` would need, once its size is stated and agreed to; then checks every file.
 
     Asks on a terminal; elsewhere `consent` must be yes. Files already here are not fetched again, but they are
@@ -139,7 +143,8 @@ def download_checkpoints(sources: Sequence[Source], consent: Download) -> list[C
     checkpoints = [_local_checkpoint(source) for source in sources]
     for checkpoint in checkpoints:
         if checkpoint:
-            say(f"{checkpoint.source} is a folder: there is nothing to fetch")
+            kind = "a folder" if isinstance(checkpoint, CheckpointFolder) else "a file"
+            say(f"{checkpoint.source} is {kind}: there is nothing to fetch")
     absent = [source for source, checkpoint in zip(sources, checkpoints, strict=True) if checkpoint is None]
     if not absent:
         return [checkpoint for checkpoint in checkpoints if checkpoint]
@@ -184,8 +189,8 @@ def _cached_checkpoint(source: Source) -> CheckpointFolder | None:
     return None
 
 
-def _local_checkpoint(source: Source) -> CheckpointFolder | None:
-    """Returns the checkpoint in the folder that a source names; None if it names a repository."""
+def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
+    """Returns the checkpoint in the folder or file that a source names; None if it names a repository."""
     location, setting = source.location, source.setting
     folder = user_path(location, f"{setting}.source")
     try:
@@ -200,10 +205,13 @@ def _local_checkpoint(source: Source) -> CheckpointFolder | None:
             )
         return CheckpointFolder.open(folder, variant=source.variant, source=location, setting=setting)
     if is_file:
-        raise CheckpointError(
-            f"{location}: is a file; {setting}.source is a folder in the diffusers layout or a hub repository "
-            "OWNER/NAME, and a single-file checkpoint must first be converted"
-        )
+        if folder.suffix.lower() != ".safetensors":
+            raise CheckpointError(
+                f"{location}: is no safetensors file; {setting}.source is one, a folder in the diffusers layout, or a "
+                "hub repository OWNER/NAME"
+            )
+        alone = source.components[0] if source.single and source.components else None
+        return SingleFile(folder, location, setting=setting, component=alone)
     parent = PurePosixPath(location).parent
     looks_like_path = location.startswith(("/", ".", "~")) or location.count("/") > 1 or "\\" in location
     if looks_like_path or (str(parent) != "." and Path(parent).is_dir()):

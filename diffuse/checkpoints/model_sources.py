@@ -9,8 +9,8 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from diffuse.checkpoints.checkpoint import Checkpoint
-from diffuse.checkpoints.folder import CheckpointFolder
-from diffuse.checkpoints.locate import locate_checkpoints
+from diffuse.checkpoints.locate import LocalCheckpoint, locate_checkpoints
+from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import Source
 from diffuse.config.compose import compose_config
 from diffuse.errors import ConfigError
@@ -56,14 +56,20 @@ def locate_models(cfg: DictConfig, models: Mapping[str, Sequence[str]]) -> list[
     Raises:
         ConfigError, CheckpointError: as `model_sources` and `locate_checkpoints`.
     """
-    checkpoints: list[CheckpointFolder] = []
-    for checkpoint in locate_checkpoints(model_sources(cfg, models), cfg.model.download, _DownloadCommand(cfg)):
-        if checkpoint.component is None:
-            checkpoints.append(checkpoint)
-        else:
-            model = checkpoints[-1]
-            checkpoints[-1] = replace(model, parts={**model.parts, checkpoint.component: checkpoint})
-    return [*checkpoints]
+    return [*with_parts(locate_checkpoints(model_sources(cfg, models), cfg.model.download, _DownloadCommand(cfg)))]
+
+
+def with_parts(located: Sequence[LocalCheckpoint]) -> list[LocalCheckpoint]:
+    """Returns the checkpoints of models, each with the components as `parts` that follow it in `located`."""
+    checkpoints: list[LocalCheckpoint] = []
+    for each in located:
+        if each.component is None:
+            checkpoints.append(each)
+            continue
+        model = checkpoints[-1]
+        part = replace(each, model=replace(model, parts={})) if isinstance(each, SingleFile) else each
+        checkpoints[-1] = replace(model, parts={**model.parts, each.component: part})
+    return checkpoints
 
 
 class _DownloadCommand:

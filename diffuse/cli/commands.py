@@ -64,12 +64,13 @@ def _download(arguments: list[str]) -> None:
 
     from diffuse.checkpoints.locate import download_checkpoints
     from diffuse.checkpoints.model_sources import model_sources
+    from diffuse.checkpoints.single_file import SingleFile
     from diffuse.pipelines.families import component_names
     from diffuse.schema import Download
 
     consent = Download.yes if yes else cfg.model.download
     for checkpoint in download_checkpoints(model_sources(cfg, component_names(cfg)), consent):
-        print_line(checkpoint.folder)
+        print_line(checkpoint.file if isinstance(checkpoint, SingleFile) else checkpoint.folder)
 
 
 def _compare(arguments: list[str]) -> None:

@@ -244,8 +244,8 @@ class LatentDiffusion(DiffusionPipeline):
         return [stage], [*self.notes(request, sampler), *warnings]
 
     def notes(self, request: GenerationRequest, sampler: Any) -> list[str]:
-        """Returns lines that tell the user what was corrected in the checkpoint's published settings."""
-        return [*sampler.notes]
+        """Returns lines that tell the user what was found out about the checkpoint, or corrected in its settings."""
+        return [*self.checkpoint.notes, *sampler.notes]
 
     def guidance(
         self, request: GenerationRequest, embeddings: PromptEmbeddings | None = None

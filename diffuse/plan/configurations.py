@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 import diffuse
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.folder import CheckpointFolder
-from diffuse.checkpoints.locate import locate_configurations
-from diffuse.checkpoints.model_sources import model_sources
+from diffuse.checkpoints.locate import LocalCheckpoint, locate_configurations
+from diffuse.checkpoints.model_sources import model_sources, with_parts
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError
 
@@ -62,14 +62,7 @@ def find_configurations(cfg: DictConfig, components: dict[str, tuple[str, ...]])
     """
     sources = model_sources(cfg, components)
     located = locate_configurations(sources, cfg.model.download, _published)
-    checkpoints: list[CheckpointFolder] = []
-    for each in located:
-        folder = _for_settings(each.checkpoint)
-        if folder.component is None:
-            checkpoints.append(folder)
-        else:
-            model = checkpoints[-1]
-            checkpoints[-1] = replace(model, parts={**model.parts, folder.component: folder})
+    checkpoints = with_parts([_for_settings(each.checkpoint) for each in located])
     weights = [_weights(each.checkpoint, source) for each, source in zip(located, sources, strict=True)]
     listed = [each.size if size is None else size for each, size in zip(located, weights, strict=True)]
     missing = [0 if size is not None else each.missing for each, size in zip(located, weights, strict=True)]
@@ -84,13 +77,17 @@ def _published(source: Source) -> CheckpointFolder | None:
     return source.checkpoint(_PUBLISHED / name, source.revision)
 
 
-def _for_settings(checkpoint: CheckpointFolder) -> ConfigurationFolder:
+def _for_settings(checkpoint: LocalCheckpoint) -> LocalCheckpoint:
+    if not isinstance(checkpoint, CheckpointFolder):
+        return checkpoint
     values = {field.name: getattr(checkpoint, field.name) for field in fields(CheckpointFolder)}
     return ConfigurationFolder(**values)
 
 
-def _weights(checkpoint: CheckpointFolder, source: Source) -> int | None:
+def _weights(checkpoint: LocalCheckpoint, source: Source) -> int | None:
     """Returns the bytes of the weights; None where they are not all here."""
+    if not isinstance(checkpoint, CheckpointFolder):
+        return checkpoint.file.stat().st_size
     total = 0
     names = checkpoint.components if source.components is None else source.components
     try:

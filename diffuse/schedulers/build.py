@@ -44,6 +44,12 @@ def build_sampler(options: Mapping[str, Any], published: Mapping[str, Any]) -> A
             raise ConfigError(f"scheduler.{key}: {name} has no such option; it has {', '.join(sorted(known))}")
     check_options(chosen, sampler.choices)
     prediction = chosen.get("prediction_type") or published_prediction(published)
+    if prediction == UNKNOWN:
+        raise ConfigError(
+            "the checkpoint does not say whether its U-Net predicts epsilon or v: add "
+            "scheduler.prediction_type=v_prediction for one made from Stable Diffusion 2.0 or 2.1 of 768 pixels, or "
+            "epsilon for one of 512"
+        )
     if prediction not in sampler.predictions:
         raise ConfigError(
             f"scheduler={name} does not fit this model, which predicts {prediction}; "
@@ -88,6 +94,9 @@ def _is_refused(sampler: Any, key: str, value: Any, chosen: Mapping[str, Any]) -
     if values is not None and (not values or value in values):
         return True
     return key in sampler.choices and not is_known_value(key, value)
+
+
+UNKNOWN = "unknown"  # the prediction type of a file that does not say it
 
 
 def published_prediction(published: Mapping[str, Any]) -> str:

@@ -55,8 +55,10 @@ def test_what_cannot_be_a_name(server: HubServer, source: str) -> None:
 
 
 def test_a_single_file(server: HubServer, tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(weights(1))
-    assert "is a file" in message(lambda: locate(str(tmp_path / "x.safetensors")))
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(weights(1))
+    assert locate(str(file)).file == file
+    assert "is no safetensors file" in message(lambda: locate(str(file.rename(tmp_path / "x.ckpt"))))
 
 
 def test_looking_for_a_checkpoint_imports_neither_torch_nor_the_hub(tmp_path: Path) -> None:

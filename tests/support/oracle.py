@@ -44,6 +44,7 @@ class Variant:
     linear_projection: bool = True
     upcast_attention: bool = True
     vae_channels: tuple[int, ...] = (8, 16, 16, 16)
+    groups: tuple[int, int] = (8, 4)  # of the norms of the U-Net and of the autoencoder
     text_width: int = 32
     text_layers: int = 2
     hidden_act: str = "gelu"
@@ -103,7 +104,7 @@ def unet(v: Variant) -> UNet2DConditionModel:
         in_channels=9 if v.inpaints else 4,
         out_channels=4,
         layers_per_block=v.layers_per_block,
-        norm_num_groups=8,
+        norm_num_groups=v.groups[0],
         block_out_channels=v.channels,
         down_block_types=down,
         up_block_types=up,
@@ -125,7 +126,7 @@ def vae(v: Variant) -> AutoencoderKL:
     levels = len(v.vae_channels)
     model = AutoencoderKL(
         layers_per_block=1,
-        norm_num_groups=4,
+        norm_num_groups=v.groups[1],
         block_out_channels=v.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,

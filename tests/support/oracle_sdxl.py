@@ -32,6 +32,7 @@ class Variant:
     second: tuple[int, int] = (32, 3)
     projection: int = 24
     vae_channels: tuple[int, ...] = (8, 16, 16, 16)
+    groups: tuple[int, int] = (8, 4)  # of the norms of the U-Net and of the autoencoder
     force_zeros: bool = True
     scheduler: str = "EulerDiscreteScheduler"
     schedule: dict[str, Any] = field(default_factory=lambda: {"timestep_spacing": "leading"}, hash=False)
@@ -46,7 +47,7 @@ def unet(v: Variant) -> UNet2DConditionModel:
         in_channels=9 if v.inpaints else 4,
         out_channels=4,
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=v.groups[0],
         block_out_channels=v.channels,
         down_block_types=tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in v.cross),
         up_block_types=tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(v.cross)),
@@ -75,7 +76,7 @@ def vae(v: Variant) -> AutoencoderKL:
     torch.manual_seed(v.seed + 1)
     levels = len(v.vae_channels)
     model = AutoencoderKL(
-        norm_num_groups=4,
+        norm_num_groups=v.groups[1],
         block_out_channels=v.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
@@ -100,7 +101,7 @@ def text_encoder(
         hidden_size=width,
         intermediate_size=width * 2,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=max(2, width // 64),
         hidden_act=act,
         projection_dim=projection or width,
         bos_token_id=0,

@@ -8,7 +8,7 @@ is absent, they are in `added_tokens.json`, in `tokenizer.json` and in `special_
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from tokenizers import AddedToken
 
 from diffuse.errors import CheckpointError
 
+VOCABULARY = Path(__file__).parents[1] / "single_file" / "vocabulary"
+"""The words of the published models, for single files, which hold none."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 _DEFAULTS: dict[str, str | None] = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -116,9 +118,24 @@ def _words(folder: Path) -> tuple[Mapping[str, int], list[tuple[str, str]], dict
         return words, split, _numbered(by_number, whole)
     if vocabulary.is_file() and merges.is_file():
         return read_settings(vocabulary), _merges(merges), {}
+    if merges.is_file() and folder.is_relative_to(VOCABULARY):
+        pairs = _merges(merges)
+        return _vocabulary_of(pairs), pairs, {}
     raise CheckpointError(
         f"{folder}: neither vocab.json and merges.txt nor tokenizer.json is there; copy or download them"
     )
+
+
+def _vocabulary_of(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Returns the numbers of CLIP's words, which follow from its merges: the bytes, alone and at the end of a word,
+    then what each merge makes, then start and end.
+
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, for the printable bytes.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    marks = [chr(byte) for byte in printable] + [chr(0x100 + index) for index in range(0x100 - len(printable))]
+    words = [*marks, *(f"{mark}</w>" for mark in marks), *(first + second for first, second in merges), START, END]
+    return {word: number for number, word in enumerate(words)}
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

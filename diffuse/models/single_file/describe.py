@@ -1,0 +1,271 @@
+"""Tells what a single file holds, from the prefixes of its keys, from shapes, and from what its header says.
+
+The header's names are those of the "Stability AI Metadata Specification" and of kohya's training scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from diffuse.errors import CheckpointError
+from diffuse.models.single_file.clip_names import (
+    CLIP_UNUSED,
+    clip_config,
+    clip_origins,
+    open_clip_config,
+    open_clip_layers,
+    open_clip_origins,
+)
+from diffuse.models.single_file.ldm_unet import unet_config, unet_origins
+from diffuse.models.single_file.ldm_vae import vae_config, vae_origins
+from diffuse.models.single_file.origin import Description, Origins, Shapes
+
+UNKNOWN_PREDICTION = "unknown"
+"""The prediction type of a file that does not say whether its U-Net predicts the noise or the velocity."""
+
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_OPEN_CLIP_2 = ("cond_stage_model.model.",)
+_EMBEDDER = "conditioner.embedders."
+# Written by training, or the same numbers that a scheduler makes of its settings.
+_NEVER_USED = (
+    "model_ema.",
+    "betas",
+    "alphas_cumprod",
+    "sqrt_",
+    "posterior_",
+    "log_one_minus_",
+    "lvlb_weights",
+    "embedding_manager.",
+    "global_step",
+    "denoiser.",
+    "first_stage_model.loss.",
+    "first_stage_model.model_ema.",
+    "v_pred",
+    "ztsnr",
+    "cond_stage_model.logit_scale",
+)
+_NOT_IMPLEMENTED = {
+    "edm_mean": "is trained in the way of EDM (Playground 2.5)",
+    "edm_vpred.sigma_max": "is trained in the way of EDM with velocities",
+    "double_blocks.0.img_attn.qkv.weight": "is Flux",
+    "joint_blocks.0.x_block.attn.qkv.weight": "is Stable Diffusion 3",
+    "control_model.input_blocks.0.0.weight": "is a ControlNet",
+}
+_SCALE, _SCALE_XL = 0.18215, 0.13025  # of the published autoencoders' latents
+_BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+
+
+def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) -> Description:
+    """Returns the models in a single file that holds a whole checkpoint.
+
+    Args:
+        shapes: of the file's tensors.
+        metadata: of its header.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: it is of a family that is not implemented, is no checkpoint, or holds what nothing uses.
+    """
+    _check_family(shapes, name)
+    unet = _below(shapes, _UNET)
+    if not unet:
+        raise CheckpointError(f"{name}: {_other_kind(shapes)}")
+    configs: dict[str, dict[str, Any]] = {"unet": unet_config(unet, name)}
+    origins: dict[str, Origins] = {"unet": _with_prefix(unet_origins(unet, name), _UNET)}
+    text = _text_encoders(shapes, configs["unet"], name)
+    for component, (config, places) in text.items():
+        configs[component], origins[component] = config, places
+    is_xl = "addition_embed_type" in configs["unet"]
+    if vae := _below(shapes, _VAE):
+        vae = {key: shape for key, shape in vae.items() if not key.startswith(("loss.", "model_ema."))}
+        configs["vae"] = vae_config(vae, name) | {
+            "scaling_factor": _SCALE_XL if is_xl else _SCALE,
+            "force_upcast": is_xl,
+            "sample_size": 1024 if is_xl else 512,
+        }
+        origins["vae"] = _with_prefix(vae_origins(vae, name), _VAE)
+    configs["scheduler"], notes = _scheduler(shapes, metadata, configs["unet"], is_xl)
+    if configs["scheduler"]["prediction_type"] == "v_prediction" and not is_xl:
+        configs["unet"]["sample_size"] = 96
+        configs["unet"]["upcast_attention"] = True
+    used = {origin.key for places in origins.values() for origin in places.values()}
+    unused = sorted(key for key in shapes if key not in used)
+    foreign = [key for key in unused if not _is_known(key, configs)]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise CheckpointError(f"{name}: has the tensor {foreign[0]}{more}, which no component of its family uses")
+    return Description(_index(configs, is_xl), configs, origins, unused, notes)
+
+
+def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
+    """Returns the settings of one component in a file, and where its tensors are.
+
+    The file may hold a whole checkpoint, or that component alone, with its keys' prefix or without.
+
+    Raises:
+        CheckpointError: it holds no such component, or under names that are in no single file.
+    """
+    if component == "unet":
+        prefix = _UNET if _below(shapes, _UNET) else ""
+        own = _below(shapes, prefix)
+        return unet_config(own, name), _with_prefix(unet_origins(own, name), prefix)
+    if component == "vae":
+        prefix = _VAE if _below(shapes, _VAE) else ""
+        own = {key: shape for key, shape in _below(shapes, prefix).items() if not key.startswith("loss.")}
+        return vae_config(own, name), _with_prefix(vae_origins(own, name), prefix)
+    if component in ("text_encoder", "text_encoder_2"):
+        return _text_encoder_alone(shapes, component, name)
+    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, vae and text encoders")
+
+
+def _check_family(shapes: Shapes, name: str) -> None:
+    for key, what in _NOT_IMPLEMENTED.items():
+        if key in shapes or f"{_UNET}{key}" in shapes:
+            raise CheckpointError(f"{name}: {what}, which is not implemented; use another checkpoint")
+
+
+def _other_kind(shapes: Shapes) -> str:
+    """Returns what a file without a whole checkpoint seems to be, and what to do about it."""
+    keys = list(shapes)
+    if any(key.endswith((".lora_down.weight", ".lora_A.weight", ".lora_up.weight", ".hada_w1_a")) for key in keys):
+        return "is a LoRA and no checkpoint; model.source is a whole checkpoint"
+    if "input_blocks.0.0.weight" in shapes or "down_blocks.0.resnets.0.conv1.weight" in shapes:
+        return "is a U-Net alone; give model.source a whole checkpoint, and this one as model.unet.source"
+    if "decoder.conv_in.weight" in shapes:
+        return "is an autoencoder alone; give model.source a whole checkpoint, and this one as model.vae.source"
+    if any(key.startswith("text_model.") for key in keys):
+        return (
+            "is a text encoder alone; give model.source a whole checkpoint, and this one as model.text_encoder.source"
+        )
+    return "is no checkpoint of a family that is implemented; give one of Stable Diffusion 1.x, 2.x or XL"
+
+
+def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the keys that begin with `prefix`, without it."""
+    return {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+
+def _with_prefix(origins: Origins, prefix: str) -> Origins:
+    return {key: replace(origin, key=prefix + origin.key) for key, origin in origins.items()}
+
+
+def _text_encoders(shapes: Shapes, unet: Mapping[str, Any], name: str) -> dict[str, tuple[dict[str, Any], Origins]]:
+    """Returns the settings and origins of the text encoders in a file; none where it has none."""
+    found: dict[str, tuple[dict[str, Any], Origins]] = {}
+    if any(key.startswith(_EMBEDDER) for key in shapes):
+        for number in (0, 1):
+            prefix = f"{_EMBEDDER}{number}."
+            if own := _below(shapes, f"{prefix}transformer."):
+                found["text_encoder"] = clip_config(own, name), _with_prefix(clip_origins(own), f"{prefix}transformer.")
+            elif own := _below(shapes, f"{prefix}model."):
+                is_second = number == 1 or "addition_embed_type" in unet
+                component = "text_encoder_2" if is_second else "text_encoder"
+                found[component] = _open_clip(own, f"{prefix}model.", name, projected=is_second)
+        return found
+    if own := _below(shapes, "cond_stage_model.model."):
+        found["text_encoder"] = _open_clip(own, "cond_stage_model.model.", name, projected=False)
+    elif own := _below(shapes, "cond_stage_model.transformer."):
+        origins = _with_prefix(clip_origins(own), "cond_stage_model.transformer.")
+        found["text_encoder"] = clip_config(own, name), origins
+    return found
+
+
+def _text_encoder_alone(shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
+    whole = _text_encoders(shapes, {"addition_embed_type": ""} if component == "text_encoder_2" else {}, name)
+    if component in whole:
+        return whole[component]
+    if "transformer.resblocks.0.ln_1.weight" in shapes:
+        return _open_clip(shapes, "", name, projected=component == "text_encoder_2")
+    if any(key.startswith(("text_model.", "encoder.layers.0.self_attn")) for key in shapes):
+        config = clip_config(shapes, name)
+        if component == "text_encoder_2" or config["hidden_size"] != 768:  # the others are trained with plain GELU
+            config["hidden_act"] = "gelu"
+        return config, clip_origins(shapes)
+    raise CheckpointError(f"{name}: holds no {component}; give a text encoder, or a whole checkpoint that has one")
+
+
+def _open_clip(own: Shapes, prefix: str, name: str, *, projected: bool) -> tuple[dict[str, Any], Origins]:
+    """Returns settings and origins. Without a projection the last layer is left out: those U-Nets attend to the one
+    before."""
+    layers = open_clip_layers(own) - (0 if projected else 1)
+    origins = open_clip_origins(own, layers, projection=projected)
+    return open_clip_config(own, layers, name), _with_prefix(origins, prefix)
+
+
+def _scheduler(
+    shapes: Shapes, metadata: Mapping[str, str], unet: Mapping[str, Any], is_xl: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the settings of a scheduler, and a line on how the prediction type was found."""
+    prediction, reason = _prediction(shapes, metadata, unet, is_xl)
+    config: dict[str, Any] = {"_class_name": "DDIMScheduler", **_BETAS, "prediction_type": prediction}
+    if is_xl:
+        config |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    elif not unet["use_linear_projection"]:
+        config |= {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    if "ztsnr" in shapes:
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return config, [reason] if reason else []
+
+
+def _prediction(
+    shapes: Shapes, metadata: Mapping[str, str], unet: Mapping[str, Any], is_xl: bool
+) -> tuple[str, str | None]:
+    """Returns the prediction type, and why where it is not the family's only one."""
+    declared = metadata.get("modelspec.prediction_type", "").lower()
+    if declared in ("v", "v_prediction", "v-prediction"):
+        return "v_prediction", "the U-Net predicts v: modelspec.prediction_type in the file's header says so"
+    if declared in ("epsilon", "eps"):
+        return "epsilon", None
+    if "v_pred" in shapes:
+        return "v_prediction", "the U-Net predicts v: the file has a tensor of the name v_pred"
+    architecture = metadata.get("modelspec.architecture", "")
+    if architecture.startswith("stable-diffusion-v2-768-v"):
+        return "v_prediction", "the U-Net predicts v: modelspec.architecture in the file's header says so"
+    if is_xl or not unet["use_linear_projection"] or architecture.startswith("stable-diffusion-v2-512"):
+        return "epsilon", None
+    if unet["in_channels"] != 4:  # the published ones for inpainting and depth were trained from the smaller model
+        return "epsilon", None
+    return UNKNOWN_PREDICTION, None
+
+
+def _index(configs: Mapping[str, Mapping[str, Any]], is_xl: bool) -> dict[str, Any]:
+    """Returns the content that `model_index.json` would have."""
+    unet = configs["unet"]
+    family = "StableDiffusionXL" if is_xl else "StableDiffusion"
+    kind = "Inpaint" if unet["in_channels"] == 9 else ""
+    classes = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
+    index: dict[str, Any] = {"_class_name": f"{family}{kind}Pipeline"}
+    index |= {name: ["single file", classes[name]] for name in classes if name in configs}
+    index |= {
+        name.replace("text_encoder", "tokenizer"): ["single file", "CLIPTokenizer"]
+        for name in ("text_encoder", "text_encoder_2")
+        if name in configs
+    }
+    index["scheduler"] = ["single file", configs["scheduler"]["_class_name"]]
+    if is_xl:
+        is_refiner = "text_encoder" not in configs and unet["cross_attention_dim"] == 1280
+        index |= {"requires_aesthetics_score": True} if is_refiner else {"force_zeros_for_empty_prompt": True}
+    return index
+
+
+def _is_known(key: str, configs: Mapping[str, Any]) -> bool:
+    """Tells whether a tensor is one that nothing needs."""
+    if key.startswith(_NEVER_USED) or key.endswith(CLIP_UNUSED):
+        return True
+    # The projection and the last layer of encoders whose states before them are taken.
+    return key.startswith((*_OPEN_CLIP_2, _EMBEDDER)) and (".resblocks." in key or key.endswith("text_projection"))

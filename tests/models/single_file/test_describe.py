@@ -1,0 +1,112 @@
+"""Every key of the full-size checkpoints is accounted for, and what their shapes tell is what was published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ldm_files
+import pytest
+import torch
+
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.weights import skeleton
+from diffuse.errors import CheckpointError
+from diffuse.models.single_file.describe import UNKNOWN_PREDICTION, describe_checkpoint
+from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
+from diffuse.models.text_encoder.clip_tokenizer_files import VOCABULARY
+from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DConditionModel
+from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from diffuse.plan import configurations
+
+PUBLISHED = Path(configurations.__file__).parent / "published"
+NETWORKS: dict[str, tuple[type[Any], type[Any]]] = {
+    "unet": (UNet2DConditionModel, UNet2DConditionConfig),
+    "vae": (AutoencoderKL, AutoencoderKLConfig),
+    "text_encoder": (CLIPTextModel, CLIPTextConfig),
+    "text_encoder_2": (CLIPTextModelWithProjection, CLIPTextConfig),
+}
+# What `config.json` says and no tensor does: the size it was trained at, which is a matter of the family.
+UNTOLD = ("sample_size", "force_upcast", "upcast_attention", "eos_token_id", "projection_dim")
+
+
+def modules(name: str) -> dict[str, tuple[Any, dict[str, torch.Tensor]]]:
+    """The architecture of each component of a published checkpoint, and its tensors without storage."""
+    result = {}
+    for component, (network, config_class) in NETWORKS.items():
+        path = PUBLISHED / name / component / "config.json"
+        if path.is_file():
+            config = read_architecture(config_class, json.loads(path.read_text()), str(path))
+            result[component] = config, skeleton(lambda network=network, config=config: network(config)).state_dict()
+    return result
+
+
+def single(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
+    """The shapes in the single file of a published checkpoint."""
+    tensors = {component: state for component, (_, state) in modules(name).items()}
+    family = {"sd15": "sd1", "sdxl": "sdxl"}.get(name, "sd2")
+    monkeypatch.setattr(ldm_files, "component", lambda folder, component: dict(tensors[component]))
+    with torch.device("meta"):
+        made = ldm_files.tensors_of(PUBLISHED / name, family)
+    return {key: tuple(tensor.shape) for key, tensor in made.items()}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2_base", "sd21", "sdxl"])
+def test_published_checkpoints(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = single(name, monkeypatch)
+    metadata = {"modelspec.prediction_type": "v"} if name == "sd21" else {}
+    found = describe_checkpoint(shapes, metadata, "FILE")
+
+    assert found.index["_class_name"] == ("StableDiffusionXLPipeline" if name == "sdxl" else "StableDiffusionPipeline")
+    prediction = json.loads((PUBLISHED / name / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
+    assert found.configs["scheduler"]["prediction_type"] == (UNKNOWN_PREDICTION if name == "sd2_base" else prediction)
+    for component, (config, state) in modules(name).items():
+        ours = read_architecture(NETWORKS[component][1], found.configs[component], "FILE")
+        for field in vars(config):
+            if field not in UNTOLD:
+                assert per_level(ours, field) == per_level(config, field), (component, field)
+        origins = found.origins[component]
+        assert {key: origin.shape(shapes[origin.key]) for key, origin in origins.items()} == {
+            key: tuple(tensor.shape) for key, tensor in state.items()
+        }
+
+
+def per_level(config: Any, field: str) -> Any:
+    """A value, for each level where it may be one for all."""
+    value = getattr(config, field)
+    if isinstance(config, UNet2DConditionConfig) and field in ("attention_head_dim", "transformer_layers_per_block"):
+        levels = config.per_level(value)
+        # Where a level does not attend, it has no number of heads or layers; the middle has those of the last.
+        attends = ["Cross" in kind for kind in config.down_block_types[:-1]] + [True]
+        return [each for each, does in zip(levels, attends, strict=True) if does]
+    return value
+
+
+def test_the_prediction_type_is_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    xl, second = single("sdxl", monkeypatch), single("sd2_base", monkeypatch)
+    velocity = {"modelspec.prediction_type": "v"}
+    assert describe_checkpoint(xl, {}, "FILE").configs["scheduler"]["prediction_type"] == "epsilon"
+    for shapes, metadata in (
+        (xl, velocity),
+        (xl | {"v_pred": (0,)}, {}),
+        (second, velocity),
+        (second, {"modelspec.architecture": "stable-diffusion-v2-768-v"}),
+    ):
+        found = describe_checkpoint(shapes, metadata, "FILE")
+        assert found.configs["scheduler"]["prediction_type"] == "v_prediction" and len(found.notes) == 1
+    zero = describe_checkpoint(xl | {"v_pred": (0,), "ztsnr": (0,)}, {}, "FILE").configs["scheduler"]
+    assert zero["rescale_betas_zero_snr"] and zero["timestep_spacing"] == "trailing"
+    for key in ("edm_mean", "edm_vpred.sigma_max", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"):
+        with pytest.raises(CheckpointError, match="not implemented"):
+            describe_checkpoint(xl | {key: (1,)}, {}, "FILE")
+
+
+def test_the_words_are_those_of_clip() -> None:
+    for name, padding in (("clip", 49407), ("open_clip", 0)):
+        tokenizer = CLIPTokenizer.from_folder(VOCABULARY / name)
+        (ids,) = tokenizer(["a photo of a cat, in Zürich"]).ids.tolist()
+        # As published with CLIP: start, "a photo of a cat ,", the words of "in zürich", end.
+        assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 267, 530]
+        assert ids[-1] == padding and 49407 in ids and tokenizer.vocab_size == 49408
