@@ -110,6 +110,10 @@ class Progress:
             self.bar.update(self.task, completed=step.index + 1, total=step.total)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar away."""
         if self.cell is not None:
             self.cell.update({"text/plain": ""}, raw=True)
         if self.bar is not None:

@@ -9,8 +9,8 @@ because a small layer computes with its weight as it lies there, and MKL's last 
 weights give the same bits from every file.
 
 The system ends a process that reads a mapped page beyond the end of its file. So the length of a file is looked at
-before it is mapped, and again by `check_mapped_files`, between the steps, as long as tensors lie in it. What remains
-is a file that is cut while a step reads it.
+before it is mapped, and again by `check_mapped_files`, between the steps, as long as tensors lie in it. For a file that
+is cut while a step reads it see `diffuse.checkpoints.bus_error`.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class _Window:
             length = min(max(end - self._offset, _WINDOW_BYTES), self._size - self._offset)
             # Private and writable, because PyTorch has no read-only tensors; nothing writes to it.
             self._pages = mmap.mmap(self._file.fileno(), length, offset=self._offset, access=mmap.ACCESS_COPY)
+            _mapped[self._pages] = self._file.name, self._offset + length
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start - self._offset)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import diffuse
+from diffuse.checkpoints.bus_error import leave_cut_files, report_cut_files
 from diffuse.cli.completion import run_completion, takes_completion
 from diffuse.cli.help import help_text
 from diffuse.cli.options import CONFIG_DIR, CONFIG_NAME, HELP, VERSION, take_value
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Set before torch is imported, whose threads wait for one another by spinning: where another process needs a core,
     # such as the one that tracks, that makes everything five times slower. It changes no number.
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    report_cut_files(report_error)
     try:
         with stop_signals_as_ctrl_c():
             _dispatch(arguments)
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         report_error(error)
         status = error.exit_status if isinstance(error, DiffuseError) else 1
+    finally:
+        leave_cut_files()
     sys.exit(status if _flushed() else status or 1)
 
 

@@ -7,8 +7,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffuse.errors import MediaError, RunError, first_line
@@ -20,6 +20,7 @@ TEMPORARY = ".diffuse-"  # every unfinished file begins with this and ends with 
 _STEM_CHARACTERS = 50
 _NAME_BYTES = 200  # file systems allow 255; the number and the extension need some
 _MOST_NUMBERS = 100_000
+_unfinished: set[Path] = set()  # that this process is writing
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)  # Windows keeps these
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
 
@@ -104,6 +105,7 @@ def write_new_file(content: bytes | Callable[[Path], None], folder: Path, stem: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / temporary_name()
+        _unfinished.add(temporary)
         if isinstance(content, bytes):
             _write(temporary, content)
         else:
@@ -119,6 +121,7 @@ def write_new_file(content: bytes | Callable[[Path], None], folder: Path, stem: 
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            _unfinished.discard(temporary)
 
 
 def write_new_folder(write: Callable[[Path], None], folder: Path, stem: str) -> Path:
@@ -130,6 +133,7 @@ def write_new_folder(write: Callable[[Path], None], folder: Path, stem: str) -> 
         RunError: it could not be written; nothing of it is left.
     """
     temporary = folder / temporary_name()
+    _unfinished.add(temporary)
     try:
         temporary.mkdir(parents=True)
         write(temporary)
@@ -153,6 +157,28 @@ def write_new_folder(write: Callable[[Path], None], folder: Path, stem: str) -> 
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unfinished.discard(temporary)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """Removes the file at `path` after the block, and before if `remove_unfinished` is called meanwhile."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        _unfinished.discard(path)
+
+
+def remove_unfinished() -> None:
+    """Removes the files and folders that threads of this process are writing, which is about to end."""
+    for path in list(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def temporary_name() -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from diffuse.errors import MediaError
 from diffuse.media.encoders import encode_png
-from diffuse.media.files import temporary_name
+from diffuse.media.files import temporary_name, unfinished
 from diffuse.media.metadata import XMP_BOX, exif_data, printable, record_json, xmp_packet
 
 _COLOURS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
@@ -273,11 +273,9 @@ def _palette(frames: np.ndarray) -> Iterator[Path]:
 @contextmanager
 def _temporary_file(folder: Path, content: bytes) -> Iterator[Path]:
     path = folder / temporary_name()
-    try:
+    with unfinished(path):
         path.write_bytes(content)
         yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _between(quality: int, worst: int, best: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from diffuse import tracking
+from diffuse.checkpoints.bus_error import watch_cut_files
 from diffuse.checkpoints.tensor_reading import check_mapped_files
 from diffuse.config import objective
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.device.profile import has_budget
-from diffuse.errors import RunError
+from diffuse.errors import CheckpointError, RunError
 from diffuse.media.files import check_output, file_stem
 from diffuse.media.save import output_note
 from diffuse.paths import user_path
@@ -25,7 +27,7 @@ from diffuse.run.generation import Generation, result_record
 from diffuse.run.prepare import PreparedRun, prepare
 from diffuse.run.start import StartedRun, start_run
 from diffuse.sampling.results import PipelineOutput, Step
-from diffuse.schema import TrackingConfig
+from diffuse.schema import Compile, TrackingConfig
 from diffuse.terminal import Progress, print_error, print_path
 from diffuse.tracking.tags import PIXELS_TAG
 
@@ -130,7 +132,12 @@ def _run(
         seeds_after = [] if neighbors is None else neighbors.after
         batch = [*map(prepared.with_seed, seeds_before), prepared, *map(prepared.with_seed, seeds_after)]
         with Progress(request.prompt, visible=callbacks.messages) as progress:
-            output = compute(batch, [progress.on_step, callbacks.on_step])[len(seeds_before)]
+
+            def fail(error: CheckpointError) -> None:
+                progress.close()
+                started.fail(error)
+
+            output = compute(batch, [progress.on_step, callbacks.on_step], fail)[len(seeds_before)]
         for warning in output.warnings:
             callbacks.say(f"warning: {warning}")
 
@@ -141,8 +148,18 @@ def _run(
     return generation
 
 
-def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None] | None] = ()) -> list[PipelineOutput]:
-    """Calls the pipeline once for `runs` that differ in their seeds alone. Returns the output of each."""
+def compute(
+    runs: Sequence[PreparedRun],
+    on_step: Sequence[Callable[[Step], None] | None] = (),
+    on_cut: Callable[[CheckpointError], object] | None = None,
+) -> list[PipelineOutput]:
+    """Calls the pipeline once for `runs` that differ in their seeds alone. Returns the output of each.
+
+    Args:
+        on_step: called after each step.
+        on_cut: called before the process ends because a weights file was cut while a step read it. In a process that
+            is not diffuse's own, and so has not called `report_cut_files`, the system ends it with a bus error.
+    """
     first = runs[0]
     sources = [part for each in first.opened.checkpoints for part in (each, *each.parts.values())]
     folders = {part.path("model_index.json").parent for part in sources}
@@ -161,16 +178,19 @@ def compute(runs: Sequence[PreparedRun], on_step: Sequence[Callable[[Step], None
         program_bytes()  # before weights are read
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
-    output = first.opened.pipeline(
-        first.request,
-        first.samplers,
-        image=inputs.get("picture"),
-        mask=inputs.get("mask"),
-        latents=first.latents,
-        embeddings=first.embeddings,
-        seeds=seeds,
-        on_step=call_all,
-    )
+    hw = first.opened.hardware
+    holds_lock = hw.device == "cpu" and hw.compile is not Compile.none  # compiled code keeps the interpreter lock
+    with nullcontext() if holds_lock else watch_cut_files(check_mapped_files, on_cut):
+        output = first.opened.pipeline(
+            first.request,
+            first.samplers,
+            image=inputs.get("picture"),
+            mask=inputs.get("mask"),
+            latents=first.latents,
+            embeddings=first.embeddings,
+            seeds=seeds,
+            on_step=call_all,
+        )
     return replace(output, batch_seeds=tuple(seeds)).split([each.request.num_images for each in runs])
 
 

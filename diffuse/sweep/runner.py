@@ -44,7 +44,7 @@ from diffuse.tracking.tags import SWEEP_KIND, SWEEP_TAG, run_name, summary_id, u
 if TYPE_CHECKING:
     from diffuse.run.open import OpenPipeline
     from diffuse.run.start import StartedRun
-    from diffuse.sampling.results import PipelineOutput
+    from diffuse.sampling.results import PipelineOutput, Step
 
 _MODEL_GROUPS = ("model", "refiner", "hardware", "memory_profile")  # a change of these loads models again
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -274,8 +274,13 @@ class JobRunner:
         """Makes the pictures of a batch, and hands them to the saver. A batch that fails is made in smaller parts."""
         from diffuse.run.run import compute
 
+        def fail(error: Exception) -> None:
+            for _, one in started:
+                one.fail(error)
+
+        on_step: list[Callable[[Step], None] | None] = [self.callbacks.on_step, self.interruption.check]
         try:
-            outputs = compute([one.prepared for _, one in started], [self.callbacks.on_step, self.interruption.check])
+            outputs = compute([one.prepared for _, one in started], on_step, fail)
         except Exception as error:
             if len(started) == 1:
                 self._fail(*started[0], error)

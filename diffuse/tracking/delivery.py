@@ -28,6 +28,7 @@ from diffuse.tracking.values import Metric
 
 _LIVE_SECONDS = 2.0  # new data of a run waits this long for more of it
 _MAX_NAMED = 10  # runs in one line
+_NAME_CHARACTERS = 60  # of each
 _KILLED = "the process ended before the run did"
 
 
@@ -105,12 +106,28 @@ class PendingRun:
             self.data.end = ("KILLED", max(self.begin.get("time", 0), int(self.file.stat().st_mtime * 1000)))
 
 
+class RefusedName(ValueError):
+    """A store takes no run of this name."""
+
+
 class SpoolDelivery:
     """The delivery of one spool, which this process has claimed."""
 
-    def __init__(self, claim: Claim, store: Store, *, orphaned: bool, warn: Callable[[str, Exception], None]) -> None:
-        """`orphaned`: its writer is gone, and others may have tried to deliver it. See Deliverer.warn for `warn`."""
+    def __init__(
+        self,
+        claim: Claim,
+        store: Store,
+        *,
+        orphaned: bool,
+        warn: Callable[[str, Exception], None],
+        run_name: str | None = None,
+    ) -> None:
+        """`orphaned`: its writer is gone, and others may have tried to deliver it. See Deliverer.warn for `warn`.
+
+        `run_name` is for runs whose own name the store refuses.
+        """
         self.store = store
+        self.run_name = run_name
         self.claim = claim
         self.runs: dict[Path, PendingRun] = {}
         self._orphaned = orphaned
@@ -162,11 +179,26 @@ class SpoolDelivery:
         try:
             return connection.create(experiment, begin["name"], begin["time"], run.data.tags), True
         except Exception as error:
-            if not failures.is_refusal(error):
+            if not failures.is_refusal(error, of_value=True):
                 raise
         # A tag may be why; then they are added one by one.
         own = {RUN_TAG: begin["id"]}
-        return connection.create(experiment, begin["name"], begin["time"], own), False
+        names = [begin["name"], *([] if self.run_name in (None, begin["name"]) else [str(self.run_name)])]
+        refusals: list[str] = []
+        for name in names:
+            try:
+                stored = connection.create(experiment, name, begin["time"], own)
+            except Exception as error:
+                if not failures.is_refusal(error, of_value=True):
+                    raise
+                refusals.append(failures.error_line(error))
+                continue
+            if refusals:
+                label = run_label(begin["name"])
+                self._warn("", ValueError(f"the run {label} is now named {name}: {refusals[0]}"))
+            return stored, False
+        connection.check_experiment(self.store)  # which may have been deleted meanwhile
+        raise RefusedName(refusals[-1])
 
     def _log(self, connection: Connection, stored: StoredRun, data: PendingData, tags: Mapping[str, str]) -> None:
         """Sends numbers and texts: at once, or one by one where the store refuses one of them, which is left out."""
@@ -274,7 +306,9 @@ class Deliverer:
             if failures.is_refusal(error):
                 connection.check_experiment(spool.store)  # which may have been deleted meanwhile
             run.failed = True
-            self._leave(run, failures.error_line(error), failures.remedy(error))
+            again = f"{spool.store.sync_command} tracking.run_name=NAME names it anew"
+            remedy = again if isinstance(error, RefusedName) else failures.remedy(error)
+            self._leave(run, failures.error_line(error), remedy)
             return False
         self._on_stored(run.begin["id"], stored.run_id)
         return has_ended
@@ -297,21 +331,31 @@ class Deliverer:
 
     def _leave(self, run: PendingRun, reason: str, remedy: str) -> None:
         """Keeps why a run waits on, and what to do."""
-        self._left.setdefault((reason, remedy), []).append(run.begin.get("name") or run.file.name)
+        self._left.setdefault((reason, remedy), []).append(run_label(run.begin.get("name") or run.file.name))
 
     def _line(self, text: str) -> str:
-        return f"tracking.uri={self.store.public_uri}: {' '.join(text.split())}"
+        return f"{self.store.setting}: {' '.join(text.split())}"
+
+
+def run_label(name: str) -> str:
+    """Returns how a message calls a run whose name may be long."""
+    return name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS - 3]}..."
 
 
 def deliver_orphan(
-    claim: Claim, deliverer: Deliverer, store: Store, substitute: Store | None = None
+    claim: Claim,
+    deliverer: Deliverer,
+    store: Store,
+    substitute: Store | None = None,
+    run_name: str | None = None,
 ) -> list[PendingRun]:
     """Delivers all of a claimed spool whose writer is gone, and returns those runs; see Deliverer.deliver.
 
     Args:
         substitute: has the experiment that takes the runs whose own takes none.
+        run_name: of the runs whose own name the store refuses.
     """
-    spool = SpoolDelivery(claim, store, orphaned=True, warn=deliverer.warn)
+    spool = SpoolDelivery(claim, store, orphaned=True, warn=deliverer.warn, run_name=run_name)
     spool.read()
     for run in list(spool.runs.values()):
         run.abandon()

@@ -20,6 +20,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,8 @@ def destination(spool: Path, configured: Store | None = None) -> Store | None:
                 return None
             values["uri"] = configured.uri
         store = Store.from_json({**values, "journal": str(spool.parent)})
+        if configured is not None and configured.uri == store.uri:
+            store = replace(store, uri_origin=configured.uri_origin)
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{spool / _STORE} is damaged") from None
     if not isinstance(store.uri, str) or not isinstance(store.experiment, str | None):
@@ -264,7 +267,8 @@ def destination(spool: Path, configured: Store | None = None) -> Store | None:
 def _write_store(spool: Path, store: Store) -> None:
     values = store.as_json() | {"uri": store.public_uri, "secret": store.public_uri != store.uri}
     del values["journal"]
-    values.pop("is_experiment_given", None)
+    for name in ("is_experiment_given", "uri_origin"):  # of this command
+        values.pop(name, None)
     with (spool / _STORE).open("w", encoding="utf-8") as file:
         file.write(json.dumps(values))
         file.flush()

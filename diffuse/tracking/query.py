@@ -64,7 +64,7 @@ class StoreReader:
             raise ConfigError("tracking=none keeps no runs to look for; use tracking=mlflow")
         self._store = Store.from_config(cfg)
         if self._store.file and not self._store.file.exists():
-            raise ConfigError(f"tracking.uri={self._store.public_uri}: nothing is recorded there yet")
+            raise ConfigError(f"{self._store.setting}: nothing is recorded there yet")
         try:
             self._client = mlflow_store.open_store(self._store)
             for line in take_notes():
@@ -166,7 +166,7 @@ class StoreReader:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> RunError:
-        return RunError(f"tracking.uri={self._store.public_uri}: {failures.error_line(error)}")
+        return RunError(f"{self._store.setting}: {failures.error_line(error)}")
 
 
 def _run(run: Any) -> FoundRun:

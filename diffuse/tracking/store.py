@@ -31,6 +31,7 @@ class Store:
     file: Path | None = None  # of an SQLite store
     experiment_id: str | None = None  # of an experiment that is there; where it has a name too, both have to agree
     is_experiment_given: bool = False  # by the user; then it takes those runs too that have none any more
+    uri_origin: str = "tracking.uri"  # how the user gave the address, for messages
 
     @classmethod
     def from_config(cls, cfg: TrackingConfig) -> Store:
@@ -46,7 +47,7 @@ class Store:
         settings = tracking_settings(cfg)
         uri, location = settings.uri.strip(), _absolute(cfg.artifact_location)
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
-            file = _path(match[2])
+            file = _path(match[2], settings.origin("uri"))
             location = location or (file.parent / ARTIFACTS).as_uri()
             journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / JOURNAL
             uri = f"{match[1]}:///{file}{match[3] or ''}"
@@ -62,6 +63,7 @@ class Store:
             file,
             experiment_id=settings.experiment_id,
             is_experiment_given=settings.is_experiment_given,
+            uri_origin=settings.origin("uri"),
         )
 
     def prepare_file(self) -> None:
@@ -79,6 +81,8 @@ class Store:
         for name in ("experiment_id", "is_experiment_given"):
             if not values[name]:  # earlier versions do not know it
                 del values[name]
+        if values["uri_origin"] == "tracking.uri":
+            del values["uri_origin"]
         return values
 
     @classmethod
@@ -97,6 +101,11 @@ class Store:
         """The command that delivers what waits in the journal."""
         default = self.journal == _path(DEFAULT_JOURNAL)
         return "diffuse sync" if default else f"diffuse sync tracking.journal={self.journal}"
+
+    @property
+    def setting(self) -> str:
+        """The address as messages name it: what gave it, and the address without secrets."""
+        return f"{self.uri_origin}={self.public_uri}"
 
     @property
     def public_uri(self) -> str:

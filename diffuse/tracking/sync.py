@@ -20,7 +20,8 @@ _WAIT_SECONDS = 60.0  # for another process that delivers the same
 def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
     """Delivers what waits in the journal of `cfg`, each run to its own store, and reports it, a line a call of `say`.
 
-    Runs of a process that is still at work are left to it. Other processes may deliver at the same time.
+    Runs of a process that is still at work are left to it. Other processes may deliver at the same time. An experiment
+    that `cfg` names takes the runs whose own takes none; a run whose name its store refuses gets that of `cfg`.
 
     Raises:
         ConfigError: nothing is tracked, or a `tracking.uri` that can hold no runs.
@@ -29,7 +30,8 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
     if cfg.name == "none":
         raise ConfigError("tracking=none keeps no runs to deliver; use tracking=mlflow")
     configured = Store.from_config(cfg)
-    is_uri_given = "uri" in tracking_settings(cfg).origins
+    settings = tracking_settings(cfg)
+    is_uri_given = "uri" in settings.origins
     spools = journal.spools(configured.journal)
     if not spools:
         say(f"nothing waits in {configured.journal}")
@@ -41,7 +43,7 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
             if count := len(journal.run_files(spool)):
                 say(f"{_runs(count)} of a process that is still at work: left to it")
             continue
-        count_left += _deliver(spool, configured, is_uri_given, deliverers, unavailable, say)
+        count_left += _deliver(spool, configured, is_uri_given, settings.run_name, deliverers, unavailable, say)
     if count_left:
         waits = "waits" if count_left == 1 else "wait"
         raise RunError(f"{_runs(count_left)} could not be delivered, and {waits} on in {configured.journal}")
@@ -51,6 +53,7 @@ def _deliver(
     spool: Path,
     configured: Store,
     is_uri_given: bool,
+    run_name: str | None,
     deliverers: dict[str, Deliverer],
     unavailable: set[str],
     say: Callable[[str], None],
@@ -81,7 +84,7 @@ def _deliver(
         if substitute is not None and substitute.experiment_id is not None and substitute.uri != store.uri:
             substitute = None  # another store's number
         try:
-            delivered = deliver_orphan(claim, deliverer, store, substitute)
+            delivered = deliver_orphan(claim, deliverer, store, substitute, run_name)
         except UnusableExperiment as error:  # which says nothing of the store's other runs
             runs = _runs(len(journal.run_files(spool)))
             deliverer.warn(f"{runs} in {spool.name} cannot be delivered: ", error)

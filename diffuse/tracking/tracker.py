@@ -19,6 +19,7 @@ from typing import Any
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal, process
+from diffuse.tracking.experiment_id import check_experiment_id
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
 from diffuse.tracking.journal import Entry, Spool
 from diffuse.tracking.store import Store
@@ -101,15 +102,22 @@ class Tracker:
 def open_tracker(cfg: TrackingConfig) -> Tracker:
     """Returns the tracker that `cfg` asks for.
 
-    Raises ConfigError for a `tracking.uri` that can hold no runs. Whether the store can be reached shows later.
+    Raises ConfigError for a `tracking.uri` that can hold no runs, and for the id of an experiment that takes none.
+    Whether the store can be reached shows later.
     """
-    return Tracker() if cfg.name == "none" else JournaledTracker(Store.from_config(cfg))
+    return Tracker() if cfg.name == "none" else JournaledTracker(_store(cfg))
+
+
+def _store(cfg: TrackingConfig) -> Store:
+    store = Store.from_config(cfg)
+    check_experiment_id(store)
+    return store
 
 
 def start_worker(cfg: TrackingConfig) -> None:
     """Starts the process that delivers, if `cfg` asks for one, so that it imports MLflow meanwhile. Call it early."""
     if cfg.name != "none":
-        store = Store.from_config(cfg)
+        store = _store(cfg)
         process.worker(store).open_store(store)
 
 
@@ -220,7 +228,7 @@ class JournaledTracker(Tracker):
         spool.close()
         if count := len(journal.run_files(spool.folder)):
             runs = "1 run waits" if count == 1 else f"{count} runs wait"
-            first = warnings[0] if warnings else f"tracking.uri={self._store.public_uri}: not delivered"
+            first = warnings[0] if warnings else f"{self._store.setting}: not delivered"
             waiting = f"{runs} in {self._store.journal} for: {self._store.sync_command}"
             warnings[:1] = [f"{first}; pictures are saved all the same, and {waiting}"]
         return warnings + self._write_warnings()
@@ -242,7 +250,7 @@ class JournaledTracker(Tracker):
         if error is None:
             return []
         reason = f"{error.filename or self._store.journal}: {error.strerror}"
-        setting = f"tracking.uri={self._store.public_uri}"
+        setting = self._store.setting
         return [f"{setting}: {reason}; pictures are saved all the same, and what could not be written is not tracked"]
 
     def _open_spool(self) -> Spool | None:

@@ -72,11 +72,11 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
         show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store))
         return
     if store.file and not store.file.exists():
-        raise ConfigError(f"tracking.uri={store.public_uri}: nothing is recorded there yet; make a picture first")
+        raise ConfigError(f"{store.setting}: nothing is recorded there yet; make a picture first")
     try:
         store.prepare_file()
     except UnusableStore as error:
-        raise RunError(f"tracking.uri={store.public_uri}: {error}") from error
+        raise RunError(f"{store.setting}: {error}") from error
     for line in take_notes():
         log.warning("%s", line)
     port = _free_port(port)

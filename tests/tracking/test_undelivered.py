@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import diffuse
 from tracked_runs import client, record_run, runs, settings, spooled, sync
 
 from diffuse import tracking
@@ -192,3 +195,72 @@ def test_runs_that_do_not_say_their_store(content: str | None, store: Path, pict
     assert len(runs(store)) == 1
     sync(settings(store))
     assert len(runs(store)) == 2 and not waits.exists()
+
+
+@pytest.fixture
+def strict(store: Path) -> Path:
+    """A store that refuses names of runs, as PostgreSQL does those that its columns cannot hold."""
+    with closing(sqlite3.connect(store)) as connection:
+        connection.execute(
+            "create trigger strict before insert on runs when length(new.name) > 250 or new.name like '%never%' "
+            "begin select raise(abort, 'value too long'); end"
+        )
+    return store
+
+
+LONG = "x" * 300
+
+
+def named(store: Path, picture: Path, *names: str) -> Path:
+    """Runs of these names, which wait."""
+    folder = spooled(settings(store), picture, len(names))
+    for file, name in zip(journal.run_files(folder), names, strict=True):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[0]["begin"]["name"] = name
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_run_whose_name_the_store_refuses_takes_a_new_one(strict: Path, picture: Path) -> None:
+    waits = named(strict, picture, LONG, "good", "never")
+    lines = said(settings(strict))
+    advice = "tracking.run_name=NAME names it anew"
+    assert any(f"the runs {'x' * 57}..., never: " in line and line.endswith(advice) for line in lines), lines
+    assert [run.info.run_name for run in runs(strict)] == ["good"]
+    assert len(journal.run_files(waits)) == 2
+
+    named(strict, picture, "kept")
+    lines = said(settings(strict, run_name="never again"))  # refused as well
+    assert any(line.endswith(advice) for line in lines), lines
+    lines = sync(settings(strict, run_name="mended"))
+    assert any(f"the run {'x' * 57}... is now named mended: " in line for line in lines), lines
+    assert sorted(run.info.run_name for run in runs(strict)) == ["good", "kept", "mended", "mended"]
+    assert {run.info.status for run in runs(strict)} == {"FINISHED"}
+    assert not waits.exists()
+
+
+def test_a_new_name_and_a_new_experiment_together(strict: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted(strict, "gone")
+    waits = named(strict, picture, LONG)
+    values = json.loads((waits / "store.json").read_text())
+    (waits / "store.json").write_text(json.dumps({**values, "experiment": "gone"}))
+    monkeypatch.setenv("MLFLOW_RUN_NAME", "mended")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "new")
+    lines = sync(settings(strict))
+    assert [run.info.run_name for run in runs(strict, "new")] == ["mended"], lines
+
+
+def test_messages_name_what_gave_the_address(strict: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named(strict, picture, LONG)
+    assert said(settings(strict))[0].startswith(f"warning: tracking.uri=sqlite:///{strict}: could not deliver")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{strict}")
+    line = f"MLFLOW_TRACKING_URI=sqlite:///{strict}: could not deliver"
+    journaled = TrackingConfig(name="mlflow")
+    assert said(journaled)[0].startswith(f"warning: {line}")
+    tracker = tracking.open_tracker(journaled)
+    record_run(tracker, picture).finish()
+    assert any(each.startswith(line) for each in tracker.close())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{strict.parent}/none.db")
+    for command in ("ui", "compare"):
+        done = diffuse(command, *(["x"] if command == "compare" else []), cwd=strict.parent)
+        assert f"MLFLOW_TRACKING_URI=sqlite:///{strict.parent}/none.db: nothing is recorded there" in done.err, done.err

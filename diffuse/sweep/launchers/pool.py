@@ -17,7 +17,7 @@ import psutil
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.config.tracking_settings import tracking_environment
+from diffuse.config.tracking_settings import tracking_environment, tracking_settings
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.sweep.claim import current_claim
@@ -220,8 +220,9 @@ def check_store(cfg: TrackingConfig, reason: str) -> None:
         reason: where the workers are, for the message.
     """
     if cfg.name == "mlflow" and (file := Store.from_config(cfg).file) is not None:
+        origin = tracking_settings(cfg).origin("uri")
         raise ConfigError(
-            f"tracking.uri: {file} is a file, and {reason}; use tracking.uri=http://HOST:PORT, or tracking=none"
+            f"{origin}: {file} is a file, and {reason}; use tracking.uri=http://HOST:PORT, or tracking=none"
         )
 
 

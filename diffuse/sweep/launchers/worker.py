@@ -5,6 +5,7 @@ The process lives on between tasks, and keeps its models and its tracking store.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import pickle
@@ -16,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from diffuse.checkpoints.bus_error import report_cut_files
 from diffuse.config.own import own_config_of, use_own_config
 from diffuse.config.tracking_settings import TRACKING_VARIABLES
 from diffuse.errors import DiffuseError, RunError
@@ -25,6 +27,7 @@ from diffuse.sweep.folder import Sweep
 from diffuse.sweep.interrupt import ignore_stop_signals
 from diffuse.sweep.job import Job, JobStatus
 from diffuse.sweep.runner import JobRunner
+from diffuse.terminal import say
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,9 @@ def leave_sweep(context: SweepContext) -> list[str]:
 def _runner(context: SweepContext) -> JobRunner:
     if context.sweep.identity not in _state.runners:
         ignore_stop_signals()  # the sweep's command handles them, and stops the workers
+        if not os.environ.get("PYTHONFAULTHANDLER"):  # then it is the workers' library that has enabled it
+            faulthandler.disable()
+        report_cut_files(lambda error: say(str(error)))
         try:
             os.chdir(context.directory)
         except OSError as error:
