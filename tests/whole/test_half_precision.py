@@ -76,8 +76,7 @@ def within(half: np.ndarray, full: np.ndarray, bound: Bound) -> None:
 @pytest.mark.parametrize(
     ("model", "sampler"),
     # Every sampler with one family, and with the others one that draws noise, one that does not, and one of two calls.
-    [("tiny", each) for each in SAMPLERS]
-    + [(m, s) for m in ("sd21", "sdxl") for s in ("ddim", "dpmpp_2m_sde", "heun")],
+    [*product(["tiny"], SAMPLERS), *product(["sd21", "sdxl"], ["ddim", "dpmpp_2m_sde", "heun"])],
 )
 def test_bfloat16_by_the_command(model: str, sampler: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     options = {f"scheduler.{name}": value for name, value in unclipped(model, sampler).items()}
