@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = {"pictures": 1200, "records": 40, "checkpoints": 10, "weights": 1500, "overrides": 150}
+CASES = {"pictures": 1500, "records": 60, "checkpoints": 15, "weights": 2000, "overrides": 200}
 PROGRAM = Path(__file__).parents[1] / "support" / "fuzz.py"
 
 
