@@ -18,6 +18,8 @@ from processes import (  # noqa: F401
 
 from diffuse.tracking import mlflow_store
 
+TESTS = Path(__file__).parent
+
 # A shell's background jobs ignore Ctrl-C, and so would every command that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -26,6 +28,28 @@ hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+# The files with the longest tests begin, so that the processes of pytest-xdist end together.
+LONGEST = (
+    *("sweep/test_submitit.py", "sweep/test_interrupt.py", "sweep/test_ray.py", "sweep/test_joblib.py"),
+    *("whole/test_fuzz.py", "whole/test_streaming_pixels.py", "sweep/test_foreign.py", "smoke/test_suite.py"),
+    *("tracking/test_servers.py", "tracking/test_tracker.py", "whole/test_mlflow_page.py", "whole/test_bad_input.py"),
+    *("reproduce/test_reproduce.py", "whole/test_reproducible.py", "whole/test_half_precision.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small models gain nothing by a second thread, and beside other work threads wait for one another all the time."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

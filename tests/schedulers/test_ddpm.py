@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -71,6 +70,6 @@ def test_a_variance_that_the_model_would_predict_is_refused() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"clip_sample": False}, {"variance_type": "fixed_large"}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small())
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint()
     parity.pictures(folder, tmp_path, "ddpm", DDPMScheduler, changes, steps=5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -62,8 +61,8 @@ def test_skipped_steps(config: dict[str, Any], steps: int) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"use_karras_sigmas": True}, {"solver_order": 3, "timestep_spacing": "trailing"}], ids=str
 )
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small())
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint()
     parity.pictures(folder, tmp_path, "deis", DEISMultistepScheduler, changes, steps=5)
 
 

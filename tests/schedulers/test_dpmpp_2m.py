@@ -145,8 +145,8 @@ def test_clipping_that_leaves_nothing_is_refused() -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"use_karras_sigmas": True}, {"use_beta_sigmas": True, "final_sigmas_type": "sigma_min"}], ids=str
 )
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler={"rescale_betas_zero_snr": not changes}))
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint(scheduler={"rescale_betas_zero_snr": not changes})
     parity.pictures(folder, tmp_path, "dpmpp_2m", DPMSolverMultistepScheduler, changes, steps=5)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -65,6 +64,6 @@ def test_each_image_draws_its_own_noise() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True, "solver_type": "heun"}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler={"rescale_betas_zero_snr": not changes}))
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint(scheduler={"rescale_betas_zero_snr": not changes})
     parity.pictures(folder, tmp_path, "dpmpp_2m_sde", DPMSolverMultistepScheduler, changes, steps=5, **SDE)

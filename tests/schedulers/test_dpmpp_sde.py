@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -61,7 +60,7 @@ class BrownianMotion:
 @given(OPTIONS, parity.spaced(), st.integers(2, 30))
 def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], spaced: str | None, steps: int) -> None:
     config = parity.with_spacing(config, spaced)
-    ours, theirs = DPMppSDE(**config), GivenNoise(**config)
+    ours, theirs = DPMppSDE(**config), parity.reference(GivenNoise, **config)
     if parity.place(ours, theirs, steps):
         assert ours.sigmas[::2] == pytest.approx(theirs.sigmas[::2].tolist(), rel=2e-6)
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
@@ -72,7 +71,7 @@ def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], spaced: 
 @settings(max_examples=15, deadline=None)
 @given(OPTIONS, st.integers(2, 20), st.integers(1, 3))
 def test_skipped_steps(config: dict[str, Any], steps: int, skip: int) -> None:
-    ours, theirs = DPMppSDE(**config), GivenNoise(**config)
+    ours, theirs = DPMppSDE(**config), parity.reference(GivenNoise, **config)
     if parity.place(ours, theirs, steps):
         ours.set_timesteps(steps, skip=min(skip, steps - 1))
         theirs.sigmas = theirs.sigmas.double()
@@ -91,6 +90,6 @@ def test_each_image_draws_its_own_noise() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small())
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint()
     parity.pictures(folder, tmp_path, "dpmpp_sde", GivenNoise, changes, steps=5)

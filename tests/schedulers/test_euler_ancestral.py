@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -86,8 +85,8 @@ def test_each_image_draws_its_own_noise() -> None:
     assert torch.equal(both[1:], second)
 
 
-def test_pictures(tmp_path: Path) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(prediction_type="epsilon"))
+def test_pictures(small_checkpoint: Any, tmp_path: Path) -> None:
+    folder = small_checkpoint(prediction_type="epsilon")
     parity.pictures(folder, tmp_path, "euler_ancestral", EulerAncestralDiscreteScheduler, {})
     parity.pictures(
         folder, tmp_path, "euler_ancestral", EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"}

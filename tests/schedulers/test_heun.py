@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -29,7 +28,7 @@ def test_agrees_with_the_reference_step_by_step(
     config: dict[str, Any], spaced: str | None, steps: int, dtype: torch.dtype
 ) -> None:
     config = parity.with_spacing(config, spaced)
-    ours, theirs = Heun(**config), HeunDiscreteScheduler(**config)
+    ours, theirs = Heun(**config), parity.reference(HeunDiscreteScheduler, **config)
     if parity.place(ours, theirs, steps):
         assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=2e-6)
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
@@ -39,7 +38,7 @@ def test_agrees_with_the_reference_step_by_step(
 @settings(max_examples=15, deadline=None)
 @given(OPTIONS, st.integers(2, 20), st.integers(1, 3))
 def test_given_timesteps_and_skipped_steps(config: dict[str, Any], steps: int, skip: int) -> None:
-    ours, theirs = Heun(**config), HeunDiscreteScheduler(**config)
+    ours, theirs = Heun(**config), parity.reference(HeunDiscreteScheduler, **config)
     if parity.place(ours, theirs, steps):
         ours.set_timesteps(steps, skip=min(skip, steps - 1))
         parity.walk(ours, theirs, skip=min(skip, steps - 1), tolerance=TOLERANCE)
@@ -66,7 +65,7 @@ def test_zero_terminal_snr_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     published = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler=published))
+    folder = small_checkpoint(scheduler=published)
     parity.pictures(folder, tmp_path, "heun", HeunDiscreteScheduler, changes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -28,7 +27,7 @@ def test_agrees_with_the_reference_step_by_step(
     config: dict[str, Any], spaced: str | None, steps: int, dtype: torch.dtype
 ) -> None:
     config = parity.with_spacing(config, spaced)
-    ours, theirs = KDPM2(**config), KDPM2DiscreteScheduler(**config)
+    ours, theirs = KDPM2(**config), parity.reference(KDPM2DiscreteScheduler, **config)
     if parity.place(ours, theirs, steps):
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
         parity.walk(ours, theirs, dtype=dtype, tolerance=5e-6)
@@ -37,7 +36,7 @@ def test_agrees_with_the_reference_step_by_step(
 @settings(max_examples=15, deadline=None)
 @given(OPTIONS, st.integers(2, 20), st.integers(1, 3))
 def test_skipped_steps(config: dict[str, Any], steps: int, skip: int) -> None:
-    ours, theirs = KDPM2(**config), KDPM2DiscreteScheduler(**config)
+    ours, theirs = KDPM2(**config), parity.reference(KDPM2DiscreteScheduler, **config)
     if parity.place(ours, theirs, steps):
         ours.set_timesteps(steps, skip=min(skip, steps - 1))
         parity.walk(ours, theirs, skip=min(skip, steps - 1), tolerance=5e-6)
@@ -64,6 +63,6 @@ def test_options_of_other_samplers_are_not_taken() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small())
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint()
     parity.pictures(folder, tmp_path, "kdpm2", KDPM2DiscreteScheduler, changes)

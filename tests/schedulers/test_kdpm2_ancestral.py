@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -43,7 +42,7 @@ def test_agrees_with_the_reference_step_by_step(
     config: dict[str, Any], spaced: str | None, steps: int, dtype: torch.dtype
 ) -> None:
     config = parity.with_spacing(config, spaced)
-    ours, theirs = KDPM2Ancestral(**config), KDPM2AncestralDiscreteScheduler(**config)
+    ours, theirs = KDPM2Ancestral(**config), parity.reference(KDPM2AncestralDiscreteScheduler, **config)
     if parity.place(ours, theirs, steps):
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
         # Over longer steps the digits of the reference's timesteps between cancel, too.
@@ -65,6 +64,6 @@ def test_each_image_draws_its_own_noise() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small())
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint()
     parity.pictures(folder, tmp_path, "kdpm2_ancestral", KDPM2AncestralDiscreteScheduler, changes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -66,9 +65,9 @@ def test_each_image_draws_its_own_noise() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"original_inference_steps": 20}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
     published = {"rescale_betas_zero_snr": not changes, "timestep_spacing": "leading"}
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler=published))
+    folder = small_checkpoint(scheduler=published)
     parity.pictures(folder, tmp_path, "lcm", LCMScheduler, changes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -72,6 +71,6 @@ def test_zero_terminal_snr_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"skip_prk_steps": True}, {"timestep_spacing": "linspace"}], ids=str)
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler={"rescale_betas_zero_snr": True}))
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint(scheduler={"rescale_betas_zero_snr": True})
     parity.pictures(folder, tmp_path, "pndm", PNDMScheduler, changes)

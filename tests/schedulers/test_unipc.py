@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -81,8 +80,8 @@ def test_by_first_order_the_two_forms_are_one_down_to_the_original() -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"use_karras_sigmas": True}, {"solver_order": 3, "timestep_spacing": "trailing"}], ids=str
 )
-def test_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small(scheduler={"rescale_betas_zero_snr": not changes}))
+def test_pictures(small_checkpoint: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = small_checkpoint(scheduler={"rescale_betas_zero_snr": not changes})
     parity.pictures(folder, tmp_path, "unipc", UniPCMultistepScheduler, changes, steps=5)
 
 

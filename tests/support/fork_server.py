@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 from processes import launch
 
@@ -76,8 +77,12 @@ def fork_server(log: Path) -> Iterator[ForkServer]:
 
 
 def _serve() -> None:
-    for module in ("diffuse.run.run", "diffuse.pipelines.stable_diffusion", "mlflow.store.tracking.sqlalchemy_store"):
+    for module in ("diffuse.run.run", "diffuse.pipelines.stable_diffusion", "diffuse.tracking.worker"):
         importlib.import_module(module)
+    from diffuse.tracking.mlflow_store import import_mlflow
+
+    import_mlflow()
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -94,6 +99,7 @@ def _command(
     from diffuse.cli import main as cli
 
     os.chdir(cwd)
+    _fork_delivery()
     for number, name in enumerate(("in", "out", "err")):
         os.dup2(os.open(f"{log}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     touched = os.open(f"{log}/touched", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -124,6 +130,61 @@ def _command(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+class _Delivery:
+    """The process that delivers to MLflow, forked, as the `subprocess.Popen` that the command expects."""
+
+    def __init__(self) -> None:
+        (inbox, to), (back, outbox) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            _deliver(inbox, outbox, to, back)
+        os.close(inbox)
+        os.close(outbox)
+        self.stdin, self.stdout = os.fdopen(to, "w", encoding="utf-8"), os.fdopen(back, encoding="utf-8")
+        self.status: int | None = None
+
+    def poll(self) -> int | None:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _deliver(inbox: int, outbox: int, *others: int) -> NoReturn:
+    from diffuse.tracking import worker
+
+    os.setsid()
+    for number in others:
+        os.close(number)
+    for number, stream in enumerate((inbox, outbox, os.open(os.devnull, os.O_RDWR))):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdin, sys.stdout = os.fdopen(0, encoding="utf-8"), os.fdopen(1, "w", encoding="utf-8")
+    try:
+        worker.main()
+    finally:
+        os._exit(0)
+
+
+def _fork_delivery() -> None:
+    """Has the command find its first process of that kind already there, which saves the seconds of importing MLflow.
+
+    It is forked now, as long as nobody counts touches, no file is limited in its size and there is one thread.
+    """
+    from diffuse.tracking import process
+
+    popen, forked = subprocess.Popen, [_Delivery()]
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        return forked.pop() if forked else popen(*arguments, **options)
+
+    process.subprocess = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -62,16 +62,22 @@ def fuzz(name: str, seed: int, first: int, cases: int | None, seconds: float | N
 def main() -> None:
     """Runs the targets, one after another; ends with 1 if there was a finding."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", choices=TARGETS, action="append", help="all of them unless given")
+    parser.add_argument("--target", action="append", metavar="NAME[=CASES]", help="all of them unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--cases", type=int, help="inputs of each target")
     parser.add_argument("--minutes", type=float, help="for each target")
     given = parser.parse_args()
-    if given.cases is None and given.minutes is None:
-        parser.error("give --cases or --minutes")
     seconds = None if given.minutes is None else given.minutes * 60
-    found = [fuzz(name, given.seed, given.first, given.cases, seconds) for name in given.target or TARGETS]
+    targets = {}
+    for target in given.target or TARGETS:
+        name, _, cases = target.partition("=")
+        targets[name] = int(cases) if cases else given.cases
+        if name not in TARGETS:
+            parser.error(f"{name}: no such target; there are {', '.join(TARGETS)}")
+        if targets[name] is None and seconds is None:
+            parser.error("give --cases or --minutes")
+    found = [fuzz(name, given.seed, given.first, cases, seconds) for name, cases in targets.items()]
     sys.exit(1 if any(found) else 0)
 
 

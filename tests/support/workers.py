@@ -8,18 +8,22 @@ import signal
 import sqlite3
 import subprocess
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from command import Done, jobs_in, start, until
 
+from diffuse.sweep.claim import CLAIM_FILE
+
 CACTUS = ("hardware=cpu", "prompt=a cactus", "num_inference_steps=2")
 QUICK = (*CACTUS, "tracking=none", "report.make=false", "output.dir=out")
 SLOW = ("num_inference_steps=12", "hydra.launcher.jobs_per_task=1")  # jobs of a few tenths of a second, one at a time
 ALONE = ("hardware.deterministic=strict", "num_inference_steps=80")  # jobs are made one at a time
-LONG = (*ALONE, "seed=range(0,12)")
+LONG = (*ALONE, "seed=range(0,12)")  # for sweeps that do not come to their end
+WHOLE = ("hardware.deterministic=strict", "num_inference_steps=24", "seed=range(0,8)")  # for those that do
 
 
 def by_worker(jobs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -77,6 +81,31 @@ def stopping(process: subprocess.Popen[Any]) -> None:
     """Waits until the first Ctrl-C is handled: of two that come before, the system delivers one."""
     assert process.stderr is not None
     assert process.stderr.readline() == "\n" and "stopping after this step" in process.stderr.readline()
+
+
+@contextmanager
+def suspended(processes: list[psutil.Process]) -> Iterator[None]:
+    """Has processes stand still in the block, however long it takes: what they have not made by then is not made."""
+    with suppress(psutil.NoSuchProcess):
+        for process in processes:
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def workers_of(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def claim(folder: Path) -> str:
+    """Which command the workers of the sweep in `folder` work for; empty where it has told them to stop."""
+    with suppress(FileNotFoundError):
+        return (folder / CLAIM_FILE).read_text()
+    return ""
 
 
 def gone(processes: list[psutil.Process]) -> bool:
