@@ -6,7 +6,7 @@ A family of checkpoints adds its text encoders, and encodes a prompt as the deno
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.device.compile import uncompiled
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.models.text_encoder import clip
@@ -315,11 +316,19 @@ class LatentDiffusion(DiffusionPipeline):
         z = self.unscaled(latents)
         with self.memory.use(self.codec) as vae:
             z = z.to(self.memory.device(self.codec), dtype)
-            pixels = vae.decode_tiled(z) if self.memory.tiled_decode else vae.decode(z)
+            pixels = self._in_parts(vae.decode_tiled, z) if self.memory.tiled_decode else vae.decode(z)
         require_finite(pixels, self.codec, dtype)
         unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
         images: np.ndarray = (unit.numpy() * 255).round().astype(np.uint8)
         return images[:, None]
+
+    def _in_parts(self, method: Callable[..., Any], x: Tensor) -> Any:
+        """Calls a method of the autoencoder that computes in tiles. Only whole tiles go through compiled blocks."""
+        profile = self.memory.profile
+        if profile.vae_tile_overlap is not None:
+            return method(x, profile.vae_tile_size, profile.vae_tile_overlap)
+        with uncompiled(self.memory.hw):
+            return method(x, profile.vae_tile_size, None, self.memory.store(self.codec))
 
     def _on_device(self, conditioning: Conditioning) -> Conditioning:
         return {name: value.to(self.memory.device(self.denoiser)) for name, value in conditioning.items()}
@@ -345,7 +354,9 @@ class LatentDiffusion(DiffusionPipeline):
         """Encodes pixels `[1, 3, H, W]` from -1 to 1. Returns what draws latents from the encoder's distribution."""
         dtype = self.memory.dtype(self.codec)
         with self.memory.use(self.codec) as vae:
-            distribution = vae.encode(pixels.to(self.memory.device(self.codec), dtype))
+            pixels = pixels.to(self.memory.device(self.codec), dtype)
+            tiled = self.memory.profile.tiled_encode
+            distribution = self._in_parts(vae.encode_tiled, pixels) if tiled else vae.encode(pixels)
         require_finite(distribution.mean, self.codec, dtype)
 
         def draw(generators: Generators) -> Tensor:
