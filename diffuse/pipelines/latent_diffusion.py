@@ -6,7 +6,7 @@ A family of checkpoints adds its text encoders, and encodes a prompt as the deno
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
-from diffuse.device.compile import uncompiled
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.models.text_encoder import clip
@@ -22,6 +21,7 @@ from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.components import Component, Components, Role, declare, read_configs, with_role
+from diffuse.pipelines.image_codec import decode_image, encode_image
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import Sampler, denoise, require_finite, set_timesteps
@@ -316,19 +316,11 @@ class LatentDiffusion(DiffusionPipeline):
         z = self.unscaled(latents)
         with self.memory.use(self.codec) as vae:
             z = z.to(self.memory.device(self.codec), dtype)
-            pixels = self._in_parts(vae.decode_tiled, z) if self.memory.tiled_decode else vae.decode(z)
+            pixels = decode_image(vae, z, self.memory, self.codec)
         require_finite(pixels, self.codec, dtype)
         unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
         images: np.ndarray = (unit.numpy() * 255).round().astype(np.uint8)
         return images[:, None]
-
-    def _in_parts(self, method: Callable[..., Any], x: Tensor) -> Any:
-        """Calls a method of the autoencoder that computes in tiles. Only whole tiles go through compiled blocks."""
-        profile = self.memory.profile
-        if profile.vae_tile_overlap is not None:
-            return method(x, profile.vae_tile_size, profile.vae_tile_overlap)
-        with uncompiled(self.memory.hw):
-            return method(x, profile.vae_tile_size, None, self.memory.store(self.codec))
 
     def _on_device(self, conditioning: Conditioning) -> Conditioning:
         return {name: value.to(self.memory.device(self.denoiser)) for name, value in conditioning.items()}
@@ -354,9 +346,7 @@ class LatentDiffusion(DiffusionPipeline):
         """Encodes pixels `[1, 3, H, W]` from -1 to 1. Returns what draws latents from the encoder's distribution."""
         dtype = self.memory.dtype(self.codec)
         with self.memory.use(self.codec) as vae:
-            pixels = pixels.to(self.memory.device(self.codec), dtype)
-            tiled = self.memory.profile.tiled_encode
-            distribution = self._in_parts(vae.encode_tiled, pixels) if tiled else vae.encode(pixels)
+            distribution = encode_image(vae, pixels.to(self.memory.device(self.codec), dtype), self.memory, self.codec)
         require_finite(distribution.mean, self.codec, dtype)
 
         def draw(generators: Generators) -> Tensor:
@@ -371,13 +361,11 @@ class LatentDiffusion(DiffusionPipeline):
         Args:
             inpaints: a masked part of the picture is painted anew.
         """
-        config = self.vae_config
-        return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+        return (z - (self.vae_config.shift_factor or 0.0)) * self.vae_config.scaling_factor
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Returns the denoiser's latents `[B, C, h, w]` as those of the autoencoder."""
-        config = self.vae_config
-        return latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return latents / self.vae_config.scaling_factor + (self.vae_config.shift_factor or 0.0)
 
     def _check_channels(self) -> None:
         unet, vae = self.unet_config, self.vae_config

@@ -205,15 +205,15 @@ class PlannedMemory(Memory):
         residence.present = False
         self._note()
 
-    def _note(self, live: int = 0, copies: int = 0, on_device: bool = False, kept: int = 0) -> None:
+    def _note(self, live: int = 0, copies: int = 0, on_device: bool = False, waiting: int = 0) -> None:
         """Updates the phase's peaks, with `live` bytes in the component that computes, `copies` on the device, and
-        `kept` bytes that the component has on the host."""
+        `waiting` bytes that the component has on the host."""
         if not self._current:
             return
         peak = self.phases.setdefault(self._current[-1], PhasePeak())
         copies = max(copies, self._standing_bytes())
         device = self._weights[True] + self._places[True].now + copies + (live if on_device else 0)
-        host = self._weights[False] + self._places[False].now + (0 if on_device else live) + kept
+        host = self._weights[False] + self._places[False].now + (0 if on_device else live) + waiting
         peak.device, peak.host = max(peak.device, device), max(peak.host, host)
         peak.total = max(peak.total, device + host)
 

@@ -227,7 +227,7 @@ class Decoder(nn.Module):
     def decode_strips(self, z: Tensor, limit: int, store: torch.device) -> Tensor:
         """Decodes one picture `[1, C, h, w]` as `forward` does; maps larger than `limit` numbers are in strips."""
         x: Any = self.mid_block(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
-        x = Strips.of(x, limit, store)
+        x = Strips.from_map(x, limit, store)
         for level in self.up_blocks:
             x = level(x)
         return strips.convolve_out(self.conv_norm_out, self.conv_out, x)

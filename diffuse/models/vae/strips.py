@@ -38,7 +38,7 @@ class Strips:
         self._sums: Tensor | None = None  # [2, C] of the numbers and of their squares
 
     @classmethod
-    def of(cls, x: Tensor, limit: int, store: torch.device) -> Strips:
+    def from_map(cls, x: Tensor, limit: int, store: torch.device) -> Strips:
         """Returns a whole map `[1, C, H, W]` as one strip."""
         result = cls(limit, x.device, store)
         result.append(x)
@@ -89,7 +89,11 @@ class Strips:
         return result
 
     def make(self, height: int, width: int, channels: int, strip: Callable[[int, int], Tensor]) -> Strips:
-        """Makes a map of `strip(start, stop)`, which returns some of its rows; `channels` are its widest part's."""
+        """Makes a map `[1, C, height, width]` of `strip(start, stop)`, which returns those rows.
+
+        Args:
+            channels: the most of the maps that are read and made.
+        """
         result = Strips(self.limit, self.device, self.store)
         step = max(self.limit // (channels * width), 1)
         for start in range(0, height, step):
@@ -97,7 +101,7 @@ class Strips:
         return result
 
     def activation(self, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
-        """Returns what maps rows of this map to their group norm and SiLU, with the statistics of the whole map."""
+        """Returns what maps rows `[1, C, h, W]` of this map to their group norm and SiLU, with the whole map's statistics."""
         assert self._sums is not None and norm.weight is not None
         count = self.height * self.width * self.channels // norm.num_groups
         mean, square = self._sums.unflatten(1, (norm.num_groups, -1)).sum(2) / count  # [2, G]
@@ -146,7 +150,7 @@ def resnet(block: ResnetBlock2D, x: Strips) -> Strips:
 
 def convolve_in(conv: nn.Conv2d, pixels: Tensor, limit: int, store: torch.device) -> Strips:
     """Computes the first convolution of a whole map `[1, C, H, W]`."""
-    x = Strips.of(pixels, limit, store)
+    x = Strips.from_map(pixels, limit, store)
     return x.make(x.height, x.width, conv.out_channels, lambda start, stop: _convolve(conv, x, start, stop))
 
 
