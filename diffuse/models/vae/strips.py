@@ -101,7 +101,7 @@ class Strips:
         return result
 
     def activation(self, norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
-        """Returns what maps rows `[1, C, h, W]` of this map to their group norm and SiLU, with the whole map's statistics."""
+        """Returns what maps rows `[1, C, h, W]` to their group norm, with the whole map's statistics, and SiLU."""
         assert self._sums is not None and norm.weight is not None
         count = self.height * self.width * self.channels // norm.num_groups
         mean, square = self._sums.unflatten(1, (norm.num_groups, -1)).sum(2) / count  # [2, G]
