@@ -92,17 +92,17 @@ def test_smaller_tiles_take_less_memory() -> None:
 
 
 def test_strips_wait_where_they_are_told_to() -> None:
-    model = build("two levels").to("meta")
-    z = torch.empty(1, 4, 24, 24, device="meta")
+    model = build("four levels").to("meta")
+    z = torch.empty(1, 4, 12, 12, device="meta")
     peaks = []
     for store in (None, torch.device("cpu")):
         device, host = Ledger(), Ledger()
         with LiveBytes(device, host, rounded=False):
-            result = model.decode_tiled(z, 8, store=store)
-        assert result.is_meta and result.shape == (1, 3, 48, 48)
+            result = model.decode_tiled(z, 4, store=store)
+        assert result.is_meta and result.shape == (1, 3, 96, 96)
         peaks.append((device.peak, host.peak))
     (here, none), (less, there) = peaks
-    assert less < 0.5 * here
+    assert less < 0.8 * here
     assert none < 0.01 * there < 0.01 * here
 
 
