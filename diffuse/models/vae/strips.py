@@ -106,11 +106,11 @@ class Strips:
         count = self.height * self.width * self.channels // norm.num_groups
         mean, square = self._sums.unflatten(1, (norm.num_groups, -1)).sum(2) / count  # [2, G]
         variance = (square - mean * mean).clamp(min=0)
-        statistics = [each.repeat_interleave(self.channels // norm.num_groups).float() for each in (mean, variance)]
+        mean, variance = (each.repeat_interleave(self.channels // norm.num_groups).float() for each in (mean, variance))
         weight, bias = norm.weight.float(), norm.bias.float()
 
         def activate(x: Tensor) -> Tensor:
-            normalised = F.batch_norm(x, *statistics, weight, bias, training=False, eps=norm.eps)
+            normalised = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
             return F.silu(normalised, inplace=True)
 
         return activate
