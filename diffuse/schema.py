@@ -153,7 +153,10 @@ class MemoryProfileConfig:
     cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
     batch_size: int | None = None  # images denoised together; null: as many as batch_pixels have room for
     batch_pixels: int | None = None  # of all images that are denoised together
-    tiled_decode: bool = False
+    tiled_decode: bool = False  # a picture larger than a tile is decoded in parts
+    tiled_encode: bool = False  # and encoded
+    vae_tile_size: int = 32  # side of a square tile, in latents
+    vae_tile_overlap: int | None = None  # of independent tiles, blended; null: parts that share norms and see no seam
     max_side: int | None = None  # the largest width or height
 
 

@@ -49,6 +49,8 @@ _PROFILE_COUNTS = (
     ("cleanup_every", 0),
     ("resident_blocks", 0),
     ("max_side", 1),
+    ("vae_tile_size", 1),
+    ("vae_tile_overlap", 1),
 )
 # What the ends of a range do, which is what somebody wants who goes beyond them.
 _HINTS = {
@@ -83,6 +85,11 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
         value = config.memory_profile[name]
         if value is not None and value < least:
             raise ConfigError(f"memory_profile.{name}={value}: should be a whole number of {least} or more")
+    tile, overlap = (config.memory_profile[name] for name in ("vae_tile_size", "vae_tile_overlap"))
+    if overlap is not None and overlap >= tile:
+        raise ConfigError(
+            f"memory_profile.vae_tile_overlap={overlap}: should be less than memory_profile.vae_tile_size={tile}"
+        )
     if not 1 <= config.output.quality <= 100:
         raise ConfigError(f"output.quality={config.output.quality}: should be from 1 to 100")
     check_tracking(config.tracking)

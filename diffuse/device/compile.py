@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,18 @@ def compile_blocks(module: nn.Module, *, deterministic: bool) -> None:
     for block in module.modules():
         if getattr(type(block), "compiled", False):
             block.compile(dynamic=False, options=options)
+
+
+@contextmanager
+def uncompiled(hw: Hardware) -> Iterator[None]:
+    """Runs blocks that were compiled as if they were not, in the `with` block."""
+    if hw.compile is Compile.none:
+        yield
+        return
+    import torch.compiler
+
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def is_compiler_error(error: BaseException) -> bool:

@@ -136,6 +136,10 @@ class Memory:
         """Returns the dtype of the component's weights, and of its inputs."""
         return self._components[self._prefix + name].dtype
 
+    def store(self, name: str) -> torch.device | None:
+        """Returns where maps in parts are kept that the component does not compute with; None for where it runs."""
+        return _CPU if self._components[self._prefix + name].device.type == "cuda" else None
+
     @property
     def dtypes(self) -> dict[str, str]:
         """The dtype of each component's weights by its name, such as float32."""

@@ -21,6 +21,7 @@ from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.components import Component, Components, Role, declare, read_configs, with_role
+from diffuse.pipelines.image_codec import decode_image, encode_image
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import Sampler, denoise, require_finite, set_timesteps
@@ -315,7 +316,7 @@ class LatentDiffusion(DiffusionPipeline):
         z = self.unscaled(latents)
         with self.memory.use(self.codec) as vae:
             z = z.to(self.memory.device(self.codec), dtype)
-            pixels = vae.decode_tiled(z) if self.memory.tiled_decode else vae.decode(z)
+            pixels = decode_image(vae, z, self.memory, self.codec)
         require_finite(pixels, self.codec, dtype)
         unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
         images: np.ndarray = (unit.numpy() * 255).round().astype(np.uint8)
@@ -345,7 +346,7 @@ class LatentDiffusion(DiffusionPipeline):
         """Encodes pixels `[1, 3, H, W]` from -1 to 1. Returns what draws latents from the encoder's distribution."""
         dtype = self.memory.dtype(self.codec)
         with self.memory.use(self.codec) as vae:
-            distribution = vae.encode(pixels.to(self.memory.device(self.codec), dtype))
+            distribution = encode_image(vae, pixels.to(self.memory.device(self.codec), dtype), self.memory, self.codec)
         require_finite(distribution.mean, self.codec, dtype)
 
         def draw(generators: Generators) -> Tensor:
@@ -360,13 +361,11 @@ class LatentDiffusion(DiffusionPipeline):
         Args:
             inpaints: a masked part of the picture is painted anew.
         """
-        config = self.vae_config
-        return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+        return (z - (self.vae_config.shift_factor or 0.0)) * self.vae_config.scaling_factor
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Returns the denoiser's latents `[B, C, h, w]` as those of the autoencoder."""
-        config = self.vae_config
-        return latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return latents / self.vae_config.scaling_factor + (self.vae_config.shift_factor or 0.0)
 
     def _check_channels(self) -> None:
         unet, vae = self.unet_config, self.vae_config

@@ -53,6 +53,7 @@ class Call:
 
     segments: list[tuple[int | None, int]] = field(default_factory=list)  # block or None, its peak in bytes
     flops: int = 0
+    host: int = 0  # most bytes that are made on the CPU
     result: Any = None  # with a `TensorSpec` in the place of each tensor
 
 

@@ -205,14 +205,15 @@ class PlannedMemory(Memory):
         residence.present = False
         self._note()
 
-    def _note(self, live: int = 0, copies: int = 0, on_device: bool = False) -> None:
-        """Updates the phase's peaks, with `live` bytes in the component that computes and `copies` on the device."""
+    def _note(self, live: int = 0, copies: int = 0, on_device: bool = False, waiting: int = 0) -> None:
+        """Updates the phase's peaks, with `live` bytes in the component that computes, `copies` on the device, and
+        `waiting` bytes that the component has on the host."""
         if not self._current:
             return
         peak = self.phases.setdefault(self._current[-1], PhasePeak())
         copies = max(copies, self._standing_bytes())
         device = self._weights[True] + self._places[True].now + copies + (live if on_device else 0)
-        host = self._weights[False] + self._places[False].now + (0 if on_device else live)
+        host = self._weights[False] + self._places[False].now + (0 if on_device else live) + waiting
         peak.device, peak.host = max(peak.device, device), max(peak.host, host)
         peak.total = max(peak.total, device + host)
 
@@ -246,7 +247,7 @@ class PlannedMemory(Memory):
         others = self._standing_bytes(without=residence)
         for block, live in call.segments:
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
-            self._note(live, copies + others, component.on_device)
+            self._note(live, copies + others, component.on_device, call.host)
         phase = self.phases[self._current[-1]]
         phase.flops[full] = phase.flops.get(full, 0) + call.flops
         phase.calls[full] = phase.calls.get(full, 0) + 1
@@ -286,11 +287,13 @@ def follow(
         hooks.append(block.register_forward_pre_hook(lambda *_: end_segment(None)))
         hooks.append(block.register_forward_hook(lambda *_, index=index: end_segment(index)))
     before = mode.flops
+    outer, mode.host = mode.host, Ledger()
     try:
         with mode.counting_in(ledger):
             result = getattr(module, method)(*args, **kwargs)
             call.result = specify(result)
     finally:
+        call.host, mode.host = mode.host.peak, outer
         for hook in hooks:
             hook.remove()
     end_segment(None)

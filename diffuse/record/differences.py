@@ -24,6 +24,7 @@ _NOT_COMPARED = (
 _MODELS = ("source", "revision", "name", "download", "fetch_variant", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
 _PROFILE = ("half", "on_device", "guidance", "batch_size", "tiled_decode")
+_TILES = ("tiled_encode", "vae_tile_size", "vae_tile_overlap")
 _LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "tokenizers", "accelerate", "python")
 
 
@@ -61,7 +62,9 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
         yield from _line(name, then["hardware"].get(name), now["hardware"].get(name))
     for name in sorted({*_mapping(then, "hardware", "dtypes"), *_mapping(now, "hardware", "dtypes")}):
         yield from _line(f"the {name}'s dtype", *(_value(part["hardware"], "dtypes", name) for part in (then, now)))
-    for name in _PROFILE:
+    profiles = [_mapping(part, "hardware", "memory_profile") for part in (then, now)]
+    tiled = any(profile.get(name) for profile in profiles for name in ("tiled_decode", "tiled_encode"))
+    for name in (*_PROFILE, *(_TILES if tiled else ())):
         values = (_value(part["hardware"], "memory_profile", name) for part in (then, now))
         yield from _line(f"memory_profile.{name}", *values)
     old, new = flatten(then["determinism"]), flatten(now["determinism"])

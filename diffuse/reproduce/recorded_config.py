@@ -56,6 +56,8 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
         if name not in known:
             raise ConfigError(f"{name}: there is no such field; it was made by diffuse {record['diffuse']}")
     values = {name: value for name, value in record["config"].items() if name not in OWN_GROUPS}
+    if isinstance(values.get("memory_profile"), dict):
+        values["memory_profile"] = _with_earlier_tiles(values["memory_profile"])
     if "prompt_embeds" in record["inputs"]:
         raise ConfigError(
             "started from prompt embeddings given in Python, of which a record holds the SHA-256 alone; make it again "
@@ -116,9 +118,16 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     name = recorded.get("name")
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
-    values: DictConfig = config_from_data({"memory_profile": recorded}).memory_profile
+    values: DictConfig = config_from_data({"memory_profile": _with_earlier_tiles(recorded)}).memory_profile
     values.max_side = known[name].max_side
     return values
+
+
+def _with_earlier_tiles(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a memory profile with the tiles that version 0.1 had, where it is of that version."""
+    earlier = {"vae_tile_size": 64, "vae_tile_overlap": 16}
+    tiled = profile.get("tiled_decode") is True and "vae_tile_size" not in profile
+    return {**(earlier if tiled else {}), **profile}
 
 
 def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str]) -> None:

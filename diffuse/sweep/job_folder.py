@@ -30,6 +30,7 @@ _NAME_CHARACTERS = 120
 # Options of samplers that the first version did not have.
 _SOLVER = ("algorithm_type", "lambda_min_clipped", "solver_order", "use_lu_lambdas")
 _LATER_OPTIONS = {"dpmpp_2m": _SOLVER, "dpmpp_2m_sde": _SOLVER, "euler": ("interpolation_type",)}
+_LATER_TILES = ("tiled_encode", "vae_tile_size", "vae_tile_overlap")  # of a memory profile
 _LATER_EVERYWHERE = ("align_your_steps",)
 
 
@@ -53,6 +54,10 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("streamed", "resident_blocks"):  # earlier sweeps lack these
         if not profile.get(name, True):
             del profile[name]
+    tiles = [profile.get(name) for name in _LATER_TILES]
+    if tiles == ([False, 64, 16] if profile.get("tiled_decode") else [False, 32, None]):  # as earlier sweeps were made
+        for name in _LATER_TILES:
+            profile.pop(name, None)
     scheduler = values["scheduler"]
     for name in (
         *_LATER_EVERYWHERE,

@@ -17,6 +17,9 @@ from diffuse.errors import CheckpointError
 from diffuse.layers.attention import Attention
 from diffuse.layers.packed import Conv2d
 from diffuse.layers.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffuse.models.vae import strips
+from diffuse.models.vae.strips import Strips
+from diffuse.models.vae.tiles import blend_tiles
 
 _BATCH_LATENTS = 64 * 64 // 2  # decoded at once, if that is more than one image's
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -108,6 +111,14 @@ class _AttentionBlock(Attention):
         return x + h.permute(0, 3, 1, 2)
 
 
+class _ResnetBlock(ResnetBlock2D):
+    """A residual block of a whole map, or of one in strips."""
+
+    def forward(self, x: Any, activated_temb: Tensor | None = None) -> Any:
+        """Maps `[B, C, H, W]`, or strips of `[1, C, H, W]`, to `[B, C', H, W]`."""
+        return strips.resnet(self, x) if isinstance(x, Strips) else super().forward(x, activated_temb)
+
+
 class _MidBlock(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -135,13 +146,19 @@ class _Level(nn.Module):
             _resnet(config, channels_in if i == 0 else channels_out, channels_out) for i in range(layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` to `[B, C', H', W']`."""
+    def forward(self, x: Any) -> Any:
+        """Maps `[B, C, H, W]`, or strips of `[1, C, H, W]`, to `[B, C', H', W']`."""
         for resnet in self.resnets:
             x = resnet(x)
-        for name, sampler in self.named_children():
+        for name, samplers in self.named_children():
             if name != "resnets":
-                x = cast(nn.ModuleList, sampler)[0](x)
+                sampler = cast(nn.ModuleList, samplers)[0]
+                if not isinstance(x, Strips):
+                    x = sampler(x)
+                elif isinstance(sampler, Upsample2D):
+                    x = strips.upsample(sampler, x)
+                else:
+                    x = strips.downsample(cast(Downsample2D, sampler), x)
         return x
 
 
@@ -168,6 +185,15 @@ class Encoder(nn.Module):
         for level in self.down_blocks:
             x = level(x)
         x = self.mid_block(x)
+        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return result
+
+    def encode_strips(self, pixels: Tensor, limit: int, store: torch.device) -> Tensor:
+        """Encodes one picture `[1, 3, H, W]` as `forward` does; maps larger than `limit` numbers are in strips."""
+        x: Any = strips.convolve_in(self.conv_in, pixels.contiguous(memory_format=torch.channels_last), limit, store)
+        for level in self.down_blocks:
+            x = level(x)
+        x = self.mid_block(x.whole())
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return result
 
@@ -198,6 +224,14 @@ class Decoder(nn.Module):
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return result
 
+    def decode_strips(self, z: Tensor, limit: int, store: torch.device) -> Tensor:
+        """Decodes one picture `[1, C, h, w]` as `forward` does; maps larger than `limit` numbers are in strips."""
+        x: Any = self.mid_block(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        x = Strips.from_map(x, limit, store)
+        for level in self.up_blocks:
+            x = level(x)
+        return strips.convolve_out(self.conv_norm_out, self.conv_out, x)
+
 
 class AutoencoderKL(nn.Module):
     """The autoencoder, between pixels in -1..1 and latents."""
@@ -215,8 +249,24 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Encodes pixels `[B, 3, H, W]` in -1..1 as the distribution of latents `[B, C, H / f, W / f]`."""
-        moments = self.encoder(x)
-        return DiagonalGaussian(moments if self.quant_conv is None else self.quant_conv(moments))
+        return self._distribution(self.encoder(x))
+
+    def encode_tiled(
+        self, x: Tensor, tile: int, overlap: int | None = None, store: torch.device | None = None
+    ) -> DiagonalGaussian:
+        """Encodes pixels `[B, 3, H, W]` like `encode`, in parts; see `decode_tiled`."""
+        check_tiles(tile, overlap)
+        factor = self.config.factor
+        if max(x.shape[-2:]) <= tile * factor:
+            return self.encode(x)
+        if overlap is None:
+            limit, store = self._strip(tile), store or x.device
+            return self._distribution(
+                torch.cat([self.encoder.encode_strips(each, limit, store) for each in x[:, None]])
+            )
+        side, shared = tile * factor, overlap * factor
+        parts = [blend_tiles(each, side, shared, (1, factor), self.encoder) for each in x[:, None]]
+        return self._distribution(torch.cat(parts))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decodes latents `[B, C, h, w]` to pixels `[B, 3, h * f, w * f]`, about -1..1, not clipped.
@@ -227,43 +277,54 @@ class AutoencoderKL(nn.Module):
         batch = max(_BATCH_LATENTS // z[0, 0].numel(), 1)
         return torch.cat([self._decode(images) for images in z.split(batch)])
 
-    def decode_tiled(self, z: Tensor, tile: int = 64, overlap: int = 16) -> Tensor:
-        """Decodes `[B, C, h, w]` to `[B, 3, h * f, w * f]`, like `decode` but in tiles, blended where they meet.
+    def decode_tiled(
+        self, z: Tensor, tile: int, overlap: int | None = None, store: torch.device | None = None
+    ) -> Tensor:
+        """Decodes `[B, C, h, w]` to `[B, 3, h * f, w * f]` like `decode`, in parts that take less memory.
 
-        Memory is that of one tile and the picture. The result is near that of `decode`, not equal: each tile's norms
-        and attention see only that tile.
+        Pictures that are no larger than a tile are decoded as `decode` does.
 
         Args:
             z: latents `[B, C, h, w]`.
             tile: side of a square tile, in latents.
-            overlap: latents that neighbouring tiles share.
+            overlap: latents that neighbouring tiles share. Each tile's norms and attention see only that tile, so the
+                result is near that of `decode`; the memory is that of a tile and the picture. None computes each layer
+                in strips, of as many numbers as a tile has, with the norms of the whole picture: the result is that of
+                `decode` but for rounding.
+            store: where strips are while they are not computed with; where they compute unless given.
         """
-        if not 0 <= overlap <= tile // 2:
-            raise ValueError(f"overlap {overlap} must lie between 0 and half the tile, {tile}")
-        return torch.cat([self._decode_tiled(image, tile, overlap) for image in z[:, None]])
+        check_tiles(tile, overlap)
+        if max(z.shape[-2:]) <= tile:
+            return self.decode(z)
+        if overlap is None:
+            limit, store = self._strip(tile), store or z.device
+            parts = [self.decoder.decode_strips(self._unquantized(each), limit, store) for each in z[:, None]]
+            return torch.cat(parts).contiguous()
+        factor = self.config.factor
+        return torch.cat([blend_tiles(each, tile, overlap, (factor, 1), self._decode) for each in z[:, None]])
 
     def _decode(self, z: Tensor) -> Tensor:
-        result: Tensor = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        result: Tensor = self.decoder(self._unquantized(z))
         return result.contiguous()
 
-    def _decode_tiled(self, z: Tensor, tile: int, overlap: int) -> Tensor:
-        height, width = z.shape[-2:]
-        if height <= tile and width <= tile:
-            return self._decode(z)
-        factor = self.config.factor
-        picture = z.new_zeros(1, self.config.out_channels, height * factor, width * factor, dtype=torch.float32)
-        weight = z.new_zeros(1, 1, height * factor, width * factor, dtype=torch.float32)
-        for top in _tile_starts(height, tile, overlap):
-            for left in _tile_starts(width, tile, overlap):
-                pixels = self._decode(z[..., top : top + tile, left : left + tile])
-                rows, columns = pixels.shape[-2:]
-                ramp = _ramp(rows, overlap * factor, pixels.device)[:, None] * _ramp(
-                    columns, overlap * factor, pixels.device
-                )
-                y, x = top * factor, left * factor
-                picture[..., y : y + rows, x : x + columns] += pixels * ramp
-                weight[..., y : y + rows, x : x + columns] += ramp
-        return (picture / weight).to(z.dtype)
+    def _unquantized(self, z: Tensor) -> Tensor:
+        result: Tensor = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        return result
+
+    def _distribution(self, moments: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(moments if self.quant_conv is None else self.quant_conv(moments))
+
+    def _strip(self, tile: int) -> int:
+        """Returns the numbers of a tile's map where that is widest, twice the first level's channels at all pixels."""
+        return (tile * self.config.factor) ** 2 * 2 * self.config.block_out_channels[0]
+
+
+def check_tiles(tile: int, overlap: int | None) -> None:
+    """Raises ValueError for tiles that do not advance."""
+    if tile < 1:
+        raise ValueError(f"a tile of {tile} latents is none")
+    if overlap is not None and not 1 <= overlap < tile:
+        raise ValueError(f"an overlap of {overlap} latents must be at least 1 and less than the tile, {tile}")
 
 
 def rename(key: str) -> str | None:
@@ -274,16 +335,4 @@ def rename(key: str) -> str | None:
 
 
 def _resnet(config: AutoencoderKLConfig, channels_in: int, channels_out: int) -> ResnetBlock2D:
-    return ResnetBlock2D(channels_in, channels_out, groups=config.norm_num_groups, eps=1e-6)
-
-
-def _tile_starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Returns where tiles begin so that they cover `size`; the last is moved back to end exactly there."""
-    last = max(size - tile, 0)
-    return [*range(0, last, tile - overlap), last]
-
-
-def _ramp(size: int, overlap: int, device: torch.device) -> Tensor:
-    """Returns weights `[size]` that rise over the first `overlap` pixels and fall over the last. None is zero."""
-    distance = torch.arange(1, size + 1, device=device, dtype=torch.float32)
-    return torch.minimum(distance, distance.flip(0)).clamp(max=max(overlap, 1))
+    return _ResnetBlock(channels_in, channels_out, groups=config.norm_num_groups, eps=1e-6)

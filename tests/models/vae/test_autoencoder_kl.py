@@ -93,9 +93,3 @@ def test_tiles_are_close_to_the_whole_and_leave_no_seams() -> None:
     middle = difference[..., 2:-2, 2:-2]  # no worse where tiles meet than elsewhere
     assert middle.mean(dim=(0, 1, 3)).max() < 4 * middle.mean()
     assert middle.mean(dim=(0, 1, 2)).max() < 4 * middle.mean()
-
-
-def test_tiling_refuses_an_overlap_of_more_than_half() -> None:
-    model = ours("vae", oracle.vae(VAES["two levels"]))
-    with pytest.raises(ValueError, match="overlap"):
-        model.decode_tiled(noise(1, 4, 8, 8), tile=4, overlap=3)
