@@ -57,6 +57,11 @@ class Cleanup(Enum):
     phases = "phases"
 
 
+class ReleaseTo(Enum):
+    host = "host"
+    disk = "disk"
+
+
 class Resize(Enum):
     stretch = "stretch"
     crop = "crop"
@@ -155,6 +160,9 @@ class MemoryProfileConfig:
     batch_pixels: int | None = None  # of all images that are denoised together
     tiled_decode: bool = False
     max_side: int | None = None  # the largest width or height
+    release_to: ReleaseTo = ReleaseTo.host  # disk: a component whose phase ends is dropped, and read again when used
+    budget_gib: float | None = None  # of the device, which a run keeps within; auto chooses the other fields by it
+    host_gib: float | None = None  # of tensors in main memory, likewise
 
 
 @dataclass
