@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 from real_bytes import RealBytes
+from saved_images import pixels
+from sweeps import swept
 
-from diffuse.config.compose import compose_config
+from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.groups import load_group
 from diffuse.config.request import draft_requests
 from diffuse.device.gpus import GIB
@@ -24,6 +26,7 @@ from diffuse.run.open import close_pipeline
 from diffuse.run.prepare import prepare
 from diffuse.run.run import compute, generate
 from diffuse.schema import Cleanup, Compile, Determinism, GuidanceMode, ReleaseTo
+from diffuse.sweep.job_folder import job_identity
 
 BASE = ["hardware=cpu", "hardware.threads=1", "tracking=none", "prompt=a cactus", "seed=1", "num_inference_steps=1"]
 
@@ -173,6 +176,28 @@ def test_what_is_dropped_takes_no_main_memory(setting: Setting) -> None:
         for profile in (kept, replace(kept, release_to=ReleaseTo.disk))
     ]
     assert peaks[1] < 0.9 * peaks[0]
+
+
+def test_a_sweep_over_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job has its own levers and is a job of its own; all have the same pixels. None is made twice."""
+    monkeypatch.chdir(tmp_path)
+    budgets = "memory_profile.budget_gib=0.001,0.02,0.036"
+    done = swept(*BASE[3:], budgets, "hardware.deterministic=strict", cwd=tmp_path, status=1)
+    assert "budget_gib=0.001: is too little for 64 x 64; the least that works is" in done.err
+    assert "resident_blocks=10" in done.err
+    first, second = [tmp_path / path for path in done.paths]
+    assert (pixels(first) == pixels(second)).all()
+    again = swept(*BASE[3:], budgets, "hardware.deterministic=strict", cwd=tmp_path, status=1)
+    assert again.paths == done.paths
+
+
+def test_an_earlier_sweep_has_the_same_jobs() -> None:
+    profiles = [
+        job_identity(resolve_config(compose_config([*BASE, *more])))["memory_profile"]
+        for more in ([], ["memory_profile.budget_gib=6"], ["memory_profile=balanced", "memory_profile.host_gib=6"])
+    ]
+    assert not {"budget_gib", "host_gib", "release_to"} & {*profiles[0]}
+    assert profiles[1]["budget_gib"] == profiles[2]["host_gib"] == 6
 
 
 def test_the_record_keeps_the_levers(tmp_path: Path) -> None:
