@@ -78,7 +78,7 @@ def frames(kind: str, root: Path, overrides: list[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["tiny", "sdxl"])
 def test_a_budget_is_kept_and_changes_no_pixel(kind: str, root: Path) -> None:
-    """Ten steps from the least that works to what everything takes at once."""
+    """Ten steps from the least that works to what everything takes at once, of which the larger model takes four."""
     if kind == "sdxl" and not (root / "sdxl").exists():
         oracle_sdxl.build(root / "sdxl", Variant())
     model = [] if kind == "tiny" else ["model=sdxl", f"model.source={root / 'sdxl'}", "width=64", "height=64"]
@@ -89,14 +89,14 @@ def test_a_budget_is_kept_and_changes_no_pixel(kind: str, root: Path) -> None:
         measure([*model, "memory_profile.budget_gib=1e-6"], known)
     floor = float(re.findall(r"works is ([0-9.]+) GiB", str(refusal.value))[0])
     full = everything.device_bytes / GIB
-    for step in range(10):
+    for step in range(0, 10, 1 if kind == "tiny" else 3):
         budget = floor + (full - floor) * step / 10
         choice, peak, frames = measure([*model, f"memory_profile.budget_gib={budget}"], known)
         assert choice.device_bytes <= budget * GIB, choice.line()
         assert peak <= budget * GIB + IN_MAIN_MEMORY, choice.line()
         assert peak > 0.85 * choice.device_bytes, choice.line()
         assert np.array_equal(frames, expected), choice.line()
-    assert len(known) >= 4
+    assert len(known) >= 3
 
 
 @pytest.mark.parametrize("kind", ["tiny", "sd21", "sdxl", "img2img", "inpaint"])
