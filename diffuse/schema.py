@@ -57,6 +57,11 @@ class Cleanup(Enum):
     phases = "phases"
 
 
+class ReleaseTo(Enum):
+    host = "host"
+    disk = "disk"
+
+
 class Resize(Enum):
     stretch = "stretch"
     crop = "crop"
@@ -158,6 +163,9 @@ class MemoryProfileConfig:
     vae_tile_size: int = 32  # side of a square tile, in latents
     vae_tile_overlap: int | None = None  # of independent tiles, blended; null: parts that share norms and see no seam
     max_side: int | None = None  # the largest width or height
+    release_to: ReleaseTo = ReleaseTo.host  # disk: a component whose phase ends is dropped, and read again when used
+    budget_gib: float | None = None  # of the device, which a run keeps within; auto chooses the other fields by it
+    host_gib: float | None = None  # of tensors in main memory, likewise
 
 
 @dataclass

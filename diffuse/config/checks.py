@@ -52,6 +52,7 @@ _PROFILE_COUNTS = (
     ("vae_tile_size", 1),
     ("vae_tile_overlap", 1),
 )
+_PROFILE_BUDGETS = ("budget_gib", "host_gib")
 # What the ends of a range do, which is what somebody wants who goes beyond them.
 _HINTS = {
     "guidance_scale": "0 and 1 switch guidance off",
@@ -90,6 +91,10 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
         raise ConfigError(
             f"memory_profile.vae_tile_overlap={overlap}: should be less than memory_profile.vae_tile_size={tile}"
         )
+    for name in _PROFILE_BUDGETS:
+        value = config.memory_profile[name]
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"memory_profile.{name}={value:g}: should be a number of GiB above 0, such as 6")
     if not 1 <= config.output.quality <= 100:
         raise ConfigError(f"output.quality={config.output.quality}: should be from 1 to 100")
     check_tracking(config.tracking)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+CUDA_CONTEXT = 1 << 29  # bytes of a card outside the allocator: the context and the libraries' code, 0.3-0.6 GiB
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -20,6 +22,9 @@ class Allocator:
 
     def reset_peak(self) -> None:
         """Starts the count of the peak again from what is held now."""
+
+    def limit(self, nbytes: int | None) -> None:
+        """Lets the device give out no more than so many bytes, its own overhead among them; None for all it has."""
 
     def sample(self) -> None:
         """Updates the peak, where the allocator keeps none itself."""
@@ -40,11 +45,19 @@ class Allocator:
 
 
 class _CudaAllocator(Allocator):
+    _limited: ClassVar[bool] = False  # of the process, which several pipelines share
+
     def __init__(self) -> None:
         torch.cuda.init()  # its statistics do not exist before
 
     def reset_peak(self) -> None:
         torch.cuda.reset_peak_memory_stats(0)
+
+    def limit(self, nbytes: int | None) -> None:
+        if nbytes is not None or self._limited:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(allocator_share(nbytes, total), 0)
+            _CudaAllocator._limited = nbytes is not None
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(0)
@@ -90,6 +103,13 @@ def allocator_of(device: torch.device) -> Allocator:
     """Returns the allocator of a torch device."""
     kinds: dict[str, Callable[[], Allocator]] = {"cuda": _CudaAllocator, "mps": _MpsAllocator}
     return kinds.get(device.type, Allocator)()
+
+
+def allocator_share(nbytes: int | None, total: int) -> float:
+    """Returns the share of a card's memory, from 0 to 1, that its allocator may take where `nbytes` are to be used."""
+    if nbytes is None:
+        return 1.0
+    return min(max(nbytes - CUDA_CONTEXT, 0) / total, 1.0)
 
 
 @cache  # once in a process

@@ -24,7 +24,7 @@ from diffuse.device.hardware import Hardware
 from diffuse.device.placement import Load, ManagedModule
 from diffuse.device.profile import EVERY, profile_batch_size
 from diffuse.errors import ConfigError, RunError
-from diffuse.schema import Cleanup, Compile, Dtype, GuidanceMode, MemoryProfileConfig
+from diffuse.schema import Cleanup, Compile, Dtype, GuidanceMode, MemoryProfileConfig, ReleaseTo
 
 _CPU = torch.device("cpu")
 _FREED_AT_LEAST = 16 << 20  # bytes: emptying the allocator's cache waits for the device, so it has to free something
@@ -148,6 +148,8 @@ class Memory:
     def start(self) -> None:
         """Begins a run: memory peaks and `load_seconds` count from here."""
         self._load_seconds[0] = 0.0
+        budget = self.profile.budget_gib
+        self._allocator.limit(None if budget is None else int(budget * GIB))
         self._allocator.reset_peak()
         reset_rss_peak()
 
@@ -174,6 +176,10 @@ class Memory:
         if self.profile.streamed and not self.profile.on_device:
             raise ConfigError(
                 "memory_profile.streamed needs components on the device, and memory_profile.on_device is empty"
+            )
+        if self.profile.release_to is ReleaseTo.disk and self.profile.cleanup is not Cleanup.phases:
+            raise ConfigError(
+                "memory_profile.release_to=disk has no effect without memory_profile.cleanup=phases; set that"
             )
         if self.profile.resident_blocks and not self.profile.streamed:
             raise ConfigError(
@@ -257,6 +263,8 @@ class Memory:
         return module
 
     def _end_other_phases(self, component: ManagedModule) -> None:
+        if self.profile.release_to is ReleaseTo.disk:
+            return self._drop_other_phases(component)
         leaving = [
             other
             for other in self._components.values()
@@ -265,6 +273,15 @@ class Memory:
         for other in leaving:
             other.leave()
         if leaving:
+            self._empty_cache()
+
+    def _drop_other_phases(self, component: ManagedModule) -> None:
+        others = [other for other in self._components.values() if other is not component and not other.users]
+        dropped = [other for other in others if other.module is not None]
+        for other in dropped:
+            other.forget()
+        if dropped:
+            gc.collect()  # a module is a web of references to itself
             self._empty_cache()
 
     def _empty_cache(self) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +17,7 @@ from diffuse.schema import MemoryProfileConfig
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+CHOSEN = "budget"  # the name of a profile that was chosen for a budget; no option of conf/memory_profile has it
 MAX_BATCH = 16  # images, unless the size is given; small ones gain nothing from larger batches
 EVERY = "*"  # in a profile's on_device: every component the model has
 
@@ -53,13 +55,14 @@ def choose_profile(
         return named
     chosen = auto_profile(profiles, min_vram_gib, hw)
     log.debug("memory_profile=auto chose %s (%s)", chosen.name, _reason(min_vram_gib.get(chosen.name, 0.0), hw))
+    return replace(chosen, **own_fields(named, profiles))
+
+
+def own_fields(named: MemoryProfileConfig, profiles: Profiles) -> dict[str, Any]:
+    """Returns the fields of `auto` that the user set: those that differ from the profile `auto` itself."""
     plain = profiles.get(AUTO, MemoryProfileConfig(name=AUTO))
-    changed = {
-        field.name: getattr(named, field.name)
-        for field in fields(MemoryProfileConfig)
-        if field.name != "name" and getattr(named, field.name) != getattr(plain, field.name)
-    }
-    return replace(chosen, **changed)
+    names = [field.name for field in fields(MemoryProfileConfig) if field.name != "name"]
+    return {name: getattr(named, name) for name in names if getattr(named, name) != getattr(plain, name)}
 
 
 def auto_profile(profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hardware) -> MemoryProfileConfig:
@@ -90,8 +93,15 @@ def auto_profile(profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hard
 
 
 def has_budget(cfg: DictConfig) -> bool:
-    """Returns whether a configuration states a budget for the device."""
-    return cfg.hardware.vram_gb is not None
+    """Returns whether a configuration states a budget, of the device or of main memory."""
+    return cfg.hardware.vram_gb is not None or keeps_budget(cfg)
+
+
+def keeps_budget(cfg: DictConfig) -> bool:
+    """Returns whether a run keeps within a budget: `memory_profile` states one, or `auto` has that of the hardware."""
+    profile = cfg.memory_profile
+    states = profile.budget_gib is not None or profile.host_gib is not None
+    return states or (profile.name == AUTO and cfg.hardware.vram_gb is not None)
 
 
 def lighter_profile(profile: MemoryProfileConfig, profiles: Profiles, min_vram_gib: Mapping[str, float]) -> str | None:
@@ -99,6 +109,8 @@ def lighter_profile(profile: MemoryProfileConfig, profiles: Profiles, min_vram_g
 
     None where there is none below.
     """
+    if profile.name == CHOSEN:  # the budget decides, and not a profile
+        return None
     need = min_vram_gib.get(profile.name, float("inf"))
     below = [name for name in min_vram_gib if min_vram_gib[name] < need and name in profiles]
     return max(below, key=lambda name: min_vram_gib[name], default=None)

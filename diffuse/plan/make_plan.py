@@ -15,16 +15,17 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import rss_now
 from diffuse.device.hardware import Hardware
-from diffuse.device.profile import check_max_side, choose_profile
+from diffuse.device.profile import MAX_BATCH, check_max_side, choose_profile, keeps_budget
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
+from diffuse.plan.choose_levers import Choice, choose_levers
 from diffuse.plan.configurations import Configurations, find_configurations
 from diffuse.plan.predict import Prediction, complete_request, predict
 from diffuse.plan.rates import Card, Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
 from diffuse.plan.report import Plan
-from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig
+from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig, ReleaseTo
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Setting:
     card: str | None
     rates: Rates | None
     host_rates: Rates | None
+    choice: Choice | None = None  # of the profile, for a request with a budget to keep
 
     @property
     def checkpoints(self) -> Sequence[Checkpoint]:
@@ -56,6 +58,19 @@ class Setting:
         request = complete_request(cfg, draft, self.hw, self.checkpoints)
         check_max_side(self.profile, request.width, request.height)
         return request
+
+    def with_levers(self, request: GenerationRequest) -> Setting:
+        """Returns the setting for a request: with the profile that is chosen where there is a budget to keep.
+
+        Raises:
+            ConfigError: the budget is too small.
+        """
+        if not keeps_budget(self.cfg):
+            return self
+        named = cast(MemoryProfileConfig, OmegaConf.to_object(self.cfg.memory_profile))
+        profiles = load_group("memory_profile")
+        choice = choose_levers(self.cfg, request, named, profiles, self.hw, self.checkpoints)
+        return replace(self, profile=choice.profile, choice=choice)
 
     def predict(self, request: GenerationRequest) -> Prediction:
         """Returns what a request takes."""
@@ -88,7 +103,10 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
         rates = measured.get(device_name(hw))
     hardware.check_dtype(hw)
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
+    if keeps_budget(cfg):  # chosen for each request, see `with_levers`
+        profile = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
+    else:
+        profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
     found = find_configurations(cfg, component_names(cfg))
     return Setting(cfg, found, hw, profile, card, rates, host_rates)
 
@@ -130,13 +148,17 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
     program = rss_now()
     cfg, hw, found = setting.cfg, setting.hw, setting.configurations
     request = setting.request(draft)
+    setting = setting.with_levers(request)
     prediction = setting.predict(request)
     seconds, reason = setting.seconds(prediction)
     # Nobody has said how large the files are: as large as the weights in the precision in which they are fetched.
     half = (cfg.model.variant or cfg.model.fetch_variant) == "fp16"
     guess = sum(component.parameters for component in prediction.components) * (2 if half else 4)
     exact = found.disk_bytes is not None and found.download_bytes is not None
-    levers = [] if hw.device == "cpu" else budgets(cfg, request, setting.profile, hw, setting.checkpoints)
+    profile = setting.profile
+    if setting.choice is not None:  # of which the levers are taken back
+        profile = replace(profile, batch_size=min(MAX_BATCH, request.num_images), release_to=ReleaseTo.host)
+    levers = [] if hw.device == "cpu" else budgets(cfg, request, profile, hw, setting.checkpoints)
     return Plan(
         cfg.model.name if cfg.refiner._target_ is None else f"{cfg.model.name} refiner={cfg.refiner.name}",
         request,
@@ -152,4 +174,5 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
         reason,
         None if setting.rates is None else setting.rates.name,
         levers,
+        setting.choice,
     )

@@ -24,7 +24,7 @@ from diffuse.device.placement import ManagedModule
 from diffuse.device.streaming import outermost_blocks
 from diffuse.layers.packed import packed_bytes
 from diffuse.plan.live_bytes import Call, Ledger, LiveBytes, describe, make_anew, specify
-from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig
+from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig, ReleaseTo
 
 MAX_NETWORKS = 16  # whose shapes and calls a process keeps; they have no storage
 _META = torch.device("meta")
@@ -70,6 +70,7 @@ class Residence:
     resident: int = 0  # blocks that stay on the device
     loaded: bool = False
     present: bool = False
+    packed_bytes: int = 0  # of the largest weight that is packed while the published one is still there
 
     @property
     def streams(self) -> bool:
@@ -124,6 +125,7 @@ class PlannedMemory(Memory):
         self._places = {on_device: Ledger(on_rise=self._note) for on_device in (True, False)}
         self._weights = {True: 0, False: 0}  # bytes on the device, and on the host
         self._current: list[str] = []  # a list, because memories with a prefix share it
+        self._repeated = False
         self.looks_ahead = hw.device == "cuda"
         self.mode = LiveBytes(self._places[False], self._places[False], rounded=hw.device == "cuda")
         super().__init__(profile, hw, half_dtype, allocator=Allocator())
@@ -148,11 +150,21 @@ class PlannedMemory(Memory):
         full = self._prefix + name
         component = self._components[full]
         if self.profile.cleanup is Cleanup.phases:
-            for other in [name for name in self.residences if name != full and self._components[name].on_device]:
-                self._leave(self.residences[other])
+            self._end_phases_of([name for name in self.residences if name != full])
         residence = self.residence(full)
         with self.mode.counting_in(self._places[component.on_device]):
             yield _PlannedModule(partial(self._call, full, component, residence))
+
+    def load_all(self) -> None:
+        """Brings all components, as an earlier run does, and lets those go that the profile does not keep.
+
+        From here on a layer's weight counts twice while it is packed anew.
+        """
+        self._repeated = True
+        for full, component in self._components.items():
+            self._bring(component, self.residence(full))
+        if self.profile.cleanup is Cleanup.phases:
+            self._end_phases_of(list(self.residences))
 
     def start(self) -> None:
         """Does nothing: the peaks count from the beginning."""
@@ -185,6 +197,8 @@ class PlannedMemory(Memory):
             result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
             result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
             result.resident = min(component.resident_blocks, len(blocks))
+        elif self.hw.device == "cpu" or not component.on_device:
+            result.packed_bytes = max(map(packed_bytes, net.module.modules()), default=0)
         return result
 
     def _bring(self, component: ManagedModule, residence: Residence) -> None:
@@ -195,6 +209,21 @@ class PlannedMemory(Memory):
             self._weights[False] -= residence.nbytes
             self._weights[True] += residence.nbytes
         residence.loaded = residence.present = True
+        self._note()
+
+    def _end_phases_of(self, names: Sequence[str]) -> None:
+        for name in names:
+            component, residence = self._components[name], self.residences[name]
+            if self.profile.release_to is ReleaseTo.disk:
+                self._drop(component, residence)
+            elif component.on_device:
+                self._leave(residence)
+
+    def _drop(self, component: ManagedModule, residence: Residence) -> None:
+        """Takes a component out of both memories."""
+        if residence.loaded:
+            self._weights[component.on_device and residence.present and not residence.streams] -= residence.nbytes
+        residence.loaded = residence.present = False
         self._note()
 
     def _leave(self, residence: Residence) -> None:
@@ -247,7 +276,8 @@ class PlannedMemory(Memory):
         others = self._standing_bytes(without=residence)
         for block, live in call.segments:
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
-            self._note(live, copies + others, component.on_device, call.host)
+            packed = residence.packed_bytes if self._repeated else 0
+            self._note(live + packed, copies + others, component.on_device, call.host)
         phase = self.phases[self._current[-1]]
         phase.flops[full] = phase.flops.get(full, 0) + call.flops
         phase.calls[full] = phase.calls.get(full, 0) + 1

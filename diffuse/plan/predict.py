@@ -20,7 +20,7 @@ from diffuse.checkpoints.weights import skeleton
 from diffuse.config.prompt_syntax import parse_prompt
 from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
-from diffuse.device.gpus import GIB
+from diffuse.device.allocator import CUDA_CONTEXT
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
 from diffuse.pipelines.components import Role
@@ -42,7 +42,6 @@ from diffuse.schema import (
 MAX_PREDICTIONS = 256  # that a process keeps
 _REFINER = "refiner."  # before the names of its components
 _CUBLAS_WORKSPACE = 32 << 20  # bytes, as `hardware.apply` sets it; it counts as allocated
-CUDA_CONTEXT = int(0.5 * GIB)  # bytes outside the allocator: the context and the libraries' code, 0.3-0.6 GiB
 _PLACES = {True: "device", False: "host"}
 
 
@@ -132,6 +131,7 @@ def predict(
     *,
     hw: Hardware | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
+    repeated: bool = False,
 ) -> Prediction:
     """Predicts what `request` takes under `profile`. Reads configuration files and tokenizers, no weights.
 
@@ -144,19 +144,25 @@ def predict(
         profile: a profile and no `auto`.
         hw: in place of the hardware of `cfg`; it need not be there.
         checkpoints: of the model and its refiner, where they have been found already.
+        repeated: the process has made such a picture before, and holds all weights that the profile lets it hold.
 
     Raises:
         ConfigError, CheckpointError: the request, the profile or the checkpoint cannot be.
     """
     hw = hw or hardware.detect(cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)))
     checkpoints = checkpoints or locate_models(cfg, component_names(cfg))
-    key = _key(cfg, request, profile, hw, checkpoints)
+    key = f"{repeated} {_key(cfg, request, profile, hw, checkpoints)}"
     if key not in _predictions:
         while len(_predictions) >= MAX_PREDICTIONS:
             _predictions.popitem(last=False)
-        _predictions[key] = _Planner(cfg, profile, hw, checkpoints).predict(request)
+        _predictions[key] = _Planner(cfg, profile, hw, checkpoints).predict(request, repeated=repeated)
     _predictions.move_to_end(key)
     return _predictions[key]
+
+
+def reserved_bytes(hw: Hardware) -> int:
+    """Returns the bytes of the device that are no tensors."""
+    return CUDA_CONTEXT if hw.device == "cuda" else 0
 
 
 def complete_request(
@@ -235,7 +241,7 @@ class _Planner:
         families = [load_family(model._target_) for model in models(cfg)]
         self.pipeline = build_pipeline(families, checkpoints, self.memory)
 
-    def predict(self, request: GenerationRequest) -> Prediction:
+    def predict(self, request: GenerationRequest, *, repeated: bool = False) -> Prediction:
         """Runs the request and returns what it took."""
         memory, pipeline = self.memory, self.pipeline
         memory.check()
@@ -249,6 +255,8 @@ class _Planner:
         image = np.zeros((*size, 3), np.uint8) if request.input_image else None
         mask = np.ones(size, bool) if request.mask_image else None
         components = tuple(self._component(name) for name in memory.dtypes)  # built before anything is followed
+        if repeated:
+            memory.load_all()
         with memory.following():
             output = pipeline(smaller, samplers, image=image, mask=mask)
         kept = output.frames[0].nbytes + sum(latents[0].nbytes for latents in output.latents.values())

@@ -9,7 +9,8 @@ from typing import Any
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.plan.budgets import Budget
-from diffuse.plan.predict import CUDA_CONTEXT, ComponentPlan, Prediction
+from diffuse.plan.choose_levers import Choice
+from diffuse.plan.predict import ComponentPlan, Prediction, reserved_bytes
 from diffuse.schema import GenerationRequest, MemoryProfileConfig
 
 _TERA, PETA = 1e12, 1e15
@@ -33,6 +34,7 @@ class Plan:
     no_seconds: str | None  # why there are none
     rates: str | None  # whose rates they are
     budgets: Sequence[Budget]
+    choice: Choice | None = None  # of the levers, where there is a budget to keep
 
     @property
     def fits(self) -> bool | None:
@@ -54,6 +56,7 @@ class Plan:
                 "guidance_scale": request.guidance_scale,
             },
             "memory_profile": self.profile.name,
+            "levers": None if self.choice is None else list(self.choice.levers),
             "device": self.hw.device,
             "card": self.card,
             "batch_size": guess.batch_size,
@@ -95,7 +98,8 @@ class Plan:
             else device
         )
         size = f"{request.width} x {request.height}, {request.num_inference_steps} steps"
-        lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}", ""]
+        lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}"]
+        lines += ["", *([] if self.choice is None else [self.choice.line(), ""])]
         lines.append(f"{'component':24} {'parameters':>14} {'weights':>12}  {'dtype':9} where")
         lines += [_component_line(component) for component in guess.components]
         lines += ["", f"{'phase':10} {'device':>12} {'main memory':>12} {'TFLOP':>10} {'seconds':>9}"]
@@ -142,11 +146,6 @@ def has_card(hw: Hardware) -> bool:
 def vram_bytes(hw: Hardware) -> int | None:
     """Returns the bytes of the device; None for a CPU, or where nobody knows."""
     return None if hw.vram_total_gib is None or not has_card(hw) else int(hw.vram_total_gib * GIB)
-
-
-def reserved_bytes(hw: Hardware) -> int:
-    """Returns the bytes of the device that are no tensors."""
-    return CUDA_CONTEXT if hw.device == "cuda" else 0
 
 
 def fits(hw: Hardware, prediction: Prediction) -> bool | None:

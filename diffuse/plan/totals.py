@@ -115,6 +115,7 @@ def plan_job(setting: Setting, draft: RequestDraft, model: str = "") -> PlannedJ
         ConfigError: the request is wrong.
     """
     request: GenerationRequest = setting.request(draft)
+    setting = setting.with_levers(request)
     prediction = setting.predict(request)
     seconds, reason = setting.seconds(prediction)
     pixels = request.width * request.height * request.num_images

@@ -16,6 +16,7 @@ from diffuse.config.compose import config_from_data
 from diffuse.config.groups import TINY, load_group
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.root import Config
+from diffuse.device.profile import AUTO, CHOSEN
 from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 from diffuse.schema import COMPONENTS
@@ -116,10 +117,11 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     """Returns the memory profile that was chosen. The largest size of an image depends on this machine."""
     known = load_group("memory_profile")
     name = recorded.get("name")
-    if not isinstance(name, str) or name not in known:
+    if not isinstance(name, str) or name not in (*known, CHOSEN):
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
     values: DictConfig = config_from_data({"memory_profile": _with_earlier_tiles(recorded)}).memory_profile
-    values.max_side = known[name].max_side
+    values.max_side = known[AUTO if name == CHOSEN else name].max_side
+    values.budget_gib = values.host_gib = None  # they were of the machine that it was made on
     return values
 
 

@@ -6,21 +6,26 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
+from weakref import WeakSet
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config.groups import load_group
+from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import choose_profile, lighter_profile
+from diffuse.device.profile import choose_profile, keeps_budget, lighter_profile
 from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.pipeline import DiffusionPipeline
 from diffuse.pipelines.refined import build_pipeline
 from diffuse.schema import HardwareConfig, MemoryProfileConfig
+
+if TYPE_CHECKING:
+    from diffuse.plan.choose_levers import Choice
 
 MAX_PIPELINES = 2  # that a process keeps, so that a sweep's next job loads nothing
 
@@ -33,13 +38,18 @@ class OpenPipeline:
     hardware: Hardware
     profile: MemoryProfileConfig
     checkpoints: Sequence[Checkpoint]  # of the model and, where there is one, its refiner
+    choice: Choice | None = None  # of the profile, where it was chosen for a budget
 
 
 _pipelines: OrderedDict[str, DiffusionPipeline] = OrderedDict()
+_opened: WeakSet[DiffusionPipeline] = WeakSet()  # a run that waits may hold one that is not kept any more
 
 
-def open_pipeline(cfg: DictConfig) -> OpenPipeline:
+def open_pipeline(cfg: DictConfig, draft: RequestDraft | None = None) -> OpenPipeline:
     """Finds the checkpoints, checks that their parts fit together and to the profile, and keeps the pipeline.
+
+    Args:
+        draft: the request that the pipeline is opened for. A budget's levers are chosen for it; without it none are.
 
     Raises:
         ConfigError, HardwareError, CheckpointError: they do not.
@@ -48,11 +58,15 @@ def open_pipeline(cfg: DictConfig) -> OpenPipeline:
     hardware.apply(hw)
     profiles = load_group("memory_profile")
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
-
     targets = [model._target_ for model in models(cfg)]
     families = [load_family(target) for target in targets]
     checkpoints = locate_models(cfg, component_names(cfg))
+    choice = None
+    if draft is not None and keeps_budget(cfg):
+        from diffuse.plan.choose_levers import choose_for_draft
+
+        choice = choose_for_draft(cfg, draft, profiles, hw, checkpoints)
+    profile = choice.profile if choice else choose_profile(cfg.memory_profile, profiles, thresholds, hw)
     identities = [[checkpoint.identity, target] for checkpoint, target in zip(checkpoints, targets, strict=True)]
     key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
     if key in _pipelines:
@@ -63,7 +77,14 @@ def open_pipeline(cfg: DictConfig) -> OpenPipeline:
         _keep(key, build_pipeline(families, checkpoints, components))
     pipeline = _pipelines[key]
     pipeline.memory.check()
-    return OpenPipeline(pipeline, hw, profile, checkpoints)
+    return OpenPipeline(pipeline, hw, profile, checkpoints, choice)
+
+
+def release_others(pipeline: DiffusionPipeline) -> None:
+    """Releases the weights of all other pipelines, which a budget has no room for."""
+    for other in _opened:
+        if other is not pipeline:
+            other.memory.release_all()
 
 
 def close_pipeline(pipeline: DiffusionPipeline) -> None:
@@ -77,3 +98,4 @@ def _keep(key: str, pipeline: DiffusionPipeline) -> None:
     while len(_pipelines) >= MAX_PIPELINES:
         _pipelines.popitem(last=False)[1].memory.release_all()
     _pipelines[key] = pipeline
+    _opened.add(pipeline)

@@ -80,7 +80,7 @@ def prepare(
 
     Args:
         latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
-        opened: the result of `open_pipeline` for `cfg`, where there is one already.
+        opened: the result of `open_pipeline` for `cfg` and `draft`, where there is one already.
         embeddings: in place of the prompts.
 
     Raises:
@@ -88,7 +88,7 @@ def prepare(
     """
     known = request_fields([load_family(model._target_) for model in models(cfg)])
     check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
-    opened = opened or open_pipeline(cfg)
+    opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
     pipeline.check(request)

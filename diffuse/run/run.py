@@ -24,6 +24,7 @@ from diffuse.paths import user_path
 from diffuse.record.values import indented_json
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation, result_record
+from diffuse.run.open import release_others
 from diffuse.run.prepare import PreparedRun, prepare
 from diffuse.run.start import StartedRun, start_run
 from diffuse.sampling.results import PipelineOutput, Step
@@ -120,6 +121,8 @@ def _run(
     started = start_run(prepared, tracker, overrides)
     if save and (line := output_note(prepared.cfg.output)) is not None:
         callbacks.say(line)
+    if prepared.opened.choice is not None:
+        callbacks.say(prepared.opened.choice.line())
     for note in [] if prepared.inputs is None else prepared.inputs.notes:
         callbacks.say(note)
     if prepared.inputs is not None:
@@ -172,6 +175,8 @@ def compute(
 
     check_mapped_files(folders)  # of a pipeline that was used before
     hardware.apply(first.opened.hardware)
+    if first.opened.choice is not None:
+        release_others(first.opened.pipeline)
     if has_budget(first.cfg):
         from diffuse.plan.recorded import program_bytes
 

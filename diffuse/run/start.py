@@ -71,6 +71,7 @@ def start_run(
     """Records what is going to be made. `tags` are those of a sweep's job."""
     request, memory = prepared.request, prepared.opened.pipeline.memory
     batch_size = memory.batch_size(request.width, request.height)
+    choice = prepared.opened.choice
     record = run_record(
         prepared.cfg,
         overrides,
@@ -80,6 +81,7 @@ def start_run(
             **prepared.opened.hardware.as_record(),
             "dtypes": memory.dtypes,
             "memory_profile": {**asdict(prepared.opened.profile), "batch_size": batch_size},
+            **({} if choice is None else {"levers": list(choice.levers)}),
         },
         inputs=prepared.inputs_record,
     )

@@ -31,6 +31,13 @@ _NAME_CHARACTERS = 120
 _SOLVER = ("algorithm_type", "lambda_min_clipped", "solver_order", "use_lu_lambdas")
 _LATER_OPTIONS = {"dpmpp_2m": _SOLVER, "dpmpp_2m_sde": _SOLVER, "euler": ("interpolation_type",)}
 _LATER_TILES = ("tiled_encode", "vae_tile_size", "vae_tile_overlap")  # of a memory profile
+_LATER_PROFILE_FIELDS = {
+    "streamed": [],
+    "resident_blocks": 0,
+    "release_to": "host",
+    "budget_gib": None,
+    "host_gib": None,
+}
 _LATER_EVERYWHERE = ("align_your_steps",)
 
 
@@ -51,9 +58,9 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
         for part in (group, *(group[name] for name in COMPONENTS)):
             part.pop("fetch_variant", None)  # the weights say which one it was
     profile = values["memory_profile"]
-    for name in ("streamed", "resident_blocks"):  # earlier sweeps lack these
-        if not profile.get(name, True):
-            del profile[name]
+    for name, default in _LATER_PROFILE_FIELDS.items():  # earlier sweeps lack these
+        if profile.get(name, default) == default:
+            profile.pop(name, None)
     tiles = [profile.get(name) for name in _LATER_TILES]
     if tiles == ([False, 64, 16] if profile.get("tiled_decode") else [False, 32, None]):  # as earlier sweeps were made
         for name in _LATER_TILES:

@@ -25,6 +25,7 @@ from diffuse.config.compose import ConfigValues, compose_with_hydra, resolve_con
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
+from diffuse.device.profile import keeps_budget
 from diffuse.errors import RunError, first_line
 from diffuse.media.files import file_stem
 from diffuse.media.formats import is_lossless
@@ -223,19 +224,19 @@ class JobRunner:
         """Returns how many jobs like this one can be made together."""
         try:
             cfg, draft = self.compose_job(job)
-            pipeline = self._pipeline(job, cfg).pipeline
+            pipeline = self._pipeline(job, cfg, draft).pipeline
             request = draft.request(pipeline.default_size())
             fit = pipeline.memory.batch_size(request.width, request.height) // request.num_images
             return max(min(fit, self._batch_limits.get(job.levels[0], fit)), 1)
         except Exception:
             return 1  # the same error comes up again when the job is started
 
-    def _pipeline(self, job: Job, cfg: DictConfig) -> OpenPipeline:
+    def _pipeline(self, job: Job, cfg: DictConfig, draft: RequestDraft) -> OpenPipeline:
         from diffuse.run.open import open_pipeline
 
         level = job.levels[0]
-        if level not in self._pipelines:
-            self._pipelines[level] = open_pipeline(cfg)
+        if level not in self._pipelines or keeps_budget(cfg):  # whose levers depend on the request
+            self._pipelines[level] = open_pipeline(cfg, draft)
         return self._pipelines[level]
 
     def _forget_pipeline(self, level: str) -> None:
@@ -260,7 +261,9 @@ class JobRunner:
                 if started:
                     one = start_similar_run(started[0][1], cfg, draft, *arguments)
                 else:
-                    one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg)), *arguments)
+                    one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg, draft)), *arguments)
+                    if (choice := one.prepared.opened.choice) is not None:
+                        self.callbacks.warnings.setdefault(choice.line())
                 if (note := output_note(cfg.output)) is not None:
                     self.callbacks.warnings.setdefault(note)
                 started.append((job, one))

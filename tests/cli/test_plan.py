@@ -43,7 +43,7 @@ def without_weights(folder: Path) -> Path:
 
 def test_a_request_on_a_planned_card(tmp_path: Path) -> None:
     plan = values("hardware.vram_gb=4", "num_images=2", cwd=tmp_path)
-    assert plan["fits"] and plan["memory_profile"] == "full_gpu" and plan["batch_size"] > 1
+    assert plan["fits"] and plan["levers"] == ["everything stays on the device"] and plan["batch_size"] > 1
     assert [phase["name"] for phase in plan["phases"]] == ["encode", "denoise", "decode"]
     assert {component["dtype"] for component in plan["components"]} == {"bfloat16"}
     assert plan["device_bytes"] == max(phase["device_bytes"] for phase in plan["phases"])
@@ -52,6 +52,14 @@ def test_a_request_on_a_planned_card(tmp_path: Path) -> None:
     peaks = [budget["device_bytes"] for budget in plan["budgets"]]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks) > 2
     assert not values("hardware.vram_gb=0.5", "memory_profile=full_gpu", cwd=tmp_path)["fits"]
+
+
+def test_a_budget_chooses_levers(tmp_path: Path) -> None:
+    small = values("hardware=cpu", "memory_profile.budget_gib=0.02", cwd=tmp_path)
+    assert small["levers"][:2] == ["cleanup=phases", "streamed=['*']"] and small["memory_profile"] == "budget"
+    assert 0.015 * 2**30 < small["device_bytes"] <= 0.02 * 2**30
+    line = planned("hardware=cpu", "memory_profile.budget_gib=0.02", cwd=tmp_path).out.splitlines()[2]
+    assert line.startswith("memory_profile within 0.02 GiB of the device: cleanup=phases streamed=['*']")
 
 
 def test_the_lines(tmp_path: Path) -> None:

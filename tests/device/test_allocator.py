@@ -10,6 +10,8 @@ from textwrap import dedent
 
 import pytest
 
+from diffuse.device.allocator import CUDA_CONTEXT, allocator_share
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 @pytest.mark.parametrize("own", [False, True])
@@ -32,3 +34,12 @@ def test_freed_memory_is_kept_unless_the_user_has_said_otherwise(own: bool) -> N
     env |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if own else {}
     done = subprocess.run([sys.executable, "-c", dedent(script)], env=env, capture_output=True, text=True, check=True)
     assert (int(done.stdout) > 5000) == own  # pages of 4 KiB
+
+
+def test_the_share_of_a_card_that_a_budget_is() -> None:
+    """Without the bytes that the allocator does not count."""
+    card = 24 << 30
+    assert allocator_share(None, card) == 1
+    assert allocator_share(6 << 30, card) == (6 - 0.5) / 24
+    assert allocator_share(card + CUDA_CONTEXT, card) == allocator_share(2 * card, card) == 1
+    assert allocator_share(CUDA_CONTEXT // 2, card) == 0

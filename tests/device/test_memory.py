@@ -243,6 +243,19 @@ class Cache(Allocator):
         self.emptied += 1
 
 
+def test_the_allocator_is_told_the_budget_before_each_run() -> None:
+    told: list[int | None] = []
+
+    class Limited(Allocator):
+        def limit(self, nbytes: int | None) -> None:
+            told.append(nbytes)
+
+    memory = Memory(replace(FULL, budget_gib=1.5), ACCELERATOR, allocator=Limited())
+    memory.start()
+    Memory(FULL, ACCELERATOR, allocator=Limited())  # lifts the limit of the run before
+    assert told == [3 << 29, 3 << 29, None]
+
+
 def with_cache(monkeypatch: pytest.MonkeyPatch, profile: MemoryProfileConfig, held: int) -> tuple[Memory, Cache]:
     cache = Cache(held)
     monkeypatch.setattr(memory_module, "allocator_of", lambda device: cache)

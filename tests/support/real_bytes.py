@@ -19,7 +19,7 @@ class RealBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.alive: set[int] = set()
+        self.alive: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._see((args, kwargs))
@@ -39,11 +39,16 @@ class RealBytes(TorchDispatchMode):
 
     def _add(self, owner: Any, nbytes: int) -> None:
         if id(owner) not in self.alive:
-            self.alive.add(id(owner))
+            self.alive[id(owner)] = nbytes
             weakref.finalize(owner, self._remove, id(owner), nbytes).atexit = False
             self.now += nbytes
             self.peak = max(self.peak, self.now)
 
+            self._rise()
+
+    def _rise(self) -> None:
+        """Is called when there are more bytes than before."""
+
     def _remove(self, key: int, nbytes: int) -> None:
-        self.alive.discard(key)
+        self.alive.pop(key, None)
         self.now -= nbytes
