@@ -155,6 +155,7 @@ class MemoryProfileConfig:
     batch_pixels: int | None = None  # of all images that are denoised together
     tiled_decode: bool = False
     max_side: int | None = None  # the largest width or height
+    step_down: bool = True  # go on with less of it where memory runs out
 
 
 @dataclass

@@ -79,7 +79,7 @@ def start_run(
         hardware={
             **prepared.opened.hardware.as_record(),
             "dtypes": memory.dtypes,
-            "memory_profile": {**asdict(prepared.opened.profile), "batch_size": batch_size},
+            "memory_profile": {**asdict(memory.profile), "batch_size": batch_size},
         },
         inputs=prepared.inputs_record,
     )

@@ -53,6 +53,8 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("streamed", "resident_blocks"):  # earlier sweeps lack these
         if not profile.get(name, True):
             del profile[name]
+    if profile.get("step_down", False):  # so do they that
+        del profile["step_down"]
     scheduler = values["scheduler"]
     for name in (
         *_LATER_EVERYWHERE,
