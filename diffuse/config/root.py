@@ -82,15 +82,15 @@ def check_parts(cfg: DictConfig, part: type = Config, prefix: str = "") -> None:
                 raise ConfigError(f"{full}={text}: {reason}") from error
             if not (value is None and optional) and not _is_of(value, kind):
                 raise ConfigError(f"{full}={text}: {_advice(full, kind)}")
-        elif is_dataclass(kind) and isinstance(value := cfg[name], DictConfig):
+        elif isinstance(kind, type) and is_dataclass(kind) and isinstance(value := cfg[name], DictConfig):
             check_parts(value, kind, f"{full}.")
 
 
 @cache
-def _parts(part: type) -> dict[str, tuple[type, bool]]:
+def _parts(part: type) -> dict[str, tuple[Any, bool]]:
     """Returns the fields of a dataclass whose values are no texts or numbers: their kind, and whether null is one."""
     hints = get_type_hints(part)
-    kinds = {}
+    kinds: dict[str, tuple[Any, bool]] = {}
     for each in fields(part):
         hint = hints[each.name]
         choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
