@@ -60,6 +60,22 @@ class RunError(DiffuseError):
     exit_status = 1
 
 
+class OutOfMemory(RunError):
+    """Memory ran out.
+
+    Args:
+        component: the full name of the component that was at work, if any.
+        loading: its weights were on their way.
+        final: nothing is left that would need less memory.
+    """
+
+    def __init__(
+        self, message: str, component: str | None = None, *, loading: bool = False, final: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.component, self.loading, self.final = component, loading, final
+
+
 def is_wrong_request(error: BaseException | None) -> bool:
     """Returns whether an error says that the request is wrong, rather than that its run failed."""
     return isinstance(error, DiffuseError) and error.exit_status == DiffuseError.exit_status

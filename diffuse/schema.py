@@ -166,6 +166,7 @@ class MemoryProfileConfig:
     release_to: ReleaseTo = ReleaseTo.host  # disk: a component whose phase ends is dropped, and read again when used
     budget_gib: float | None = None  # of the device, which a run keeps within; auto chooses the other fields by it
     host_gib: float | None = None  # of tensors in main memory, likewise
+    step_down: bool = True  # go on with less of it where memory runs out
 
 
 @dataclass

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import gc
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -22,17 +21,15 @@ from diffuse.device.compile import compiler_advice, is_compiler_error
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.placement import Load, ManagedModule
-from diffuse.device.profile import EVERY, profile_batch_size
-from diffuse.errors import ConfigError, RunError
-from diffuse.schema import Cleanup, Compile, Dtype, GuidanceMode, MemoryProfileConfig, ReleaseTo
+from diffuse.device.profile import EVERY, includes, profile_batch_size
+from diffuse.device.step_down import Shortage, StepDowns, clear_traceback, is_out_of_memory
+from diffuse.errors import ConfigError, OutOfMemory, RunError
+from diffuse.schema import Cleanup, Compile, Dtype, MemoryProfileConfig, ReleaseTo
 
 _CPU = torch.device("cpu")
 _FREED_AT_LEAST = 16 << 20  # bytes: emptying the allocator's cache waits for the device, so it has to free something
-_OUT_OF_MEMORY = (  # messages of plain RuntimeErrors
-    "MPS backend out of memory",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough",
-)
+
+Result = TypeVar("Result")
 
 
 class Memory:
@@ -60,13 +57,10 @@ class Memory:
         fallback: str | None = None,
         allocator: Allocator | None = None,
     ) -> None:
-        self.profile = profile
+        self.step_downs = StepDowns(profile, strict=hw.strict)  # which memories with a prefix share
         self.hw = hw
         self.half_dtype = half_dtype
         self.fallback = fallback
-        # With and without the prompt in one batch, or one after the other; strict runs never batch.
-        self.batch_guidance = profile.guidance is GuidanceMode.batched and not hw.strict
-        self.tiled_decode = profile.tiled_decode
         self._load_seconds = [0.0]  # a list, because memories with a prefix share it
         self._device = torch.device("cuda", 0) if hw.device == "cuda" else torch.device(hw.device)
         self._allocator = allocator or allocator_of(self._device)
@@ -84,6 +78,21 @@ class Memory:
         other = copy(self)
         other._prefix = f"{self._prefix}{prefix}."
         return other
+
+    @property
+    def profile(self) -> MemoryProfileConfig:
+        """The profile, with less of what did not fit since memory ran out."""
+        return self.step_downs.profile
+
+    @property
+    def batch_guidance(self) -> bool:
+        """Is true where predictions with and without the prompt are made in one batch, not in turn."""
+        return self.step_downs.batch_guidance
+
+    @property
+    def tiled_decode(self) -> bool:
+        """Is true where pictures are decoded in tiles."""
+        return self.profile.tiled_decode
 
     @property
     def load_seconds(self) -> float:
@@ -107,7 +116,7 @@ class Memory:
             tileable: it can work on parts of an image, which takes less memory; see `memory_profile.tiled_decode`.
             blocks: the classes of its repeated blocks, which can stream; see `memory_profile.streamed`.
         """
-        on_device = _includes(self.profile.on_device, name)
+        on_device = includes(self.profile.on_device, name)
         if name in self.profile.streamed and not blocks:
             raise ConfigError(f"memory_profile.streamed names {name}, which has no repeated blocks; leave it out")
         device = self._device if on_device else _CPU
@@ -119,14 +128,18 @@ class Memory:
             tileable,
             compiled=self.hw.compile is Compile.regional,
             deterministic=self.hw.strict,
-            streamed_blocks=blocks if on_device and _includes(self.profile.streamed, name) else (),
+            streamed_blocks=blocks if on_device and includes(self.profile.streamed, name) else (),
             resident_blocks=self.profile.resident_blocks,
+            blocks=blocks,
         )
         self._checked = False
 
     def batch_size(self, width: int, height: int) -> int:
         """Returns how many images of that size (pixels) are denoised in one batch; 1 in strict mode."""
-        return 1 if self.hw.strict else profile_batch_size(self.profile, width, height)
+        if self.hw.strict:
+            return 1
+        size = profile_batch_size(self.profile, width, height)
+        return min(size, self.step_downs.batch_limit or size)
 
     def device(self, name: str) -> torch.device:
         """Returns where the component runs, and its inputs have to be."""
@@ -150,6 +163,7 @@ class Memory:
         self._load_seconds[0] = 0.0
         budget = self.profile.budget_gib
         self._allocator.limit(None if budget is None else int(budget * GIB))
+        self.step_downs.start()
         self._allocator.reset_peak()
         reset_rss_peak()
 
@@ -164,15 +178,12 @@ class Memory:
         for field in ("on_device", "streamed"):
             for name in getattr(self.profile, field):
                 if name != EVERY and name not in self._components:
-                    raise ConfigError(
-                        f"memory_profile.{field} names {name}, which this model has not; it has {known} "
-                        f"({EVERY} for all)"
-                    )
+                    has = f"it has {known} ({EVERY} for all)"
+                    raise ConfigError(f"memory_profile.{field} names {name}, which this model has not; {has}")
         for name in self.profile.streamed:
-            if name != EVERY and not _includes(self.profile.on_device, name):
-                raise ConfigError(
-                    f"memory_profile.streamed names {name}, which memory_profile.on_device does not; add it there"
-                )
+            if name != EVERY and not includes(self.profile.on_device, name):
+                said = f"memory_profile.streamed names {name}"
+                raise ConfigError(f"{said}, which memory_profile.on_device does not; add it there")
         if self.profile.streamed and not self.profile.on_device:
             raise ConfigError(
                 "memory_profile.streamed needs components on the device, and memory_profile.on_device is empty"
@@ -200,32 +211,78 @@ class Memory:
 
         Raises:
             ConfigError: see `check`.
-            RunError: memory runs out in the block or while loading, or the component cannot be compiled.
+            OutOfMemory: memory runs out in the block or while loading; see `attempt`.
+            RunError: the component cannot be compiled.
             Exception: whatever else the component's loading raises.
         """
         if not self._checked:
             self.check()
         component = self._components[self._prefix + name]
         component.users += 1
+        loading = True
         try:
             if self.profile.cleanup is Cleanup.phases:
                 self._end_other_phases(component)
-            yield self._arrive(component)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            module = self._arrive(component)
+            loading = False
+            yield module
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 if is_compiler_error(error):
                     raise RunError(compiler_advice(name, error)) from error
                 raise
-            # The frames that failed hold tensors; a sweep that goes on to its next job needs their memory back.
-            traceback.clear_frames(error.__traceback__)
-            self.release_all()
-            raise RunError(self._out_of_memory(name, component)) from error
+            # The frames that failed hold tensors; what goes on from here needs their memory back.
+            module = None
+            clear_traceback(error)
+            self._release_unused(component)
+            raise OutOfMemory(self._out_of_memory(name), self._prefix + name, loading=loading) from error
         finally:
             component.users -= 1
             self._allocator.sample()
 
+    def attempt(
+        self, name: str | None, compute: Callable[[], Result], *, phase: str, rows: int = 1, guided: bool = False
+    ) -> Result:
+        """Returns the result of `compute`. Where memory runs out, one lever of the profile goes down and it is called
+        again.
+
+        Args:
+            name: the component that it uses; None for what is done between components.
+            compute: what it finished, it must keep for the next call.
+            phase: encode, denoise or decode.
+            rows: results that are in one call of a denoiser.
+            guided: the denoiser predicts with and without the prompt.
+
+        Raises:
+            OutOfMemory: no lever helps, or `memory_profile.step_down` is off.
+        """
+        full = None if name is None else self._prefix + name
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError, OutOfMemory) as error:
+                loading = False
+                if isinstance(error, OutOfMemory):
+                    if error.final or error.component != full:
+                        raise
+                    loading = error.loading
+                elif is_out_of_memory(error):
+                    self._release_unused(None)
+                else:
+                    raise
+                clear_traceback(error)
+                if not self._step_down(self._shortage(name, phase, loading, rows, guided)):
+                    raise OutOfMemory(self._out_of_memory(name), full, final=True) from (error.__cause__ or error)
+            gc.collect()  # the error and what its frames held are gone only here
+            self._empty_cache()
+
+    def reach(self) -> None:
+        """Takes up what a recorded run did up to here, see `StepDowns.replay`."""
+        self.step_downs.reach()
+
     def after_step(self, index: int) -> None:
         """Ends denoising step `index`, from 0: empties the allocator's cache when `cleanup_every` says so."""
+        self.step_downs.end_step()
         self._allocator.sample()
         every = self.profile.cleanup_every
         if every and (index + 1) % every == 0:
@@ -288,25 +345,56 @@ class Memory:
         if self._allocator.releasable() >= _FREED_AT_LEAST:
             self._allocator.empty()
 
-    def _out_of_memory(self, name: str, component: ManagedModule) -> str:
+    def _release_unused(self, own: ManagedModule | None) -> None:
+        """Drops the modules that nobody else uses. `own` is the one that failed."""
+        for component in self._components.values():
+            if component.users == int(component is own):
+                component.forget()
+        gc.collect()
+        self._empty_cache()
+
+    def _shortage(self, name: str | None, phase: str, loading: bool, rows: int, guided: bool) -> Shortage:
+        component = None if name is None else self._components[self._prefix + name]
+        if name is None or component is None:
+            company = any(other.on_device for other in self._components.values())
+            return Shortage(phase, name, has_company=company)
+        others = [other for other in self._components.values() if other is not component]
+        streams = component.on_device and component.blocks and self.hw.compile is not Compile.regional
+        return Shortage(
+            phase,
+            self._prefix + name,
+            loading,
+            rows,
+            guided,
+            component.tileable,
+            has_company=component.on_device and any(other.on_device for other in others),
+            blocks=component.block_count if streams else 0,
+        )
+
+    def _step_down(self, shortage: Shortage) -> bool:
+        """Takes the next lever. Returns whether there was one."""
+        lever = self.step_downs.step_down(shortage)
+        if lever == "resident_blocks":
+            for full, component in self._components.items():
+                if component.on_device and includes(self.profile.streamed, full.rpartition(".")[2]):
+                    component.streamed_blocks = component.blocks
+                    component.resident_blocks = self.profile.resident_blocks
+        return lever is not None
+
+    def _out_of_memory(self, name: str | None) -> str:
         """Returns one line: what ran out of memory, and what to do."""
-        device = component.device
+        component = None if name is None else self._components[self._prefix + name]
+        device = self._device if component is None else component.device
         where = "the computer" if device == _CPU else f"{self.hw.name or device.type}"
-        message = f"{where} ran out of memory in the {name} under memory_profile={self.profile.name}"
+        place = f"in the {name}" if component else "between two components"
+        profile = f"memory_profile={self.profile.name}{self.step_downs.describe()}"
+        message = f"{where} ran out of memory {place} under {profile}"
         if device == _CPU:
             return f"{message}: make a smaller picture, or close other programs"
+        batches = self.profile.batch_size, self.step_downs.batch_limit
         ways = [f"memory_profile={self.fallback}" if self.fallback else "a profile with fewer components on_device"]
-        if component.tileable and not self.tiled_decode:
+        if component is not None and component.tileable and not self.tiled_decode:
             ways.append("memory_profile.tiled_decode=true")
-        elif not component.tileable and self.profile.batch_size != 1 and not self.hw.strict:
+        elif component is not None and not (component.tileable or self.hw.strict or 1 in batches):
             ways.append("memory_profile.batch_size=1")
         return f"{message}: try {', '.join(ways)} or a smaller picture"
-
-
-def _includes(names: Sequence[str], name: str) -> bool:
-    """Returns whether a profile's list of components names this one, or all."""
-    return name in names or EVERY in names
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)

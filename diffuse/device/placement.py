@@ -14,7 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import nn
 
 from diffuse.device.compile import compile_blocks
-from diffuse.device.streaming import BlockStream
+from diffuse.device.streaming import BlockStream, outermost_blocks
 
 Load = Callable[[torch.device, torch.dtype], nn.Module]
 
@@ -50,6 +50,8 @@ class ManagedModule:
         deterministic: its compiled blocks must compute the same bits in every run.
         streamed_blocks: the classes of the blocks that stream, empty where it is on the device as a whole.
         resident_blocks: how many of these blocks stay on the device.
+        blocks: the classes of the blocks that could stream.
+        block_count: how many of these it has; None before it is loaded for the first time.
         stream: made when the module is loaded, if it streams.
         hook: attached when the module leaves the device for the first time.
         present: the module is on its own device now.
@@ -65,6 +67,8 @@ class ManagedModule:
     deterministic: bool = False
     streamed_blocks: tuple[type[nn.Module], ...] = ()
     resident_blocks: int = 0
+    blocks: tuple[type[nn.Module], ...] = ()
+    block_count: int | None = None
     stream: BlockStream | None = None
     module: nn.Module | None = None
     hook: _DeviceHook | None = None
@@ -102,5 +106,6 @@ class ManagedModule:
     def forget(self) -> None:
         """Drops the module. What is used again is loaded again."""
         if self.module is not None:
+            self.block_count = len(outermost_blocks(self.module, self.blocks))
             remove_hook_from_module(self.module)
         self.module, self.hook, self.stream, self.present = None, None, None, False

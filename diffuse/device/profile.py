@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -136,3 +136,8 @@ def _reason(need: float, hw: Hardware) -> str:
     if hw.vram_free_gib is None:
         return "no card"
     return f"it asks for {need:g} GiB, {'planned' if hw.planned else 'free'} are {hw.vram_free_gib:.1f}"
+
+
+def includes(names: Sequence[str], name: str) -> bool:
+    """Returns whether a profile's list of components names this one, or all."""
+    return name in names or EVERY in names

@@ -22,10 +22,11 @@ from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.components import Component, Components, Role, declare, read_configs, with_role
 from diffuse.pipelines.image_codec import decode_image, encode_image
+from diffuse.pipelines.latent_checks import check_channels, check_text, paints_into
 from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
 from diffuse.sampling.batches import StepCounter
-from diffuse.sampling.denoise import Sampler, denoise, require_finite, set_timesteps
-from diffuse.sampling.guidance import ClassifierFreeGuidance, Conditioning, embedded_scale
+from diffuse.sampling.denoise import ReachedStep, Sampler, denoise, require_finite, set_timesteps
+from diffuse.sampling.guidance import ClassifierFreeGuidance, Conditioning, embedded_scale, in_parts
 from diffuse.sampling.prompt_cache import PromptCache
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings, check_embeddings
 from diffuse.sampling.results import DecodedMedia
@@ -67,14 +68,6 @@ class EncodedPrompts(NamedTuple):
     warnings: list[str]  # one for each prompt that was cut
 
 
-# What denoisers of other pipelines are shown beside the latents, by its channels.
-_EXTRA_CHANNELS = {
-    1: "a map of a picture's depth, as StableDiffusionDepth2ImgPipeline gives it",
-    3: "a small picture to enlarge, as StableDiffusionUpscalePipeline gives it",
-    4: "a picture's own, as StableDiffusionInstructPix2PixPipeline gives them",
-}
-
-
 class LatentDiffusion(DiffusionPipeline):
     """A checkpoint with an image autoencoder and a U-Net.
 
@@ -100,9 +93,9 @@ class LatentDiffusion(DiffusionPipeline):
             CLIPTokenizer.from_folder(checkpoint.part(name).path(name))
             for name in with_role(self.components, Role.tokenizer)
         ]
-        self._check_channels()
+        check_channels(checkpoint.source, self.unet_config, self.vae_config, self.mismatch)
         self.check_conditioning()
-        self._check_text()
+        check_text(self.unet_config, [self.configs[name] for name in self.encoders], self.tokenizers, self.mismatch)
         for name, component in self.components.items():
             if component.module is not None:
                 config = self.configs[name]
@@ -124,7 +117,7 @@ class LatentDiffusion(DiffusionPipeline):
     @property
     def is_inpainting_model(self) -> bool:
         """True where the denoiser takes the mask and the masked image beside the latents."""
-        return self.unet_config.in_channels == 1 + 2 * self.vae_config.latent_channels
+        return paints_into(self.unet_config, self.vae_config)
 
     @abstractmethod
     def encode_prompts(self, request: GenerationRequest, guided: bool) -> EncodedPrompts:
@@ -274,25 +267,41 @@ class LatentDiffusion(DiffusionPipeline):
         self, state: InitialState, guidance: ClassifierFreeGuidance, generators: Generators, steps: StepCounter
     ) -> Tensor:
         """Denoises a batch along the timesteps of its stepper, and returns latents `[B, C, h, w]`."""
+        memory = self.memory
+        reached = ReachedStep(State(state.latents))
 
         def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
-            self.memory.after_step(index)
+            memory.after_step(index)
             steps.end_step(timestep, seconds, state.sample, lambda: self._decode(state.denoised()))
 
-        with self.memory.use(self.denoiser) as denoiser:
-            return denoise(
-                state.wrap(denoiser),
-                state.stepper,
-                state.latents.to(self.memory.device(self.denoiser)),
-                guidance,
-                generators,
-                dtype=self.memory.dtype(self.denoiser),
-                after_step=after_step,
-            )
+        def current_guidance() -> ClassifierFreeGuidance:
+            memory.reach()
+            return guidance._replace(batched=memory.batch_guidance)
+
+        def go_on() -> Tensor:
+            with memory.use(self.denoiser) as denoiser:
+                if not reached.index:
+                    reached.state = State(state.latents.to(memory.device(self.denoiser)))
+                return denoise(
+                    state.wrap(in_parts(denoiser, lambda: memory.step_downs.batch_limit)),
+                    state.stepper,
+                    reached,
+                    current_guidance,
+                    generators,
+                    dtype=memory.dtype(self.denoiser),
+                    after_step=after_step,
+                )
+
+        size, guided = len(state.latents), guidance.negative is not None
+        return memory.attempt(self.denoiser, go_on, phase="denoise", rows=size, guided=guided)
 
     def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
         """Decodes the latents `[B, C, h, w]` of every batch to images, frames `[N, 1, H, W, 3]`."""
-        return DecodedMedia(np.concatenate([self._decode(latents) for latents in batches]))
+        frames = []
+        for latents in batches:
+            frames.append(self._decode(latents))
+            self.memory.step_downs.end_decoding()
+        return DecodedMedia(np.concatenate(frames))
 
     def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
         """See `DiffusionPipeline`."""
@@ -312,15 +321,19 @@ class LatentDiffusion(DiffusionPipeline):
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Decodes latents `[B, C, h, w]` without noise to uint8 frames `[B, 1, H, W, 3]`."""
-        dtype = self.memory.dtype(self.codec)
-        z = self.unscaled(latents)
-        with self.memory.use(self.codec) as vae:
-            z = z.to(self.memory.device(self.codec), dtype)
-            pixels = decode_image(vae, z, self.memory, self.codec)
-        require_finite(pixels, self.codec, dtype)
-        unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
-        images: np.ndarray = (unit.numpy() * 255).round().astype(np.uint8)
-        return images[:, None]
+        memory, dtype = self.memory, self.memory.dtype(self.codec)
+        memory.reach()
+
+        def decode() -> np.ndarray:
+            z = self.unscaled(latents)
+            with memory.use(self.codec) as vae:
+                pixels = decode_image(vae, z.to(memory.device(self.codec), dtype), memory, self.codec)
+            require_finite(pixels, self.codec, dtype)
+            unit = (pixels.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # [B, H, W, 3]
+            images: np.ndarray = (unit.numpy() * 255).round().astype(np.uint8)
+            return images[:, None]
+
+        return memory.attempt(self.codec, decode, phase="decode")
 
     def _on_device(self, conditioning: Conditioning) -> Conditioning:
         return {name: value.to(self.memory.device(self.denoiser)) for name, value in conditioning.items()}
@@ -345,9 +358,15 @@ class LatentDiffusion(DiffusionPipeline):
     def _encode_image(self, pixels: Tensor, inpaints: bool = False) -> DrawLatents:
         """Encodes pixels `[1, 3, H, W]` from -1 to 1. Returns what draws latents from the encoder's distribution."""
         dtype = self.memory.dtype(self.codec)
-        with self.memory.use(self.codec) as vae:
-            distribution = encode_image(vae, pixels.to(self.memory.device(self.codec), dtype), self.memory, self.codec)
-        require_finite(distribution.mean, self.codec, dtype)
+
+        def encode() -> autoencoder_kl.DiagonalGaussian:
+            on_device = pixels.to(self.memory.device(self.codec), dtype)
+            with self.memory.use(self.codec) as vae:
+                distribution = encode_image(vae, on_device, self.memory, self.codec)
+            require_finite(distribution.mean, self.codec, dtype)
+            return distribution
+
+        distribution = self.memory.attempt(self.codec, encode, phase="encode")
 
         def draw(generators: Generators) -> Tensor:
             z = distribution.sample(generators).to(self.memory.device(self.denoiser)).float()
@@ -365,35 +384,5 @@ class LatentDiffusion(DiffusionPipeline):
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Returns the denoiser's latents `[B, C, h, w]` as those of the autoencoder."""
-        return latents / self.vae_config.scaling_factor + (self.vae_config.shift_factor or 0.0)
-
-    def _check_channels(self) -> None:
-        unet, vae = self.unet_config, self.vae_config
-        shown = _EXTRA_CHANNELS.get(unet.in_channels - vae.latent_channels)
-        if shown and unet.out_channels == vae.latent_channels:
-            taken = f"the unet takes {unet.in_channels} channels: the latents, and {shown}"
-            raise CheckpointError(f"{self.checkpoint.source}: {taken}; that is not implemented, use another checkpoint")
-        fits = unet.in_channels == vae.latent_channels or self.is_inpainting_model
-        if unet.out_channels != vae.latent_channels or not fits:
-            raise self.mismatch(
-                f"the unet takes {unet.in_channels} channels and gives {unet.out_channels}, "
-                f"the vae's latents have {vae.latent_channels}; these should be equal, "
-                f"or for inpainting {1 + 2 * vae.latent_channels} be taken"
-            )
-
-    def _check_text(self) -> None:
-        """Checks the text encoders against their tokenizers, and their width against the U-Net's cross-attention."""
-        configs: list[clip.CLIPTextConfig] = [self.configs[name] for name in self.encoders]
-        for tokenizer, config in zip(self.tokenizers, configs, strict=True):
-            if tokenizer.max_length > config.max_position_embeddings:
-                raise self.mismatch(
-                    f"the tokenizer makes {tokenizer.max_length} tokens, the text encoder has "
-                    f"{config.max_position_embeddings} positions"
-                )
-            words = tokenizer.vocab_size
-            if words > config.vocab_size:
-                raise self.mismatch(f"the tokenizer has {words} words, the text encoder knows {config.vocab_size}")
-        width = sum(config.hidden_size for config in configs)
-        widths = set(self.unet_config.per_level(self.unet_config.cross_attention_dim))
-        if widths != {width}:
-            raise self.mismatch(f"the unet attends to text {sorted(widths)} wide, the text encoder gives {width}")
+        config = self.vae_config
+        return latents / config.scaling_factor + (config.shift_factor or 0.0)

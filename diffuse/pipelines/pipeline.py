@@ -158,7 +158,9 @@ class DiffusionPipeline(ABC):
 
         # 1. The prompts become the denoisers' conditioning, and an image the distribution of its latents.
         with clock.phase("encode_s"):
-            stages, warnings = self.stages(request, samplers, image, mask, embeddings)
+            stages, warnings = self.memory.attempt(
+                None, lambda: self.stages(request, samplers, image, mask, embeddings), phase="encode"
+            )
 
         # 2. Noise becomes latents. All batches pass a stage before the next one, so that denoisers change places once.
         steps = StepCounter(sum(stage.calls for stage in stages) * len(batches), on_step)
@@ -167,7 +169,7 @@ class DiffusionPipeline(ABC):
         ]
         for stage in stages:
             for place, batch_generators in enumerate(generators):
-                state = stage.start.begin(stage.sampler, batch_generators, states[place])
+                state = self._begin(stage, batch_generators, states[place])
                 with clock.phase("denoise_s"):
                     states[place] = stage.denoise(state, stage.guidance, batch_generators, steps)
         denoised = [state for state in states if state is not None]
@@ -175,17 +177,32 @@ class DiffusionPipeline(ABC):
         # 3. Latents become frames. All at the end, so that components change places once, not once a batch.
         with clock.phase("decode_s"):
             media = self.decode(denoised)
+            named = self.memory.attempt(
+                None, lambda: self.name_latents(torch.cat([batch.float().cpu() for batch in denoised])), phase="decode"
+            )
             if request.keep_unmasked and image is not None and mask is not None:
                 media = replace(media, frames=np.where(mask[..., None], media.frames, image))
 
         return PipelineOutput(
             frames=media.frames,
-            latents=self.name_latents(torch.cat([batch.float().cpu() for batch in denoised])),
+            latents=named,
             timings=clock.timings(),
             step_seconds=steps.seconds,
             memory=self.memory.peaks(),
-            warnings=warnings,
+            warnings=[*warnings, *self.memory.step_downs.notes],
+            step_downs=self.memory.step_downs.events,
             fps=media.fps,
             sound=media.sound,
             sample_rate=media.sample_rate,
         )
+
+    def _begin(self, stage: Stage, generators: Generators, latents: Tensor | None) -> InitialState:
+        """Returns the state that a batch starts from. An attempt that fails has drawn nothing."""
+        drawn = [generator.get_state() for generator in generators]
+
+        def begin() -> InitialState:
+            for generator, state in zip(generators, drawn, strict=True):
+                generator.set_state(state)
+            return stage.start.begin(stage.sampler, generators, latents)
+
+        return self.memory.attempt(None, begin, phase="encode")

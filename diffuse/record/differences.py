@@ -25,6 +25,7 @@ _MODELS = ("source", "revision", "name", "download", "fetch_variant", "request_d
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
 _PROFILE = ("half", "on_device", "guidance", "batch_size", "tiled_decode")
 _TILES = ("tiled_encode", "vae_tile_size", "vae_tile_overlap")
+_STEP_DOWNS = ("tiled_decode", "tiled_encode", "batch_size", "guidance")
 _LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "tokenizers", "accelerate", "python")
 
 
@@ -67,9 +68,17 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in (*_PROFILE, *(_TILES if tiled else ())):
         values = (_value(part["hardware"], "memory_profile", name) for part in (then, now))
         yield from _line(f"memory_profile.{name}", *values)
+    yield from _line("where memory ran out", *(_step_downs(record) for record in (then, now)))
     old, new = flatten(then["determinism"]), flatten(now["determinism"])
     for name in sorted({*old, *new}):
         yield from _line(name.removeprefix("environment."), old.get(name), new.get(name))
+
+
+def _step_downs(record: Mapping[str, Any]) -> str | None:
+    """Returns from which steps on a run went on with less memory, as far as that changes bits."""
+    events = record.get("step_downs", ())
+    found = [f"{each['lever']}={each['value']} from step {each['step'] + 1}" for each in events]
+    return ", ".join(line for line, each in zip(found, events, strict=True) if each["lever"] in _STEP_DOWNS) or None
 
 
 def _code(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -34,6 +34,7 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 # Parts that a record may have.
 OPTIONAL_PARTS: dict[str, type] = {
     "user_git": dict,  # the commit of the repository that the command ran in
+    "step_downs": list,  # what was done with less, and from where on, since memory ran out
     "memory": dict,  # the predicted and the measured peaks in GiB, where a budget was given
     "tracking": dict,  # by field of it of which the environment says something: whether that held
 }

@@ -54,6 +54,7 @@ def check_record(record: Any, label: str) -> None:
             )
     _check_images(record, label)
     _check_batch(record, label)
+    _check_step_downs(record, label)
 
 
 def _check_images(record: Mapping[str, Any], label: str) -> None:
@@ -95,6 +96,24 @@ def _check_batch(record: Mapping[str, Any], label: str) -> None:
         or seeds[first : first + len(own)] != own
     ):
         raise ConfigError(f"{label}: {short_text(batch)} is not a batch of its run; the record was changed")
+
+
+def _check_step_downs(record: Mapping[str, Any], label: str) -> None:
+    """Checks what was done with less since memory ran out: the lever, its value, and from where on."""
+    for event in record.get("step_downs", ()):
+        lever, value = (event.get("lever"), event.get("value")) if isinstance(event, dict) else (None, None)
+        fits = {
+            "tiled_decode": value is True,
+            "tiled_encode": value is True,
+            "batch_size": _is_int(value) and value >= 1,
+            "guidance": value == "sequential",
+            "cleanup": value == "phases",
+            "resident_blocks": _is_int(value) and value >= 0,
+        }
+        places = [event.get(name) for name in ("step", "decoded")] if isinstance(event, dict) else [None]
+        is_place = all(_is_int(place) and place >= 0 for place in places)
+        if not (is_place and isinstance(lever, str) and fits.get(lever) and isinstance(event.get("phase"), str)):
+            raise ConfigError(f"{label}: {short_text(event)} is no stepping down; the record was changed")
 
 
 def _index(image: Any) -> int | None:

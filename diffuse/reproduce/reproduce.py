@@ -32,6 +32,7 @@ def reproduce(reproduction: Reproduction) -> list[Path]:
         overrides=reproduction.overrides,
         save=True,
         neighbors=BatchNeighbors(reproduction.before, reproduction.after),
+        step_downs=reproduction.step_downs,
         callbacks=Callbacks(on_saved=print_path),
     )
     if error := print_error():

@@ -54,6 +54,8 @@ class Reproduction:
     """And after theirs."""
     notes: list[str]
     """For the user, before the run, a line each."""
+    step_downs: Sequence[Mapping[str, Any]]
+    """What the run did with less since memory ran out; nothing where the user says what memory may be used."""
 
 
 def find_reproduction(target: str, overrides: Sequence[str] = ()) -> Reproduction:
@@ -140,6 +142,7 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         before,
         after,
         notes,
+        [] if any(name.startswith("memory_profile") for name in own_names) else recorded.record.get("step_downs", []),
     )
 
 

@@ -145,6 +145,8 @@ def result_record(
         memory: the predicted and the measured peaks, where a budget was given.
     """
     finished: dict[str, Any] = {**run_record, "timings": dict(output.timings)}
+    if output.step_downs:
+        finished["step_downs"] = [dict(event) for event in output.step_downs]
     if memory is not None:
         finished["memory"] = dict(memory)
     if len(output.batch_seeds) > len(output.frames):

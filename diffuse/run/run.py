@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from diffuse.config import objective
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
 from diffuse.device.profile import has_budget
+from diffuse.device.step_down import explain_shortage
 from diffuse.errors import CheckpointError, RunError
 from diffuse.media.files import check_output, file_stem
 from diffuse.media.save import output_note
@@ -74,6 +76,7 @@ def generate(
     embeddings: PromptEmbeddings | None = None,
     save: bool = False,
     neighbors: BatchNeighbors | None = None,
+    step_downs: Sequence[Mapping[str, Any]] | None = None,
     callbacks: Callbacks | None = None,
 ) -> list[Generation]:
     """Makes what `drafts`, those of `cfg`, ask for. All of them are checked before the first starts.
@@ -84,6 +87,7 @@ def generate(
         embeddings: of prompts, in place of the prompts.
         save: whether files are written and the run is recorded in the tracking store.
         neighbors: images to be made in one batch with those of each run, and not kept.
+        step_downs: those of a recorded run, which is made again.
         callbacks: none, and no messages, where it is None.
 
     Raises:
@@ -94,10 +98,12 @@ def generate(
         check_output(user_path(cfg.output.dir, "output.dir"))
         for draft in drafts:
             file_stem(draft.prompt, draft.seed, cfg.output.name)
-    runs = [prepare(cfg, draft, latents, embeddings=embeddings) for draft in drafts]
+    runs = explain_shortage(
+        "the run was prepared", lambda: [prepare(cfg, draft, latents, embeddings=embeddings) for draft in drafts]
+    )
     tracker = tracking.open_tracker(cfg.tracking if save else TrackingConfig(name="none"))
     try:
-        return [_run(prepared, tracker, overrides, save, callbacks, neighbors) for prepared in runs]
+        return [_run(prepared, tracker, overrides, save, callbacks, neighbors, step_downs) for prepared in runs]
     finally:
         for warning in tracker.close():
             callbacks.say(f"warning: {warning}")
@@ -110,6 +116,7 @@ def _run(
     save: bool,
     callbacks: Callbacks,
     neighbors: BatchNeighbors | None,
+    step_downs: Sequence[Mapping[str, Any]] | None,
 ) -> Generation:
     """Runs a request, from point 4 on of the seven in diffuse/docs/architecture.md.
 
@@ -134,6 +141,8 @@ def _run(
         seeds_before = [] if neighbors is None else neighbors.before
         seeds_after = [] if neighbors is None else neighbors.after
         batch = [*map(prepared.with_seed, seeds_before), prepared, *map(prepared.with_seed, seeds_after)]
+        if step_downs is not None:
+            prepared.opened.pipeline.memory.step_downs.replay(step_downs)
         with Progress(request.prompt, visible=callbacks.messages) as progress:
 
             def fail(error: CheckpointError) -> None:
@@ -183,19 +192,21 @@ def compute(
         program_bytes()  # before weights are read
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
+    make = partial(
+        first.opened.pipeline,
+        first.request,
+        first.samplers,
+        image=inputs.get("picture"),
+        mask=inputs.get("mask"),
+        latents=first.latents,
+        embeddings=first.embeddings,
+        seeds=seeds,
+        on_step=call_all,
+    )
     hw = first.opened.hardware
     holds_lock = hw.device == "cpu" and hw.compile is not Compile.none  # compiled code keeps the interpreter lock
     with nullcontext() if holds_lock else watch_cut_files(check_mapped_files, on_cut):
-        output = first.opened.pipeline(
-            first.request,
-            first.samplers,
-            image=inputs.get("picture"),
-            mask=inputs.get("mask"),
-            latents=first.latents,
-            embeddings=first.embeddings,
-            seeds=seeds,
-            on_step=call_all,
-        )
+        output = explain_shortage("the pictures were made", make)
     return replace(output, batch_seeds=tuple(seeds)).split([each.request.num_images for each in runs])
 
 
@@ -203,6 +214,12 @@ def finish(
     started: StartedRun, output: PipelineOutput, *, save: bool, on_saved: Callable[[Path], None] | None = None
 ) -> Generation:
     """Makes the generation of a run from its part of the pipeline's output; with `save`, also its files and record."""
+    return explain_shortage("the pictures were saved", lambda: _finish(started, output, save=save, on_saved=on_saved))
+
+
+def _finish(
+    started: StartedRun, output: PipelineOutput, *, save: bool, on_saved: Callable[[Path], None] | None
+) -> Generation:
     prepared, tracked = started.prepared, started.tracked
     settings = prepared.cfg.output
     generation = Generation(

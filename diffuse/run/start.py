@@ -80,7 +80,7 @@ def start_run(
         hardware={
             **prepared.opened.hardware.as_record(),
             "dtypes": memory.dtypes,
-            "memory_profile": {**asdict(prepared.opened.profile), "batch_size": batch_size},
+            "memory_profile": {**asdict(memory.profile), "batch_size": batch_size},
             **({} if choice is None else {"levers": list(choice.levers)}),
         },
         inputs=prepared.inputs_record,

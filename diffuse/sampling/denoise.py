@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -69,33 +70,50 @@ def initial_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -
     return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
 
 
+@dataclass
+class ReachedStep:
+    """How far a batch is denoised; from here it goes on where a step was broken off."""
+
+    state: State
+    index: int = 0  # of the next call of the denoiser
+    drawn: list[Tensor] | None = None  # the generators' states before that call; None before the first
+
+
 def denoise(
     model: Denoiser,
     stepper: Stepper,
-    latents: Tensor,
-    guidance: ClassifierFreeGuidance,
+    reached: ReachedStep,
+    guidance: Callable[[], ClassifierFreeGuidance],
     generators: Sequence[torch.Generator],
     *,
     dtype: torch.dtype,
     after_step: Callable[[int, float, float, State], None],
 ) -> Tensor:
-    """Denoises latents `[B, ...]` from the stepper's first timestep to its last, and returns them.
+    """Denoises latents `[B, ...]` from the step that is reached to the stepper's last, and returns them.
 
-    The state stays in float32; only the model computes in `dtype`. `after_step` is called with the step's index, its
-    timestep, its seconds and the state after it.
+    The state stays in float32; only the model computes in `dtype`.
+
+    Args:
+        reached: updated after each step, so that a call with the same one goes on where this one was broken off.
+        guidance: returns the guidance for the step that begins.
+        after_step: called with the step's index, its timestep, its seconds and the state after it.
 
     Raises:
         RunError: the result is not finite.
     """
-    state = State(latents)
-    for index, timestep in enumerate(stepper.timesteps):
+    for generator, drawn in zip(generators, reached.drawn or (), strict=False):
+        generator.set_state(drawn)
+    for index in range(reached.index, len(stepper.timesteps)):
+        timestep = stepper.timesteps[index]
+        reached.drawn = [generator.get_state() for generator in generators]
         start = time.perf_counter()
-        model_input = stepper.scale_model_input(state.sample, index).to(dtype)
-        prediction = guidance.predict(model, model_input, timestep).float()
-        state = stepper.step(prediction, index, state, generators)
+        model_input = stepper.scale_model_input(reached.state.sample, index).to(dtype)
+        prediction = guidance().predict(model, model_input, timestep).float()
+        state = stepper.step(prediction, index, reached.state, generators)
+        reached.state, reached.index, reached.drawn = state, index + 1, None
         after_step(index, float(timestep), time.perf_counter() - start, state)
-    require_finite(state.sample, "denoiser", dtype)
-    return state.sample
+    require_finite(reached.state.sample, "denoiser", dtype)
+    return reached.state.sample
 
 
 def require_finite(x: Tensor, component: str, dtype: torch.dtype) -> None:

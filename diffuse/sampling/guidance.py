@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -52,6 +52,23 @@ class ClassifierFreeGuidance(NamedTuple):
             positive = model(latents, timestep, copies=1, **self.positive)
         guided = negative + self.scale * (positive - negative)
         return _rescaled(guided, positive, self.rescale) if self.rescale else guided
+
+
+def in_parts(model: Denoiser, limit: Callable[[], int | None]) -> Denoiser:
+    """Returns a denoiser that calls `model` with at most `limit` results at once, where there is a limit.
+
+    The conditioning must be the same for all results.
+    """
+
+    def predict(latents: Tensor, timestep: Tensor, /, *, copies: int, **conditioning: Tensor) -> Tensor:
+        parts = latents.split(limit() or len(latents))
+        if len(parts) == 1:
+            return model(latents, timestep, copies=copies, **conditioning)
+        # [copies * b, ...] of each part: the copies stand one after the other in the whole.
+        predicted = [model(part, timestep, copies=copies, **conditioning).chunk(copies) for part in parts]
+        return torch.cat([part[copy] for copy in range(copies) for part in predicted])
+
+    return predict
 
 
 def embedded_scale(scale: float, width: int) -> Tensor:

@@ -41,10 +41,14 @@ class PromptCache:
         states = {key: self._states[key] for key in keys if key in self._states}
         if len(states) < len(set(keys)):
             device, dtype = self.memory.device(self.denoiser), self.memory.dtype(self.denoiser)
-            with self.memory.use(encoder) as module:
-                for key, prompt in zip(keys, prompts, strict=True):
-                    if key not in states:
-                        states[key] = tuple(state.to(device, dtype) for state in encode(module, prompt))
+
+            def encode_missing() -> None:
+                with self.memory.use(encoder) as module:
+                    for key, prompt in zip(keys, prompts, strict=True):
+                        if key not in states:
+                            states[key] = tuple(state.to(device, dtype) for state in encode(module, prompt))
+
+            self.memory.attempt(encoder, encode_missing, phase="encode")
         for key in keys:
             self._states[key] = states[key]
             self._states.move_to_end(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +53,7 @@ class PipelineOutput:
     step_seconds: Sequence[float]
     memory: Mapping[str, float]  # GiB: peak_gib on the device, rss_peak_gib of the process
     warnings: Sequence[str] = ()
+    step_downs: Sequence[Mapping[str, Any]] = ()  # what was done with less, and where, since memory ran out
     fps: float | None = None  # frames a second; None for images
     sound: np.ndarray | None = None  # float32 `[N, C, S]` from -1 to 1
     sample_rate: int | None = None  # of the sound, in Hz

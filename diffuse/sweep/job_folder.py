@@ -37,6 +37,7 @@ _LATER_PROFILE_FIELDS = {
     "release_to": "host",
     "budget_gib": None,
     "host_gib": None,
+    "step_down": True,
 }
 _LATER_EVERYWHERE = ("align_your_steps",)
 

@@ -26,7 +26,7 @@ from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device.profile import keeps_budget
-from diffuse.errors import RunError, first_line
+from diffuse.errors import OutOfMemory, RunError, first_line
 from diffuse.media.files import file_stem
 from diffuse.media.formats import is_lossless
 from diffuse.media.images import InputImageCache, read_image
@@ -290,7 +290,7 @@ class JobRunner:
                 return
             # Either one job spoils it for the others, or the device has not enough memory for so many.
             level, half = started[0][0].levels[0], -(-len(started) // 2)
-            if isinstance(error.__cause__, RuntimeError):  # out of memory
+            if isinstance(error, OutOfMemory):
                 self._batch_limits[level] = half
             while started:
                 size = min(half, self._batch_limits.get(level, half))

@@ -27,9 +27,10 @@ from torch import Tensor
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.sampling.denoise import denoise
+from diffuse.sampling.denoise import ReachedStep, denoise
 from diffuse.sampling.guidance import ClassifierFreeGuidance
 from diffuse.schedulers.euler import Euler
+from diffuse.schedulers.sampler import State
 from diffuse.schema import Compile, Dtype, MemoryProfileConfig
 
 UNET_TFLOP, VAE_TFLOP, SIDE = 13.5, 10.5, 1024
@@ -92,7 +93,7 @@ def ours(unet: Any, vae: Any, given: dict[str, Tensor], steps: int, dtype: str, 
         with memory.use("unet") as model:
             noise = given["noise"] * sampler.init_noise_sigma
             told = {"dtype": given["text"].dtype, "after_step": lambda *step: None}
-            latents = denoise(model, sampler, noise, guidance, [], **told)
+            latents = denoise(model, sampler, ReachedStep(State(noise)), lambda: guidance, [], **told)
         with memory.use("vae") as model:
             result: Tensor = model.decode((latents / vae.config.scaling_factor).to(given["text"].dtype))
         return result

@@ -137,3 +137,10 @@ def test_what_is_fetched_is_no_part_of_a_jobs_identity() -> None:
     jobs = [job_identity(resolve_config(compose_config([*overrides, "prompt=x"]))) for overrides in given]
     assert jobs[0] == jobs[1] != jobs[2]
     assert "fetch_variant" not in str(jobs[0])
+
+
+def test_stepping_down_is_no_part_of_a_jobs_identity_unless_it_is_off() -> None:
+    """So that sweeps of earlier versions, which lack the field, go on."""
+    given = ([], ["memory_profile.step_down=true"], ["memory_profile.step_down=false"])
+    jobs = [job_identity(resolve_config(compose_config([*overrides, "prompt=x"]))) for overrides in given]
+    assert jobs[0] == jobs[1] != jobs[2] and "step_down" not in str(jobs[0])

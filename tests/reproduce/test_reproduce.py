@@ -360,6 +360,11 @@ def put_root(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda record: record.update({name: value})
 
 
+def step_down(**values: Any) -> Callable[[dict[str, Any]], None]:
+    event = {"phase": "denoise", "component": "unet", "step": 1, "decoded": 0, "loading": False}
+    return put_root("step_downs", [{**event, "lever": "batch_size", "value": 1, **values}])
+
+
 def without(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda record: {key: value for key, value in record.items() if key != name}
 
@@ -432,6 +437,12 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no number": (put("guidance_scale", "nan"), "guidance_scale=nan"),
     "a batch of others": (put_root("batch", {"seeds": [1, 2], "first": 0}), "is not a batch of its run"),
     "a batch that is none": (put_root("batch", [3]), "is not a batch of its run"),
+    "step-downs that are none": (put_root("step_downs", {"step": 1}), "its step_downs is missing or of another kind"),
+    "a step-down that is none": (put_root("step_downs", [3]), "3 is no stepping down"),
+    "an unknown lever": (step_down(lever="half"), "is no stepping down"),
+    "a batch of no pictures": (step_down(value=0), "is no stepping down"),
+    "a step before the first": (step_down(step=-1), "is no stepping down"),
+    "a lever that is a list": (step_down(lever=["batch_size"]), "is no stepping down"),
     "an unknown part": (put_root("hooks", {"on_load": "x"}), "a record has no hooks"),
     "what a terminal would obey": (put_root("\x1b[2J\x9b31m", 1), "a record has no \N{REPLACEMENT CHARACTER}[2J"),
     "an unknown field": (put("callbacks", ["x"]), "callbacks"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -30,6 +30,9 @@ class CountingMemory:
     def use(self, name: str) -> Iterator[str]:
         self.uses.append(name)
         yield name
+
+    def attempt(self, name: str, compute: Callable[[], None], *, phase: str) -> None:
+        compute()
 
 
 def encode(module: Any, prompt: tuple[str, ...]) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from PIL import Image
 from sweeps import QUICK, pixels, swept
 
 from diffuse.config.groups import PACKAGE
-from diffuse.errors import RunError
+from diffuse.errors import OutOfMemory
 from diffuse.media import images
 from diffuse.media.load import read_record
 from diffuse.pipelines import clip_prompts
@@ -120,7 +120,7 @@ def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest
     def little_memory(jobs: Any, *rest: Any) -> Any:
         sizes.append(len(jobs))
         if len(jobs) > 2:
-            raise RunError("the unet ran out of memory") from torch.OutOfMemoryError()
+            raise OutOfMemory("the unet ran out of memory") from torch.OutOfMemoryError()
         return compute(jobs, *rest)
 
     monkeypatch.setattr(run, "compute", little_memory)
