@@ -1,0 +1,98 @@
+"""Tiny random autoencoders and vocoders of LTX-2 as diffusers makes them, and ours with their settings and weights."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLLTX2Video as PeerVideo
+from torch import Tensor, nn
+
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.models.vae import autoencoder_kl_ltx2_video, ltx2_video_config
+
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
+LATENTS = 8  # channels of a video's latents
+
+COMMON_VIDEO: dict[str, Any] = {
+    "latent_channels": LATENTS,
+    "layers_per_block": (1, 1, 1, 1, 1),
+    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    "patch_size": 4,
+    "encoder_causal": True,
+    "decoder_causal": False,
+    "encoder_spatial_padding_mode": "zeros",
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+VIDEO: dict[str, dict[str, Any]] = {
+    "2.0": COMMON_VIDEO
+    | {
+        "block_out_channels": (16, 16, 32, 64),
+        "decoder_block_out_channels": (16, 32, 64),
+        "decoder_layers_per_block": (1, 1, 2, 1),
+        "decoder_spatio_temporal_scaling": (True, True, True),
+        "decoder_inject_noise": (False, False, False, False),
+        "upsample_type": ("spatiotemporal", "spatiotemporal", "spatiotemporal"),
+        "upsample_residual": (True, True, True),
+        "upsample_factor": (2, 2, 2),
+        "decoder_spatial_padding_mode": "reflect",
+    },
+    "2.3": COMMON_VIDEO
+    | {
+        "block_out_channels": (16, 16, 32, 32),
+        "decoder_block_out_channels": (16, 32, 32, 64),
+        "decoder_layers_per_block": (1, 2, 1, 1, 1),
+        "decoder_spatio_temporal_scaling": (True, True, True, True),
+        "decoder_inject_noise": (False, False, False, False, False),
+        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+        "upsample_residual": (False, False, False, False),
+        "upsample_factor": (2, 2, 1, 2),
+        "decoder_spatial_padding_mode": "zeros",
+    },
+}
+
+
+def randomise(module: nn.Module, seed: int = 1, gain: float = 1.0) -> nn.Module:
+    """Draws every parameter and stored buffer, so that none keeps a value with which a mistake could agree."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in sorted(module.state_dict().items()):
+            noise = torch.randn(tensor.shape, generator=generator)
+            if "std" in name:
+                noise = noise.abs() + 0.5
+            elif noise.ndim < 2:
+                noise = 0.1 * noise + ("norm" in name and name.endswith("weight"))
+            else:
+                noise = noise * gain / noise[0].numel() ** 0.5
+            tensor.copy_(noise)
+    return module.eval()
+
+
+def video_peer(version: str, **changes: Any) -> Any:
+    return randomise(PeerVideo(**(VIDEO[version] | changes)))
+
+
+def our_video(peer: Any) -> autoencoder_kl_ltx2_video.AutoencoderKLLTX2Video:
+    """Our video autoencoder with the peer's settings and weights."""
+    return _ours(
+        autoencoder_kl_ltx2_video.AutoencoderKLLTX2Video,
+        ltx2_video_config.AutoencoderKLLTX2VideoConfig,
+        peer,
+        "vae/config.json",
+    )
+
+
+def _ours(model: Any, config: Any, peer: Any, file: str) -> Any:
+    settings = read_architecture(config, json.loads(peer.to_json_string()), file)
+    with torch.device("meta"):
+        module = model(settings)
+    state = {key: tensor.clone() for key, tensor in peer.state_dict().items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def film(batch: int, frames: int, height: int, width: int) -> Tensor:
+    """Pixels `[B, 3, F, H, W]` in -1..1."""
+    return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(5)) * 2 - 1
