@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLLTX2Audio as PeerAudio
 from diffusers import AutoencoderKLLTX2Video as PeerVideo
 from torch import Tensor, nn
 
 from diffuse.checkpoints.architecture import read_architecture
-from diffuse.models.vae import autoencoder_kl_ltx2_video, ltx2_video_config
+from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
 LATENTS = 8  # channels of a video's latents
@@ -53,6 +54,17 @@ VIDEO: dict[str, dict[str, Any]] = {
     },
 }
 
+AUDIO: dict[str, Any] = {
+    "base_channels": 8,  # as many as there are statistics
+    "ch_mult": (1, 2, 4),
+    "num_res_blocks": 1,
+    "resolution": 32,
+    "latent_channels": 2,
+    "norm_type": "pixel",
+    "causality_axis": "height",
+    "mel_bins": 16,
+}
+
 
 def randomise(module: nn.Module, seed: int = 1, gain: float = 1.0) -> nn.Module:
     """Draws every parameter and stored buffer, so that none keeps a value with which a mistake could agree."""
@@ -81,6 +93,20 @@ def our_video(peer: Any) -> autoencoder_kl_ltx2_video.AutoencoderKLLTX2Video:
         ltx2_video_config.AutoencoderKLLTX2VideoConfig,
         peer,
         "vae/config.json",
+    )
+
+
+def audio_peer(**changes: Any) -> Any:
+    return randomise(PeerAudio(**(AUDIO | changes)))
+
+
+def our_audio(peer: Any) -> autoencoder_kl_ltx2_audio.AutoencoderKLLTX2Audio:
+    """Our sound autoencoder with the peer's settings and weights."""
+    return _ours(
+        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2Audio,
+        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2AudioConfig,
+        peer,
+        "audio_vae/config.json",
     )
 
 
