@@ -45,7 +45,10 @@ class _Packed(nn.Module):
 
     def _unpack(self) -> None:
         if self.weight.is_mkldnn:
-            self._replace(Tensor.to_dense)
+            self._replace(lambda packed: self._dense())
+
+    def _dense(self) -> Tensor:
+        return self.weight.to_dense()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self._unpack()
@@ -58,7 +61,7 @@ class _Packed(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:
-            destination[f"{prefix}weight"] = self.weight.to_dense()
+            destination[f"{prefix}weight"] = self._dense()
 
 
 class Linear(_Packed, nn.Linear):
@@ -105,6 +108,31 @@ class _PackedConv(_Packed):
 
     def _laid_out(self, weight: Tensor) -> Tensor:
         return weight.contiguous(memory_format=self.memory_format)
+
+
+class Conv1d(_Packed, nn.Conv1d):
+    """A convolution of sequences, the same as one of maps of one row; they, too, lie channels last in memory."""
+
+    padding: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, C, T]` to `[B, C', T']`."""
+        weight = self.weight
+        if not self._packs(x, weight):
+            self._unpack()
+            return super().forward(x)
+        geometry = ((0, *self.padding), (1, *self.stride), (1, *self.dilation), self.groups)
+        row = x.unsqueeze(2)
+        if not weight.is_mkldnn:
+            weight = self._replace(
+                lambda old: torch.ops.mkldnn._reorder_convolution_weight(old.unsqueeze(2), *geometry, row.shape)
+            )
+        result = torch.ops.mkldnn._convolution_pointwise(row, weight, self.bias, *geometry, "none", [], "")
+        squeezed: Tensor = result.squeeze(2)
+        return squeezed
+
+    def _dense(self) -> Tensor:
+        return self.weight.to_dense().squeeze(2)
 
 
 class Conv2d(_PackedConv, nn.Conv2d):

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLLTX2Audio as PeerAudio
 from diffusers import AutoencoderKLLTX2Video as PeerVideo
+from diffusers.pipelines.ltx2 import LTX2Vocoder as PeerVocoder
+from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE as PeerVocoderWithBWE
 from torch import Tensor, nn
 
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
+from diffuse.models.vocoder import ltx2_vocoder
 
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
 LATENTS = 8  # channels of a video's latents
@@ -65,6 +68,32 @@ AUDIO: dict[str, Any] = {
     "mel_bins": 16,
 }
 
+VOCODER: dict[str, dict[str, Any]] = {
+    "2.0": {
+        "in_channels": 32,
+        "hidden_channels": 32,
+        "upsample_kernel_sizes": [16, 15, 8],
+        "upsample_factors": [6, 5, 2],
+        "resnet_kernel_sizes": [3, 7],
+        "resnet_dilations": [[1, 3, 5], [1, 2]],
+    },
+    "2.3": {
+        "in_channels": 32,
+        "hidden_channels": 32,
+        "upsample_kernel_sizes": [11, 4, 4, 4, 4],
+        "upsample_factors": [5, 2, 2, 2, 4],
+        "resnet_kernel_sizes": [3],
+        "resnet_dilations": [[1, 3]],
+        "bwe_in_channels": 32,
+        "bwe_hidden_channels": 32,
+        "bwe_upsample_kernel_sizes": [12, 11, 4, 4],
+        "bwe_upsample_factors": [6, 5, 2, 4],
+        "bwe_resnet_kernel_sizes": [3],
+        "bwe_resnet_dilations": [[1, 3, 5]],
+        "num_mel_channels": 16,
+    },
+}
+
 
 def randomise(module: nn.Module, seed: int = 1, gain: float = 1.0) -> nn.Module:
     """Draws every parameter and stored buffer, so that none keeps a value with which a mistake could agree."""
@@ -108,6 +137,25 @@ def our_audio(peer: Any) -> autoencoder_kl_ltx2_audio.AutoencoderKLLTX2Audio:
         peer,
         "audio_vae/config.json",
     )
+
+
+def vocoder_peer(version: str, **changes: Any) -> Any:
+    settings = VOCODER[version] | changes
+    # Stored filters, bases of the Fourier transform and of mel are drawn like weights: they have to be read.
+    peer: Any = randomise(PeerVocoder(**settings) if version == "2.0" else PeerVocoderWithBWE(**settings), gain=0.8)
+    if version == "2.3":
+        with torch.no_grad():
+            peer.mel_stft.mel_basis.abs_()  # as it is published; the logarithm of a difference would magnify rounding
+    return peer
+
+
+def our_vocoder(peer: Any) -> Any:
+    """Our vocoder, of the kind that the peer's configuration names, with its settings and weights."""
+    model, config = {
+        "LTX2Vocoder": (ltx2_vocoder.LTX2Vocoder, ltx2_vocoder.LTX2VocoderConfig),
+        "LTX2VocoderWithBWE": (ltx2_vocoder.LTX2VocoderWithBWE, ltx2_vocoder.LTX2VocoderWithBWEConfig),
+    }[type(peer).__name__]
+    return _ours(model, config, peer, "vocoder/config.json")
 
 
 def _ours(model: Any, config: Any, peer: Any, file: str) -> Any:
