@@ -141,6 +141,11 @@ class LTX2VocoderWithBWEConfig:
                 f"output_sampling_rate={self.output_sampling_rate} is no multiple of "
                 f"input_sampling_rate={self.input_sampling_rate}, or a length is less than one"
             )
+        if self.window_length != self.filter_length:
+            raise CheckpointError(
+                f"{_FILE}: window_length={self.window_length} is not implemented, only filter_length's "
+                f"{self.filter_length}; use another checkpoint"
+            )
         if extension.samples_per_frame != self.ratio * self.hop_length:
             _refuse(
                 f"the extension makes {extension.samples_per_frame} samples of the {self.hop_length} of a frame, at "
