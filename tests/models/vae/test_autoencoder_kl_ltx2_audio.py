@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoint_files import message
 from diffusers import AutoencoderKLLTX2Audio as Peer
-from ltx2_peers import AUDIO, FLOAT32, audio_peer, our_audio
+from ltx2_codec_peers import AUDIO, FLOAT32, audio_peer, our_audio
 from model_peers import noise
 
 from diffuse.checkpoints.architecture import read_architecture

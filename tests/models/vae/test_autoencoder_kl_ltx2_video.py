@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoint_files import message
 from diffusers import AutoencoderKLLTX2Video as Peer
-from ltx2_peers import FLOAT32, LATENTS, VIDEO, film, our_video, video_peer
+from ltx2_codec_peers import FLOAT32, LATENTS, VIDEO, film, our_video, video_peer
 from model_peers import noise
 
 from diffuse.checkpoints.architecture import read_architecture

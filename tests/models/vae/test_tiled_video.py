@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_peers import LATENTS, VIDEO, film, our_video, video_peer
+from ltx2_codec_peers import LATENTS, VIDEO, film, our_video, video_peer
 from model_peers import noise
 from torch import Tensor
 

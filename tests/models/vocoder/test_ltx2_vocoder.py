@@ -9,7 +9,7 @@ import torch
 from checkpoint_files import message
 from diffusers.pipelines.ltx2 import LTX2Vocoder as Peer
 from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE as PeerWithBWE
-from ltx2_peers import FLOAT32, VOCODER, our_vocoder, vocoder_peer
+from ltx2_codec_peers import FLOAT32, VOCODER, our_vocoder, vocoder_peer
 from model_peers import noise
 
 from diffuse.checkpoints.architecture import read_architecture
