@@ -19,7 +19,12 @@ import ltx2_codec_peers
 import torch
 from harness import Call
 
-VIDEO: dict[str, dict[str, dict[str, Any]]] = {  # what is wider than the tests' own
+# What is wider than the tests' own; tiny is about as large as a codec that a CPU can train.
+VIDEO: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "2.0": {"block_out_channels": (32, 64, 64, 128), "decoder_block_out_channels": (32, 64, 128)},
+        "2.3": {"block_out_channels": (32, 64, 64, 64), "decoder_block_out_channels": (32, 64, 64, 128)},
+    },
     "medium": {
         "2.0": {
             "latent_channels": 32,
@@ -50,6 +55,7 @@ VIDEO: dict[str, dict[str, dict[str, Any]]] = {  # what is wider than the tests'
     },
 }
 AUDIO: dict[str, dict[str, Any]] = {
+    "tiny": {"base_channels": 32, "latent_channels": 8},
     "medium": {"base_channels": 64, "latent_channels": 8, "mel_bins": 32, "num_res_blocks": 2},
     "full": {"base_channels": 128, "latent_channels": 8, "mel_bins": 64, "num_res_blocks": 2, "resolution": 256},
 }
@@ -57,6 +63,7 @@ _BLOCKS = {"resnet_kernel_sizes": [3, 7, 11], "resnet_dilations": [[1, 3, 5]] * 
 _EXTENDED = _BLOCKS | {f"bwe_{name}": value for name, value in _BLOCKS.items()}
 _EXTENDED |= {"in_channels": 128, "bwe_in_channels": 128, "num_mel_channels": 64}
 VOCODER: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {"2.0": {"hidden_channels": 128}, "2.3": {"hidden_channels": 256, "bwe_hidden_channels": 128}},
     "medium": {
         "2.0": _BLOCKS | {"in_channels": 128, "hidden_channels": 256},
         "2.3": _EXTENDED | {"hidden_channels": 384, "bwe_hidden_channels": 128},
