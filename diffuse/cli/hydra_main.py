@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.own import own_config, with_own_places
+from diffuse.config.root import check_parts
 from diffuse.errors import RunError
 
 _HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
@@ -35,6 +36,7 @@ def run_hydra(
 
     def run_task(cfg: DictConfig) -> Any:
         try:
+            check_parts(cfg)
             return task(cfg)
         except Exception as error:  # which Hydra tells to its callbacks
             failures.append(error)

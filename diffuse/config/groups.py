@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.own import OwnConfig, own_config, use_own_config, with_own_places
 from diffuse.config.own_files import read_own_files
-from diffuse.config.root import Config
+from diffuse.config.root import Config, check_parts
 from diffuse.config.turns import TurnLock
 from diffuse.errors import ConfigError
 from diffuse.schema import (
@@ -162,11 +162,14 @@ def load_yaml(name: str) -> DictConfig:
 def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     """Composes `conf/` with overrides in Hydra's own grammar; with Hydra's settings under `hydra`, if `hydra`.
 
-    Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise.
+    Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise, and what
+    `check_parts` raises.
     """
     own = own_config()
     with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(own.name or CONFIG_NAME, overrides=with_own_places(overrides), return_hydra_config=hydra)
+        cfg = compose(own.name or CONFIG_NAME, overrides=with_own_places(overrides), return_hydra_config=hydra)
+    check_parts(cfg)
+    return cfg
 
 
 @contextmanager

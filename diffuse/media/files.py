@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,11 +88,14 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def write_new_file(content: bytes, folder: Path, stem: str, extension: str) -> Path:
+def write_new_file(content: bytes | Callable[[Path], None], folder: Path, stem: str, extension: str) -> Path:
     """Writes `content` under the first free name and returns the path.
 
     The file appears under its name complete and on disk. An existing file is never overwritten: `_1`, `_2` and so on
     are appended to the name, also when several processes write at once.
+
+    Args:
+        content: the bytes, or a function that writes them to the path that it gets.
 
     Raises:
         RunError: the file could not be written, for instance because the disk is full; nothing of it is left.
@@ -99,7 +104,11 @@ def write_new_file(content: bytes, folder: Path, stem: str, extension: str) -> P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / temporary_name()
-        _write(temporary, content)
+        if isinstance(content, bytes):
+            _write(temporary, content)
+        else:
+            content(temporary)
+            _sync(temporary)
         path = _publish(temporary, folder, stem, extension)
         sync_folder(folder)
         return path
@@ -112,6 +121,40 @@ def write_new_file(content: bytes, folder: Path, stem: str, extension: str) -> P
                 temporary.unlink(missing_ok=True)
 
 
+def write_new_folder(write: Callable[[Path], None], folder: Path, stem: str) -> Path:
+    """Makes a folder under the first free name, has `write` fill it, and returns the path.
+
+    It appears under its name complete and on disk. What exists is never overwritten, as with `write_new_file`.
+
+    Raises:
+        RunError: it could not be written; nothing of it is left.
+    """
+    temporary = folder / temporary_name()
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for path in temporary.iterdir():
+            _sync(path)
+        sync_folder(temporary)
+        for number in range(_MOST_NUMBERS):
+            path = folder / (f"{stem}_{number}" if number else stem)
+            try:
+                if os.name != "nt":  # there, a folder is not put in the place of another
+                    path.mkdir()  # claims the name; a folder that is empty may be replaced by another
+                os.rename(temporary, path)
+            except FileExistsError:
+                continue
+            sync_folder(folder)
+            return path
+        raise FileExistsError(f"{_MOST_NUMBERS} folders of that name exist")
+    except OSError as error:
+        raise RunError(
+            f"{stem} could not be saved in {folder}: {reason(error)}; make room or set output.dir elsewhere"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def temporary_name() -> str:
     """Returns a name for an unfinished file that no other process uses."""
     return f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
@@ -122,6 +165,12 @@ def _write(path: Path, content: bytes) -> None:
         rest = memoryview(content)
         while rest:
             rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's content is on disk."""
+    with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 

@@ -17,11 +17,14 @@ from PIL import Image
 from diffuse.errors import MediaError
 from diffuse.media.encoders import encode_jpg, encode_png, encode_tiff, encode_webp
 from diffuse.media.metadata import exif_record, png_record
-from diffuse.media.video import gif_comment, video_comment
+from diffuse.media.video import avif_description, gif_comment, video_comment
+from diffuse.media.video_files import Clip, write_avif, write_gif, write_mp4, write_wav, write_webm, write_webp
 from diffuse.schema import ImageFormat
 
 # From pixels uint8 RGB `[H, W, 3]`, the record, the line of parameters and the quality to the bytes of a file.
 Encoder: TypeAlias = Callable[[np.ndarray, Mapping[str, Any], str, int], bytes]
+# Writes a film to a path, with the record, the line of parameters and the quality.
+ClipWriter: TypeAlias = Callable[[Clip, Path, Mapping[str, Any], str, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,16 @@ class StillFormat(MediaFormat):
 
 @dataclass(frozen=True)
 class VideoFormat(MediaFormat):
-    """A format whose files hold several frames. It is read, not written."""
+    """A format whose files hold several frames, or sound alone."""
 
     magic: tuple[int, bytes]
     """The offset and the bytes by which a file is recognised."""
     record_text: Callable[[Path], bytes]
     """Returns the text of the record in a file, empty if there is none."""
+    has_frames: bool = True
+    """False where its files hold sound alone."""
     embed_type: str | None = None
-    """As of `StillFormat`. A page does not carry a GIF, because it cannot be paused."""
+    """As of `StillFormat`. A page carries no GIF and no AVIF, because they cannot be paused."""
 
 
 STILL_FORMATS = (
@@ -74,11 +79,37 @@ STILL_FORMATS = (
     StillFormat("tiff", "TIFF", (".tiff", ".tif"), "TIFF", encode_tiff, exif_record, lossless=True),
 )
 VIDEO_FORMATS = (
-    VideoFormat("mp4", "MP4", (".mp4",), (4, b"ftyp"), video_comment, "video/mp4"),
-    VideoFormat("webm", "WebM", (".webm",), (0, b"\x1a\x45\xdf\xa3"), video_comment, "video/webm"),
+    VideoFormat("mp4", "MP4", (".mp4",), (4, b"ftyp"), video_comment, embed_type="video/mp4"),
+    VideoFormat("webm", "WebM", (".webm",), (0, b"\x1a\x45\xdf\xa3"), video_comment, embed_type="video/webm"),
     VideoFormat("gif", "GIF", (".gif",), (0, b"GIF8"), gif_comment),
+    VideoFormat("avif", "AVIF", (".avif",), (4, b"ftyp"), avif_description),
+    VideoFormat("wav", "WAV", (".wav",), (8, b"WAVE"), video_comment, has_frames=False),
 )
 FORMATS: tuple[StillFormat | VideoFormat, ...] = (*STILL_FORMATS, *VIDEO_FORMATS)
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """A way to write a film: a file of several frames and of sound, or of sound alone."""
+
+    name: str
+    """The extension of its files, and the name in `output.format`."""
+    write: ClipWriter
+    holds_sound: bool
+    holds_frames: bool = True
+    max_side: int | None = None
+    """Pixels; None where the limit is beyond any film."""
+
+
+FRAMES = "frames"  # in `output.format`: a folder of PNGs, and the sound beside them
+CLIP_FORMATS = (
+    ClipFormat("mp4", write_mp4, holds_sound=True, max_side=16384),
+    ClipFormat("webm", write_webm, holds_sound=True, max_side=65535),
+    ClipFormat("gif", write_gif, holds_sound=False, max_side=65535),
+    ClipFormat("webp", write_webp, holds_sound=False, max_side=16383),
+    ClipFormat("avif", write_avif, holds_sound=False, max_side=65535),
+    ClipFormat("wav", write_wav, holds_sound=True, holds_frames=False),
+)
 
 PILLOW_FORMATS = tuple(row.pillow for row in STILL_FORMATS)
 """The formats that Pillow may try on an image that diffuse saved."""
@@ -92,8 +123,21 @@ def format_of(path: Path) -> StillFormat | VideoFormat | None:
 
 
 def is_video(path: Path) -> bool:
-    """Returns whether a file's suffix names a format of videos."""
-    return isinstance(format_of(path), VideoFormat)
+    """Returns whether a file is a video by its suffix, or is a WebP that moves."""
+    row = format_of(path)
+    if isinstance(row, VideoFormat):
+        return row.has_frames
+    return row is not None and row.name == "webp" and _is_animated(path)
+
+
+def _is_animated(path: Path) -> bool:
+    """Returns whether a WebP has the flag of an animation. One that cannot be read has not."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(21)
+    except OSError:
+        return False
+    return head[12:16] == b"VP8X" and bool(head[20] & 0x02)
 
 
 def is_lossless(path: Path) -> bool:
@@ -120,6 +164,22 @@ def output_format(name: ImageFormat | str) -> StillFormat:
             return row
     choices = ", ".join(row.name for row in STILL_FORMATS)
     raise MediaError(f"output.format={text} is not a format; choose one of {choices}")
+
+
+def clip_format(name: ImageFormat | str) -> ClipFormat | None:
+    """Returns the way to write a film that `output.format` names; None for `frames`, a folder of pictures.
+
+    Raises:
+        MediaError: films are not written so.
+    """
+    text = name.value if isinstance(name, ImageFormat) else name
+    if text == FRAMES:
+        return None
+    for row in CLIP_FORMATS:
+        if row.name == text:
+            return row
+    choices = ", ".join([*(row.name for row in CLIP_FORMATS), FRAMES])
+    raise MediaError(f"output.format={text} holds no film; choose one of {choices}")
 
 
 def names_in_words(labels: list[str]) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import struct
-from collections.abc import Mapping
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, PngImagePlugin
 
@@ -27,6 +29,14 @@ _PARAMETERS = "parameters"
 _EXIF_BYTES = 65533  # a JPEG marker's content
 _ASCII, _LONG, _UNDEFINED = 2, 4, 7  # types of EXIF values
 _UNICODE = b"UNICODE\0"  # how a UserComment begins
+XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+"""The identity of a box that holds an XMP packet, in files of MP4's family."""
+_LONGEST_BOX = 64 * 1024**2  # bytes, of one that is read whole
+_XMP_NAMES = {
+    "x": "adobe:ns:meta/",
+    "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+    "dc": "http://purl.org/dc/elements/1.1/",
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")  # how undecodable bytes of the command line arrive
 
 
@@ -103,6 +113,50 @@ def jpeg_exif_data(record: Mapping[str, Any], parameters: str) -> bytes:
         "that image viewers show; use output.format=png"
     )
     return exif_data({"left_out": "longer than 64 KiB", "image": record.get("image")}, "")
+
+
+def xmp_packet(description: str) -> bytes:
+    """Returns an XMP packet with a description, without the padding that is for programs that rewrite one in place."""
+    x, rdf, dc = (f"{{{address}}}" for address in _XMP_NAMES.values())
+    for name, address in _XMP_NAMES.items():
+        ElementTree.register_namespace(name, address)
+    root = ElementTree.Element(f"{x}xmpmeta")
+    about = ElementTree.SubElement(ElementTree.SubElement(root, f"{rdf}RDF"), f"{rdf}Description", {f"{rdf}about": ""})
+    choices = ElementTree.SubElement(ElementTree.SubElement(about, f"{dc}description"), f"{rdf}Alt")
+    language = {"{http://www.w3.org/XML/1998/namespace}lang": "x-default"}
+    ElementTree.SubElement(choices, f"{rdf}li", language).text = description
+    return ElementTree.tostring(root, encoding="utf-8")
+
+
+def xmp_record(path: Path) -> str | None:
+    """Returns the description in the XMP packet of a file of MP4's family, None if there is none."""
+    with open(path, "rb") as file:
+        packet = next((content[16:] for content in _boxes(file, b"uuid") if content.startswith(XMP_BOX)), None)
+    if packet is None or b"<!" in packet:  # a definition of entities is not of XMP
+        return None
+    try:
+        root = ElementTree.fromstring(packet.decode())
+    except (ElementTree.ParseError, ValueError):
+        return None
+    return root.findtext(".//dc:description/rdf:Alt/rdf:li", None, _XMP_NAMES)
+
+
+def _boxes(file: BinaryIO, kind: bytes) -> Iterator[bytes]:
+    """Yields the content of the outermost boxes of a kind in a file of MP4's family."""
+    end = file.seek(0, os.SEEK_END)
+    place = 0
+    while place + 8 <= end:
+        file.seek(place)
+        size, name = struct.unpack(">I4s", file.read(8))
+        head = 8
+        if size == 1 and place + 16 <= end:  # the size of a long one stands behind its name
+            size, head = struct.unpack(">Q", file.read(8))[0], 16
+        size = size or end - place  # the last one may leave it open
+        if size < head or place + size > end:
+            return
+        if name == kind and size <= _LONGEST_BOX:
+            yield file.read(size - head)
+        place += size
 
 
 def png_record(image: Image.Image) -> Any:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from diffuse.errors import MediaError
+from diffuse.media.metadata import xmp_record
 
 _SECONDS = 120  # for one call of ffmpeg
 _COMMENT = re.compile(rb"^comment=((?:[^\\\n]|\\.)*)", re.IGNORECASE | re.MULTILINE | re.DOTALL)
@@ -35,6 +37,8 @@ class Video:
         Raises:
             MediaError: there is no video in it.
         """
+        if _is_avif(path):
+            return cls(path, *_avif_sizes(path))
         with closing(_reader(path)) as reader:
             metadata = next(reader)
             width, height = metadata["size"]
@@ -49,6 +53,8 @@ class Video:
         Raises:
             MediaError: none can be decoded.
         """
+        if _is_avif(self.path):
+            return _avif_frames(self.path, count)
         fps = min(self.fps, count / self.seconds) if self.seconds else self.fps
         # A little slower, or rounding would take the frame before the one that begins at that moment.
         options = ["-vf", f"fps=fps={fps * 0.999:.9f}:round=up", "-frames:v", str(count)]
@@ -63,7 +69,8 @@ class Video:
         """Returns a WebM (VP9) whose sides are even and at most `side` pixels, without sound."""
         scale = f"scale='min({side},iw)':'min({side},ih)':force_original_aspect_ratio=decrease:force_divisible_by=2"
         quality = ["-c:v", "libvpx-vp9", "-crf", "34", "-b:v", "0", "-cpu-used", "5", "-row-mt", "1"]
-        return _ffmpeg(self.path, "-an", "-vf", scale, "-pix_fmt", "yuv420p", *quality, "-f", "webm")
+        film = ["-map", "0:v:1"] if _is_avif(self.path) else []  # the first is its still picture
+        return _ffmpeg(self.path, *film, "-an", "-vf", scale, "-pix_fmt", "yuv420p", *quality, "-f", "webm")
 
 
 def video_comment(path: Path) -> bytes:
@@ -82,14 +89,60 @@ def gif_comment(path: Path) -> bytes:
     Raises:
         MediaError: there is no GIF in the file.
     """
-    from PIL import Image
-
     try:
         with Image.open(path, formats=("GIF",)) as image:
             comment: bytes = image.info.get("comment", b"")
             return comment
     except (OSError, SyntaxError, ValueError) as error:
         raise MediaError(f"{path} is no GIF that can be read, or is damaged; give one that diffuse made") from error
+
+
+def avif_description(path: Path) -> bytes:
+    """Returns the description in the XMP packet of an AVIF, empty if there is none.
+
+    Raises:
+        MediaError: there is no AVIF in the file.
+    """
+    with _avif(path):
+        return (xmp_record(path) or "").encode()
+
+
+def _is_avif(path: Path) -> bool:
+    """Returns whether Pillow reads the file: ffmpeg takes an AVIF for the still picture that stands before the film."""
+    return path.suffix.lower() == ".avif"
+
+
+def _avif_sizes(path: Path) -> tuple[int, int, float, float]:
+    """Returns width, height, frames a second and seconds of an AVIF."""
+    with _avif(path) as image:
+        milliseconds = 0
+        count = getattr(image, "n_frames", 1)
+        for index in range(count):
+            image.seek(index)
+            image.load()
+            milliseconds += image.info.get("duration", 0)
+        seconds = milliseconds / 1000
+        return image.width, image.height, count / seconds if seconds else 1.0, seconds
+
+
+def _avif_frames(path: Path, count: int) -> np.ndarray:
+    """Returns up to `count` frames of an AVIF, uint8 RGB `[F, H, W, 3]`, evenly from the first one on."""
+    with _avif(path) as image:
+        total = getattr(image, "n_frames", 1)
+        frames = []
+        for index in range(min(count, total)):
+            image.seek(index * total // min(count, total))
+            frames.append(np.asarray(image.convert("RGB")))
+        return np.stack(frames)
+
+
+@contextmanager
+def _avif(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path, formats=("AVIF",)) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise MediaError(f"{path} is no video that can be read, or is damaged; give one that diffuse made") from error
 
 
 def _reader(path: Path, output: Sequence[str] = ()) -> Generator[Any, None, None]:

@@ -116,7 +116,9 @@ class Generation:
             format=format,
             quality=quality,
             record=result,
+            fps=self.fps,
             sound=None if self.sound is None else self.sound[index],
+            sample_rate=self.sample_rate,
             parameters=parameters_text(result, sampler_label(result["config"]["scheduler"]), self.sampler_settings),
         )
 

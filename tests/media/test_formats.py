@@ -55,7 +55,7 @@ def test_a_row_says_how_its_files_are_read_and_whether_they_lose(row, tmp_path: 
     assert not is_video(path)
 
 
-@pytest.mark.parametrize("row", VIDEO_FORMATS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in VIDEO_FORMATS if row.has_frames], ids=lambda row: row.name)
 def test_a_video_begins_as_its_row_says(row, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = grey_video(tmp_path / f"x.{row.name}", [20, 80])
     offset, magic = row.magic
