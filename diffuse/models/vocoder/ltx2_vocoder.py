@@ -329,5 +329,6 @@ class LTX2VocoderWithBWE(nn.Module):
         ratio = self.config.ratio
         taps = hann_sinc(ratio, low.device)
         width = len(taps) // ratio // 2
-        high += upsampled(low, taps, ratio, width, 2 * width * ratio)
+        # In float32: of two channels in bfloat16, a processor's convolution with so long a filter does not end.
+        high += upsampled(low.float(), taps, ratio, width, 2 * width * ratio)
         return high.clamp_(-1, 1)[..., : samples * ratio]
