@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,10 @@ class _Packed(nn.Module):
 
     def _unpack(self) -> None:
         if self.weight.is_mkldnn:
-            self._replace(Tensor.to_dense)
+            self._replace(lambda packed: self._dense())
+
+    def _dense(self) -> Tensor:
+        return self.weight.to_dense()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         self._unpack()
@@ -58,7 +61,7 @@ class _Packed(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:
-            destination[f"{prefix}weight"] = self.weight.to_dense()
+            destination[f"{prefix}weight"] = self._dense()
 
 
 class Linear(_Packed, nn.Linear):
@@ -76,24 +79,72 @@ class Linear(_Packed, nn.Linear):
         return result
 
 
-class Conv2d(_Packed, nn.Conv2d):
-    """A convolution of maps that lie channels last in memory. A kernel that is not packed is brought to lie so, too."""
+class _PackedConv(_Packed):
+    """The base of both convolutions."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    bias: Tensor | None
+    memory_format: ClassVar[torch.memory_format]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` to `[B, C', H', W']`."""
+        """Maps `[B, C, *sides]` to `[B, C', *sides']`."""
         weight = self.weight
         if not self._packs(x, weight):
             self._unpack()
             if not (
                 weight.requires_grad or torch.compiler.is_compiling()
             ):  # a kernel in training stays the object that its optimizer knows
-                self._replace(_channels_last)
-            return super().forward(x)
+                self._replace(self._laid_out)
+            result: Tensor = super().forward(x)
+            return result
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         if not weight.is_mkldnn:
             weight = self._replace(lambda old: torch.ops.mkldnn._reorder_convolution_weight(old, *geometry, x.shape))
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
+        result = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
         return result
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        return weight.contiguous(memory_format=self.memory_format)
+
+
+class Conv1d(_Packed, nn.Conv1d):
+    """A convolution of sequences, the same as one of maps of one row; they, too, lie channels last in memory."""
+
+    padding: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, C, T]` to `[B, C', T']`."""
+        weight = self.weight
+        if not self._packs(x, weight):
+            self._unpack()
+            return super().forward(x)
+        geometry = ((0, *self.padding), (1, *self.stride), (1, *self.dilation), self.groups)
+        row = x.unsqueeze(2)
+        if not weight.is_mkldnn:
+            weight = self._replace(
+                lambda old: torch.ops.mkldnn._reorder_convolution_weight(old.unsqueeze(2), *geometry, row.shape)
+            )
+        result = torch.ops.mkldnn._convolution_pointwise(row, weight, self.bias, *geometry, "none", [], "")
+        squeezed: Tensor = result.squeeze(2)
+        return squeezed
+
+    def _dense(self) -> Tensor:
+        return self.weight.to_dense().squeeze(2)
+
+
+class Conv2d(_PackedConv, nn.Conv2d):
+    """A convolution of maps that lie channels last in memory. A kernel that is not packed is brought to lie so, too."""
+
+    memory_format = torch.channels_last
+
+
+class Conv3d(_PackedConv, nn.Conv3d):
+    """A convolution of films that lie channels last in memory, and whose kernel does, as `Conv2d`'s."""
+
+    memory_format = torch.channels_last_3d
 
 
 def packed_bytes(layer: nn.Module) -> int:
@@ -114,7 +165,3 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last)

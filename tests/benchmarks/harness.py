@@ -29,14 +29,16 @@ SHORTEST = 0.05  # seconds that one timing takes at least: a shorter call is rep
 COLUMNS = "{:40} {:>9} {:>9} {:>6} {:>9} {:>10}"
 
 
-def arguments(about: str | None) -> argparse.Namespace:
-    """The options that every benchmark of a module has; sets torch up as they say."""
+def arguments(about: str | None, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """The options of every benchmark of a module, and `--parts` where it has several; sets torch up as they say."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15, help="pairs of timings")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--sizes", nargs="+", choices=["tiny", "medium", "full"], default=["tiny", "medium"])
+    if parts:
+        parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)

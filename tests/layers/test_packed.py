@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -13,12 +14,15 @@ import torch
 from model_peers import FLOAT32, TWO_LEVELS, from_file, noise
 from torch import Tensor, nn
 
-from diffuse.layers.packed import Conv2d, Linear
+from diffuse.layers.packed import Conv1d, Conv2d, Conv3d, Linear
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]] = {
     "convolution": (lambda: Conv2d(8, 6, 3, padding=1), noise(1, 8, 5, 7), noise(2, 8, 9, 4)),
+    "film": (lambda: Conv3d(8, 6, 3, padding=(0, 1, 1)), noise(1, 8, 5, 7, 6), noise(2, 8, 3, 9, 4)),
+    "sequence": (lambda: Conv1d(8, 6, 3, padding=2, dilation=2), noise(1, 8, 7), noise(2, 8, 30)),
     "linear": (lambda: Linear(128, 520), noise(5, 128), noise(2, 3, 128)),
 }
+CHANNELS_LAST = {"convolution": torch.channels_last, "film": torch.channels_last_3d}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -27,14 +31,15 @@ def test_a_weight_is_packed_once_and_only_outside_of_training(kind: str, dtype: 
     build, *inputs = LAYERS[kind]
     layer = build().to(dtype)
     x, other = (t.to(dtype) for t in inputs)
-    if kind == "convolution":
-        x = x.contiguous(memory_format=torch.channels_last)
+    if kind in CHANNELS_LAST:
+        x = x.contiguous(memory_format=CHANNELS_LAST[kind])
     trained = layer.weight
     expected = layer(x)
     assert layer.weight is trained  # an optimizer may hold it
     layer.requires_grad_(False)
     torch.testing.assert_close(layer(x), expected)
-    assert layer(x).stride() == expected.stride()
+    if kind not in ("film", "sequence"):  # which PyTorch's own convolutions return contiguous
+        assert layer(x).stride() == expected.stride()
     packed = layer.weight
     assert packed.is_mkldnn == (dtype != torch.float64 and torch.backends.mkldnn.is_available())
     layer(other)
@@ -73,9 +78,11 @@ def test_a_packed_weight_gives_way_to_gradients_and_to_autocast(kind: str) -> No
 
 
 def test_without_onednn_a_kernel_lies_channels_last() -> None:
-    layer = Conv2d(8, 6, 3, padding=1).double().requires_grad_(False)
-    layer(noise(1, 8, 5, 7).double())
-    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    for kind, memory_format in CHANNELS_LAST.items():
+        build, x, _ = LAYERS[kind]
+        layer: Any = build().double().requires_grad_(False)
+        layer(x.double())
+        assert layer.weight.is_contiguous(memory_format=memory_format)
 
 
 def test_weights_mapped_from_a_file_leave_memory_when_they_are_packed(tmp_path: Path) -> None:
