@@ -51,6 +51,7 @@ def budgets(
         cleanup=Cleanup.none,
         guidance=GuidanceMode.batched,
         tiled_decode=False,
+        tiled_encode=False,
         half=True,
     )
     for lever, changes in LEVERS:

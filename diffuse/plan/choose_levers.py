@@ -156,7 +156,8 @@ class _Chooser:
         guidances: list[Fields] = [{}]
         if not self.hw.strict and start.guidance is GuidanceMode.batched:
             guidances.append({"guidance": GuidanceMode.sequential})
-        tiles: list[Fields] = [{}, *([] if start.tiled_decode else [{"tiled_decode": True}])]
+        tiled: Fields = {"tiled_decode": True} | ({} if self.request.input_image is None else {"tiled_encode": True})
+        tiles: list[Fields] = [{}, *([] if start.tiled_decode else [tiled])]
         for tile in tiles:
             for guidance in guidances:
                 for batch in batches:
@@ -237,8 +238,9 @@ class _Chooser:
             yield f"batch_size={profile.batch_size}"
         if profile.guidance is GuidanceMode.sequential:
             yield f"guidance={profile.guidance.value}"
-        if profile.tiled_decode:
-            yield "tiled_decode=true"
+        for name in ("tiled_decode", "tiled_encode"):
+            if getattr(profile, name):
+                yield f"{name}=true"
 
     def _refusal(self) -> ConfigError:
         """Returns the error: the least budget that works, and with what."""
