@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from diffuse.config.groups import load_yaml
@@ -81,7 +81,7 @@ def check_hydra_part(override: str) -> None:
         return
     try:
         value = OverridesParser.create().parse_override(f"+{key}={text}").value()
-    except OverrideParseException:  # which the composing says
+    except HydraException:  # which the composing says
         return
     for name, item in _walk(key, value):
         if fault := _fault(name, item):

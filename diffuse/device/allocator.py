@@ -45,7 +45,7 @@ class Allocator:
 
 
 class _CudaAllocator(Allocator):
-    _limited: ClassVar[bool] = False  # of the process, which several pipelines share
+    is_limited: ClassVar[bool] = False  # of the process, which several pipelines share
 
     def __init__(self) -> None:
         torch.cuda.init()  # its statistics do not exist before
@@ -54,10 +54,10 @@ class _CudaAllocator(Allocator):
         torch.cuda.reset_peak_memory_stats(0)
 
     def limit(self, nbytes: int | None) -> None:
-        if nbytes is not None or self._limited:
+        if nbytes is not None or self.is_limited:
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(allocator_share(nbytes, total), 0)
-            _CudaAllocator._limited = nbytes is not None
+            _CudaAllocator.is_limited = nbytes is not None
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(0)

@@ -233,6 +233,7 @@ def test_a_group_of_ones_own(folder: Path) -> None:
 
 
 def test_a_package_in_the_searchpath(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lamps", raising=False)  # another test's package of this name
     package = folder / "lamps" / "conf"
     (folder / "my conf").rename(folder / "lamps")
     (folder / "lamps").rename(folder / "conf")

@@ -42,7 +42,10 @@ def all_levers(profile: MemoryProfileConfig, shortage: Shortage, *, strict: bool
         ),
         (replace(DENOISER, guided=False, rows=1), ["cleanup=phases", *(f"resident_blocks={n}" for n in (3, 1, 0))]),
         (CODEC, ["tiled_decode=True", "cleanup=phases", "resident_blocks=1", "resident_blocks=0"]),
-        (replace(CODEC, phase="encode"), ["cleanup=phases", "resident_blocks=1", "resident_blocks=0"]),
+        (
+            replace(CODEC, phase="encode"),
+            ["tiled_encode=True", "cleanup=phases", "resident_blocks=1", "resident_blocks=0"],
+        ),
         (ENCODER, ["cleanup=phases", "resident_blocks=1", "resident_blocks=0"]),
         (replace(DENOISER, loading=True, blocks=None), ["cleanup=phases", "resident_blocks=0"]),
         (Shortage("encode", None, has_company=True), ["cleanup=phases"]),
