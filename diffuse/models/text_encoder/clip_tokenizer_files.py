@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from diffuse.errors import CheckpointError
 
 VOCABULARY = Path(__file__).parents[1] / "single_file" / "vocabulary"
-"""The words of the published models, for single files, which hold none."""
+"""The words of the published models, for single files, which hold none. Its folders differ in the padding."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 _DEFAULTS: dict[str, str | None] = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -118,8 +118,8 @@ def _words(folder: Path) -> tuple[Mapping[str, int], list[tuple[str, str]], dict
         return words, split, _numbered(by_number, whole)
     if vocabulary.is_file() and merges.is_file():
         return read_settings(vocabulary), _merges(merges), {}
-    if merges.is_file() and folder.is_relative_to(VOCABULARY):
-        pairs = _merges(merges)
+    if folder.parent == VOCABULARY:
+        pairs = _merges(VOCABULARY / "merges.txt")
         return _vocabulary_of(pairs), pairs, {}
     raise CheckpointError(
         f"{folder}: neither vocab.json and merges.txt nor tokenizer.json is there; copy or download them"
