@@ -139,10 +139,6 @@ class SingleFile:
         transposed = frozenset(key for key, origin in origins.items() if origin.transposed)
         return [RenamedFile(SafetensorsFile(self.file, self.source, renamed), transposed)]
 
-    def files(self, component: str) -> list[Path]:
-        """Returns the file. A component that it does not hold is found out when it is opened."""
-        return [self.file]
-
     def display_name(self, component: str, file: str = "") -> str:
         """Returns the name of a component, or of a file of it, for messages."""
         return f"{self.source}: {component}"

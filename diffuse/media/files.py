@@ -111,7 +111,7 @@ def write_new_file(content: bytes | Callable[[Path], None], folder: Path, stem: 
         else:
             content(temporary)
             _sync(temporary)
-        path = _publish(temporary, folder, stem, extension)
+        path = _publish(temporary, folder, stem, f".{extension}", _move)
         sync_folder(folder)
         return path
     except OSError as error:
@@ -140,17 +140,9 @@ def write_new_folder(write: Callable[[Path], None], folder: Path, stem: str) -> 
         for path in temporary.iterdir():
             _sync(path)
         sync_folder(temporary)
-        for number in range(_MOST_NUMBERS):
-            path = folder / (f"{stem}_{number}" if number else stem)
-            try:
-                if os.name != "nt":  # there, a folder is not put in the place of another
-                    path.mkdir()  # claims the name; a folder that is empty may be replaced by another
-                os.rename(temporary, path)
-            except FileExistsError:
-                continue
-            sync_folder(folder)
-            return path
-        raise FileExistsError(f"{_MOST_NUMBERS} folders of that name exist")
+        path = _publish(temporary, folder, stem, "", _move_folder)
+        sync_folder(folder)
+        return path
     except OSError as error:
         raise RunError(
             f"{stem} could not be saved in {folder}: {reason(error)}; make room or set output.dir elsewhere"
@@ -200,16 +192,23 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _publish(temporary: Path, folder: Path, stem: str, extension: str) -> Path:
-    """Gives the finished file the first free name. Only one process can succeed with a name, and none overwrites it."""
+def _publish(temporary: Path, folder: Path, stem: str, suffix: str, move: Callable[[Path, Path], None]) -> Path:
+    """Gives the finished file or folder the first free name. Only one process can succeed with a name, and none
+    overwrites it."""
     for number in range(_MOST_NUMBERS):
-        path = folder / (f"{stem}_{number}.{extension}" if number else f"{stem}.{extension}")
+        path = folder / f"{stem}{f'_{number}' if number else ''}{suffix}"
         try:
-            _move(temporary, path)
+            move(temporary, path)
         except FileExistsError:
             continue
         return path
     raise FileExistsError(f"{_MOST_NUMBERS} files of that name exist")
+
+
+def _move_folder(temporary: Path, path: Path) -> None:
+    if os.name != "nt":  # there, a folder is not put in the place of another
+        path.mkdir()  # claims the name; a folder that is empty may be replaced by another
+    os.rename(temporary, path)
 
 
 def _move(temporary: Path, path: Path) -> None:

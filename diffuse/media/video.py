@@ -152,7 +152,7 @@ def _reader(path: Path, output: Sequence[str] = ()) -> Generator[Any, None, None
     if not path.is_file():
         raise MediaError(f"{path}: there is no such file; give a video that diffuse made")
     try:
-        yield from imageio_ffmpeg.read_frames(_file_url(path), output_params=list(output))
+        yield from imageio_ffmpeg.read_frames(file_url(path), output_params=list(output))
     except (OSError, RuntimeError) as error:
         raise MediaError(f"{path} is no video that can be read, or is damaged; give one that diffuse made") from error
 
@@ -163,7 +163,7 @@ def _ffmpeg(path: Path, *output: str) -> bytes:
 
     if not path.is_file():
         raise MediaError(f"{path}: there is no such file; give a video that diffuse made")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", _file_url(path), *output, "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", file_url(path), *output, "-"]
     try:
         process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=True)
     except subprocess.SubprocessError as error:
@@ -171,6 +171,6 @@ def _ffmpeg(path: Path, *output: str) -> bytes:
     return process.stdout
 
 
-def _file_url(path: Path) -> str:
+def file_url(path: Path) -> str:
     """Returns a name that ffmpeg takes for a file, and not for an option, a protocol or a pattern."""
     return f"file:{path.absolute()}"

@@ -23,6 +23,7 @@ from diffuse.errors import MediaError
 from diffuse.media.encoders import encode_png
 from diffuse.media.files import temporary_name, unfinished
 from diffuse.media.metadata import XMP_BOX, exif_data, printable, record_json, xmp_packet
+from diffuse.media.video import file_url
 
 _COLOURS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 _TO_BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p"
@@ -71,7 +72,7 @@ def write_gif(clip: Clip, path: Path, record: Mapping[str, Any], parameters: str
     It counts time in hundredths of a second: the frames of other rates come at the nearest.
     """
     with _palette(clip.frames) as palette:
-        colours = ["-i", _file_url(palette), "-lavfi", "[0:v][1:v]paletteuse=dither=sierra2_4a"]
+        colours = ["-i", file_url(palette), "-lavfi", "[0:v][1:v]paletteuse=dither=sierra2_4a"]
         _encode(clip, path, ["-f", "gif"], None, inputs=colours, sound=False)
     content = path.read_bytes()
     place = 13 + (3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0)  # behind the screen and its colours
@@ -113,16 +114,10 @@ def write_avif(clip: Clip, path: Path, record: Mapping[str, Any], parameters: st
 
 
 def write_wav(clip: Clip, path: Path, record: Mapping[str, Any], parameters: str, quality: int) -> None:
-    """Writes the sound alone, 16 bits a sample.
-
-    Raises:
-        MediaError: there is no sound.
-    """
-    if clip.sound is None:
-        raise MediaError("output.format=wav holds sound, and this result has none; use mp4, webm, gif or webp")
+    """Writes the sound alone, 16 bits a sample; the clip has some."""
     with _metadata_file(path.parent, record, parameters) as metadata, _sound_file(path.parent, clip) as sound:
-        tags = ["-f", "ffmetadata", "-i", _file_url(metadata), "-map_metadata", "1", "-map", "0:a"]
-        _feed([*_sound_input(clip, sound), *tags, "-c:a", "pcm_s16le", *_EXACT, "-f", "wav", _file_url(path)], ())
+        tags = ["-f", "ffmetadata", "-i", file_url(metadata), "-map_metadata", "1", "-map", "0:a"]
+        _feed([*_sound_input(clip, sound), *tags, "-c:a", "pcm_s16le", *_EXACT, "-f", "wav", file_url(path)], ())
 
 
 def write_frames(clip: Clip, folder: Path, record: Mapping[str, Any], parameters: str) -> None:
@@ -185,7 +180,7 @@ def _encode(
             maps += ["-map", f"{index}:a"]
             index += 1
         if texts is not None:
-            options += ["-f", "ffmetadata", "-i", _file_url(metadata)]
+            options += ["-f", "ffmetadata", "-i", file_url(metadata)]
             maps += ["-map_metadata", str(index)]
         frames = (
             frame if not (bottom or right) else np.pad(frame, ((0, bottom), (0, right), (0, 0)), "edge")
@@ -193,7 +188,7 @@ def _encode(
         )
         # As many frames as there are: nothing is doubled or dropped to keep a rate.
         exactly = ["-fps_mode", "passthrough", "-frames:v", str(count)]
-        _feed([*options, *maps, *exactly, *_EXACT, *output, _file_url(path)], frames)
+        _feed([*options, *maps, *exactly, *_EXACT, *output, file_url(path)], frames)
 
 
 def _feed(options: Sequence[str], frames: Any) -> None:
@@ -226,7 +221,7 @@ def _feed(options: Sequence[str], frames: Any) -> None:
 
 def _sound_input(clip: Clip, path: Path) -> list[str]:
     assert clip.sound is not None
-    return ["-f", "f32le", "-ar", str(clip.sample_rate), "-ac", str(len(clip.sound)), "-i", _file_url(path)]
+    return ["-f", "f32le", "-ar", str(clip.sample_rate), "-ac", str(len(clip.sound)), "-i", file_url(path)]
 
 
 @contextmanager
@@ -285,8 +280,3 @@ def _between(quality: int, worst: int, best: int) -> int:
 
 def _parts(content: bytes, size: int) -> Iterator[bytes]:
     return (content[start : start + size] for start in range(0, len(content), size))
-
-
-def _file_url(path: Path) -> str:
-    """Returns a name that ffmpeg takes for a file, and not for an option, a protocol or a pattern."""
-    return f"file:{path.absolute()}"

@@ -99,12 +99,11 @@ def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) 
         configs["unet"]["sample_size"] = 96
         configs["unet"]["upcast_attention"] = True
     used = {origin.key for places in origins.values() for origin in places.values()}
-    unused = sorted(key for key in shapes if key not in used)
-    foreign = [key for key in unused if not _is_known(key, configs)]
+    foreign = sorted(key for key in shapes if key not in used and not _is_known(key))
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise CheckpointError(f"{name}: has the tensor {foreign[0]}{more}, which no component of its family uses")
-    return Description(_index(configs, is_xl), configs, origins, unused, notes)
+    return Description(_index(configs, is_xl), configs, origins, notes)
 
 
 def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
@@ -263,7 +262,7 @@ def _index(configs: Mapping[str, Mapping[str, Any]], is_xl: bool) -> dict[str, A
     return index
 
 
-def _is_known(key: str, configs: Mapping[str, Any]) -> bool:
+def _is_known(key: str) -> bool:
     """Tells whether a tensor is one that nothing needs."""
     if key.startswith(_NEVER_USED) or key.endswith(CLIP_UNUSED):
         return True

@@ -45,7 +45,5 @@ class Description:
     """Component -> its configuration, as `config.json` has it; the scheduler's too."""
     origins: dict[str, Origins]
     """Component -> where its tensors are."""
-    unused: list[str] = field(default_factory=list)
-    """Keys of the file that are known, and that no component needs."""
     notes: list[str] = field(default_factory=list)
     """A line on each thing that was decided and could be otherwise."""

@@ -86,8 +86,8 @@ def upsampled(x: Tensor, taps: Tensor, ratio: int, pad: int, first: int) -> Tens
     return torch.stack(phases, dim=2).flatten(1, 2).transpose(1, 2)
 
 
-class Upsample1d(nn.Module):
-    """Raises the rate `ratio`-fold, with a stored filter."""
+class _Resample1d(nn.Module):
+    """Holds the stored filter of a rate that changes by `ratio`."""
 
     filter: Tensor
 
@@ -95,6 +95,10 @@ class Upsample1d(nn.Module):
         super().__init__()
         self.ratio = ratio
         self.register_buffer("filter", kaiser_sinc(0.5 / ratio, 0.6 / ratio, taps).view(1, 1, -1))
+
+
+class Upsample1d(_Resample1d):
+    """Raises the rate `ratio`-fold, with a stored filter."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, C, T]` to `[B, C, ratio * T]`."""
@@ -103,15 +107,8 @@ class Upsample1d(nn.Module):
         return upsampled(x, taps, self.ratio, pad, pad * self.ratio + (len(taps) - self.ratio) // 2)
 
 
-class Downsample1d(nn.Module):
+class Downsample1d(_Resample1d):
     """Lowers the rate `ratio`-fold, with a stored filter."""
-
-    filter: Tensor
-
-    def __init__(self, ratio: int, taps: int) -> None:
-        super().__init__()
-        self.ratio = ratio
-        self.register_buffer("filter", kaiser_sinc(0.5 / ratio, 0.6 / ratio, taps).view(1, 1, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[B, C, T]` to `[B, C, T / ratio]`."""
