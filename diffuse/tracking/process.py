@@ -17,9 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from diffuse.tracking.store import Store
 
 STALL_SECONDS = 120  # `close` waits no longer than this for something to happen
+_COMPUTING = 0.01  # of a processor: who uses more is not stalled, but slow beside other work
 # Only the package itself is imported from where this process found it.
 _START = """\
 import sys
@@ -94,13 +97,14 @@ class WorkerProcess:
     def close(self, spool: Path, store: Store) -> list[str]:
         """Waits until all of `spool` is delivered, or cannot be, and returns a line for each thing that went wrong."""
         name = str(spool)
+        stall = Stall(STALL_SECONDS)
         self._message_time = time.monotonic()
         self._send({"close": name})
         with self._changed:
             while name not in self._closed:
                 if not self.is_usable():
                     return [f"the process that delivers to MLflow {self._fault}"]
-                if time.monotonic() - self._message_time > STALL_SECONDS:
+                if stall.has_come(time.monotonic(), self._message_time, self._processor_seconds()):
                     return [f"the store did nothing for {STALL_SECONDS} s"]
                 self._changed.wait(timeout=0.5)
             self._open.discard(name)
@@ -117,6 +121,13 @@ class WorkerProcess:
             with suppress(OSError, ValueError):  # it is gone, which `close` reports
                 self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
+
+    def _processor_seconds(self) -> float:
+        """Returns the processor time that it has used."""
+        with suppress(psutil.Error):
+            times = psutil.Process(self.pid).cpu_times()
+            return float(times.user + times.system)
+        return 0.0
 
     def _note(self, store: Store) -> None:
         if store.file and (inode := _inode(store)) is not None:
@@ -136,6 +147,24 @@ class WorkerProcess:
         with self._changed:
             self._fault = "ended by itself"
             self._changed.notify_all()
+
+
+class Stall:
+    """Tells when a process has neither said nor computed anything for `limit` seconds.
+
+    One that computes slowly, since the machine is busy, goes on; one that waits for a server that is silent does not.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._since: float | None = None
+        self._used = 0.0
+
+    def has_come(self, now: float, message_time: float, used: float) -> bool:
+        """Returns whether it has; `used` is the processor time of the process, all are in seconds."""
+        if self._since is None or used - self._used >= self._limit * _COMPUTING:
+            self._since, self._used = now, used
+        return now - max(self._since, message_time) > self._limit
 
 
 def _inode(store: Store) -> int | None:
