@@ -114,6 +114,8 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
     for name in PROMPT_FIELDS:
         if fields[name] is not None:
             fields[name] = str(fields[name])
+    if fields["stg_blocks"] is not None:
+        fields["stg_blocks"] = tuple(fields["stg_blocks"])
     for name in ("timesteps", "sigmas"):
         given = fields[name]
         if given is not None:
