@@ -37,14 +37,14 @@ def build_pipeline(
         CheckpointError: the parts do not fit together.
         ConfigError: a model that has no refiner is given one.
     """
-    base = families[0](checkpoints[0], memory)
     if len(families) == 1:
-        return base
-    if not (issubclass(families[0], LatentDiffusion) and issubclass(families[1], LatentDiffusion)):
-        name = next(family.__name__ for family in families if not issubclass(family, LatentDiffusion))
-        raise ConfigError(f"refiner: {name} neither has one nor is one; leave the refiner out")
-    assert isinstance(base, LatentDiffusion)
-    return RefinedPipeline(base, families[1](checkpoints[1], memory.with_prefix("refiner")))
+        return families[0](checkpoints[0], memory)
+    for family in families:
+        if not issubclass(family, LatentDiffusion):
+            raise ConfigError(f"refiner: {family.__name__} neither has one nor is one; leave the refiner out")
+    base, refiner = families[0](checkpoints[0], memory), families[1](checkpoints[1], memory.with_prefix("refiner"))
+    assert isinstance(base, LatentDiffusion) and isinstance(refiner, LatentDiffusion)
+    return RefinedPipeline(base, refiner)
 
 
 class Relay(NamedTuple):

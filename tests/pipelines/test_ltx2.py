@@ -24,7 +24,7 @@ OFF = {"guidance_scale": 1.0, "audio_guidance_scale": 1.0}
 
 @pytest.fixture(scope="module", params=["2.0", "2.3"])
 def films(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
-    return film_peers.build(tmp_path_factory.mktemp("films"), request.param)
+    return film_peers.tiny(request.param, tmp_path_factory)
 
 
 @pytest.mark.parametrize(

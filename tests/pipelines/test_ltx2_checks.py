@@ -19,7 +19,7 @@ from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
-    return film_peers.build(tmp_path_factory.mktemp("films"), "2.0")
+    return film_peers.tiny("2.0", tmp_path_factory)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ SMALL = replace(REQUEST, guidance_scale=1.0, audio_guidance_scale=1.0, sigmas=DI
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
-    return film_peers.build(tmp_path_factory.mktemp("films"), "2.3")
+    return film_peers.tiny("2.3", tmp_path_factory)
 
 
 @pytest.mark.parametrize("image", [None, picture(192, 128)], ids=["prompt", "picture"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx2 import (
@@ -27,6 +28,7 @@ from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.pipelines import ltx2, ltx2_two_stages
+from diffuse.run.generation import Generation
 from diffuse.sampling.results import PipelineOutput
 from diffuse.schema import (
     Determinism,
@@ -124,6 +126,7 @@ class TinyFilms:
     folder: Path
     parts: dict[str, Any]
     upsampler: Any
+    tokens: int = TOKENS
     _pipelines: dict[Any, ltx2.LTX2] = field(default_factory=dict)
     _texts: dict[str, Any] = field(default_factory=dict)
 
@@ -172,7 +175,7 @@ class TinyFilms:
             **(call | more),
             use_cross_timestep=self.version != "2.0",
             generator=generator or torch.Generator("cpu").manual_seed(request.seed),
-            max_sequence_length=TOKENS,
+            max_sequence_length=self.tokens,
             output_type="latent",
             return_dict=False,
         )
@@ -193,9 +196,19 @@ class TinyFilms:
         """What their text encoder makes of a text, once."""
         if text not in self._texts:
             self._texts[text] = pipeline.encode_prompt(
-                text, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+                text, do_classifier_free_guidance=False, max_sequence_length=self.tokens
             )[:2]
         return self._texts[text]
+
+
+_built: dict[str, TinyFilms] = {}
+
+
+def tiny(version: str, folders: pytest.TempPathFactory) -> TinyFilms:
+    """The checkpoint of a version, which all tests of a process share; `edited` makes a copy."""
+    if version not in _built:
+        _built[version] = build(folders.mktemp("films"), version)
+    return _built[version]
 
 
 def build(folder: Path, version: str) -> TinyFilms:
@@ -264,7 +277,7 @@ def picture(width: int = 96, height: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def assert_same(ours: PipelineOutput, theirs: Film) -> None:
+def assert_same(ours: PipelineOutput | Generation, theirs: Film) -> None:
     """Latents within 1e-4, frames within a level, sound within 1e-3; and a film of something."""
     assert theirs.frames.std() > 20 and theirs.sound.std() > 0.01
     torch.testing.assert_close(ours.latents["video"], theirs.video, rtol=1e-4, atol=1e-4)
