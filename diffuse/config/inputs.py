@@ -66,12 +66,16 @@ class Inputs:
         }
 
 
-def fill_input_fields(fields: dict[str, Any]) -> None:
-    """Fills the fields that go with an input image, in place; without one they are as if they were not set."""
+def fill_input_fields(fields: dict[str, Any], *, has_strength: bool = True) -> None:
+    """Fills the fields that go with an input image, in place; without one they are as if they were not set.
+
+    Args:
+        has_strength: the model changes a picture more or less; False where it keeps it.
+    """
     if not fields["input_image"]:
         fields |= dict.fromkeys(INPUT_FIELDS[:-1]) | {"keep_unmasked": False}
         return
-    if fields["strength"] is None:
+    if fields["strength"] is None and has_strength:
         fields["strength"] = MASKED_STRENGTH if fields["mask_image"] else STRENGTH
     fields["resize"] = fields["resize"] or Resize.stretch
     fields["keep_unmasked"] = bool(fields["keep_unmasked"])
@@ -96,7 +100,7 @@ def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if fields["keep_unmasked"] and not fields["mask_image"]:
         raise ConfigError("keep_unmasked=true: keeps what is outside a mask; add mask_image=FILE")
     strength, steps = fields["strength"], fields["num_inference_steps"]
-    if int(steps * strength) < 1:
+    if strength is not None and int(steps * strength) < 1:
         least = math.ceil(1 / strength)
         raise ConfigError(
             f"strength={strength}: leaves none of num_inference_steps={steps} to run; "

@@ -121,7 +121,7 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
         if given is not None:
             fields[name] = tuple(given)
             fields["num_inference_steps"] = given_steps(name, given)
-    fill_input_fields(fields)
+    fill_input_fields(fields, has_strength=defaults.get("strength", True) is not None)
     return fields
 
 

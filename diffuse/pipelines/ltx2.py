@@ -95,7 +95,6 @@ class LTX2(ModelPipeline):
             "stg_blocks",
             "input_image",
             "resize",
-            "strength",
         }
     )
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says

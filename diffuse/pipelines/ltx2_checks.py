@@ -97,8 +97,6 @@ def check_film(request: GenerationRequest, configs: Mapping[str, Any], *, halves
             f"num_frames={frames}: at fps={fps:g} is a film of {frames / fps:.4g} seconds, and this checkpoint makes "
             f"{transformer.pos_embed_max_pos} at most; try {most}"
         )
-    if request.strength not in (None, 1):
-        raise ConfigError(f"strength={request.strength:g}: a film keeps its first frame as it is; leave strength out")
     _check_stg(request, transformer.num_layers)
 
 

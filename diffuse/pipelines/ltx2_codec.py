@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffuse.device.memory import Memory
-from diffuse.models.vae.tiled_video import VideoTiling, decoded_frames
+from diffuse.models.vae.tiled_video import VideoTiling, decoded_frames, encode_tiled
 from diffuse.pipelines.ltx2_layout import FilmLayout
 from diffuse.sampling.denoise import require_finite
 
@@ -58,8 +58,10 @@ class FilmCodec:
 
         def encode() -> Tensor:
             device, dtype = memory.device(VAE), memory.dtype(VAE)
+            film = pixels[:, :, None].to(device, dtype)
             with memory.use(VAE) as vae:
-                mean = vae.encode(pixels[:, :, None].to(device, dtype)).mode()
+                tiled = memory.profile.tiled_encode
+                mean = encode_tiled(vae, film, _tiling(memory)) if tiled else vae.encode(film).mode()
                 z: Tensor = vae.normalized(mean.float())
             require_finite(z, VAE, dtype)
             return layout.pack_video(z)

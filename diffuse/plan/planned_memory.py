@@ -159,7 +159,7 @@ class PlannedMemory(Memory):
         self._in_use.append(full)
         try:
             with self.mode.counting_in(self._places[component.on_device]):
-                yield _PlannedModule(partial(self._call, full, component, residence))
+                yield _PlannedModule(partial(self._call, full, component, residence), residence.network.module)
         finally:
             self._in_use.pop()
 
@@ -296,8 +296,9 @@ class PlannedMemory(Memory):
 class _PlannedModule:
     """Stands in for a module: each of its methods is followed."""
 
-    def __init__(self, call: Callable[[str, tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
+    def __init__(self, call: Callable[[str, tuple[Any, ...], Mapping[str, Any]], Any], module: Any) -> None:
         self._call = call
+        self.config = getattr(module, "config", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("__call__", args, kwargs)

@@ -33,7 +33,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
         ({"num_frames": 25, "fps": 1.0}, "try 17"),
         ({"stg_scale": 1.0}, "stg_scale=1: perturbs the attention of stg_blocks, which names none"),
         ({"stg_scale": 1.0, "stg_blocks": (0, 3)}, "stg_blocks=[0, 3]: this model has the blocks 0 to 2"),
-        ({"strength": 0.6}, "strength=0.6: a film keeps its first frame as it is"),
     ],
     ids=str,
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import film_peers
 import pytest
 from film_peers import TinyFilms, assert_same
+from picture_parity import photograph
 
 import diffuse
 from diffuse.config.compose import compose_config
@@ -40,6 +42,17 @@ def test_a_folder_makes_the_film_that_diffusers_makes(films: TinyFilms) -> None:
     assert made.record["request"]["audio_modality_scale"] == 3.0
 
 
+def test_a_picture_is_the_first_frame(films: TinyFilms, tmp_path: Path) -> None:
+    """Stretched to the film's size; there is no strength that would change it."""
+    photo = photograph(tmp_path / "photo.png", 120, 70)
+    options: dict[str, Any] = {**SMALL, "hardware": "cpu", "progress": False, "negative_prompt": "ring"}
+    made = diffuse.img2img("the robot", photo, model=films.folder, resize="crop", **options)
+    assert made.record["request"]["strength"] is None
+    without = diffuse.txt2img("the robot", model=films.folder, **options)
+    assert made.frames.shape == without.frames.shape and made.frames.std() > 20
+    assert (made.latents["video"][:, :, 0] - without.latents["video"][:, :, 0]).abs().min() > 0
+
+
 @pytest.mark.parametrize(
     ("pipeline", "vocoder", "option"),
     [
@@ -68,11 +81,14 @@ def test_a_field_of_films_is_refused_for_pictures(field: str) -> None:
         ("fps=0", "fps=0.0: should be a number above 0, up to 1000"),
         ("width=31", "width=31: should be a multiple of 32 for model=ltx2; try 32"),
         ("clip_skip=1", "model=ltx2 knows no clip_skip"),
+        ("strength=0.6", "model=ltx2 knows no strength"),
         ("refiner=sdxl", "refiner: LTX2 neither has one nor is one"),
     ],
 )
-def test_a_film_that_cannot_be_made_is_refused(films: TinyFilms, given: str, said: str) -> None:
+def test_a_film_that_cannot_be_made_is_refused(films: TinyFilms, given: str, said: str, tmp_path: Path) -> None:
     overrides = [f"{name}={value}".replace(" ", "") for name, value in SMALL.items() if not given.startswith(name)]
+    if given.startswith("strength"):
+        overrides.append(f"input_image={photograph(tmp_path / 'photo.png', 96, 64)}")
     if given.startswith("refiner"):
         overrides += [f"refiner.source={films.folder}", "denoising_end=0.5"]
     with pytest.raises(ConfigError) as caught:
@@ -82,9 +98,8 @@ def test_a_film_that_cannot_be_made_is_refused(films: TinyFilms, given: str, sai
 
 def test_a_film_is_predicted(films: TinyFilms) -> None:
     fields = [f"{name}={value}".replace(" ", "") for name, value in SMALL.items()]
-    cfg = compose_config(
-        ["model=ltx2", f"model.source={films.folder}", "hardware=cpu", "memory_profile=streaming", "prompt=x", *fields]
-    )
+    fields += ["memory_profile=streaming", "memory_profile.tiled_decode=true", "memory_profile.vae_tile_size=2"]
+    cfg = compose_config(["model=ltx2", f"model.source={films.folder}", "hardware=cpu", "prompt=x", *fields])
     setting = open_setting(cfg)
     prediction = setting.predict(setting.request(draft_requests(cfg)[0]))
     assert [phase.name for phase in prediction.phases] == ["encode", "denoise", "decode"]
