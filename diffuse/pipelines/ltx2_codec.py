@@ -12,6 +12,7 @@ from diffuse.pipelines.ltx2_layout import FilmLayout
 from diffuse.sampling.denoise import require_finite
 
 VAE, AUDIO_VAE, VOCODER = "vae", "audio_vae", "vocoder"  # the components that are used here
+_RUN = 8  # frames whose pixels are rounded at once
 _TILE_FRAMES = 11  # of the latents in a tile, which are 81 frames
 _TILE_FRAMES_OVERLAP = 3
 
@@ -97,9 +98,11 @@ class FilmCodec:
 def _frames(pixels: Tensor, dtype: torch.dtype) -> np.ndarray:
     """Returns pixels `[1, 3, F, H, W]` in -1..1 as uint8 `[F, H, W, 3]`."""
     require_finite(pixels, VAE, dtype)
-    unit = (pixels[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
-    frames: np.ndarray = (unit * 255).round().to(torch.uint8).cpu().numpy()
-    return frames
+    parts = []
+    for run in pixels[0].split(_RUN, dim=1):  # all at once would take as much memory as the decoder
+        unit = (run.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
+        parts.append((unit * 255).round().to(torch.uint8).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def _tiling(memory: Memory) -> VideoTiling:
