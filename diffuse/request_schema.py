@@ -134,6 +134,13 @@ class GenerationRequest:
     resize: Resize | None = request_field(
         "how a picture of another size is made to fit; stretch where not given", default=None
     )
+    input_crf: int | None = request_field(
+        "of films: how strongly input_image is compressed first, as H.264 counts; 0: not at all",
+        default=None,
+        least=0,
+        most=51,
+        since="0.2",
+    )
     keep_unmasked: bool = request_field(
         "true returns pixels outside the mask unchanged", default=False, config_default=False
     )
@@ -195,7 +202,14 @@ def _request_fields() -> dict[str, RequestField]:
 
 REQUEST_FIELDS = _request_fields()
 PROMPT_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_prompt)
-INPUT_FIELDS = ("input_image", "mask_image", "strength", "resize", "keep_unmasked")  # those of starting from an image
+INPUT_FIELDS = (
+    "input_image",
+    "mask_image",
+    "strength",
+    "resize",
+    "input_crf",
+    "keep_unmasked",
+)  # those of starting from an image
 FILE_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_file)
 # By name, defaults of fields that came later. A sweep's identity leaves such a field out while it has its default.
 LATER_FIELDS = {name: each.config_default for name, each in REQUEST_FIELDS.items() if each.since is not None}
@@ -240,3 +254,4 @@ class RequestArguments(TypedDict, total=False):
     aesthetic_score: float | None
     negative_aesthetic_score: float | None
     denoising_end: float | None
+    input_crf: int | None

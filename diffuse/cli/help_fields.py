@@ -35,5 +35,6 @@ FIELDS = """\
   mask_image                      of the same size: white is painted anew, black is kept
   strength                        above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask
   resize=stretch|crop|pad         how a picture of another size is made to fit; stretch where not given
+  input_crf                       of films: how strongly input_image is compressed first, as H.264 counts; 0: not at all
   keep_unmasked                   true returns pixels outside the mask unchanged
 """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from diffuse.errors import ConfigError
+from diffuse.media.compression import compress_picture
 from diffuse.media.images import InputImage, InputImageCache
 from diffuse.paths import user_path
 from diffuse.schema import INPUT_FIELDS, GenerationRequest, Resize
@@ -43,7 +44,10 @@ class Inputs:
         """
         assert request.resize is not None
         size = request.width, request.height
-        arrays = {"picture": self.picture.resize(*size, request.resize)}
+        picture = self.picture
+        if request.input_crf:
+            picture = replace(picture, pixels=compress_picture(picture.pixels, request.input_crf), _resized={})
+        arrays = {"picture": picture.resize(*size, request.resize)}
         if self.mask is not None:
             arrays["mask"] = self.mask.resize(*size, request.resize) >= 128
         return arrays

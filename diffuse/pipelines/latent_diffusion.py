@@ -77,7 +77,7 @@ class LatentDiffusion(ModelPipeline):
     """
 
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {"long_prompt", "prompt_syntax", "timesteps", "sigmas", "guidance_rescale", *INPUT_FIELDS}
+        {"long_prompt", "prompt_syntax", "timesteps", "sigmas", "guidance_rescale", *INPUT_FIELDS} - {"input_crf"}
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:

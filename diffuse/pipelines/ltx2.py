@@ -95,6 +95,7 @@ class LTX2(ModelPipeline):
             "stg_blocks",
             "input_image",
             "resize",
+            "input_crf",
         }
     )
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says

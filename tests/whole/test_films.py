@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import film_peers
+import numpy as np
 import pytest
 from film_peers import TinyFilms, assert_same
 from picture_parity import photograph
@@ -47,7 +48,9 @@ def test_a_picture_is_the_first_frame(films: TinyFilms, tmp_path: Path) -> None:
     photo = photograph(tmp_path / "photo.png", 120, 70)
     options: dict[str, Any] = {**SMALL, "hardware": "cpu", "progress": False, "negative_prompt": "ring"}
     made = diffuse.img2img("the robot", photo, model=films.folder, resize="crop", **options)
-    assert made.record["request"]["strength"] is None
+    assert made.record["request"]["strength"] is None and made.record["request"]["input_crf"] == 33
+    plain = diffuse.img2img("the robot", photo, model=films.folder, resize="crop", input_crf=0, **options)
+    assert np.abs(made.frames.astype(int) - plain.frames).max() > 1
     without = diffuse.txt2img("the robot", model=films.folder, **options)
     assert made.frames.shape == without.frames.shape and made.frames.std() > 20
     assert (made.latents["video"][:, :, 0] - without.latents["video"][:, :, 0]).abs().min() > 0
