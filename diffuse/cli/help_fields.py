@@ -10,11 +10,20 @@ FIELDS = """\
   seed                            image i uses seed + i; drawn where not given
   num_images                      how many images a run makes
   width, height                   of the picture, in pixels
+  num_frames                      of the film: a multiple of 8, and one more
+  fps                             frames of the film a second, such as 24 or 29.97
   num_inference_steps             more are slower and finer
   timesteps                       those to visit, such as [999,749,499,249], instead of the scheduler's own choice
   sigmas                          noise levels to visit, such as [14.6,3.9,1.4,0.4], instead of timesteps
   guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
   guidance_rescale                0-1: back towards the contrast of a picture without guidance
+  audio_guidance_scale, audio_guidance_rescale
+                                  the same of a film's sound; null is the picture's
+  modality_scale                  of films: how closely picture and sound follow one another; 1 switches it off
+  audio_modality_scale            the same of a film's sound; null is the picture's
+  stg_scale                       of films: how far to go from a prediction with perturbed attention; 0: not at all
+  audio_stg_scale                 the same of a film's sound; null is the picture's
+  stg_blocks                      the transformer's blocks whose attention is perturbed, such as [28]
   original_width, original_height
                                   SDXL: pixels of the picture to imagine, before scaling
   crop_left, crop_top             SDXL: pixels that were cropped off that picture
@@ -26,5 +35,6 @@ FIELDS = """\
   mask_image                      of the same size: white is painted anew, black is kept
   strength                        above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask
   resize=stretch|crop|pad         how a picture of another size is made to fit; stretch where not given
+  input_crf                       of films: how strongly input_image is compressed first, as H.264 counts; 0: not at all
   keep_unmasked                   true returns pixels outside the mask unchanged
 """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from diffuse.errors import ConfigError
+from diffuse.media.compression import compress_picture
 from diffuse.media.images import InputImage, InputImageCache
 from diffuse.paths import user_path
 from diffuse.schema import INPUT_FIELDS, GenerationRequest, Resize
@@ -43,7 +44,10 @@ class Inputs:
         """
         assert request.resize is not None
         size = request.width, request.height
-        arrays = {"picture": self.picture.resize(*size, request.resize)}
+        picture = self.picture
+        if request.input_crf:
+            picture = replace(picture, pixels=compress_picture(picture.pixels, request.input_crf), _resized={})
+        arrays = {"picture": picture.resize(*size, request.resize)}
         if self.mask is not None:
             arrays["mask"] = self.mask.resize(*size, request.resize) >= 128
         return arrays
@@ -66,12 +70,16 @@ class Inputs:
         }
 
 
-def fill_input_fields(fields: dict[str, Any]) -> None:
-    """Fills the fields that go with an input image, in place; without one they are as if they were not set."""
+def fill_input_fields(fields: dict[str, Any], *, has_strength: bool = True) -> None:
+    """Fills the fields that go with an input image, in place; without one they are as if they were not set.
+
+    Args:
+        has_strength: the model changes a picture more or less; False where it keeps it.
+    """
     if not fields["input_image"]:
         fields |= dict.fromkeys(INPUT_FIELDS[:-1]) | {"keep_unmasked": False}
         return
-    if fields["strength"] is None:
+    if fields["strength"] is None and has_strength:
         fields["strength"] = MASKED_STRENGTH if fields["mask_image"] else STRENGTH
     fields["resize"] = fields["resize"] or Resize.stretch
     fields["keep_unmasked"] = bool(fields["keep_unmasked"])
@@ -96,7 +104,7 @@ def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if fields["keep_unmasked"] and not fields["mask_image"]:
         raise ConfigError("keep_unmasked=true: keeps what is outside a mask; add mask_image=FILE")
     strength, steps = fields["strength"], fields["num_inference_steps"]
-    if int(steps * strength) < 1:
+    if strength is not None and int(steps * strength) < 1:
         least = math.ceil(1 / strength)
         raise ConfigError(
             f"strength={strength}: leaves none of num_inference_steps={steps} to run; "

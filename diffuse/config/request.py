@@ -114,12 +114,14 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
     for name in PROMPT_FIELDS:
         if fields[name] is not None:
             fields[name] = str(fields[name])
+    if fields["stg_blocks"] is not None:
+        fields["stg_blocks"] = tuple(fields["stg_blocks"])
     for name in ("timesteps", "sigmas"):
         given = fields[name]
         if given is not None:
             fields[name] = tuple(given)
             fields["num_inference_steps"] = given_steps(name, given)
-    fill_input_fields(fields)
+    fill_input_fields(fields, has_strength=defaults.get("strength", True) is not None)
     return fields
 
 

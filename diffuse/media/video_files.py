@@ -135,10 +135,15 @@ def check_ffmpeg() -> None:
     Raises:
         MediaError: there is none.
     """
-    _executable()
+    ffmpeg_program()
 
 
-def _executable() -> str:
+def ffmpeg_program() -> str:
+    """Returns the path of ffmpeg.
+
+    Raises:
+        MediaError: there is none.
+    """
     import imageio_ffmpeg
 
     try:
@@ -197,7 +202,7 @@ def _feed(options: Sequence[str], frames: Any) -> None:
     Raises:
         OSError: it failed, for instance because the disk is full.
     """
-    command = [_executable(), "-v", "error", "-nostdin", "-y", *options]
+    command = [ffmpeg_program(), "-v", "error", "-nostdin", "-y", *options]
     with tempfile.TemporaryFile() as messages:  # not a pipe, which would fill up while nobody reads it
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages)
         try:

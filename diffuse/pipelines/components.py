@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -21,8 +21,13 @@ class Role(Enum):
 
     denoiser = "denoiser"
     image_codec = "image codec"
+    video_codec = "video codec"
+    sound_codec = "sound codec"
+    vocoder = "vocoder"
     text_encoder = "text encoder"
+    text_connectors = "text connectors"
     tokenizer = "tokenizer"
+    upsampler = "latent upsampler"
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Component:
     module: type[nn.Module] | None = None
     config: type[Any] | None = None  # the dataclass of its `config.json`
     rename: Callable[[str], str | None] = lambda key: key  # published key -> the module's; None for one not used
+    others: Mapping[str, Component] = field(default_factory=dict)  # in its place, by the class that a checkpoint names
 
 
 Components = Mapping[str, Component]
@@ -42,6 +48,16 @@ Components = Mapping[str, Component]
 def with_role(components: Components, role: Role) -> list[str]:
     """Returns the names of the components that have `role`, in the table's order."""
     return [name for name, component in components.items() if component.role is role]
+
+
+def choose_components(components: Components, checkpoint: Checkpoint) -> Components:
+    """Returns the components with those networks that a checkpoint names, where the table has several in one place."""
+    return {
+        name: component.others.get(str(checkpoint.part(name).config(name).get("_class_name")), component)
+        if component.others
+        else component
+        for name, component in components.items()
+    }
 
 
 def read_configs(components: Components, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -85,4 +101,6 @@ def declare(
     if memory.reads_weights:
         check_weights(build, part, name, rename=component.rename)
     blocks = getattr(module, "streamed_blocks", ())
-    memory.add(name, load, float32=float32, tileable=component.role is Role.image_codec, blocks=blocks)
+    memory.add(
+        name, load, float32=float32, tileable=component.role in (Role.image_codec, Role.video_codec), blocks=blocks
+    )

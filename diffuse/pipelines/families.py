@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from diffuse.config.checks import check_target
 from diffuse.errors import ConfigError
-from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.pipeline import ModelPipeline
 
 
 def models(cfg: DictConfig) -> list[DictConfig]:
@@ -25,7 +25,7 @@ def component_names(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
     }
 
 
-def load_family(target: str) -> type[LatentDiffusion]:
+def load_family(target: str) -> type[ModelPipeline]:
     """Imports the pipeline class that `model._target_` names, from `diffuse.pipelines` and from nowhere else.
 
     Raises:
@@ -39,4 +39,4 @@ def load_family(target: str) -> type[LatentDiffusion]:
         family = None
     if not isinstance(family, type) or family.__module__ != module or not hasattr(family, "components"):
         raise ConfigError(f"model._target_={target}: there is no such pipeline; conf/model has those there are")
-    return cast(type[LatentDiffusion], family)
+    return cast(type[ModelPipeline], family)

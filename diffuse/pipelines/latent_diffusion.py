@@ -15,15 +15,15 @@ from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
-from diffuse.errors import CheckpointError, ConfigError
+from diffuse.errors import ConfigError
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.unet import unet2d_condition
 from diffuse.models.vae import autoencoder_kl
-from diffuse.pipelines.components import Component, Components, Role, declare, read_configs, with_role
+from diffuse.pipelines.components import Component, Role, declare, read_configs, with_role
 from diffuse.pipelines.image_codec import decode_image, encode_image
 from diffuse.pipelines.latent_checks import check_channels, check_text, paints_into
-from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
+from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import ReachedStep, Sampler, denoise, require_finite, set_timesteps
 from diffuse.sampling.guidance import ClassifierFreeGuidance, Conditioning, embedded_scale, in_parts
@@ -68,7 +68,7 @@ class EncodedPrompts(NamedTuple):
     warnings: list[str]  # one for each prompt that was cut
 
 
-class LatentDiffusion(DiffusionPipeline):
+class LatentDiffusion(ModelPipeline):
     """A checkpoint with an image autoencoder and a U-Net.
 
     Raises:
@@ -76,14 +76,12 @@ class LatentDiffusion(DiffusionPipeline):
             not those of that configuration, or two components do not fit together.
     """
 
-    components: ClassVar[Components]
     request_fields: ClassVar[frozenset[str]] = frozenset(  # that not every family knows
-        {"long_prompt", "prompt_syntax", "timesteps", "sigmas", "guidance_rescale", *INPUT_FIELDS}
+        {"long_prompt", "prompt_syntax", "timesteps", "sigmas", "guidance_rescale", *INPUT_FIELDS} - {"input_crf"}
     )
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
-        self.checkpoint = checkpoint
-        self.memory = memory
+        super().__init__(checkpoint, memory)
         (self.denoiser,) = with_role(self.components, Role.denoiser)
         (self.codec,) = with_role(self.components, Role.image_codec)
         self.encoders = with_role(self.components, Role.text_encoder)
@@ -295,7 +293,7 @@ class LatentDiffusion(DiffusionPipeline):
         size, guided = len(state.latents), guidance.negative is not None
         return memory.attempt(self.denoiser, go_on, phase="denoise", rows=size, guided=guided)
 
-    def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
+    def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
         """Decodes the latents `[B, C, h, w]` of every batch to images, frames `[N, 1, H, W, 3]`."""
         frames = []
         for latents in batches:
@@ -303,21 +301,9 @@ class LatentDiffusion(DiffusionPipeline):
             self.memory.step_downs.end_decoding()
         return DecodedMedia(np.concatenate(frames))
 
-    def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
+    def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
         """See `DiffusionPipeline`."""
         return {"image": latents}
-
-    def mismatch(self, reason: str, family: str = "") -> CheckpointError:
-        """Builds the error for components that do not belong together.
-
-        Args:
-            family: the option `model=` that a whole checkpoint of this kind is for, where it is not this one's.
-        """
-        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.parts.values())
-        advice = f"choose another {settings}" if settings else "the folders are of different models"
-        if family and not settings:
-            advice = f"choose model={family}"
-        return CheckpointError(f"{self.checkpoint.source}: {reason}; {advice}")
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """Decodes latents `[B, C, h, w]` without noise to uint8 frames `[B, 1, H, W, 3]`."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
+from diffuse.errors import CheckpointError
+from diffuse.pipelines.components import Components
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
 from diffuse.sampling.denoise import Sampler
-from diffuse.sampling.guidance import ClassifierFreeGuidance
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia, PipelineOutput, Step
 from diffuse.sampling.start import Generators, InitialState, Start
@@ -22,11 +24,9 @@ from diffuse.schema import GenerationRequest
 
 
 class DenoiseBatch(Protocol):
-    """Denoises a batch from its initial state, and returns latents `[B, ...]`."""
+    """Denoises a batch from its initial state, and returns latents `[B, ...]`. `guidance` is the family's own."""
 
-    def __call__(
-        self, state: InitialState, guidance: ClassifierFreeGuidance, generators: Generators, steps: StepCounter
-    ) -> Tensor: ...
+    def __call__(self, state: InitialState, guidance: Any, generators: Generators, steps: StepCounter) -> Tensor: ...
 
 
 class Stage(NamedTuple):
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
     start: Start
     sampler: Sampler  # with its timesteps set
     calls: int  # of the denoiser, for one batch
-    guidance: ClassifierFreeGuidance
+    guidance: Any  # of the stage's `denoise`
     denoise: DenoiseBatch
 
 
@@ -113,12 +113,16 @@ class DiffusionPipeline(ABC):
         """
 
     @abstractmethod
-    def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
+    def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
         """Decodes the latents `[B, ...]` of every batch to frames `[N, F, H, W, 3]`, and sound where there is any."""
 
     @abstractmethod
-    def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
+    def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
         """Returns all latents `[N, ...]` by the names of what they decode to, such as `image`."""
+
+    def batch_size(self, request: GenerationRequest) -> int:
+        """Returns how many results of a request are denoised in one batch."""
+        return self.memory.batch_size(request.width, request.height)
 
     @torch.inference_mode()
     def __call__(
@@ -153,7 +157,7 @@ class DiffusionPipeline(ABC):
         clock = PhaseClock(self.memory)
         self.latent_shape(request, latents)
         seeds = request.seeds if seeds is None else seeds
-        batches = split_batches(len(seeds), self.memory.batch_size(request.width, request.height))
+        batches = split_batches(len(seeds), self.batch_size(request))
         generators = [[torch.Generator("cpu").manual_seed(seeds[i]) for i in batch] for batch in batches]
 
         # 1. The prompts become the denoisers' conditioning, and an image the distribution of its latents.
@@ -176,9 +180,11 @@ class DiffusionPipeline(ABC):
 
         # 3. Latents become frames. All at the end, so that components change places once, not once a batch.
         with clock.phase("decode_s"):
-            media = self.decode(denoised)
+            media = self.decode(denoised, request)
             named = self.memory.attempt(
-                None, lambda: self.name_latents(torch.cat([batch.float().cpu() for batch in denoised])), phase="decode"
+                None,
+                lambda: self.name_latents(torch.cat([batch.float().cpu() for batch in denoised]), request),
+                phase="decode",
             )
             if request.keep_unmasked and image is not None and mask is not None:
                 media = replace(media, frames=np.where(mask[..., None], media.frames, image))
@@ -206,3 +212,30 @@ class DiffusionPipeline(ABC):
             return stage.start.begin(stage.sampler, generators, latents)
 
         return self.memory.attempt(None, begin, phase="encode")
+
+
+class ModelPipeline(DiffusionPipeline):
+    """A pipeline of one checkpoint: a family of models has one, or several that share most.
+
+    Raises:
+        CheckpointError: the checkpoint is not of the family, or two of its components do not fit together.
+    """
+
+    components: Components  # by the folders of a checkpoint
+    request_fields: ClassVar[frozenset[str]]  # those that not every family knows
+
+    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
+        self.checkpoint, self.memory = checkpoint, memory
+        self.configs: dict[str, Any] = {}  # of the components that have a network
+
+    def mismatch(self, reason: str, family: str = "") -> CheckpointError:
+        """Builds the error for components that do not belong together.
+
+        Args:
+            family: the option `model=` that a whole checkpoint of this kind is for, where it is not this one's.
+        """
+        settings = " or ".join(f"{part.setting}.source" for part in self.checkpoint.parts.values())
+        advice = f"choose another {settings}" if settings else "the folders are of different models"
+        if family and not settings:
+            advice = f"choose model={family}"
+        return CheckpointError(f"{self.checkpoint.source}: {reason}; {advice}")

@@ -14,7 +14,7 @@ from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
-from diffuse.pipelines.pipeline import DiffusionPipeline, Stage
+from diffuse.pipelines.pipeline import DiffusionPipeline, ModelPipeline, Stage
 from diffuse.sampling.denoise import Sampler, set_timesteps
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia
@@ -22,24 +22,29 @@ from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
 from diffuse.schema import INPUT_FIELDS, GenerationRequest
 
 
-def request_fields(families: Sequence[type[LatentDiffusion]]) -> frozenset[str]:
+def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
     """Returns the request fields that one model knows, or two together, which start from noise alone."""
     known = frozenset().union(*(family.request_fields for family in families))
     return known if len(families) == 1 else (known | {"denoising_end"}) - set(INPUT_FIELDS)
 
 
 def build_pipeline(
-    families: Sequence[type[LatentDiffusion]], checkpoints: Sequence[Checkpoint], memory: Memory
+    families: Sequence[type[ModelPipeline]], checkpoints: Sequence[Checkpoint], memory: Memory
 ) -> DiffusionPipeline:
     """Builds the pipeline of one model, or of a model and its refiner.
 
     Raises:
         CheckpointError: the parts do not fit together.
+        ConfigError: a model that has no refiner is given one.
     """
-    base = families[0](checkpoints[0], memory)
     if len(families) == 1:
-        return base
-    return RefinedPipeline(base, families[1](checkpoints[1], memory.with_prefix("refiner")))
+        return families[0](checkpoints[0], memory)
+    for family in families:
+        if not issubclass(family, LatentDiffusion):
+            raise ConfigError(f"refiner: {family.__name__} neither has one nor is one; leave the refiner out")
+    base, refiner = families[0](checkpoints[0], memory), families[1](checkpoints[1], memory.with_prefix("refiner"))
+    assert isinstance(base, LatentDiffusion) and isinstance(refiner, LatentDiffusion)
+    return RefinedPipeline(base, refiner)
 
 
 class Relay(NamedTuple):
@@ -145,10 +150,10 @@ class RefinedPipeline(DiffusionPipeline):
             Stage(FromLatents(), relay.second, calls, refiner_guidance, self.refiner.denoise_batch),
         ], warnings
 
-    def decode(self, batches: Sequence[Tensor]) -> DecodedMedia:
+    def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
         """Decodes the latents `[B, C, h, w]` of every batch to images, frames `[N, 1, H, W, 3]`."""
-        return self.refiner.decode(batches)
+        return self.refiner.decode(batches, request)
 
-    def name_latents(self, latents: Tensor) -> dict[str, Tensor]:
+    def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
         """See `DiffusionPipeline`."""
-        return self.refiner.name_latents(latents)
+        return self.refiner.name_latents(latents, request)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from diffuse.models.text_encoder import clip
 from diffuse.pipelines import clip_prompts
-from diffuse.pipelines.components import Components
 from diffuse.pipelines.latent_diffusion import (
     CLIP,
     CLIP_WITH_PROJECTION,
@@ -34,7 +33,7 @@ class StableDiffusionXL(LatentDiffusion):
     """A checkpoint of this family. The U-Net attends to the penultimate states of its text encoders side by side; the
     pooled text of the last and the request's sizes are added to the timestep's embedding."""
 
-    components: ClassVar[Components] = {
+    components = {  # noqa: RUF012
         "text_encoder": CLIP,
         "text_encoder_2": CLIP_WITH_PROJECTION,
         "tokenizer": TOKENIZER,

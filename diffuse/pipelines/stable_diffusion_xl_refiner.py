@@ -6,10 +6,9 @@ score in the place of the target size.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from diffuse.errors import ConfigError
-from diffuse.pipelines.components import Components
 from diffuse.pipelines.latent_diffusion import CLIP_WITH_PROJECTION, TOKENIZER, UNET, VAE, LatentDiffusion
 from diffuse.pipelines.stable_diffusion_xl import StableDiffusionXL, Texts, fill
 from diffuse.schema import GenerationRequest
@@ -21,7 +20,7 @@ NEGATIVE_AESTHETIC_SCORE = 2.5
 class StableDiffusionXLRefiner(StableDiffusionXL):
     """A checkpoint of this family: a denoiser for image-to-image, or for the last steps after SDXL's own."""
 
-    components: ClassVar[Components] = {
+    components = {  # noqa: RUF012
         "text_encoder_2": CLIP_WITH_PROJECTION,
         "tokenizer_2": TOKENIZER,
         "unet": UNET,

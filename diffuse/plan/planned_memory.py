@@ -53,7 +53,10 @@ def network(key: Any, build: Callable[[], nn.Module], dtype: torch.dtype) -> Net
         while len(_networks) >= MAX_NETWORKS:
             _networks.popitem(last=False)
         # Kernels lie channels last from the first use on; that they are brought to lie so is no activation.
-        module = build().to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        module = build().to(dtype).eval().requires_grad_(False)
+        for parameter in module.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
         _networks[key] = Network(module)
     _networks.move_to_end(key)
     return _networks[key]
@@ -126,6 +129,7 @@ class PlannedMemory(Memory):
         self._weights = {True: 0, False: 0}  # bytes on the device, and on the host
         self._current: list[str] = []  # a list, because memories with a prefix share it
         self._repeated = False
+        self._in_use: list[str] = []  # components, some of them within the use of another
         self.looks_ahead = hw.device == "cuda"
         self.mode = LiveBytes(self._places[False], self._places[False], rounded=hw.device == "cuda")
         super().__init__(profile, hw, half_dtype, allocator=Allocator())
@@ -150,10 +154,14 @@ class PlannedMemory(Memory):
         full = self._prefix + name
         component = self._components[full]
         if self.profile.cleanup is Cleanup.phases:
-            self._end_phases_of([name for name in self.residences if name != full])
+            self._end_phases_of([name for name in self.residences if name != full and name not in self._in_use])
         residence = self.residence(full)
-        with self.mode.counting_in(self._places[component.on_device]):
-            yield _PlannedModule(partial(self._call, full, component, residence))
+        self._in_use.append(full)
+        try:
+            with self.mode.counting_in(self._places[component.on_device]):
+                yield _PlannedModule(partial(self._call, full, component, residence), residence.network.module)
+        finally:
+            self._in_use.pop()
 
     def load_all(self) -> None:
         """Brings all components, as an earlier run does, and lets those go that the profile does not keep.
@@ -269,7 +277,8 @@ class PlannedMemory(Memory):
         net = residence.network
         blocks = tuple(component.streamed_blocks) or getattr(type(net.module), "streamed_blocks", ())
         key = method, repr(describe((args, dict(kwargs)))), self.looks_ahead
-        if key not in net.calls:
+        calls_back = any(map(callable, (*args, *kwargs.values())))  # which has effects beside the result
+        if calls_back or key not in net.calls:
             self.mode.know(net.tensors)
             net.calls[key] = follow(self.mode, net.module, outermost_blocks(net.module, blocks), method, args, kwargs)
         call = net.calls[key]
@@ -287,8 +296,9 @@ class PlannedMemory(Memory):
 class _PlannedModule:
     """Stands in for a module: each of its methods is followed."""
 
-    def __init__(self, call: Callable[[str, tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
+    def __init__(self, call: Callable[[str, tuple[Any, ...], Mapping[str, Any]], Any], module: Any) -> None:
         self._call = call
+        self.config = getattr(module, "config", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("__call__", args, kwargs)

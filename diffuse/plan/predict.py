@@ -25,7 +25,7 @@ from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
 from diffuse.pipelines.components import Role
 from diffuse.pipelines.families import component_names, load_family, models
-from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.pipeline import ModelPipeline
 from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
 from diffuse.plan.planned_memory import PhasePeak, PlannedMemory, Residence
 from diffuse.schema import (
@@ -42,6 +42,7 @@ from diffuse.schema import (
 MAX_PREDICTIONS = 256  # that a process keeps
 _REFINER = "refiner."  # before the names of its components
 _CUBLAS_WORKSPACE = 32 << 20  # bytes, as `hardware.apply` sets it; it counts as allocated
+_DECODING = ("decode", "denormalized")  # what the names of a codec's methods begin with that make pictures
 _PLACES = {True: "device", False: "host"}
 
 
@@ -216,7 +217,7 @@ def _has_own_costs(text: str, request: GenerationRequest) -> bool:
     return request.prompt_syntax is PromptSyntax.weighted and any(part.weight != 1 for part in parse_prompt(text))
 
 
-def _fingerprint(family: type[LatentDiffusion], checkpoint: Checkpoint) -> list[Any]:
+def _fingerprint(family: type[ModelPipeline], checkpoint: Checkpoint) -> list[Any]:
     """Returns the configurations of a checkpoint's components."""
     names = [name for name, component in family.components.items() if component.config is not None]
     return [checkpoint.part(name).config(name) for name in names]
@@ -246,7 +247,7 @@ class _Planner:
         memory, pipeline = self.memory, self.pipeline
         memory.check()
         options = cast(dict[str, Any], OmegaConf.to_container(self.cfg.scheduler, resolve=True))
-        batch = memory.batch_size(request.width, request.height)
+        batch = pipeline.batch_size(request)
         # Whole batches are alike; each further image only adds what is kept of it.
         count = request.num_images if request.num_images <= batch else batch + request.num_images % batch
         smaller = replace(request, num_images=count)
@@ -293,12 +294,12 @@ class _Planner:
             sum(blocks[residence.resident :]),
         )
 
-    def _model(self, full: str) -> tuple[LatentDiffusion, str]:
+    def _model(self, full: str) -> tuple[ModelPipeline, str]:
         """Returns the model that has the component, and the component's name in it."""
         if isinstance(self.pipeline, RefinedPipeline):
             refines = full.startswith(_REFINER)
             return (self.pipeline.refiner if refines else self.pipeline.base), full.removeprefix(_REFINER)
-        assert isinstance(self.pipeline, LatentDiffusion)
+        assert isinstance(self.pipeline, ModelPipeline)
         return self.pipeline, full
 
     def _role(self, full: str) -> Role:
@@ -321,4 +322,7 @@ class _Planner:
         role = self._role(full)
         if role is Role.denoiser:
             return "refine" if full.startswith(_REFINER) else "denoise"
-        return "decode" if role is Role.image_codec and method.startswith("decode") else "encode"
+        if role in (Role.sound_codec, Role.vocoder):
+            return "decode"
+        decodes = role in (Role.image_codec, Role.video_codec) and method.startswith(_DECODING)
+        return "decode" if decodes else "encode"

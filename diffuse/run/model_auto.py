@@ -31,7 +31,12 @@ _FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
+    "LTX2Pipeline": "ltx2",
+    "LTX2ImageToVideoPipeline": "ltx2",
+    "LTX2ConditionPipeline": "ltx2",
 }
+# A component by whose class a version of a family is recognised -> its option.
+_VERSIONS = {"ltx2": ("vocoder", {"LTX2VocoderWithBWE": "ltx2_3"})}
 _REFINERS = {"sdxl": "sdxl_refiner"}
 # What others do, which is not implemented: part of the class's name -> the words for it. The first that fits is said.
 _OTHERS = {
@@ -106,6 +111,10 @@ def family_option(index: Mapping[str, Any], source: str) -> str:
         raise CheckpointError(
             f"{source}: is of the family {name}, {does} is not implemented; these are: {', '.join(_FAMILIES)}"
         )
+    component, versions = _VERSIONS.get(option, ("", {}))
+    entry = index.get(component)
+    if isinstance(entry, list) and entry:
+        option = versions.get(str(entry[-1]), option)
     return _REFINERS.get(option, option) if index.get("requires_aesthetics_score") else option
 
 

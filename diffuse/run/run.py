@@ -266,7 +266,7 @@ def _memory(prepared: PreparedRun, output: PipelineOutput) -> dict[str, Any] | N
 def _steps(prepared: PreparedRun) -> str:
     request = prepared.request
     steps = f"{request.num_inference_steps} steps"
-    if prepared.inputs is None:
+    if prepared.inputs is None or request.strength is None:
         return steps
     return f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
 

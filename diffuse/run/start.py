@@ -69,8 +69,9 @@ def start_run(
     prepared: PreparedRun, tracker: tracking.Tracker, overrides: Sequence[str], tags: SweepJobTags | None = None
 ) -> StartedRun:
     """Records what is going to be made. `tags` are those of a sweep's job."""
-    request, memory = prepared.request, prepared.opened.pipeline.memory
-    batch_size = memory.batch_size(request.width, request.height)
+    request, pipeline = prepared.request, prepared.opened.pipeline
+    memory = pipeline.memory
+    batch_size = pipeline.batch_size(request)
     choice = prepared.opened.choice
     record = run_record(
         prepared.cfg,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffuse.errors import ConfigError, RunError
-from diffuse.sampling.guidance import ClassifierFreeGuidance, Denoiser
+from diffuse.sampling.guidance import Denoiser, Guidance
 from diffuse.schedulers.sampler import State
 from diffuse.schema import GenerationRequest
 
@@ -83,11 +83,12 @@ def denoise(
     model: Denoiser,
     stepper: Stepper,
     reached: ReachedStep,
-    guidance: Callable[[], ClassifierFreeGuidance],
+    guidance: Callable[[], Guidance],
     generators: Sequence[torch.Generator],
     *,
     dtype: torch.dtype,
     after_step: Callable[[int, float, float, State], None],
+    input_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Denoises latents `[B, ...]` from the step that is reached to the stepper's last, and returns them.
 
@@ -97,6 +98,7 @@ def denoise(
         reached: updated after each step, so that a call with the same one goes on where this one was broken off.
         guidance: returns the guidance for the step that begins.
         after_step: called with the step's index, its timestep, its seconds and the state after it.
+        input_dtype: in which guidance is given the latents, where that is not `dtype`.
 
     Raises:
         RunError: the result is not finite.
@@ -107,7 +109,7 @@ def denoise(
         timestep = stepper.timesteps[index]
         reached.drawn = [generator.get_state() for generator in generators]
         start = time.perf_counter()
-        model_input = stepper.scale_model_input(reached.state.sample, index).to(dtype)
+        model_input = stepper.scale_model_input(reached.state.sample, index).to(input_dtype or dtype)
         prediction = guidance().predict(model, model_input, timestep).float()
         state = stepper.step(prediction, index, reached.state, generators)
         reached.state, reached.index, reached.drawn = state, index + 1, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,14 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, latents: Tensor, timestep: Tensor, /, *, copies: int, **conditioning: Tensor) -> Tensor: ...
+
+
+class Guidance(Protocol):
+    """Makes one prediction of those that guidance compares. A family may have its own, which calls its denoiser in its
+    own way."""
+
+    def predict(self, model: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Returns the guided prediction for latents `[B, ...]`, of their shape."""
 
 
 class ClassifierFreeGuidance(NamedTuple):

@@ -18,7 +18,7 @@ from diffuse.media.files import TEMPORARY
 from diffuse.media.formats import is_lossless
 from diffuse.media.load import image_sha256, read_record
 from diffuse.record.values import json_values
-from diffuse.schema import COMPONENTS, LATER_FIELDS, ImageFormat
+from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS, ImageFormat
 
 JOB_FILE = "job.json"
 _VERSION = 1
@@ -58,6 +58,9 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for group in (values["model"], values["refiner"]):
         for part in (group, *(group[name] for name in COMPONENTS)):
             part.pop("fetch_variant", None)  # the weights say which one it was
+        for name in LATER_COMPONENTS:  # earlier sweeps lack these
+            if not any(group[name].values()):
+                del group[name]
     profile = values["memory_profile"]
     for name, default in _LATER_PROFILE_FIELDS.items():  # earlier sweeps lack these
         if profile.get(name, default) == default:

@@ -226,7 +226,7 @@ class JobRunner:
             cfg, draft = self.compose_job(job)
             pipeline = self._pipeline(job, cfg, draft).pipeline
             request = draft.request(pipeline.default_size())
-            fit = pipeline.memory.batch_size(request.width, request.height) // request.num_images
+            fit = pipeline.batch_size(request) // request.num_images
             return max(min(fit, self._batch_limits.get(job.levels[0], fit)), 1)
         except Exception:
             return 1  # the same error comes up again when the job is started

@@ -17,7 +17,8 @@ FAMILIES = sorted(
 @pytest.mark.parametrize("target", FAMILIES)
 def test_a_family_declares_its_components(target: str) -> None:
     components = load_family(target).components
-    assert len(with_role(components, Role.denoiser)) == len(with_role(components, Role.image_codec)) == 1
+    codecs = [*with_role(components, Role.image_codec), *with_role(components, Role.video_codec)]
+    assert len(with_role(components, Role.denoiser)) == len(codecs) == 1
     assert len(with_role(components, Role.text_encoder)) == len(with_role(components, Role.tokenizer)) >= 1
     for name, component in components.items():
         assert (component.module is None) == (component.config is None) == (component.role is Role.tokenizer)

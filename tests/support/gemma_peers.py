@@ -55,7 +55,7 @@ def text_peer(**changes: Any) -> Gemma3TextModel:
     return randomise(Gemma3TextModel(Gemma3TextConfig(**text_settings(**changes))))
 
 
-def whole_peer() -> Gemma3ForConditionalGeneration:
+def whole_peer(vocabulary: int = VOCABULARY) -> Gemma3ForConditionalGeneration:
     """The model as it is published, with a vision tower."""
     vision = {
         "hidden_size": 16,
@@ -67,12 +67,12 @@ def whole_peer() -> Gemma3ForConditionalGeneration:
         "vision_use_head": False,
     }
     config = Gemma3Config(
-        text_config=text_settings(),
+        text_config=text_settings(vocab_size=vocabulary),
         vision_config=vision,
         mm_tokens_per_image=4,
-        boi_token_index=VOCABULARY - 3,
-        eoi_token_index=VOCABULARY - 2,
-        image_token_index=VOCABULARY - 1,
+        boi_token_index=vocabulary - 3,
+        eoi_token_index=vocabulary - 2,
+        image_token_index=vocabulary - 1,
     )
     return randomise(Gemma3ForConditionalGeneration(config))
 

@@ -1,0 +1,345 @@
+"""LTX-2: from a prompt to a film with sound (HaCohen et al., "LTX-2: Efficient Joint Audio-Visual Foundation Model",
+2026). Versions 2.0 and 2.3, whose checkpoints say which options they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.device.memory import Memory
+from diffuse.errors import ConfigError
+from diffuse.models.text_encoder import gemma3, ltx2_connectors
+from diffuse.models.transformer import ltx2_config, transformer_ltx2
+from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
+from diffuse.models.vocoder import ltx2_vocoder
+from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
+from diffuse.pipelines.ltx2_checks import check_components, check_film
+from diffuse.pipelines.ltx2_codec import FilmCodec
+from diffuse.pipelines.ltx2_denoiser import TransformerCalls
+from diffuse.pipelines.ltx2_guidance import FilmGuidance, Scales
+from diffuse.pipelines.ltx2_layout import FilmLayout
+from diffuse.pipelines.ltx2_prompts import FilmPrompts
+from diffuse.pipelines.ltx2_starts import FromFilmNoise, KnownTokens, first_frame_known
+from diffuse.pipelines.pipeline import ModelPipeline, Stage
+from diffuse.sampling.batches import StepCounter
+from diffuse.sampling.denoise import ReachedStep, denoise
+from diffuse.sampling.prompt_embeddings import PromptEmbeddings
+from diffuse.sampling.results import DecodedMedia
+from diffuse.sampling.start import Generators, InitialState, Start
+from diffuse.schedulers.build import build_sampler
+from diffuse.schedulers.flow_match_euler import FlowMatchEuler
+from diffuse.schedulers.options import without_end
+from diffuse.schedulers.sampler import State
+from diffuse.schema import GenerationRequest
+
+NUM_FRAMES, FPS = 121, 24.0  # where neither the request nor the model says it
+SIZE = 768, 512
+_TRANSFORMER = "transformer"
+
+COMPONENTS: Components = {
+    "text_encoder": Component(Role.text_encoder, gemma3.Gemma3TextModel, gemma3.Gemma3TextConfig, gemma3.rename),
+    "tokenizer": Component(Role.tokenizer),
+    "connectors": Component(
+        Role.text_connectors, ltx2_connectors.LTX2TextConnectors, ltx2_connectors.LTX2TextConnectorsConfig
+    ),
+    _TRANSFORMER: Component(
+        Role.denoiser, transformer_ltx2.LTX2VideoTransformer3DModel, ltx2_config.LTX2VideoTransformer3DConfig
+    ),
+    "vae": Component(
+        Role.video_codec,
+        autoencoder_kl_ltx2_video.AutoencoderKLLTX2Video,
+        ltx2_video_config.AutoencoderKLLTX2VideoConfig,
+    ),
+    "audio_vae": Component(
+        Role.sound_codec,
+        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2Audio,
+        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2AudioConfig,
+    ),
+    "vocoder": Component(
+        Role.vocoder,
+        ltx2_vocoder.LTX2Vocoder,
+        ltx2_vocoder.LTX2VocoderConfig,
+        others={
+            "LTX2VocoderWithBWE": Component(
+                Role.vocoder, ltx2_vocoder.LTX2VocoderWithBWE, ltx2_vocoder.LTX2VocoderWithBWEConfig
+            )
+        },
+    ),
+}
+
+
+class LTX2(ModelPipeline):
+    """A checkpoint of this family. Its sampler may shift the sigmas by the number of the film's tokens."""
+
+    components = COMPONENTS
+    request_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "num_frames",
+            "fps",
+            "sigmas",
+            "guidance_rescale",
+            "audio_guidance_scale",
+            "audio_guidance_rescale",
+            "modality_scale",
+            "audio_modality_scale",
+            "stg_scale",
+            "audio_stg_scale",
+            "stg_blocks",
+            "input_image",
+            "resize",
+            "input_crf",
+        }
+    )
+    shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says
+    text_tokens: ClassVar[int] = 1024  # of a text with its padding, as the model was trained
+    halves: ClassVar[int] = 1  # what width and height are divided by before the film is made
+
+    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
+        super().__init__(checkpoint, memory)
+        self.components = choose_components(self.components, checkpoint)
+        self.configs = read_configs(self.components, checkpoint)
+        self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens)
+        self.codec = FilmCodec(memory)
+        self.check_configs()
+        for name, component in self.components.items():
+            if component.module is not None:
+                # In half precision the spectrum of 2.3's vocoder is audibly another.
+                float32 = component.module is ltx2_vocoder.LTX2VocoderWithBWE
+                declare(name, component, self.configs[name], checkpoint, memory, float32=float32)
+
+    def check_configs(self) -> None:
+        """Raises CheckpointError where two components do not fit together."""
+        check_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
+
+    def default_size(self) -> tuple[int, int] | None:
+        """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""
+        return SIZE
+
+    def complete(self, request: GenerationRequest) -> GenerationRequest:
+        """Fills the fields that are open; of the sound, with those of the film."""
+        values: dict[str, Any] = {"num_frames": NUM_FRAMES, "fps": FPS, "modality_scale": 1.0, "stg_scale": 0.0}
+        request = _filled(request, values)
+        names = ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
+        return _filled(request, {f"audio_{name}": getattr(request, name) for name in names})
+
+    def check(self, request: GenerationRequest) -> None:
+        """See `DiffusionPipeline`."""
+        check_film(request, self.configs, halves=self.halves)
+
+    def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
+        """Refuses them: a film's text has two kinds of embeddings."""
+        raise ConfigError("prompt_embeds: are not implemented for films; give a prompt")
+
+    def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
+        """Refuses to; see `check_prompt_embeddings`."""
+        raise ConfigError("encode(): is not implemented for films")
+
+    def batch_size(self, request: GenerationRequest) -> int:
+        """See `DiffusionPipeline`: each frame of the latents counts as a picture."""
+        layout = self.layout(self.complete(request))
+        return self.memory.batch_size(request.width * layout.frames, request.height)
+
+    def layout(self, request: GenerationRequest, scale: int = 1) -> FilmLayout:
+        """Returns the layout of a film's latents, with `scale` times fewer rows and columns."""
+        vae, audio_vae = self.configs["vae"], self.configs["audio_vae"]
+        frames, fps = request.num_frames, request.fps
+        assert frames is not None and fps is not None
+        return FilmLayout(
+            channels=vae.latent_channels,
+            frames=(frames - 1) // vae.frames + 1,
+            rows=request.height // vae.factor // scale,
+            columns=request.width // vae.factor // scale,
+            audio_channels=audio_vae.latent_channels,
+            audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
+            fps=fps,
+        )
+
+    def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
+        """Returns the shape `[T + A, C]` of the tokens of a film and its sound; see `DiffusionPipeline`."""
+        shape = self.layout(request, self.halves).shape
+        if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
+            raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
+        return shape
+
+    def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
+        """See `DiffusionPipeline`."""
+        sampler = self.sampler(options)
+        self.set_timesteps(sampler, request)
+        return sampler
+
+    def sampler(self, options: Mapping[str, Any]) -> FlowMatchEuler:
+        """Builds the sampler that `options` name, with the checkpoint's published setting where an option is null.
+
+        Raises:
+            ConfigError: a film cannot be made with it.
+        """
+        if not self.shifts_sigmas:
+            unshifted = {"use_dynamic_shifting": False, "shift_terminal": 0.0}
+            options = {**options, **{name: value for name, value in unshifted.items() if options.get(name) is None}}
+        sampler = build_sampler(options, self.checkpoint.config("scheduler"))
+        assert isinstance(sampler, FlowMatchEuler)
+        for name in ("invert_sigmas", "stochastic_sampling"):
+            if getattr(sampler, name):
+                raise ConfigError(f"scheduler.{name}=true: is not implemented for films; set it to false")
+        return sampler
+
+    def set_timesteps(self, sampler: FlowMatchEuler, request: GenerationRequest) -> None:
+        """Chooses the sigmas that a request visits: those given, or evenly spaced ones, before they are shifted.
+
+        Raises:
+            ConfigError: those given do not fall.
+        """
+        count = request.num_inference_steps
+        sigmas = request.sigmas or np.linspace(1, 1 / count, count).tolist()
+        mu = sampler.calculate_shift(self.layout(request, self.halves).video_tokens)
+        sampler.set_timesteps(count, sigmas=without_end(sigmas), mu=mu)
+
+    def stages(
+        self,
+        request: GenerationRequest,
+        samplers: Any,
+        image: np.ndarray | None,
+        mask: np.ndarray | None,
+        embeddings: PromptEmbeddings | None = None,
+    ) -> tuple[list[Stage], list[str]]:
+        """Returns one stage, from noise, and from an image `[H, W, 3]` as the first frame, to latents without noise.
+
+        There is no `mask` `[H, W]`, and no `embeddings`.
+        """
+        self.set_timesteps(samplers, request)
+        layout = self.layout(request)
+        guidance, warnings = self.guidance(request, layout)
+        start = self.start(layout, image)
+        return [self.stage(layout, request, start, samplers, guidance)], [*self.checkpoint.notes, *warnings]
+
+    def start(self, layout: FilmLayout, image: np.ndarray | None) -> Start:
+        """Returns the start of a film, with an image `[H, W, 3]` as its first frame where there is one."""
+        noise = FromFilmNoise(layout)
+        if image is None:
+            return noise
+        pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
+        device = self.memory.device(_TRANSFORMER)
+        return KnownTokens(
+            noise, self.codec.encode_picture(pixels, layout).to(device), first_frame_known(layout, device)
+        )
+
+    def stage(
+        self, layout: FilmLayout, request: GenerationRequest, start: Start, sampler: Any, guidance: FilmGuidance
+    ) -> Stage:
+        """Returns the stage that denoises films of a layout."""
+        blocks = request.stg_blocks or ()
+        return Stage(start, sampler, len(sampler.timesteps), guidance, partial(self.denoise_batch, layout, blocks))
+
+    def guidance(self, request: GenerationRequest, layout: FilmLayout) -> tuple[FilmGuidance, list[str]]:
+        """Encodes the prompts. Returns the guidance with one warning for each prompt that was cut."""
+        video, audio = _scales(request, ""), _scales(request, "audio_")
+        texts = {"prompt": request.prompt}
+        negative = request.negative_prompt or ""
+        if (video.guidance != 1 or audio.guidance != 1) and negative.strip() != request.prompt.strip():
+            texts["negative prompt"] = negative
+        warnings = [line for name, text in texts.items() for line in self.prompts.cut_warnings(name, text)]
+        positive, *others = self.prompts.encode(list(texts.values()))
+        guidance = FilmGuidance(positive, others[0] if others else None, video, audio, layout.audio_frames)
+        return guidance, warnings
+
+    def denoise_batch(
+        self,
+        layout: FilmLayout,
+        stg_blocks: Sequence[int],
+        state: InitialState,
+        guidance: FilmGuidance,
+        generators: Generators,
+        steps: StepCounter,
+    ) -> Tensor:
+        """Denoises a batch along the timesteps of its stepper, and returns tokens `[B, T + A, C]`."""
+        memory, config = self.memory, self.configs[_TRANSFORMER]
+        stepper: Any = state.stepper
+        reached = ReachedStep(State(state.latents))
+
+        def after_step(index: int, timestep: float, seconds: float, state: State) -> None:
+            memory.after_step(index)
+            steps.end_step(
+                timestep,
+                seconds,
+                state.sample,
+                lambda: self.codec.frames(layout.split(state.denoised())[0], layout),
+            )
+
+        def current_guidance() -> FilmGuidance:
+            memory.reach()
+            return guidance._replace(sigma=stepper.sigmas[reached.index])
+
+        def go_on() -> Tensor:
+            with memory.use(_TRANSFORMER) as transformer:
+                device = memory.device(_TRANSFORMER)
+                if not reached.index:
+                    reached.state = State(state.latents.to(device))
+                places = transformer.coordinates(
+                    layout.frames, layout.rows, layout.columns, fps=layout.fps, audio_frames=layout.audio_frames
+                )
+                calls = TransformerCalls(
+                    transformer,
+                    transformer.rotations(*places, device),
+                    layout.audio_frames,
+                    memory.dtype(_TRANSFORMER),
+                    stg_blocks,
+                    use_cross_timestep=config.cross_attn_mod,
+                    batched=lambda: memory.batch_guidance,
+                    limit=lambda: memory.step_downs.batch_limit,
+                )
+                return denoise(
+                    state.wrap(calls),  # type: ignore[arg-type]
+                    stepper,
+                    reached,
+                    current_guidance,
+                    generators,
+                    dtype=memory.dtype(_TRANSFORMER),
+                    input_dtype=torch.float32,
+                    after_step=after_step,
+                )
+
+        guided = len(guidance.passes) > 1
+        return memory.attempt(_TRANSFORMER, go_on, phase="denoise", rows=len(state.latents), guided=guided)
+
+    def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
+        """Decodes the tokens `[B, T + A, C]` of every batch to frames `[N, F, H, W, 3]` and sound `[N, 2, S]`."""
+        layout = self.layout(request)
+        split = [layout.split(batch) for batch in batches]
+        sound = np.concatenate([self.codec.sound(audio, layout) for _, audio in split])
+        frames = []
+        for video, _ in split:
+            frames.append(self.codec.frames(video, layout))
+            self.memory.step_downs.end_decoding()
+        rate = self.configs["vocoder"].output_sampling_rate
+        return DecodedMedia(np.concatenate(frames), fps=layout.fps, sound=sound, sample_rate=rate)
+
+    def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
+        """Returns tokens `[N, T + A, C]` as latents, `video` `[N, C, F, h, w]` and `audio` `[N, c, A, bins]`."""
+        return self.codec.named(latents, self.layout(request))
+
+
+class LTX2Distilled(LTX2):
+    """A checkpoint that was distilled to a few sigmas, which are visited as they are given."""
+
+    shifts_sigmas = False
+
+
+def _filled(request: GenerationRequest, values: Mapping[str, Any]) -> GenerationRequest:
+    return replace(request, **{name: value for name, value in values.items() if getattr(request, name) is None})
+
+
+def _scales(request: GenerationRequest, prefix: str) -> Scales:
+    """Returns the scales of the film, or of its sound with the prefix `audio_`. At 0 and 1 guidance is off."""
+    guidance, rescale, modality, stg = (
+        getattr(request, f"{prefix}{name}")
+        for name in ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
+    )
+    return Scales(guidance or 1.0, rescale, modality, stg)

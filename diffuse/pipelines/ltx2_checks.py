@@ -1,0 +1,112 @@
+"""Checks of LTX-2: whether the parts of a checkpoint fit together, and whether it can make what a request asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.errors import CheckpointError, ConfigError
+from diffuse.schema import GenerationRequest
+
+
+def check_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int) -> None:
+    """Checks the components' configurations against one another.
+
+    Args:
+        configs: by the component.
+        vocabulary: the number of ids that the tokenizer gives.
+
+    Raises:
+        CheckpointError: two do not fit together, or ask for what is not implemented.
+    """
+    transformer, vae, audio_vae = (configs[name] for name in ("transformer", "vae", "audio_vae"))
+    connectors, encoder, vocoder = (configs[name] for name in ("connectors", "text_encoder", "vocoder"))
+    source = checkpoint.source
+    for name, asked in {
+        "timestep_conditioning": vae.timestep_conditioning,
+        "decoder_inject_noise": vae.draws_noise,
+    }.items():
+        if asked:
+            raise CheckpointError(f"{source}: vae/config.json: {name}=True is not implemented; use another checkpoint")
+    film, sound = vae.latent_channels, audio_vae.base_channels
+    if film != sound:
+        raise CheckpointError(
+            f"{source}: the film's latents have {film} channels, and the sound's {sound} at a time; that is not "
+            "implemented, use another checkpoint"
+        )
+    text = (
+        (transformer.caption_channels,) * 2
+        if transformer.use_prompt_embeddings
+        else (transformer.video.context_dim, transformer.audio.context_dim)
+    )
+    given = tuple(stream.heads * stream.head_dim for stream in (connectors.video, connectors.audio))
+    channels = transformer.in_channels, transformer.out_channels or transformer.in_channels
+    audio_channels = transformer.audio_in_channels, transformer.audio_out_channels or transformer.audio_in_channels
+    bins = audio_vae.output_channels * audio_vae.mel_bins
+    factors, layers = tuple(transformer.vae_scale_factors), encoder.num_hidden_layers + 1
+    for one, other, what, ours, theirs in (
+        ("transformer", "vae", "channels", channels, (film, film)),
+        ("transformer", "vae", "frames, rows and columns a latent", factors, (vae.frames, vae.factor, vae.factor)),
+        ("transformer", "audio_vae", "channels", audio_channels, (sound, sound)),
+        ("transformer", "connectors", "channels of a text", text, given),
+        ("connectors", "text_encoder", "channels", connectors.caption_channels, encoder.hidden_size),
+        ("connectors", "text_encoder", "states", connectors.text_proj_in_factor, layers),
+        ("tokenizer", "text_encoder", "words", vocabulary, min(vocabulary, encoder.vocab_size)),  # it may have more
+        ("vocoder", "audio_vae", "mel bins", vocoder.in_channels, bins),
+    ):
+        if ours != theirs:
+            settings = " or ".join(f"{part.setting}.source" for part in checkpoint.parts.values())
+            advice = f"choose another {settings}" if settings else "the folders are of different models"
+            raise CheckpointError(
+                f"{source}: the {one} and the {other} do not fit together: {what} are {ours} and {theirs}; {advice}"
+            )
+
+
+def check_film(request: GenerationRequest, configs: Mapping[str, Any], *, halves: int = 1) -> None:
+    """Checks a request whose fields are all filled.
+
+    Args:
+        halves: what its width and height are divided by before the film is made.
+
+    Raises:
+        ConfigError: the checkpoint cannot make this.
+    """
+    transformer, vae = configs["transformer"], configs["vae"]
+    factor = vae.factor * halves
+    # One latent has nothing that its edge could reflect.
+    smallest = factor * (2 if vae.decoder_spatial_padding_mode == "reflect" else 1)
+    for name, value in (("width", request.width), ("height", request.height)):
+        if value % factor or value < smallest:
+            near = max(smallest, round(value / factor) * factor)
+            raise ConfigError(
+                f"{name}={value}: this checkpoint needs a multiple of {factor}, and {smallest} at least; try {near}"
+            )
+    frames, fps = request.num_frames, request.fps
+    assert frames is not None and fps is not None
+    if frames % vae.frames != 1 % vae.frames:
+        near = round((frames - 1) / vae.frames) * vae.frames + 1
+        raise ConfigError(
+            f"num_frames={frames}: this checkpoint needs a multiple of {vae.frames}, and one more; try {near}"
+        )
+    longest = math.floor(transformer.pos_embed_max_pos * fps)
+    if frames > longest:
+        most = max((longest - 1) // vae.frames * vae.frames + 1, 1)
+        raise ConfigError(
+            f"num_frames={frames}: at fps={fps:g} is a film of {frames / fps:.4g} seconds, and this checkpoint makes "
+            f"{transformer.pos_embed_max_pos} at most; try {most}"
+        )
+    _check_stg(request, transformer.num_layers)
+
+
+def _check_stg(request: GenerationRequest, layers: int) -> None:
+    for name in ("stg_scale", "audio_stg_scale"):
+        if getattr(request, name) and not request.stg_blocks:
+            raise ConfigError(
+                f"{name}={getattr(request, name):g}: perturbs the attention of stg_blocks, which names none; add "
+                f"stg_blocks=[N], with N from 0 to {layers - 1}"
+            )
+    blocks = list(request.stg_blocks or ())
+    if any(not 0 <= block < layers for block in blocks):
+        raise ConfigError(f"stg_blocks={blocks}: this model has the blocks 0 to {layers - 1}")

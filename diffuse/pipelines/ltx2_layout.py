@@ -1,0 +1,80 @@
+"""The layout of a film's latents and of its sound's: how they are packed as one sequence of tokens, the film first.
+
+A token of the film is one value of its latents, columns fastest, and one of the sound is a moment of it. Both are as
+wide, so that a batch of films with their sound is one tensor `[B, T + A, C]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffuse.sampling.denoise import initial_noise
+
+
+@dataclass(frozen=True)
+class FilmLayout:
+    """The sizes of the latents of one film with its sound."""
+
+    channels: int  # of the film's latents
+    frames: int
+    rows: int
+    columns: int
+    audio_channels: int
+    audio_frames: int
+    fps: float
+
+    @property
+    def video_tokens(self) -> int:
+        """The number of the film's tokens."""
+        return self.frames * self.rows * self.columns
+
+    @property
+    def frame_tokens(self) -> int:
+        """The number of tokens of one frame of the latents."""
+        return self.rows * self.columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of a film's tokens with its sound's."""
+        return self.video_tokens + self.audio_frames, self.channels
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C]`."""
+        return tokens[:, : -self.audio_frames], tokens[:, -self.audio_frames :]
+
+    def join(self, video: Tensor, audio: Tensor) -> Tensor:
+        """Returns a film's tokens `[B, T, C]` and its sound's `[B, A, C]` as one sequence `[B, T + A, C]`."""
+        return torch.cat((video, audio), dim=1)
+
+    def pack_video(self, z: Tensor) -> Tensor:
+        """Returns latents of a film `[B, C, F, h, w]` as tokens `[B, T, C]`."""
+        return z.flatten(2).transpose(1, 2)
+
+    def unpack_video(self, tokens: Tensor) -> Tensor:
+        """Returns a film's tokens `[B, T, C]` as latents `[B, C, F, h, w]`."""
+        return tokens.transpose(1, 2).unflatten(2, (self.frames, self.rows, self.columns))
+
+    def pack_audio(self, z: Tensor) -> Tensor:
+        """Returns latents of a sound `[B, c, A, bins]` as tokens `[B, A, C]`."""
+        return z.transpose(1, 2).flatten(2)
+
+    def unpack_audio(self, tokens: Tensor) -> Tensor:
+        """Returns a sound's tokens `[B, A, C]` as latents `[B, c, A, bins]`."""
+        return tokens.unflatten(2, (self.audio_channels, -1)).transpose(1, 2)
+
+    def draw_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draws unit noise `[B, T + A, C]` as the reference does: the film's in the shape of its latents, then the
+        sound's in that of its own."""
+        return self.join(self.draw_video(generators), self._draw_audio(generators))
+
+    def draw_video(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draws the film's noise `[B, T, C]` in the shape of its latents."""
+        return self.pack_video(initial_noise((self.channels, self.frames, self.rows, self.columns), generators))
+
+    def _draw_audio(self, generators: Sequence[torch.Generator]) -> Tensor:
+        bins = self.channels // self.audio_channels
+        return self.pack_audio(initial_noise((self.audio_channels, self.audio_frames, bins), generators))
