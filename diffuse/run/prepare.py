@@ -18,7 +18,8 @@ from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.profile import check_max_side
 from diffuse.media.images import InputImage
-from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.media.save import output_notes
+from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, open_pipeline
 from diffuse.schedulers.labels import schedule_settings
@@ -47,6 +48,12 @@ class PreparedRun:
     def weights(self) -> dict[str, Any]:
         """The record of the weights that the run uses."""
         return weights_record(self.opened.checkpoints)
+
+    @property
+    def output_notes(self) -> list[str]:
+        """Lines for the user on what the format of the files cannot hold."""
+        family = self.opened.pipeline
+        return output_notes(self.cfg.output, is_film=family.makes_films, has_sound=family.makes_sound)
 
     @property
     def sampler_settings(self) -> dict[str, str]:
@@ -88,6 +95,7 @@ def prepare(
     """
     known = request_fields([load_family(model._target_) for model in models(cfg)])
     check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
+    choose_output_format(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))

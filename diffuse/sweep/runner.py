@@ -28,10 +28,7 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device.profile import keeps_budget
 from diffuse.errors import OutOfMemory, RunError, first_line
 from diffuse.media.files import file_stem
-from diffuse.media.formats import is_lossless
 from diffuse.media.images import InputImageCache, read_image
-from diffuse.media.load import image_sha256
-from diffuse.media.save import output_note
 from diffuse.schema import PROMPT_FIELDS, TrackingConfig
 from diffuse.sweep import job_folder
 from diffuse.sweep.callbacks import SweepCallbacks
@@ -264,7 +261,7 @@ class JobRunner:
                     one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg, draft)), *arguments)
                     if (choice := one.prepared.opened.choice) is not None:
                         self.callbacks.warnings.setdefault(choice.line())
-                if (note := output_note(cfg.output)) is not None:
+                for note in one.prepared.output_notes:
                     self.callbacks.warnings.setdefault(note)
                 started.append((job, one))
             except Exception as error:
@@ -318,9 +315,7 @@ class JobRunner:
         paths = generation.paths
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
-            if not all(map(is_lossless, paths)):  # the files do not hold the pixels that were encoded
-                digests = [image_sha256(path) for path in paths]
-            files = list(zip(paths, digests, strict=True))
+            files = [job_folder.media_entry(*each) for each in zip(paths, digests, strict=True)]
             self._write(job, generation.record, started, media=files, metrics=generation.metrics)
         except Exception as error:
             reason = getattr(error, "strerror", None) or error
