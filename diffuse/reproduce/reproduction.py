@@ -7,7 +7,9 @@ and what is tracked is the user's own affair, and a local file is read only if i
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,14 +92,21 @@ def _tracked_run(run_id: str, own: DictConfig) -> RecordedRun:
     except ConfigError as error:
         raise ConfigError(f"{run_id}: there is no such file; and as a run: {error}") from error
     run = reader.run(run_id)
-    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder:
-        record = reader.record(run, Path(folder))
+    folder, recorded = Path(tempfile.mkdtemp(prefix="diffuse-")), None
+    try:
+        record = reader.record(run, folder)
         files = {}
-        for path in reader.media(run, Path(folder)):
+        for path in reader.media(run, folder):
             with suppress(MediaError):
                 index = read_record(path).get("image", {}).get("index")
                 files[index] = path
-        return recorded_run(record, f"run {run_id}", files)
+        recorded = recorded_run(record, f"run {run_id}", files)
+        return recorded
+    finally:
+        if recorded is not None and recorded.films:  # whose frames are read when they are compared
+            weakref.finalize(recorded, shutil.rmtree, folder, ignore_errors=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> Reproduction:
