@@ -42,6 +42,11 @@ class Video:
     seconds: float
     has_sound: bool = False
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.width, self.height
+
     @classmethod
     def open(cls, path: Path) -> Video:
         """Reads what the file says of itself.

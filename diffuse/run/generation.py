@@ -59,7 +59,7 @@ class Generation:
     paths: list[Path] = field(default_factory=list)
     """The files that the run saved; empty if it saved none."""
     quality: Mapping[str, float] = field(default_factory=dict)
-    """How near the images are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
+    """How near the results are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
     fps: float | None = None
     """Frames a second; None for images."""
     sound: np.ndarray | None = None

@@ -17,7 +17,6 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.profile import check_max_side
-from diffuse.media.images import InputImage
 from diffuse.media.save import output_notes
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
@@ -42,7 +41,7 @@ class PreparedRun:
     inputs: Inputs | None = None
     latents: Tensor | None = None  # initial noise `[N, ...]`, where it is given
     embeddings: PromptEmbeddings | None = None  # in place of the prompts
-    reference: InputImage | None = None  # the image that quality is measured against
+    reference: objective.Reference | None = None  # what quality is measured against
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -106,7 +105,7 @@ def prepare(
     check_max_side(opened.profile, request.width, request.height)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
-    objective.check_reference_size(draft.reference, request.width, request.height)
+    objective.check_reference(draft.reference, request.width, request.height, is_film=pipeline.makes_films)
     return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, embeddings, draft.reference)
 
 
