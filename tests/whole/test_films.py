@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,19 @@ from films import FILM, FRAMES, RATE, SILENT
 from PIL import Image, PngImagePlugin
 
 from diffuse import api
+from diffuse.config.compose import compose_config
 from diffuse.media.load import read_record
-from diffuse.media.pixels import pixels_sha256, psnr
+from diffuse.media.pixels import frame_strip, pixels_sha256, psnr
+from diffuse.media.save import save_media
 from diffuse.media.sound import sound_sha256, sound_snr
 from diffuse.media.video import Video, read_sound
 from diffuse.reproduce.reproduction import find_reproduction
+from diffuse.smoke import reference, suite
+from diffuse.smoke.cases import Case
 
 QUICK = ("hardware=cpu", "hardware.threads=1", "tracking=none", "num_inference_steps=1")
-RUN = (*FILM, *QUICK, "seed=7", "prompt=a cactus on a pink background")
+PROMPT = "a cactus on a pink background"
+RUN = (*FILM, *QUICK, "seed=7", f"prompt={PROMPT}")
 FORMATS = ("mp4", "webm", "gif", "webp", "avif", "frames", "wav")
 SOUNDING = ("mp4", "webm", "frames", "wav")
 LOSSLESS = 300.0
@@ -35,7 +41,7 @@ LOSSLESS = 300.0
 @pytest.fixture(scope="module")
 def generation() -> api.Generation:
     """The film, before it is encoded."""
-    return api.txt2img("a cactus on a pink background", seed=7, progress=False, overrides=[*FILM, *QUICK])
+    return api.txt2img(PROMPT, seed=7, progress=False, overrides=[*FILM, *QUICK])
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +205,61 @@ def test_a_film_that_differs_is_told_by_how_much(files: dict[str, Path], tmp_pat
     Image.new("RGB", (64, 64)).save(silent / "frame_00003.png")
     done = again(silent, cwd=tmp_path)
     assert done.status == 1 and "identical; its sound is not identical; but the file's own pixels were" in done.err
+
+
+def test_quality_is_measured_against_a_film(files: dict[str, Path], tmp_path: Path) -> None:
+    run = ("seed=7", f"prompt={PROMPT}", "output.dir=out", *QUICK)
+    measured = {}
+    for format in ("frames", "mp4"):
+        against = f"objective.reference={files[format]}"
+        made = api.txt2img(PROMPT, seed=7, progress=False, overrides=[*FILM, *QUICK, against])
+        measured[format] = made.metrics["quality/psnr"]
+    assert measured["frames"] == 100 and 25 < measured["mp4"] < 60
+    picture = Image.new("RGB", (64, 64))
+    picture.save(tmp_path / "picture.png")
+    for model, other, said in (
+        (FILM, tmp_path / "picture.png", "is a picture, and a film is made"),
+        (("model=tiny",), files["mp4"], "is a film, and a picture is made"),
+        (FILM, tmp_path / "none.mp4", "there is no such file"),
+    ):
+        done = diffuse(*run, *model, f"objective.reference={other}", cwd=tmp_path)
+        assert done.status == 2 and said in done.err and not done.out and len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("format", ["mp4", "frames", "wav"])
+def test_a_smoke_run_checks_films(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("a film", (*FILM, "seed=7", "prompt=a cactus", "num_inference_steps=1"))
+    composed = compose_config([*QUICK, f"output.dir={tmp_path}", f"output.format={format}"])
+    made = suite.run_case(case, composed, (), {})
+    assert suite.picture_faults(made, case) == suite.record_faults(made) == []
+
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    monkeypatch.setattr(reference, "read_digests", dict)
+    (path,) = reference.reference_files(case.slug, 1)
+    Image.fromarray(frame_strip(made.frames[0])).save(path)
+    assert reference.compare_with_reference(case.slug, made) == ("as recorded, to the bit", "")
+    (image,) = made.record["images"]
+    digests = [f"{image['pixels_sha256']}+{image['sound_sha256']}"]
+    assert reference.recorded_digests(made.record) == digests
+    known = {reference.platform_key(made.record): {case.slug: digests}}
+    monkeypatch.setattr(reference, "read_digests", lambda: known)
+    assert reference.compare_with_reference(case.slug, made)[0] == "as recorded on this platform, to the bit"
+    if format == "frames":
+        shutil.copy(made.paths[0] / "frame_00001.png", made.paths[0] / "frame_00002.png")
+        assert suite.picture_faults(made, case) == ["a_film does not hold the pixels that its record speaks of"]
+
+
+def test_no_film_stands_in_memory_twice(tmp_path: Path) -> None:
+    frames = np.zeros((96, 128, 128, 3), np.uint8)
+    frames[40:] = 90
+    tracemalloc.start()
+    try:
+        digest = pixels_sha256(frames)
+        path = save_media(frames, tmp_path, "film", format="frames", record={}, fps=8)
+        video = Video.open(path)
+        assert video.pixels_sha256() == digest and psnr(frames, frames) > 1000
+        save_media(frames, tmp_path, "film", record={}, fps=8)
+        assert sum(1 for _ in Video.open(tmp_path / "film.mp4").each_frame()) == len(frames)
+        assert tracemalloc.get_traced_memory()[1] < frames.nbytes / 2
+    finally:
+        tracemalloc.stop()
