@@ -42,6 +42,7 @@ def _list_drafts(cfg: DictConfig) -> None:
         raise ConfigError(f"--dry-run: lists pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)
     are_here = _are_here(cfg)
+    suffix = _suffix(cfg)
     for draft in drafts:
         width, height = _size(cfg, draft) if are_here else (draft.width, draft.height)
         size = f"{width} x {height}" if width and height else "the checkpoint's size"
@@ -50,7 +51,7 @@ def _list_drafts(cfg: DictConfig) -> None:
         count = draft.fields["num_images"]
         parts += [f"{count} pictures"] if count > 1 else []
         stem = file_stem(draft.prompt, draft.seed, cfg.output.name)
-        file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}{_suffix(cfg)}"
+        file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}{suffix}"
         path = user_path(cfg.output.dir, "output.dir") / file
         print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {path}")
     runs = "1 run" if len(drafts) == 1 else f"{len(drafts)} runs"

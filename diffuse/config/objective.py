@@ -47,7 +47,10 @@ def read_reference(cfg: ObjectiveConfig, reader: InputImageCache) -> Reference |
             raise ConfigError(f"objective.metric={PSNR}: compares with a picture or film; add objective.reference=FILE")
         return None
     path = user_path(cfg.reference, "objective.reference")
-    return Video.open(path) if is_video(path) else reader.image(cfg.reference, "objective.reference")
+    film = Video.open(path) if is_video(path) else None
+    if film is None or film.is_picture:
+        return reader.image(cfg.reference, "objective.reference")
+    return film
 
 
 def check_reference(reference: Reference | None, width: int, height: int, *, is_film: bool) -> None:

@@ -60,7 +60,7 @@ def image_sha256(path: Path) -> str:
 
 
 def content_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes; of a folder, that of a line for each file in it, by name.
+    """Returns the SHA-256 of a file's bytes; of a folder, that of a line for each file in it, by name, but hidden ones.
 
     A line is the SHA-256 of the file in hexadecimal digits, two spaces, and its name, as `sha256sum` prints it.
 
@@ -69,7 +69,8 @@ def content_sha256(path: Path) -> str:
     """
     try:
         if path.is_dir():
-            lines = [f"{content_sha256(each)}  {each.name}\n" for each in sorted(path.iterdir())]
+            files = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+            lines = [f"{content_sha256(each)}  {each.name}\n" for each in files]
             return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

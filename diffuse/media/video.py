@@ -47,6 +47,11 @@ class Video:
         """Width and height in pixels."""
         return self.width, self.height
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a GIF, a WebP or an AVIF of one frame."""
+        return self.path.suffix.lower() in _BY_PILLOW and self._count() == 1
+
     @classmethod
     def open(cls, path: Path) -> Video:
         """Reads what the file says of itself.

@@ -47,11 +47,8 @@ class RecordedRun:
 
     def sound_sha256(self, index: int) -> str | None:
         """Returns the SHA-256 of the sound of film `index`; None where it had none."""
-        one = self.record.get("image")
-        images = [one] if one else self.record.get("images", [])
-        found = next((image for image in images if image["index"] == index), {})
-        digest: str | None = found.get("sound_sha256")
-        return digest
+        images = [self.record["image"]] if "image" in self.record else self.record.get("images", [])
+        return next((image.get("sound_sha256") for image in images if image["index"] == index), None)
 
 
 def read_recorded_run(path: Path) -> RecordedRun:

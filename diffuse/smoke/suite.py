@@ -121,10 +121,11 @@ def picture_faults(generation: Generation, case: Case) -> list[str]:
     """Returns what is wrong with the pictures or films of a run and with their files; empty where nothing is."""
     request, faults = generation.record["request"], []
     frames = generation.frames
-    length = 1 if generation.fps is None else frames.shape[1]
-    shape = request["num_images"], length, request["height"], request["width"], 3
-    if frames.shape != shape:
-        faults.append(f"the pictures are {list(frames.shape)} and should be {list(shape)}")
+    images = frames[:, 0] if generation.fps is None and frames.shape[1] == 1 else frames
+    length = [] if generation.fps is None else [frames.shape[1]]
+    shape = [request["num_images"], *length, request["height"], request["width"], 3]
+    if list(images.shape) != shape:
+        faults.append(f"the pictures are {list(images.shape)} and should be {shape}")
     if not all(bool(torch.isfinite(latents).all()) for latents in generation.latents.values()):
         faults.append("its latents are not finite")
     if generation.sound is not None and not bool(np.isfinite(generation.sound).all()):

@@ -27,7 +27,7 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device.profile import keeps_budget
 from diffuse.errors import OutOfMemory, RunError, first_line
 from diffuse.media.files import file_stem
-from diffuse.media.formats import is_video
+from diffuse.media.formats import is_still, is_video
 from diffuse.media.images import InputImageCache, read_image
 from diffuse.media.video import Video
 from diffuse.schema import PROMPT_FIELDS, TrackingConfig
@@ -348,7 +348,7 @@ class JobRunner:
 def _quality(paths: Sequence[Path], draft: RequestDraft) -> dict[str, float]:
     """Returns the quality metrics of existing results against the current reference, which may have changed."""
     reference = draft.reference
-    if reference is None:
+    if reference is None or not all(is_video(path) or is_still(path) for path in paths):  # sound alone
         return {}
     results = [Video.open(path) if is_video(path) else read_image(str(path)) for path in paths]
     for result in results:

@@ -41,8 +41,8 @@ def stage_media(path: Path, media: Mapping[str, Any], run_id: str, start_time: i
     key = media.get("key", IMAGE_KEY)
     if key == IMAGE_KEY:  # the file of a sheet goes with the report
         place = folder / "media"
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in files:
+        files = path.iterdir() if path.is_dir() else [path]
+        for file in (each for each in files if each.is_file() and not each.name.startswith(".")):
             link = place / file.relative_to(path.parent)
             link.parent.mkdir(parents=True, exist_ok=True)
             os.symlink(file, link)

@@ -216,9 +216,11 @@ def test_quality_is_measured_against_a_film(files: dict[str, Path], tmp_path: Pa
         measured[format] = made.metrics["quality/psnr"]
     assert measured["frames"] == 100 and 25 < measured["mp4"] < 60
     picture = Image.new("RGB", (64, 64))
-    picture.save(tmp_path / "picture.png")
+    for name in ("picture.png", "picture.avif"):
+        picture.save(tmp_path / name)
     for model, other, said in (
         (FILM, tmp_path / "picture.png", "is a picture, and a film is made"),
+        (FILM, tmp_path / "picture.avif", "is a picture, and a film is made"),
         (("model=tiny",), files["mp4"], "is a film, and a picture is made"),
         (FILM, tmp_path / "none.mp4", "there is no such file"),
     ):
