@@ -93,11 +93,17 @@ class Suite(Enum):
     smoke = "smoke"
 
 
-class ImageFormat(Enum):
+class OutputFormat(Enum):
     png = "png"
     jpg = "jpg"
-    webp = "webp"
+    webp = "webp"  # animated for a film
     tiff = "tiff"
+    mp4 = "mp4"
+    webm = "webm"
+    gif = "gif"
+    avif = "avif"
+    frames = "frames"  # a folder of PNGs
+    wav = "wav"
 
 
 @dataclass
@@ -218,14 +224,14 @@ class ObjectiveConfig:
     """The metric that a sweeper optimizes, and the image that quality is measured against."""
 
     metric: str | None = None  # a metric of the run
-    reference: str | None = None  # the file of the picture that quality/psnr compares with
+    reference: str | None = None  # the file of the picture or film that quality/psnr compares with
 
 
 @dataclass
 class OutputConfig:
     dir: str = MISSING
     name: str | None = None
-    format: ImageFormat = ImageFormat.png
+    format: OutputFormat | None = None  # png for pictures, mp4 for films
     quality: int = 95
 
 

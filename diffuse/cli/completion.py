@@ -104,7 +104,7 @@ def _few_values(word: str) -> list[str] | None:
     from omegaconf import OmegaConf
 
     from diffuse.config.compose import compose_config
-    from diffuse.schema import REQUEST_FIELDS
+    from diffuse.schema import REQUEST_FIELDS, OutputFormat
 
     key, equals, begun = word.partition("=")
     if not equals:
@@ -112,6 +112,8 @@ def _few_values(word: str) -> list[str] | None:
     field: Any = REQUEST_FIELDS.get(key)
     value = OmegaConf.select(compose_config(), key)
     kind = field.type if field is not None and field.choices else type(value)
+    if key == "output.format":  # which is null
+        kind = OutputFormat
     names = [each.name for each in kind] if issubclass(kind, Enum) else ["true", "false"] if kind is bool else []
     return [f"{key}={each}" for each in names if each.startswith(begun)] if names else None
 

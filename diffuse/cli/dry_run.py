@@ -13,6 +13,7 @@ from diffuse.config.quoting import quote_value
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError
 from diffuse.media.files import file_stem
+from diffuse.media.formats import FRAMES
 from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.sweep.job import Job, JobStatus, common_reason
@@ -41,6 +42,7 @@ def _list_drafts(cfg: DictConfig) -> None:
         raise ConfigError(f"--dry-run: lists pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)
     are_here = _are_here(cfg)
+    suffix = _suffix(cfg)
     for draft in drafts:
         width, height = _size(cfg, draft) if are_here else (draft.width, draft.height)
         size = f"{width} x {height}" if width and height else "the checkpoint's size"
@@ -49,12 +51,21 @@ def _list_drafts(cfg: DictConfig) -> None:
         count = draft.fields["num_images"]
         parts += [f"{count} pictures"] if count > 1 else []
         stem = file_stem(draft.prompt, draft.seed, cfg.output.name)
-        file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}.{cfg.output.format.name}"
+        file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}{suffix}"
         path = user_path(cfg.output.dir, "output.dir") / file
         print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {path}")
     runs = "1 run" if len(drafts) == 1 else f"{len(drafts)} runs"
     weights = "its weights are here" if are_here else "not all of its weights are here, they would be fetched"
     say(f"{runs} to make with model={cfg.model.name}; {weights}; {_NOTHING}")
+
+
+def _suffix(cfg: DictConfig) -> str:
+    """Returns the extension of a file that would be saved, with its dot; empty for a folder of frames."""
+    from diffuse.pipelines.families import choose_output_format
+
+    choose_output_format(cfg)
+    name: str = cfg.output.format.name
+    return "" if name == FRAMES else f".{name}"
 
 
 def _size(cfg: DictConfig, draft: RequestDraft) -> tuple[int, int]:

@@ -38,8 +38,9 @@ Fields (what is not given takes the model's default):
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
-  objective.reference             the picture that quality/psnr compares with
-  output.format, output.quality   png, jpg, webp or tiff; 1-100 for jpg and webp
+  objective.reference             the picture, or the film, that quality/psnr compares with
+  output.format                   png, jpg, webp or tiff; of films mp4, webm, gif, webp, avif, frames or wav
+  output.quality                  1-100, of formats that lose something
   report.make, report.sheets      false leaves out a sweep's report, or its contact sheets
 
 Groups:

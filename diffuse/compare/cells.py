@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import MediaError
-from diffuse.media.formats import format_of, is_video
+from diffuse.media.formats import VideoFormat, format_of, is_video
 from diffuse.media.load import read_record
+from diffuse.media.video import FIRST_FRAME, is_frames_folder
 from diffuse.record.values import flatten
 
 JOB = "job.json"
@@ -67,7 +68,7 @@ class CellSet:
 
     cells: list[Cell] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    foreign: int = 0  # media without a record
+    foreign: int = 0  # media without a record, or with sound alone
     title: str = ""
     sweeps: set[str] = field(default_factory=set)  # identities of the sweeps that the cells are from; "" for no sweep
 
@@ -105,11 +106,15 @@ def build_cell(path: Path, record: Mapping[str, Any], run_id: str | None = None,
 
 
 def cells_in_file(path: Path) -> CellSet:
-    """Returns the cell of one file; a `job.json` beside it says more of it than the record inside.
+    """Returns the cell of one file or folder of frames; a `job.json` beside it says more of it than the record inside.
 
     Raises:
-        MediaError: there is no record of it.
+        MediaError: there is no record of it, or nothing to see.
     """
+    if path.name == FIRST_FRAME and is_frames_folder(path.parent):
+        path = path.parent  # which is the film
+    if not _is_shown(path):
+        raise MediaError(f"{path}: holds sound alone, which cannot be compared by eye; give the film that it is of")
     job = path.with_name(JOB)
     if job.is_file():
         of_job = cells_in_job(job)
@@ -124,16 +129,20 @@ def cells_in_folder(folder: Path) -> CellSet:
     title, identity = _sweep(folder)
     result = CellSet(title=title)
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
         here = Path(place)
+        films = [name for name in folders if is_frames_folder(here / name)]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in films)
         jobs = cells_in_job(here / JOB) if JOB in names else CellSet()
         known = {cell.path.name for cell in jobs.cells}
         result.cells += jobs.cells
         result.failures += jobs.failures
         result.sweeps |= jobs.sweeps
-        for name in sorted(names):
+        for name in sorted([*names, *films]):
             path = here / name
-            if format_of(path) is None or name in known or name.startswith("."):
+            if (name not in films and format_of(path) is None) or name in known or name.startswith("."):
+                continue
+            if not _is_shown(path):
+                result.foreign += 1
                 continue
             try:
                 result.cells.append(build_cell(path, read_record(path)))
@@ -163,10 +172,11 @@ def cells_in_job(file: Path) -> CellSet:
     for index, entry in enumerate(_sequence(job.get("media"))):
         name = str(_mapping(entry).get("file"))
         path = file.with_name(Path(name).name)
-        if format_of(path) is None:
-            continue
-        if not path.is_file():
+        if not path.exists():
             result.failures.append(Failure(overrides, f"{path.name} is gone"))
+            continue
+        if not _is_shown(path):
+            result.foreign += 1
             continue
         image = _mapping(images[index]) if index < len(images) else {}
         image = {"pixels_sha256": _mapping(entry).get("pixels_sha256"), **image}
@@ -175,6 +185,12 @@ def cells_in_job(file: Path) -> CellSet:
         except MediaError:
             result.foreign += 1
     return result
+
+
+def _is_shown(path: Path) -> bool:
+    """Returns whether a file holds something to see, rather than sound alone."""
+    row = format_of(path)
+    return not (isinstance(row, VideoFormat) and not row.has_frames)
 
 
 def _sweep(folder: Path) -> tuple[str, str]:

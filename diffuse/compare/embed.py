@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from diffuse.compare.cells import Cell
-from diffuse.compare.pixels import frame_strip, read_frames
+from diffuse.compare.pixels import read_frames
 from diffuse.errors import MediaError
 from diffuse.media.formats import embed_type
+from diffuse.media.pixels import frame_strip
 from diffuse.media.video import Video
 
 BUDGET = 40_000_000  # bytes of all media; a third more as text
@@ -46,6 +47,7 @@ class CellMedia:
     height: int
     still: MediaCopy | None  # the image, or a video's frame strip
     moving: MediaCopy | None = None
+    has_sound: bool = False
 
 
 def embed_cell(cell: Cell, share: int) -> CellMedia:
@@ -54,10 +56,11 @@ def embed_cell(cell: Cell, share: int) -> CellMedia:
     height, width = frames.shape[1:3]
     if not cell.is_video:
         return CellMedia(width, height, _whole(cell, frames[0], share) or _smaller(frames[0], share))
+    video = Video.open(cell.path)
     strip = Image.fromarray(frame_strip(frames))
     strip.thumbnail((_FRAME * len(frames), _FRAME), Image.Resampling.LANCZOS)
     still = _smaller(np.asarray(strip), share // 3)
-    return CellMedia(width, height, still, _video(cell, width, height, share - share // 3))
+    return CellMedia(width, height, still, _moving(video, share - share // 3), video.has_sound)
 
 
 def _whole(cell: Cell, pixels: np.ndarray, share: int) -> MediaCopy | None:
@@ -91,14 +94,15 @@ def _smaller(pixels: np.ndarray, share: int) -> MediaCopy | None:
     return None
 
 
-def _video(cell: Cell, width: int, height: int, share: int) -> MediaCopy | None:
-    """Returns the file itself where it is small and no GIF, which cannot be paused, otherwise a preview."""
-    mime = embed_type(cell.path)
-    if mime and cell.path.stat().st_size <= share:
-        return MediaCopy(cell.path.read_bytes(), mime, width, height, True)
+def _moving(video: Video, share: int) -> MediaCopy | None:
+    """Returns the file itself where it is small and can be paused, which a GIF cannot; otherwise a preview."""
+    width, height = video.width, video.height
+    mime = embed_type(video.path)
+    if mime and video.path.stat().st_size <= share:
+        return MediaCopy(video.path.read_bytes(), mime, width, height, True)
     for side in _PREVIEWS:
         try:
-            data = Video.open(cell.path).preview(min(side, max(width, height)))
+            data = video.preview(min(side, max(width, height)))
         except MediaError:
             return None
         if len(data) <= share:

@@ -61,7 +61,7 @@ function shot(i, free) {
   button.append(...(cell.video ? film(i) : [lazy(i)]));
   if (cell.reference === i) button.append(element('span', { className: 'badge', title: 'the others are measured against it' }, 'ref'));
   const lines = free.map((a) => `${data.axes[a].label}: ${value(i, a)}`);
-  const below = state.below && (cell.reference === i && 'psnr ssim flip'.includes(state.below) ? 'reference' : told(i, state.below));
+  const below = state.below && (cell.reference === i && 'psnr ssim flip sound_snr'.includes(state.below) ? 'reference' : told(i, state.below));
   if (lines.length || below) {
     button.append(element('span', { className: 'below' },
       ...lines.map((line) => element('span', {}, line)), below ? element('span', { className: 'number' }, below) : null));
@@ -86,6 +86,30 @@ function film(i) {
   const all = lazy(i);
   all.classList.add('strip');
   return [frame, all];
+}
+
+// Films in the grid, all at once and in step: those on the screen. That under the mouse is heard.
+let running = [];
+const MOST_RUNNING = 32; // a browser decodes no more in time
+
+function playGrid(on) {
+  for (const film of running) film.remove();
+  running = [];
+  if (on) {
+    const seen = [...document.querySelectorAll('#grid .shot')].filter((node) => {
+      const box = node.getBoundingClientRect();
+      return data.cells[+node.dataset.cell].moving && box.bottom > 0 && box.top < innerHeight;
+    });
+    running = seen.slice(0, MOST_RUNNING).map((node) => {
+      const film = large(+node.dataset.cell);
+      node.onpointerenter = () => { film.muted = false; };
+      node.onpointerleave = () => { film.muted = true; };
+      node.querySelector('.frame').append(film);
+      return film;
+    });
+    startTogether(running);
+  }
+  $('#play').textContent = running.length ? 'Stop' : 'Play all';
 }
 
 function framesOf(i) {

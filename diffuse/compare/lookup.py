@@ -21,6 +21,7 @@ from diffuse.compare.cells import (
 from diffuse.errors import ConfigError, DiffuseError, MediaError
 from diffuse.media.formats import format_of
 from diffuse.media.load import read_record
+from diffuse.media.video import is_frames_folder
 from diffuse.paths import user_path
 from diffuse.tracking.tags import ERROR_TAG, SWEEP_TAG
 
@@ -59,11 +60,11 @@ def find_cells(names: Sequence[str], tracking: Callable[[], TrackingConfig], dow
 def _find_on_disk(name: str) -> CellSet | None:
     """Returns the cells of a file, a folder or a sweep; None for a name that only a store can know."""
     path = user_path(name)
-    if path.is_dir():
+    if path.is_dir() and not is_frames_folder(path):
         return cells_in_folder(path)
     if path.name == JOB and path.is_file():
         return cells_in_job(path)
-    if path.is_file():
+    if path.exists():
         return cells_in_file(path)
     if format_of(path) is not None or os.sep in name:
         raise ConfigError(f"{name}: there is no such file or folder; check the path")
@@ -117,7 +118,7 @@ def _read_run(run: FoundRun, reader: StoreReader, folder: Path) -> CellSet:
     seconds = run.metrics.get("time/total_s")
     if seconds is not None:
         seconds -= run.metrics.get("time/load_s", 0.0)
-    files = [path for path in reader.media(run, folder) if format_of(path) is not None]
+    files = [path for path in reader.media(run, folder) if format_of(path) is not None or is_frames_folder(path)]
     cells = [_read_cell(path, record, len(files) == 1, run.run_id, seconds) for path in files]
     return CellSet(cells, sweeps={run.tags.get(SWEEP_TAG, "")})
 

@@ -68,7 +68,7 @@ function large(i) {
   const about = cell.video ? cell.moving : cell.still;
   const node = element(cell.video && about ? 'video' : 'img', { draggable: false });
   const own = cell.video ? (about ? address(`moving-${i}`, about.mime) : still(i)) : still(i);
-  const better = about && !about.exact && originals && !(cell.video && /\.gif$/i.test(cell.link));
+  const better = about && !about.exact && originals && (!cell.video || /\.(mp4|webm)$/i.test(cell.link));
   if (node.tagName === 'VIDEO') Object.assign(node, { loop: true, muted: true, playsInline: true });
   node.alt = caption(i);
   node.dataset.cell = i;

@@ -1,4 +1,5 @@
-"""Metrics of the difference between two images, uint8 RGB `[H, W, 3]`, or two videos `[F, H, W, 3]`, by frame."""
+"""Metrics of the difference between two images, uint8 RGB `[H, W, 3]`, or two videos `[F, H, W, 3]`, by frame; and
+between their sounds, float32 `[C, S]`."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ _C2 = (0.03 * 255) ** 2
 
 @dataclass(frozen=True)
 class Difference:
-    """PSNR in decibels (infinite for equal pixels), SSIM (1 for equal), mean FLIP (0 for equal, up to 1)."""
+    """PSNR in decibels (infinite for equal pixels), SSIM (1 for equal), mean FLIP (0 for equal, up to 1), and the
+    signal-to-noise ratio of the sound in decibels (infinite for equal samples)."""
 
     psnr: float
     ssim: float | None  # None where a side is shorter than SSIM's window
     flip: float
+    sound_snr: float | None = None  # None where one has no sound, or it cannot be compared
 
 
 def measure_difference(frames: np.ndarray, reference: np.ndarray) -> Difference | None:

@@ -3,13 +3,13 @@
 let data;
 const state = { x: -1, y: -1, view: 'grid', below: '', size: 0, out: [], sort: null };
 const BELOW = {
-  '': 'Nothing', seconds: 'Seconds', psnr: 'PSNR', ssim: 'SSIM', flip: 'FLIP', name: 'File name',
+  '': 'Nothing', seconds: 'Seconds', psnr: 'PSNR', ssim: 'SSIM', flip: 'FLIP', sound_snr: 'Sound SNR', name: 'File name',
 };
 const KEYS = [
   ['Enter', 'enlarge what is selected'], ['← → ↑ ↓', 'the next one, in the grid and enlarged'],
   ['1', 'one picture'], ['W', 'wipe between two'], ['S', 'side by side'], ['D', 'difference'],
   ['A', 'the next one to compare with'], ['P', 'pin: compare the following with this one'], ['+ −', 'nearer, farther'],
-  ['Space', 'play or pause'], ['C', 'copy the command'], ['Esc', 'back'],
+  ['Space', 'play or pause'], ['M', 'sound: of one, of the other, of none'], ['C', 'copy the command'], ['Esc', 'back'],
 ];
 
 function element(tag, properties = {}, ...children) {
@@ -30,8 +30,9 @@ function caption(i, without = []) {
   return told.filter(Boolean).join(' · ') || data.cells[i].name;
 }
 
+const decibels = (v) => (v === 'inf' ? '∞ dB' : `${v.toFixed(2)} dB`);
 const FORMATS = {
-  seconds: (v) => `${v < 10 ? v.toFixed(2) : v.toFixed(1)} s`, psnr: (v) => (v === 'inf' ? '∞ dB' : `${v.toFixed(2)} dB`),
+  seconds: (v) => `${v < 10 ? v.toFixed(2) : v.toFixed(1)} s`, psnr: decibels, sound_snr: decibels,
   ssim: (v) => v.toFixed(4), flip: (v) => v.toFixed(4), name: (v) => v,
 };
 
@@ -97,6 +98,7 @@ function fillBar() {
     };
   }
   $('#swap').onclick = () => { [state.x, state.y] = [state.y, state.x]; fit(); };
+  $('#play').onclick = () => playGrid(!running.length);
   const there = Object.keys(BELOW).filter((key) => !key || data.cells.some((cell) => cell[key] !== null));
   $('#below').append(...there.map((key) => element('option', { value: key, selected: key === state.below }, BELOW[key])));
   $('#below').onchange = (event) => { state.below = event.target.value; show(); };
@@ -165,12 +167,14 @@ function fittingSize() {
 }
 
 function show() {
+  playGrid(false);
   $('.tip').hidden = true;
   $('#x').value = state.x;
   $('#y').value = state.y;
   for (const tab of document.querySelectorAll('[data-view]')) tab.ariaSelected = String(tab.dataset.view === state.view);
   for (const name of ['grid', 'table', 'plots']) $(`#${name}`).hidden = name !== state.view;
   for (const node of document.querySelectorAll('.placing, .of-grid')) node.hidden = state.view !== 'grid';
+  if (!data.cells.some((cell) => cell.moving)) $('#play').hidden = true;
   for (const node of document.querySelectorAll('.filter')) node.update();
   const cells = shownCells();
   $('#all').hidden = cells.length === data.cells.length && !state.out.some((set) => set.size);

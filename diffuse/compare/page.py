@@ -120,16 +120,23 @@ def _cell(
         "still": _describe(media.still),
         "moving": _describe(media.moving),
         "video": cell.is_video,
+        "sound": media.has_sound,
         "command": cell_command(cell),
         "note": command_obstacle(cell),
         "run": cell.run_id,
         "digest": cell.digest,
         "seconds": cell.seconds,
-        "psnr": None if difference is None else "inf" if math.isinf(difference.psnr) else difference.psnr,
+        "psnr": None if difference is None else _decibels(difference.psnr),
         "ssim": None if difference is None else difference.ssim,
         "flip": None if difference is None else difference.flip,
+        "sound_snr": None if difference is None else _decibels(difference.sound_snr),
         "reference": None if row.reference is None else numbers[row.reference],
     }
+
+
+def _decibels(value: float | None) -> float | str | None:
+    """Returns a ratio as the page has it: JSON knows no infinity."""
+    return "inf" if value is not None and math.isinf(value) else value
 
 
 def _describe(media: MediaCopy | None) -> dict[str, Any] | None:

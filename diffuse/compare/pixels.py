@@ -1,4 +1,4 @@
-"""The frames of a cell, whether it is an image or a video."""
+"""The frames of a cell, whether it is an image or a video, and the sound of a video."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def read_frames(cell: Cell) -> np.ndarray:
         raise MediaError(f"{cell.path} cannot be read: {reason}; leave it out, or make it again") from error
 
 
-def frame_strip(frames: np.ndarray) -> np.ndarray:
-    """Lays frames `[F, H, W, 3]` side by side: `[H, F * W, 3]`."""
-    return np.concatenate(list(frames), axis=1)
+def read_sound_of(cell: Cell) -> tuple[np.ndarray, int] | None:
+    """Reads the sound of a cell, float32 `[C, S]`, and its samples a second; None where it has none.
+
+    Raises:
+        MediaError: the file has gone or is damaged.
+    """
+    return Video.open(cell.path).sound() if cell.is_video else None

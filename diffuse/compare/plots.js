@@ -1,7 +1,7 @@
 // Plots of what is shown: quality and time against steps, or against the first other number that varies. A line is a
 // mean; each point is a cell, which a click enlarges.
 
-const PANELS = { psnr: 'PSNR, dB', ssim: 'SSIM', flip: 'FLIP (0 is equal)', seconds: 'Seconds a picture' };
+const PANELS = { psnr: 'PSNR, dB', ssim: 'SSIM', flip: 'FLIP (0 is equal)', sound_snr: 'Sound SNR, dB', seconds: 'Seconds a picture' };
 const SVG = 'http://www.w3.org/2000/svg';
 
 function svg(tag, attributes = {}, ...children) {

@@ -23,6 +23,7 @@ _QUALITY: dict[str, Callable[[CellQuality], float | None]] = {
     "PSNR (dB)": lambda row: row.difference.psnr if row.difference else None,
     "SSIM": lambda row: row.difference.ssim if row.difference else None,
     "FLIP": lambda row: row.difference.flip if row.difference else None,
+    "sound SNR (dB)": lambda row: row.difference.sound_snr if row.difference else None,
 }
 _SECONDS: dict[str, Callable[[CellQuality], float | None]] = {"seconds a picture": lambda row: row.cell.seconds}
 

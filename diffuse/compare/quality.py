@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from diffuse.compare.axes import STEPS, Axis, format_value
 from diffuse.compare.cells import Cell
 from diffuse.compare.metrics import Difference, measure_difference
-from diffuse.compare.pixels import read_frames
+from diffuse.compare.pixels import read_frames, read_sound_of
 from diffuse.errors import ConfigError
+from diffuse.media.sound import sound_snr
 from diffuse.paths import user_path
 
 _KEPT = 8  # references whose pixels stay in memory
@@ -29,13 +30,17 @@ class CellQuality:
 
 def measure_cells(cells: Sequence[Cell], references: Mapping[Cell, Cell]) -> list[CellQuality]:
     """Measures the cells, in their order, against their references."""
-    read_reference = lru_cache(_KEPT)(read_frames)
+    read_reference, read_reference_sound = lru_cache(_KEPT)(read_frames), lru_cache(_KEPT)(read_sound_of)
 
     def measure(cell: Cell) -> CellQuality:
         reference = references.get(cell)
         if reference is None or reference is cell:
             return CellQuality(cell, reference)
-        return CellQuality(cell, reference, measure_difference(read_frames(cell), read_reference(reference)))
+        difference = measure_difference(read_frames(cell), read_reference(reference))
+        ours, theirs = read_sound_of(cell), read_reference_sound(reference)
+        if difference is not None and ours is not None and theirs is not None and ours[1] == theirs[1]:
+            difference = replace(difference, sound_snr=sound_snr(ours[0], theirs[0]))
+        return CellQuality(cell, reference, difference)
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # numpy and FLIP let others run meanwhile
         return list(pool.map(measure, cells))

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from diffuse.compare import fonts
 from diffuse.compare.axes import FILE, Axis, Layout
 from diffuse.compare.cells import Cell
-from diffuse.compare.pixels import frame_strip, read_frames
+from diffuse.compare.pixels import read_frames
+from diffuse.media.pixels import frame_strip
 
 MOST_SIDE = 12_000  # pixels of a page that viewers, and a browser's canvas, can open
 MOST_PIXELS = 50_000_000

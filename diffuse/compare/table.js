@@ -1,6 +1,6 @@
 // The table: a line a cell, sorted by any column.
 
-const NUMBERS = { seconds: 'Seconds', psnr: 'PSNR dB', ssim: 'SSIM', flip: 'FLIP' };
+const NUMBERS = { seconds: 'Seconds', psnr: 'PSNR dB', ssim: 'SSIM', flip: 'FLIP', sound_snr: 'Sound dB' };
 
 function drawTable(cells) {
   nearby.disconnect();

@@ -20,11 +20,16 @@ def format_csv(rows: Sequence[CellQuality], axes: Sequence[Axis], folder: Path) 
     keys = list(dict.fromkeys((*_ALWAYS, *(axis.key for axis in axes if axis.key != FILE))))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file", "run_id", *keys, "seconds", "psnr_db", "ssim", "flip", "reference", "pixels_sha256"])
+    has_sound = any(row.difference is not None and row.difference.sound_snr is not None for row in rows)
+    sound = ["sound_snr_db"] if has_sound else []
+    writer.writerow(
+        ["file", "run_id", *keys, "seconds", "psnr_db", "ssim", "flip", *sound, "reference", "pixels_sha256"]
+    )
     for row in rows:
         cell, difference = row.cell, row.difference
         values = [format_value(cell.config.get(key)) if cell.config.get(key) is not None else "" for key in keys]
-        metrics = (difference.psnr, difference.ssim, difference.flip) if difference else (None, None, None)
+        metrics = [None if difference is None else getattr(difference, name) for name in ("psnr", "ssim", "flip")]
+        metrics += [None if difference is None else difference.sound_snr for _ in sound]
         reference = "" if row.reference is None else relative_path(row.reference.path, folder)
         file = relative_path(cell.path, folder)
         writer.writerow(

@@ -1,7 +1,7 @@
 // The viewer: one picture large, or two by a wipe, side by side, or as their difference. Videos play in step.
 
 const MODES = { one: ['One', '1'], wipe: ['Wipe', 'W'], side: ['Side by side', 'S'], difference: ['Difference', 'D'] };
-const viewer = { a: 0, b: null, mode: 'one', relation: { kind: 'reference' }, pin: null, cut: 50, gain: 4, zoom: 1, pan: [0, 0] };
+const viewer = { a: 0, b: null, mode: 'one', relation: { kind: 'reference' }, pin: null, cut: 50, gain: 4, zoom: 1, pan: [0, 0], heard: 0 };
 
 function startViewer() {
   const buttons = Object.entries(MODES).map(([mode, [label, key]]) => {
@@ -199,18 +199,22 @@ function player(films) {
     if (document.activeElement !== seek || !first.paused) seek.value = length ? first.currentTime / length : 0;
     clock.textContent = `${first.currentTime.toFixed(2)} / ${length.toFixed(2)} s`;
   };
-  const inStep = () => { // a little faster or slower is not seen; what is far off, or at rest, jumps
-    for (const film of others) {
-      const behind = first.currentTime - film.currentTime;
-      if (Math.abs(behind) > 0.4 || (first.paused && behind)) film.currentTime = Math.min(first.currentTime, film.duration || 0);
-      film.playbackRate = Math.max(0.7, Math.min(1.3, 1 + 3 * behind));
-    }
-    if (first.isConnected && !first.paused) requestAnimationFrame(inStep);
-  };
+  const inStep = () => follows(first, others);
   for (const kind of ['timeupdate', 'seeked', 'loadedmetadata']) first.addEventListener(kind, follow);
   first.addEventListener('play', () => { toggle.textContent = '❚❚'; others.forEach((film) => film.play().catch(() => {})); inStep(); });
   first.addEventListener('pause', () => { toggle.textContent = '▶'; others.forEach((film) => film.pause()); inStep(); follow(); });
-  first.play().catch(() => {});
+  const speakers = films.map((film, place) => {
+    const button = element('button', { className: 'icon speaker', title: 'Sound (M)', ariaLabel: `Sound of ${caption(+film.dataset.cell)}` }, '♪');
+    button.hidden = !data.cells[+film.dataset.cell].sound;
+    button.onclick = () => { viewer.heard = viewer.heard === place ? -1 : place; hear(); };
+    return button;
+  });
+  const hear = () => films.forEach((film, place) => {
+    film.muted = place !== viewer.heard;
+    speakers[place].ariaPressed = String(!film.muted);
+  });
+  hear();
+  first.play().catch(() => { films.forEach((film) => { film.muted = true; }); first.play().catch(() => {}); }); // a browser may ask for a click first
   const strips = films.map((film) => {
     const strip = lazy(+film.dataset.cell);
     strip.classList.add('strip');
@@ -220,8 +224,28 @@ function player(films) {
     };
     return strip;
   });
-  const controls = element('div', { className: 'controls' }, toggle, seek, clock);
+  const controls = element('div', { className: 'controls' }, toggle, ...speakers, seek, clock);
   return element('div', { className: 'player' }, element('div', { className: 'strips' }, ...strips), controls);
+}
+
+// Keeps films with the first: a little faster or slower is not seen; what is far off, or at rest, jumps.
+function follows(first, others) {
+  for (const film of others) {
+    const behind = first.currentTime - film.currentTime;
+    if (Math.abs(behind) > 0.4 || (first.paused && behind)) film.currentTime = Math.min(first.currentTime, film.duration || 0);
+    film.playbackRate = Math.max(0.7, Math.min(1.3, 1 + 3 * behind));
+  }
+  if (first.isConnected && !first.paused) requestAnimationFrame(() => follows(first, others));
+}
+
+// Starts films at one moment, when all of them have something to show.
+async function startTogether(films) {
+  const ready = (film) => film.readyState >= 3 || film.error || new Promise((go) => {
+    for (const kind of ['canplay', 'error']) film.addEventListener(kind, go, { once: true });
+  });
+  await Promise.all(films.map(ready));
+  await Promise.all(films.map((film) => film.isConnected && film.play().catch(() => {})));
+  if (films.length) follows(films[0], films.slice(1));
 }
 
 function drawFacts(mode) {
@@ -286,11 +310,20 @@ function viewerKey(event) {
   else if (key === 'a') nextPartner();
   else if (key === 'p') { viewer.pin = viewer.a; viewer.relation = { kind: 'pin' }; drawViewer(); }
   else if (key === 'c') copyCommand();
+  else if (key === 'm' && $('.player')) nextHeard();
   else if (key === '+' || key === '=') zoomTo(viewer.zoom * 1.4);
   else if (key === '-') zoomTo(viewer.zoom / 1.4);
   else if (key === ' ' && $('.player') && event.target.tagName !== 'BUTTON') $('.player .icon').click();
   else return;
   event.preventDefault();
+}
+
+// The sound of the first, then of the second, then of none.
+function nextHeard() {
+  const speakers = [...document.querySelectorAll('.player .speaker')].filter((node) => !node.hidden);
+  const now = speakers.findIndex((node) => node.ariaPressed === 'true');
+  const next = speakers[now + 1] || speakers[now];
+  if (next) next.click();
 }
 
 function nextPartner() {

@@ -17,9 +17,9 @@ from diffuse.config.checks import check_prompt, check_request, given_steps
 from diffuse.config.compose import ConfigValues, resolve_config
 from diffuse.config.inputs import Inputs, fill_input_fields, read_inputs
 from diffuse.config.mistakes import explain_errors, suggestion
-from diffuse.config.objective import read_reference
+from diffuse.config.objective import Reference, read_reference
 from diffuse.errors import ConfigError
-from diffuse.media.images import InputImage, InputImageCache
+from diffuse.media.images import InputImageCache
 from diffuse.paths import user_path
 from diffuse.schema import PROMPT_FIELDS, REQUEST_FIELDS, GenerationRequest
 
@@ -40,7 +40,7 @@ class RequestDraft:
     height: int | None
     fields: Mapping[str, Any]  # every other field of a request
     inputs: Inputs | None = None  # images to start from
-    reference: InputImage | None = None  # the image that quality is measured against
+    reference: Reference | None = None  # what quality is measured against
 
     def request(self, default_size: tuple[int, int] | None) -> GenerationRequest:
         """Returns the request, with `default_size` (width, height in pixels) where none was given.

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 
 from diffuse.errors import MediaError
-from diffuse.media.video_files import ffmpeg_program
+from diffuse.media.ffmpeg import ffmpeg_program
 
 WORST = 51  # H.264's largest constant rate factor
 _SECONDS = 120  # for one call of ffmpeg

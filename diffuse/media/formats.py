@@ -1,7 +1,7 @@
 """The table of media formats: for each, its files, its writer, its reader, and its limits.
 
-Everything else asks this table. The names that `output.format` may have stand in `schema.ImageFormat`; a test holds
-them to the rows that have an encoder.
+Everything else asks this table. The names that `output.format` may have stand in `schema.OutputFormat`; a test holds
+them to the rows that have a writer.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from PIL import Image
 
 from diffuse.errors import MediaError
 from diffuse.media.encoders import encode_jpg, encode_png, encode_tiff, encode_webp
+from diffuse.media.ffmpeg import ffmpeg_program
 from diffuse.media.metadata import exif_record, png_record
-from diffuse.media.video import avif_description, gif_comment, video_comment
+from diffuse.media.video import avif_description, gif_comment, is_frames_folder, video_comment
 from diffuse.media.video_files import Clip, write_avif, write_gif, write_mp4, write_wav, write_webm, write_webp
-from diffuse.schema import ImageFormat
+from diffuse.schema import OutputFormat
 
 # From pixels uint8 RGB `[H, W, 3]`, the record, the line of parameters and the quality to the bytes of a file.
 Encoder: TypeAlias = Callable[[np.ndarray, Mapping[str, Any], str, int], bytes]
@@ -97,6 +98,7 @@ class ClipFormat:
     write: ClipWriter
     holds_sound: bool
     holds_frames: bool = True
+    has_quality: bool = True
     max_side: int | None = None
     """Pixels; None where the limit is beyond any film."""
 
@@ -105,25 +107,30 @@ FRAMES = "frames"  # in `output.format`: a folder of PNGs, and the sound beside 
 CLIP_FORMATS = (
     ClipFormat("mp4", write_mp4, holds_sound=True, max_side=16384),
     ClipFormat("webm", write_webm, holds_sound=True, max_side=65535),
-    ClipFormat("gif", write_gif, holds_sound=False, max_side=65535),
+    ClipFormat("gif", write_gif, holds_sound=False, has_quality=False, max_side=65535),
     ClipFormat("webp", write_webp, holds_sound=False, max_side=16383),
     ClipFormat("avif", write_avif, holds_sound=False, max_side=65535),
-    ClipFormat("wav", write_wav, holds_sound=True, holds_frames=False),
+    ClipFormat("wav", write_wav, holds_sound=True, holds_frames=False, has_quality=False),
 )
+_FILM_NAMES = (*(row.name for row in CLIP_FORMATS), FRAMES)
 
 PILLOW_FORMATS = tuple(row.pillow for row in STILL_FORMATS)
 """The formats that Pillow may try on an image that diffuse saved."""
+OUTPUT_SUFFIXES = tuple(f".{row.name}" for row in (*STILL_FORMATS, *CLIP_FORMATS))
+"""The suffixes of files that diffuse writes."""
 STILL_SUFFIXES = tuple(suffix for row in STILL_FORMATS for suffix in row.suffixes)
 
 
 def format_of(path: Path) -> StillFormat | VideoFormat | None:
-    """Returns the format that a file's suffix names, None for any other suffix."""
+    """Returns the format that a file's suffix names, None for any other suffix, as that of a folder of frames."""
     suffix = path.suffix.lower()
     return next((row for row in FORMATS if suffix in row.suffixes), None)
 
 
 def is_video(path: Path) -> bool:
-    """Returns whether a file is a video by its suffix, or is a WebP that moves."""
+    """Returns whether a file is a video by its suffix, or is a WebP that moves, or a folder of frames."""
+    if is_frames_folder(path):
+        return True
     row = format_of(path)
     if isinstance(row, VideoFormat):
         return row.has_frames
@@ -140,46 +147,90 @@ def _is_animated(path: Path) -> bool:
     return head[12:16] == b"VP8X" and bool(head[20] & 0x02)
 
 
+def is_still(path: Path) -> bool:
+    """Returns whether a file holds one picture: its suffix is not of films or sound, and it is no WebP that moves."""
+    return not isinstance(format_of(path), VideoFormat) and not is_video(path)
+
+
 def is_lossless(path: Path) -> bool:
-    """Returns whether a file's suffix names a format that keeps every pixel as it was saved."""
+    """Returns whether a file's suffix names a format that keeps every pixel as it was saved, or it is a folder of
+    frames."""
     row = format_of(path)
-    return isinstance(row, StillFormat) and row.lossless
+    return is_frames_folder(path) or (isinstance(row, StillFormat) and row.lossless)
 
 
 def embed_type(path: Path) -> str | None:
     """Returns the MIME type under which a page carries the file as it is, None if it carries a copy."""
     row = format_of(path)
-    return None if row is None else row.embed_type
+    if row is None or (isinstance(row, StillFormat) and is_video(path)):
+        return None
+    return row.embed_type
 
 
-def output_format(name: ImageFormat | str) -> StillFormat:
-    """Returns the row of the format that `output.format` names.
+def output_format(name: OutputFormat | str) -> StillFormat:
+    """Returns the format of pictures that `output.format` names.
 
     Raises:
-        MediaError: there is no such format.
+        MediaError: there is no such format, or it is of films alone.
     """
-    text = name.value if isinstance(name, ImageFormat) else name
+    text = _text(name)
     for row in STILL_FORMATS:
         if row.name == text:
             return row
     choices = ", ".join(row.name for row in STILL_FORMATS)
-    raise MediaError(f"output.format={text} is not a format; choose one of {choices}")
+    fault = "is of films, and this is a picture" if text in _FILM_NAMES else "is not a format"
+    raise MediaError(f"output.format={text} {fault}; choose one of {choices}")
 
 
-def clip_format(name: ImageFormat | str) -> ClipFormat | None:
+def clip_format(name: OutputFormat | str) -> ClipFormat | None:
     """Returns the way to write a film that `output.format` names; None for `frames`, a folder of pictures.
 
     Raises:
         MediaError: films are not written so.
     """
-    text = name.value if isinstance(name, ImageFormat) else name
+    text = _text(name)
     if text == FRAMES:
         return None
     for row in CLIP_FORMATS:
         if row.name == text:
             return row
-    choices = ", ".join([*(row.name for row in CLIP_FORMATS), FRAMES])
-    raise MediaError(f"output.format={text} holds no film; choose one of {choices}")
+    raise MediaError(f"output.format={text} holds no film; choose one of {', '.join(_FILM_NAMES)}")
+
+
+def chosen_format(name: OutputFormat | str | None, *, is_film: bool) -> OutputFormat:
+    """Returns the format that `output.format` names; where it is null, MP4 for a film and PNG for a picture.
+
+    Raises:
+        MediaError: there is no such format, or it is not for that.
+    """
+    if name is None:
+        return OutputFormat.mp4 if is_film else OutputFormat.png
+    (clip_format if is_film else output_format)(name)
+    return OutputFormat(_text(name))
+
+
+def check_film_output(format: OutputFormat, *, has_sound: bool) -> None:
+    """Checks that films can be written in `format`, one of those for films.
+
+    Raises:
+        MediaError: there is no ffmpeg, or the format holds sound alone and there is none.
+    """
+    ffmpeg_program()
+    row = clip_format(format)
+    if row is not None and not row.holds_frames and not has_sound:
+        choices = ", ".join(each.name for each in CLIP_FORMATS if each.holds_frames)
+        raise MediaError(f"output.format={row.name} holds sound, and this film has none; choose one of {choices}")
+
+
+def quality_formats(*, is_film: bool) -> list[str]:
+    """Returns the names of the formats in which a film, or a picture, has a quality."""
+    if is_film:
+        return [row.name for row in CLIP_FORMATS if row.has_quality]
+    return [row.name for row in STILL_FORMATS if not row.lossless]
+
+
+def _text(name: OutputFormat | str) -> str:
+    return name.value if isinstance(name, OutputFormat) else name
 
 
 def names_in_words(labels: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,23 @@ from diffuse.media.files import reason
 from diffuse.media.formats import PILLOW_FORMATS, STILL_FORMATS, VideoFormat, format_of, names_in_words
 from diffuse.media.metadata import parse_record
 from diffuse.media.pixels import pixels_sha256
+from diffuse.media.video import FIRST_FRAME, is_frames_folder
 
 _BY_PILLOW = {row.pillow: row for row in STILL_FORMATS}
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Returns the record inside an image or a video. It is data from a file: nothing in it has been checked.
+    """Returns the record inside an image or a film, which may be a folder of frames.
+
+    It is data from a file: nothing in it has been checked.
 
     Raises:
         MediaError: there is no such file, or no record in it.
     """
     row = format_of(path)
-    if isinstance(row, VideoFormat):
+    if is_frames_folder(path):
+        path = path / FIRST_FRAME
+    elif isinstance(row, VideoFormat):
         return parse_record(row.record_text(path), path)
     try:
         with _open(path) as image:
@@ -50,6 +56,25 @@ def image_sha256(path: Path) -> str:
         with _open(path) as image:
             return pixels_sha256(np.asarray(image.convert("RGB")))
     except Exception as error:  # as above
+        raise MediaError(f"{path} cannot be read: {reason(error)}; it may be damaged") from error
+
+
+def content_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes; of a folder, that of a line for each file in it, by name, but hidden ones.
+
+    A line is the SHA-256 of the file in hexadecimal digits, two spaces, and its name, as `sha256sum` prints it.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(each for each in path.iterdir() if not each.name.startswith("."))
+            lines = [f"{content_sha256(each)}  {each.name}\n" for each in files]
+            return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
         raise MediaError(f"{path} cannot be read: {reason(error)}; it may be damaged") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,18 @@ import numpy as np
 
 from diffuse.errors import MediaError
 from diffuse.media.files import check_name, write_new_file, write_new_folder
-from diffuse.media.formats import CLIP_FORMATS, FRAMES, STILL_FORMATS, clip_format, names_in_words, output_format
-from diffuse.media.video_files import Clip, check_ffmpeg, write_frames
-from diffuse.schema import ImageFormat, OutputConfig
-
-log = logging.getLogger(__name__)
+from diffuse.media.formats import (
+    CLIP_FORMATS,
+    FRAMES,
+    check_film_output,
+    chosen_format,
+    clip_format,
+    names_in_words,
+    output_format,
+    quality_formats,
+)
+from diffuse.media.video_files import Clip, write_frames
+from diffuse.schema import OutputConfig, OutputFormat
 
 
 def save_media(
@@ -23,7 +29,7 @@ def save_media(
     folder: Path,
     stem: str,
     *,
-    format: ImageFormat | str = ImageFormat.png,
+    format: OutputFormat | str | None = None,
     quality: int = 95,
     record: Mapping[str, Any],
     parameters: str = "",
@@ -38,7 +44,7 @@ def save_media(
 
     Args:
         frames: uint8 RGB `[F, H, W, 3]`; an image is one frame.
-        format: a name in the table of formats (`media.formats`).
+        format: a name in the table of formats (`media.formats`); None is MP4 for a film, and PNG for an image.
         quality: 1 to 100, of the formats that are lossy.
         parameters: the text that image viewers show, see `media.parameters`.
         fps: frames a second of a film; None for an image.
@@ -53,6 +59,7 @@ def save_media(
         raise ValueError(f"frames are uint8 [F, H, W, 3], not {frames.dtype} {list(frames.shape)}")
     stem = check_name(stem)
     check_quality(quality)
+    format = chosen_format(format, is_film=fps is not None)
     if fps is None:
         return _save_image(frames, folder, stem, format, quality, record, parameters, sound)
     return _save_clip(Clip(frames, fps, sound, sample_rate), folder, stem, format, quality, record, parameters)
@@ -62,7 +69,7 @@ def _save_image(
     frames: np.ndarray,
     folder: Path,
     stem: str,
-    format: ImageFormat | str,
+    format: OutputFormat,
     quality: int,
     record: Mapping[str, Any],
     parameters: str,
@@ -80,25 +87,19 @@ def _save_clip(
     clip: Clip,
     folder: Path,
     stem: str,
-    format: ImageFormat | str,
+    format: OutputFormat,
     quality: int,
     record: Mapping[str, Any],
     parameters: str,
 ) -> Path:
-    """Saves a film. Where the format has no sound, the film loses it, and that is said."""
+    """Saves a film. Where the format has no sound, the film loses it; `sound_notes` says so."""
     if not len(clip.frames):
         raise MediaError("a film has at least one frame")
+    check_film_output(format, has_sound=clip.sound is not None)
     row = clip_format(format)
-    check_ffmpeg()
     if row is None:
         return write_new_folder(lambda place: write_frames(clip, place, record, parameters), folder, stem)
-    if clip.sound is None and not row.holds_frames:
-        choices = ", ".join(each.name for each in CLIP_FORMATS if each.holds_frames)
-        raise MediaError(f"output.format={row.name} holds sound, and this result has none; choose one of {choices}")
     _check_sides(clip.frames, row.name, row.max_side, FRAMES)
-    if clip.sound is not None and not row.holds_sound:
-        choices = names_in_words([each.name for each in CLIP_FORMATS if each.holds_sound])
-        log.warning("output.format=%s has no sound, and that of this film is left out; use %s", row.name, choices)
     write = row.write
     return write_new_file(lambda path: write(clip, path, record, parameters, quality), folder, stem, row.name)
 
@@ -109,13 +110,26 @@ def _check_sides(frames: np.ndarray, name: str, most: int | None, instead: str) 
         raise MediaError(f"{name} holds at most {most} pixels a side, not {width} x {height}; use {instead}")
 
 
-def output_note(output: OutputConfig) -> str | None:
-    """Returns a line on a setting that has no effect: a quality for a format that loses nothing; None otherwise."""
-    row = output_format(output.format)
-    if not row.lossless or output.quality == OutputConfig.quality:
-        return None
-    lossy = " or ".join(each.name for each in STILL_FORMATS if not each.lossless)
-    return f"output.quality={output.quality}: has no effect with output.format={row.name}; {lossy} has a quality"
+def output_notes(output: OutputConfig, *, is_film: bool, has_sound: bool) -> list[str]:
+    """Returns a line each on what `output.format` cannot hold: a quality where nothing is lost, and sound."""
+    format = chosen_format(output.format, is_film=is_film)
+    notes = sound_notes(format, has_sound=has_sound)
+    lossy = quality_formats(is_film=is_film)
+    if output.quality != OutputConfig.quality and format.name not in lossy:
+        choices = names_in_words(lossy)
+        notes.append(
+            f"output.quality={output.quality}: has no effect with output.format={format.name}; {choices} has a quality"
+        )
+    return notes
+
+
+def sound_notes(format: OutputFormat, *, has_sound: bool) -> list[str]:
+    """Returns a line that a film loses its sound in `format`, where it has some and does."""
+    row = clip_format(format) if has_sound else None
+    if row is None or row.holds_sound:
+        return []
+    choices = names_in_words([each.name for each in CLIP_FORMATS if each.holds_sound])
+    return [f"output.format={row.name} has no sound, and that of the film is left out; use {choices}"]
 
 
 def check_quality(quality: int) -> None:

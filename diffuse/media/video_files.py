@@ -7,7 +7,6 @@ nothing of the machine or the hour goes into a file: the same film gives the sam
 from __future__ import annotations
 
 import struct
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,17 +18,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.errors import MediaError
 from diffuse.media.encoders import encode_png
+from diffuse.media.ffmpeg import feed_frames, file_url
 from diffuse.media.files import temporary_name, unfinished
 from diffuse.media.metadata import XMP_BOX, exif_data, printable, record_json, xmp_packet
-from diffuse.media.video import file_url
+from diffuse.media.video import SOUND_FILE
 
 _COLOURS = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 _TO_BT709 = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p"
 _EXACT = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-flags:a", "+bitexact"]
 _PALETTE_FRAMES = 16  # of a film, from which the 256 colours of a GIF are chosen
 _PALETTE_SIDE = 256  # pixels, of these frames
+_FRAME_NAME = "frame_{:05}.png"
 _LONGEST_RATE = 100_000  # the largest denominator of a rate: 24000/1001 and its like are exact
 
 
@@ -117,40 +117,16 @@ def write_wav(clip: Clip, path: Path, record: Mapping[str, Any], parameters: str
     """Writes the sound alone, 16 bits a sample; the clip has some."""
     with _metadata_file(path.parent, record, parameters) as metadata, _sound_file(path.parent, clip) as sound:
         tags = ["-f", "ffmetadata", "-i", file_url(metadata), "-map_metadata", "1", "-map", "0:a"]
-        _feed([*_sound_input(clip, sound), *tags, "-c:a", "pcm_s16le", *_EXACT, "-f", "wav", file_url(path)], ())
+        feed_frames([*_sound_input(clip, sound), *tags, "-c:a", "pcm_s16le", *_EXACT, "-f", "wav", file_url(path)], ())
 
 
 def write_frames(clip: Clip, folder: Path, record: Mapping[str, Any], parameters: str) -> None:
     """Writes each frame as a PNG, the first with the record, and `sound.wav` where there is sound, into `folder`."""
     for index, frame in enumerate(clip.frames):
         content = encode_png(frame, record, parameters, 100) if index == 0 else encode_png(frame, {}, "", 100)
-        (folder / f"frame_{index:05}.png").write_bytes(content)
+        (folder / _FRAME_NAME.format(index)).write_bytes(content)
     if clip.sound is not None:
-        write_wav(clip, folder / "sound.wav", record, parameters, 100)
-
-
-def check_ffmpeg() -> None:
-    """Checks that there is an ffmpeg.
-
-    Raises:
-        MediaError: there is none.
-    """
-    ffmpeg_program()
-
-
-def ffmpeg_program() -> str:
-    """Returns the path of ffmpeg.
-
-    Raises:
-        MediaError: there is none.
-    """
-    import imageio_ffmpeg
-
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError as error:
-        hint = "install imageio-ffmpeg with its program, or name one in IMAGEIO_FFMPEG_EXE"
-        raise MediaError(f"films and sound are written by ffmpeg, and there is none; {hint}") from error
+        write_wav(clip, folder / SOUND_FILE, record, parameters, 100)
 
 
 def _encode(
@@ -193,35 +169,7 @@ def _encode(
         )
         # As many frames as there are: nothing is doubled or dropped to keep a rate.
         exactly = ["-fps_mode", "passthrough", "-frames:v", str(count)]
-        _feed([*options, *maps, *exactly, *_EXACT, *output, file_url(path)], frames)
-
-
-def _feed(options: Sequence[str], frames: Any) -> None:
-    """Runs ffmpeg and writes `frames` to its standard input.
-
-    Raises:
-        OSError: it failed, for instance because the disk is full.
-    """
-    command = [ffmpeg_program(), "-v", "error", "-nostdin", "-y", *options]
-    with tempfile.TemporaryFile() as messages:  # not a pipe, which would fill up while nobody reads it
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages)
-        try:
-            assert process.stdin is not None
-            try:
-                for frame in frames:
-                    process.stdin.write(np.ascontiguousarray(frame).data)
-                process.stdin.close()
-            except BrokenPipeError:  # it has ended; its message says why
-                pass
-            status = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        if status != 0:
-            messages.seek(0)
-            lines = messages.read().decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
-            raise OSError(f"ffmpeg: {lines[-1]}")
+        feed_frames([*options, *maps, *exactly, *_EXACT, *output, file_url(path)], frames)
 
 
 def _sound_input(clip: Clip, path: Path) -> list[str]:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from diffuse.config.checks import check_target
 from diffuse.errors import ConfigError
+from diffuse.media.formats import check_film_output, chosen_format
 from diffuse.pipelines.pipeline import ModelPipeline
 
 
@@ -40,3 +41,15 @@ def load_family(target: str) -> type[ModelPipeline]:
     if not isinstance(family, type) or family.__module__ != module or not hasattr(family, "components"):
         raise ConfigError(f"model._target_={target}: there is no such pipeline; conf/model has those there are")
     return cast(type[ModelPipeline], family)
+
+
+def choose_output_format(cfg: DictConfig) -> None:
+    """Sets `output.format` where it is null, and checks that what the model makes can be written in it.
+
+    Raises:
+        MediaError: it cannot.
+    """
+    family = load_family(cfg.model._target_)
+    cfg.output.format = chosen_format(cfg.output.format, is_film=family.makes_films)
+    if family.makes_films:
+        check_film_output(cfg.output.format, has_sound=family.makes_sound)

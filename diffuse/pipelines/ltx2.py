@@ -98,6 +98,8 @@ class LTX2(ModelPipeline):
             "input_crf",
         }
     )
+    makes_films: ClassVar[bool] = True
+    makes_sound: ClassVar[bool] = True
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says
     text_tokens: ClassVar[int] = 1024  # of a text with its padding, as the model was trained
     halves: ClassVar[int] = 1  # what width and height are divided by before the film is made

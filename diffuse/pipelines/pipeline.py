@@ -43,6 +43,10 @@ class DiffusionPipeline(ABC):
     """A pipeline, ready to be called. Weights are read when a component is first used."""
 
     memory: Memory
+    makes_films: ClassVar[bool] = False
+    """Whether results have a rate, and several frames; known before anything is computed."""
+    makes_sound: ClassVar[bool] = False
+    """Whether results have sound."""
 
     @abstractmethod
     def default_size(self) -> tuple[int, int] | None:

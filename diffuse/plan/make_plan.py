@@ -17,7 +17,7 @@ from diffuse.device.allocator import rss_now
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import MAX_BATCH, check_max_side, choose_profile, keeps_budget
 from diffuse.errors import ConfigError
-from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
 from diffuse.plan.choose_levers import Choice, choose_levers
@@ -55,6 +55,7 @@ class Setting:
         cfg = self.cfg
         known = request_fields([load_family(model._target_) for model in models(cfg)])
         check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
+        choose_output_format(cfg)
         request = complete_request(cfg, draft, self.hw, self.checkpoints)
         check_max_side(self.profile, request.width, request.height)
         return request

@@ -13,7 +13,9 @@ from diffuse.plan.report import PETA, fits, has_card
 from diffuse.schema import PROMPT_FIELDS, GenerationRequest
 
 # Bytes a pixel of pictures that models make, about: half of what TIFF takes is saved by PNG, and most of it by JPEG.
-_BYTES_A_PIXEL: Mapping[str, float] = {"png": 1.6, "jpg": 0.45, "webp": 0.35, "tiff": 3.0}
+_BYTES_A_PIXEL: Mapping[str, float] = {"png": 1.6, "jpg": 0.45, "webp": 0.35, "tiff": 3.0, "frames": 1.6}
+# And of a film, whose frames are alike; a WAV has a few samples a frame.
+_BYTES_A_PIXEL_OF_FILM = {"mp4": 0.06, "webm": 0.06, "gif": 0.5, "webp": 0.2, "avif": 0.06, "wav": 0.02}
 _HOUR = 3600
 
 
@@ -118,10 +120,13 @@ def plan_job(setting: Setting, draft: RequestDraft, model: str = "") -> PlannedJ
     setting = setting.with_levers(request)
     prediction = setting.predict(request)
     seconds, reason = setting.seconds(prediction)
-    pixels = request.width * request.height * request.num_images
+    frames = getattr(request, "num_frames", None)
+    pixels = request.width * request.height * request.num_images * (frames or 1)
+    name = setting.cfg.output.format.name
+    of_film = {} if frames is None else _BYTES_A_PIXEL_OF_FILM
     return PlannedJob(
         request.num_images,
-        round(pixels * _BYTES_A_PIXEL[setting.cfg.output.format.name]),
+        round(pixels * of_film.get(name, _BYTES_A_PIXEL.get(name, 0))),
         prediction.flops,
         prediction.device_bytes,
         prediction.host_bytes,

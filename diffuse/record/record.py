@@ -101,10 +101,16 @@ def record_with_seed(record: Mapping[str, Any], overrides: Sequence[str], *, see
     }
 
 
-def image_record(record: Mapping[str, Any], index: int, pixels_sha256: str) -> dict[str, Any]:
-    """Returns the record of image `index` (from 0) of a run, which goes into its file."""
+def image_record(
+    record: Mapping[str, Any], index: int, pixels_sha256: str, film: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns the record of image or film `index` (from 0) of a run, which goes into its file.
+
+    Args:
+        film: `fps`, and where there is sound, `sound_sha256` and `sample_rate`.
+    """
     image = {"index": index, "seed": record["request"]["seed"] + index, "pixels_sha256": pixels_sha256}
-    return {**record, "image": image}
+    return {**record, "image": image | dict(film or {})}
 
 
 def record_with_images(record: Mapping[str, Any], images: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Recorded runs: records read from the files that hold one, with the digests and pixels that are known.
 
-A record is in an image, in a video, in a run's `record.json`, and in the `job.json` of a sweep. A file is data from
-whoever sent it: here it is read, and checked to be a record.
+A record is in an image, in a film, in a folder of frames, in a run's `record.json`, and in the `job.json` of a sweep.
+A file is data from whoever sent it: here it is read, and checked to be a record.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from diffuse.errors import ConfigError, MediaError
-from diffuse.media.formats import VideoFormat, format_of, is_lossless
+from diffuse.media.formats import VideoFormat, format_of, is_lossless, is_still, is_video
 from diffuse.media.images import read_image
 from diffuse.media.load import read_record
+from diffuse.media.video import FIRST_FRAME, Video, is_frames_folder
 from diffuse.record.validate import check_record
 from diffuse.record.values import short_text
 
@@ -39,12 +40,19 @@ class RecordedRun:
     """The SHA-256 of the pixels of each image: all of the run, or the one of the file."""
     pixels: Mapping[int, np.ndarray] = field(default_factory=dict)
     """uint8 RGB `[H, W, 3]`, of the images that are at hand."""
+    films: Mapping[int, Video] = field(default_factory=dict)
+    """The files of the films that are at hand, of which no frame has been read."""
     lossless: bool = True
-    """Whether `pixels` are to the bit those that were saved."""
+    """Whether `pixels` and `films` are to the bit those that were saved."""
+
+    def sound_sha256(self, index: int) -> str | None:
+        """Returns the SHA-256 of the sound of film `index`; None where it had none."""
+        images = [self.record["image"]] if "image" in self.record else self.record.get("images", [])
+        return next((image.get("sound_sha256") for image in images if image["index"] == index), None)
 
 
 def read_recorded_run(path: Path) -> RecordedRun:
-    """Reads the record in an image, in the comment of a video, in a `record.json` or in a `job.json`.
+    """Reads the record in an image, in a film, in a folder of frames, in a `record.json` or in a `job.json`.
 
     Raises:
         MediaError: there is no such file, it cannot be read, or holds no record.
@@ -52,6 +60,8 @@ def read_recorded_run(path: Path) -> RecordedRun:
     """
     if path.suffix.lower() == ".json":
         return _read_json_file(path)
+    if path.name == FIRST_FRAME and is_frames_folder(path.parent):
+        path = path.parent  # which is the film
     media_format = format_of(path)
     if isinstance(media_format, VideoFormat):
         _check_magic(path, *media_format.magic)
@@ -64,8 +74,17 @@ def read_recorded_run(path: Path) -> RecordedRun:
     if "image" not in record:
         raise ConfigError(f"{path}: its record does not say which picture of the run it is; the record was changed")
     index = record["image"]["index"]
-    pixels = {} if isinstance(media_format, VideoFormat) else {index: read_image(str(path), "FILE").pixels}
-    return RecordedRun(str(path), record, {index: record["image"]["pixels_sha256"]}, pixels, is_lossless(path))
+    pixels, films = _content({index: path})
+    digests = {index: record["image"]["pixels_sha256"]}
+    return RecordedRun(str(path), record, digests, pixels, films, is_lossless(path))
+
+
+def _content(files: Mapping[int, Path]) -> tuple[dict[int, np.ndarray], dict[int, Video]]:
+    """Returns the pixels of images, and the films, that files hold."""
+    return (
+        {index: read_image(str(path), "FILE").pixels for index, path in files.items() if is_still(path)},
+        {index: Video.open(path) for index, path in files.items() if is_video(path)},
+    )
 
 
 def recorded_run(record: Any, label: str, files: Mapping[int, Path] | None = None) -> RecordedRun:
@@ -74,7 +93,7 @@ def recorded_run(record: Any, label: str, files: Mapping[int, Path] | None = Non
     Args:
         record: data from a file or a store.
         label: how messages call it.
-        files: the run's files that are at hand, by the index of their image. Pixels are read from lossless ones.
+        files: the run's files that are at hand, by the index of their image. Those that lose something are left out.
 
     Raises:
         ConfigError: it is no record, or of a run that did not end.
@@ -86,11 +105,12 @@ def recorded_run(record: Any, label: str, files: Mapping[int, Path] | None = Non
             return RecordedRun(label, record, {index: record["image"]["pixels_sha256"]})
         raise ConfigError(f"{label}: the run made no picture: there is nothing to make again; start it anew")
     digests = {image["index"]: image["pixels_sha256"] for image in record["images"]}
-    pixels = {}
-    for index, path in (files or {}).items():
-        if index in digests and is_lossless(path) and path.is_file():
-            pixels[index] = read_image(str(path), "FILE").pixels
-    return RecordedRun(label, record, digests, pixels)
+    lossless = {
+        index: path
+        for index, path in (files or {}).items()
+        if index in digests and is_lossless(path) and (path.is_file() or is_video(path))
+    }
+    return RecordedRun(label, record, digests, *_content(lossless))
 
 
 def _read_json_file(path: Path) -> RecordedRun:

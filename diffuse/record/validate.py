@@ -76,6 +76,7 @@ def _check_images(record: Mapping[str, Any], label: str) -> None:
             or image.get("seed") != seed + index
             or not isinstance(digest, str)
             or not _SHA256.fullmatch(digest)
+            or not _SHA256.fullmatch(str(image.get("sound_sha256", digest)))
         ):
             raise ConfigError(f"{label}: {short_text(image)} is not a picture of its run; the record was changed")
 

@@ -7,7 +7,9 @@ and what is tracked is the user's own affair, and a local file is read only if i
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, MediaError
 from diffuse.media.images import file_sha256
 from diffuse.media.load import read_record
+from diffuse.media.video import Video
 from diffuse.paths import user_path
 from diffuse.record.recorded_run import RecordedRun, read_recorded_run, recorded_run
 from diffuse.reproduce.recorded_config import OWN_GROUPS, restore_config
@@ -48,6 +51,10 @@ class Reproduction:
     """The recorded SHA-256 of the pixels, by image."""
     pixels: Mapping[int, np.ndarray]
     """The recorded pixels, uint8 RGB `[H, W, 3]`, of the images that are at hand."""
+    films: Mapping[int, Video]
+    """The recorded files of the films that are at hand."""
+    sounds: Mapping[int, str | None]
+    """The recorded SHA-256 of the sound, None where there was none, by film."""
     before: Sequence[int]
     """Seeds that were computed in one batch with the images, before theirs."""
     after: Sequence[int]
@@ -62,7 +69,7 @@ def find_reproduction(target: str, overrides: Sequence[str] = ()) -> Reproductio
     """Builds the reproduction of a file, or of a run in the user's tracking store.
 
     Args:
-        target: a file with a record, or the id of a run.
+        target: a file with a record, a folder of frames, or the id of a run.
         overrides: see `build_reproduction`.
 
     Raises:
@@ -85,14 +92,21 @@ def _tracked_run(run_id: str, own: DictConfig) -> RecordedRun:
     except ConfigError as error:
         raise ConfigError(f"{run_id}: there is no such file; and as a run: {error}") from error
     run = reader.run(run_id)
-    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder:
-        record = reader.record(run, Path(folder))
+    folder, recorded = Path(tempfile.mkdtemp(prefix="diffuse-")), None
+    try:
+        record = reader.record(run, folder)
         files = {}
-        for path in reader.media(run, Path(folder)):
+        for path in reader.media(run, folder):
             with suppress(MediaError):
                 index = read_record(path).get("image", {}).get("index")
                 files[index] = path
-        return recorded_run(record, f"run {run_id}", files)
+        recorded = recorded_run(record, f"run {run_id}", files)
+        return recorded
+    finally:
+        if recorded is not None and recorded.films:  # whose frames are read when they are compared
+            weakref.finalize(recorded, shutil.rmtree, folder, ignore_errors=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> Reproduction:
@@ -139,6 +153,8 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         [*recorded_overrides, f"seed={cfg.seed}", f"num_images={cfg.num_images}", *overrides],
         {index - first: digest for index, digest in recorded.digests.items()},
         {index - first: pixels for index, pixels in recorded.pixels.items()},
+        {index - first: film for index, film in recorded.films.items()},
+        {index - first: recorded.sound_sha256(index) for index in recorded.digests},
         before,
         after,
         notes,

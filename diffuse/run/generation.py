@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import logging
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from diffuse.errors import MediaError
 from diffuse.media.files import file_stem
+from diffuse.media.formats import chosen_format
 from diffuse.media.parameters import parameters_text
 from diffuse.media.pixels import pixels_sha256
-from diffuse.media.save import save_media
+from diffuse.media.save import save_media, sound_notes
+from diffuse.media.sound import sound_sha256
 from diffuse.paths import user_path
 from diffuse.record.record import image_record, record_with_images
 from diffuse.sampling.results import PipelineOutput
 from diffuse.schedulers.build import sampler_label
-from diffuse.schema import ImageFormat
+from diffuse.schema import OutputFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = 4  # of images side by side in a notebook
 _GAP = 4  # pixels between them
@@ -50,7 +59,7 @@ class Generation:
     paths: list[Path] = field(default_factory=list)
     """The files that the run saved; empty if it saved none."""
     quality: Mapping[str, float] = field(default_factory=dict)
-    """How near the images are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
+    """How near the results are to `objective.reference`, where there is one: `quality/psnr` in decibels."""
     fps: float | None = None
     """Frames a second; None for images."""
     sound: np.ndarray | None = None
@@ -59,6 +68,12 @@ class Generation:
     """Samples of sound a second."""
     sampler_settings: Mapping[str, str] = field(default_factory=dict)
     """What image viewers are told of the sampler, by the names that they know."""
+
+    @property
+    def count(self) -> str:
+        """The number of results in words, such as `2 films`."""
+        kind, count = "picture" if self.fps is None else "film", len(self.frames)
+        return f"1 {kind}" if count == 1 else f"{count} {kind}s"
 
     @cached_property
     def images(self) -> list[Image.Image]:
@@ -86,7 +101,7 @@ class Generation:
         folder: str | Path = ".",
         name: str | None = None,
         *,
-        format: ImageFormat | str = ImageFormat.png,
+        format: OutputFormat | str | None = None,
         quality: int = 95,
     ) -> list[Path]:
         """Writes the results, each with its record inside, and returns the paths.
@@ -95,6 +110,7 @@ class Generation:
 
         Args:
             name: without extension; made of the prompt and the seed where it is None.
+            format: `png` for images and `mp4` for films where it is None; `frames` makes a folder of PNGs.
             quality: from 1 to 100, of formats that lose something.
 
         Raises:
@@ -102,10 +118,13 @@ class Generation:
             RunError: a file could not be written, for instance because the disk is full.
         """
         place = user_path(folder)
+        chosen = chosen_format(format, is_film=self.fps is not None)
+        for note in sound_notes(chosen, has_sound=self.sound is not None):
+            log.warning("%s", note)
         return [self.save_one(index, place, name, format, quality) for index in range(len(self.frames))]
 
     def save_one(
-        self, index: int, folder: Path, name: str | None, format: ImageFormat | str, quality: int = 95
+        self, index: int, folder: Path, name: str | None, format: OutputFormat | str | None, quality: int = 95
     ) -> Path:
         """Writes result `index`, and returns its path; see `save`."""
         result = self.records[index]
@@ -123,14 +142,24 @@ class Generation:
         )
 
     def __repr__(self) -> str:
-        count, _, height, width, _ = self.frames.shape
+        count, length, height, width, _ = self.frames.shape
         seed = self.record["request"]["seed"]
         seeds = f"seed {seed}" if count == 1 else f"seeds {seed} to {seed + count - 1}"
-        pictures = "1 picture" if count == 1 else f"{count} pictures"
-        return f"<Generation: {pictures}, {width} x {height}, {seeds}, {self.timings['total_s']:.1f} s>"
+        size = f"{width} x {height}"
+        if self.fps is not None:
+            size += f", {length} frames at {self.fps:g} a second{'' if self.sound is None else ', with sound'}"
+        return f"<Generation: {self.count}, {size}, {seeds}, {self.timings['total_s']:.1f} s>"
+
+    def _repr_html_(self) -> str | None:
+        """Returns films as a notebook plays them; None for images, and where there is no ffmpeg."""
+        if self.fps is None:
+            return None
+        with suppress(MediaError), tempfile.TemporaryDirectory(prefix="diffuse-") as folder:
+            return "\n".join(_player(path) for path in self.save(folder, "film"))
+        return None
 
     def _repr_png_(self) -> bytes:
-        """Returns the images as a notebook shows them, side by side if there are several."""
+        """Returns the images as a notebook shows them, side by side if there are several; of films the first frames."""
         out = io.BytesIO()
         Image.fromarray(side_by_side(self.frames[:, 0])).save(out, "PNG")
         return out.getvalue()
@@ -151,9 +180,26 @@ def result_record(
         finished["memory"] = dict(memory)
     if len(output.batch_seeds) > len(output.frames):
         finished["batch"] = {"seeds": list(output.batch_seeds), "first": output.batch_index}
-    digests = [pixels_sha256(frames) for frames in output.frames]
-    images = [image_record(finished, index, digest)["image"] for index, digest in enumerate(digests)]
+    images = [
+        image_record(finished, index, pixels_sha256(frames), _film_record(output, index))["image"]
+        for index, frames in enumerate(output.frames)
+    ]
     return record_with_images(finished, images)
+
+
+def _film_record(output: PipelineOutput, index: int) -> dict[str, Any]:
+    """Returns what the record of a film says beside that of an image."""
+    film: dict[str, Any] = {} if output.fps is None else {"fps": output.fps}
+    if output.sound is not None:
+        film |= {"sample_rate": output.sample_rate}
+        film |= {"sound_sha256": sound_sha256(output.sound[index], output.sample_rate)}
+    return film
+
+
+def _player(path: Path) -> str:
+    """Returns the HTML of a film in an MP4, which it holds."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<video controls loop src="data:video/mp4;base64,{content}"></video>'
 
 
 def side_by_side(images: np.ndarray) -> np.ndarray:

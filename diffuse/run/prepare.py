@@ -17,8 +17,8 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.profile import check_max_side
-from diffuse.media.images import InputImage
-from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.media.save import output_notes
+from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, open_pipeline
 from diffuse.schedulers.labels import schedule_settings
@@ -41,12 +41,18 @@ class PreparedRun:
     inputs: Inputs | None = None
     latents: Tensor | None = None  # initial noise `[N, ...]`, where it is given
     embeddings: PromptEmbeddings | None = None  # in place of the prompts
-    reference: InputImage | None = None  # the image that quality is measured against
+    reference: objective.Reference | None = None  # what quality is measured against
 
     @property
     def weights(self) -> dict[str, Any]:
         """The record of the weights that the run uses."""
         return weights_record(self.opened.checkpoints)
+
+    @property
+    def output_notes(self) -> list[str]:
+        """Lines for the user on what the format of the files cannot hold."""
+        family = self.opened.pipeline
+        return output_notes(self.cfg.output, is_film=family.makes_films, has_sound=family.makes_sound)
 
     @property
     def sampler_settings(self) -> dict[str, str]:
@@ -88,6 +94,7 @@ def prepare(
     """
     known = request_fields([load_family(model._target_) for model in models(cfg)])
     check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
+    choose_output_format(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
@@ -98,7 +105,7 @@ def prepare(
     check_max_side(opened.profile, request.width, request.height)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
-    objective.check_reference_size(draft.reference, request.width, request.height)
+    objective.check_reference(draft.reference, request.width, request.height, is_film=pipeline.makes_films)
     return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, embeddings, draft.reference)
 
 

@@ -21,7 +21,6 @@ from diffuse.device.profile import has_budget
 from diffuse.device.step_down import explain_shortage
 from diffuse.errors import CheckpointError, RunError
 from diffuse.media.files import check_output, file_stem
-from diffuse.media.save import output_note
 from diffuse.paths import user_path
 from diffuse.record.values import indented_json
 from diffuse.run.callbacks import Callbacks
@@ -126,7 +125,7 @@ def _run(
 
     # 4. The tracked run starts, so that a failure is recorded too.
     started = start_run(prepared, tracker, overrides)
-    if save and (line := output_note(prepared.cfg.output)) is not None:
+    for line in prepared.output_notes if save else []:
         callbacks.say(line)
     if prepared.opened.choice is not None:
         callbacks.say(prepared.opened.choice.line())
@@ -230,7 +229,7 @@ def _finish(
         output.memory,
         list(output.warnings),
         result_record(started.record, output, _memory(prepared, output)),
-        quality=objective.reference_quality(output.frames[:, 0], prepared.reference),
+        quality=objective.reference_quality(output.frames, prepared.reference),
         fps=output.fps,
         sound=output.sound,
         sample_rate=output.sample_rate,
@@ -273,7 +272,7 @@ def _steps(prepared: PreparedRun) -> str:
 
 def _summary(prepared: PreparedRun, generation: Generation) -> str:
     request, opened = prepared.request, prepared.opened
-    count = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
+    count = generation.count
     settings = f"seed {request.seed}, {request.width} x {request.height}, {_steps(prepared)}"
     device = f"{opened.profile.name} on {opened.hardware.name or opened.hardware.device}"
     return f"{count} in {generation.timings['total_s']:.1f} s: {settings}, {device}"

@@ -1,5 +1,7 @@
 """Reference pictures of the cases: recorded pixels, and for known platforms the digests of theirs.
 
+A film is recorded as the strip of its frames, and the digest of its sound stands beside that of its frames.
+
 Floating-point sums depend on the processor, on torch and on the number of threads. Where all of these are recorded, a
 picture must be the recorded one to the bit; elsewhere it must be close to it. `tests/support/record_smoke.py` records.
 """
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.media.pixels import largest_difference, psnr
+from diffuse.media.pixels import frame_strip, largest_difference, psnr
 from diffuse.run.generation import Generation
 
 FOLDER = Path(__file__).resolve().parent / "reference"
@@ -31,14 +33,14 @@ _NEAR = {"float32": 50.0, "half": 20.0}
 
 def compare_with_reference(slug: str, generation: Generation) -> tuple[str, str]:
     """Returns how a case's pictures agree with the recorded ones, or what is wrong; the other of the two is empty."""
-    images = generation.frames[:, 0]  # the cases make images, which have one frame
+    images = np.stack([frame_strip(frames) for frames in generation.frames])
     paths = reference_files(slug, len(images))
     if not all(path.is_file() for path in paths):
         return "", f"no picture is recorded for it in {FOLDER}; tests/support/record_smoke.py records it"
     expected = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
     if expected.shape != images.shape:
         return "", f"the recorded pictures are {list(expected.shape)} and these {list(images.shape)}"
-    digests = [image["pixels_sha256"] for image in generation.record["images"]]
+    digests = recorded_digests(generation.record)
     known = read_digests().get(platform_key(generation.record), {}).get(slug)
     if known == digests:
         return "as recorded on this platform, to the bit", ""
@@ -53,6 +55,11 @@ def compare_with_reference(slug: str, generation: Generation) -> tuple[str, str]
     if decibels < needed:
         return "", f"{difference}, which should be {needed:g} or more"
     return difference if decibels < math.inf else "as recorded, to the bit", ""
+
+
+def recorded_digests(record: Mapping[str, Any]) -> list[str]:
+    """Returns the digest of each result of a run: that of its pixels, with that of its sound behind a `+`."""
+    return ["+".join(filter(None, (each["pixels_sha256"], each.get("sound_sha256")))) for each in record["images"]]
 
 
 def reference_files(slug: str, count: int) -> list[Path]:

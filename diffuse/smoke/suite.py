@@ -18,9 +18,10 @@ from diffuse.config.request import draft_requests
 from diffuse.config.root import Config
 from diffuse.errors import DiffuseError, RunError, one_line
 from diffuse.media.files import check_output
-from diffuse.media.formats import is_lossless
+from diffuse.media.formats import is_lossless, is_still, is_video
 from diffuse.media.load import read_record
 from diffuse.media.pixels import pixels_sha256
+from diffuse.media.video import Video
 from diffuse.paths import user_path
 from diffuse.record.record import PARTS
 from diffuse.run import model_auto
@@ -117,28 +118,49 @@ def run_case(case: Case, cfg: DictConfig, overrides: Sequence[str], inputs: Mapp
 
 
 def picture_faults(generation: Generation, case: Case) -> list[str]:
-    """Returns what is wrong with the pictures of a run and with their files; empty where nothing is."""
+    """Returns what is wrong with the pictures or films of a run and with their files; empty where nothing is."""
     request, faults = generation.record["request"], []
-    images = generation.frames[:, 0]
-    shape = request["num_images"], request["height"], request["width"], 3
-    if images.shape != shape:
-        faults.append(f"the pictures are {list(images.shape)} and should be {list(shape)}")
-    if not bool(torch.isfinite(generation.latents["image"]).all()):
+    frames = generation.frames
+    images = frames[:, 0] if generation.fps is None and frames.shape[1] == 1 else frames
+    length = [] if generation.fps is None else [frames.shape[1]]
+    shape = [request["num_images"], *length, request["height"], request["width"], 3]
+    if list(images.shape) != shape:
+        faults.append(f"the pictures are {list(images.shape)} and should be {shape}")
+    if not all(bool(torch.isfinite(latents).all()) for latents in generation.latents.values()):
         faults.append("its latents are not finite")
-    if images.std() < _FLAT:
+    if generation.sound is not None and not bool(np.isfinite(generation.sound).all()):
+        faults.append("its sound is not finite")
+    if frames.std() < _FLAT:
         faults.append("the pictures show nothing")
-    if len(generation.paths) != len(images):
-        faults.append(f"{len(generation.paths)} of {len(images)} files were written")
-    for path, pixels, expected in zip(generation.paths, images, generation.records, strict=False):
-        with Image.open(path) as image:
-            saved_pixels = np.asarray(image.convert("RGB"))
-        if saved_pixels.shape != pixels.shape:
-            faults.append(f"{path.name} is of another size than was made")
-        elif is_lossless(path) and pixels_sha256(saved_pixels) != expected["image"]["pixels_sha256"]:
-            faults.append(f"{path.name} does not hold the pixels that its record speaks of")
+    if len(generation.paths) != len(frames):
+        faults.append(f"{len(generation.paths)} of {len(frames)} files were written")
+    for path, made, expected in zip(generation.paths, frames, generation.records, strict=False):
+        if fault := _file_fault(path, made, expected["image"]["pixels_sha256"]):
+            faults.append(fault)
         if read_record(path) != expected:
             faults.append(f"the record in {path.name} is not that of the run")
     return faults
+
+
+def _file_fault(path: Path, frames: np.ndarray, digest: str) -> str:
+    """Returns what is wrong with the file of a picture or a film `[F, H, W, 3]`; empty where nothing is."""
+    if is_video(path):
+        video = Video.open(path)
+        height, width = frames.shape[1:3]
+        sizes = (width, height), (width + width % 2, height + height % 2)  # of an MP4 they are even
+        saved_sha256 = video.pixels_sha256() if is_lossless(path) else ""
+        same_size = video.size in sizes and sum(1 for _ in video.each_frame()) == len(frames)
+    elif not is_still(path):
+        return ""  # sound alone
+    else:
+        with Image.open(path) as image:
+            saved = np.asarray(image.convert("RGB"))
+        saved_sha256, same_size = pixels_sha256(saved), saved.shape == frames.shape[1:]
+    if not same_size:
+        return f"{path.name} is of another size than was made"
+    if is_lossless(path) and saved_sha256 != digest:
+        return f"{path.name} does not hold the pixels that its record speaks of"
+    return ""
 
 
 def record_faults(generation: Generation) -> list[str]:

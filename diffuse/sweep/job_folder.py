@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 from diffuse.errors import MediaError
 from diffuse.media.files import TEMPORARY
-from diffuse.media.formats import is_lossless
-from diffuse.media.load import image_sha256, read_record
+from diffuse.media.formats import OUTPUT_SUFFIXES, is_lossless, is_still
+from diffuse.media.load import content_sha256, image_sha256, read_record
+from diffuse.media.video import is_frames_folder
 from diffuse.record.values import json_values
-from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS, ImageFormat
+from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS
 
 JOB_FILE = "job.json"
 _VERSION = 1
@@ -54,6 +56,7 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: part for name, part in resolved.items() if name not in (*_NOT_IDENTITY, *later)}
     values: dict[str, Any] = json_values(parts)
     values["output"].pop("dir")
+    values["output"]["format"] = values["output"]["format"] or "png"  # what stood there before null
     values["model"].pop("download", None)
     for group in (values["model"], values["refiner"]):
         for part in (group, *(group[name] for name in COMPONENTS)):
@@ -110,18 +113,38 @@ def _file_name(value: str) -> str:
 
 
 def read_finished_job(folder: Path, key: str) -> tuple[dict[str, Any], list[Path]] | None:
-    """Returns the `job.json` and the media of a finished job; None where a file is missing or its pixels changed."""
+    """Returns the `job.json` and the media of a finished job; None where a file is missing or has changed.
+
+    Of a picture the pixels count, and of a film the file.
+    """
     content = read_json(folder / JOB_FILE)
     if content is None or content.get("key") != key or content.get("status") != "done":
         return None
     try:
-        files = [(folder / str(entry["file"]), entry["pixels_sha256"]) for entry in content["media"]]
-        for path, sha256 in files:
-            if path.parent != folder or image_sha256(path) != sha256:
-                return None
+        files = [(folder / str(entry["file"]), entry) for entry in content["media"]]
+        if not all(path.parent == folder and _is_as_saved(path, entry) for path, entry in files):
+            return None
     except (MediaError, KeyError, TypeError):
         return None
     return content, [path for path, _ in files]
+
+
+def media_entry(path: Path, pixels_sha256: str) -> dict[str, str]:
+    """Returns what `job.json` says of a file: its name, and the digest by which it is known later.
+
+    That is `pixels_sha256` of a picture, as the file holds it. A film would have to be decoded for that: it has
+    `sha256`, of the file or of the files in its folder, and `pixels_sha256` as they were encoded.
+    """
+    if not is_still(path):
+        return {"file": path.name, "pixels_sha256": pixels_sha256, "sha256": content_sha256(path)}
+    return {"file": path.name, "pixels_sha256": pixels_sha256 if is_lossless(path) else image_sha256(path)}
+
+
+def _is_as_saved(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Returns whether a file is the one of its entry. Raises MediaError where it cannot be read."""
+    if "sha256" in entry:
+        return content_sha256(path) == entry["sha256"]
+    return bool(image_sha256(path) == entry["pixels_sha256"])
 
 
 def sha256_values(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,23 +177,25 @@ def clear_job_folder(folder: Path) -> None:
     with suppress(OSError):
         for path in list(folder.iterdir()):
             if path.name.startswith(TEMPORARY) or _is_unchanged(path, entries):
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _is_unchanged(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> bool:
-    if path.suffix[1:] not in (kind.value for kind in ImageFormat):  # what a job saves; `.jpeg` is a user's own
+    if path.suffix not in OUTPUT_SUFFIXES and not is_frames_folder(path):  # a user's own; so is `.jpeg`
         return False
-    try:
-        sha256 = image_sha256(path)
-    except MediaError:
-        return path.name in entries
     if path.name in entries:
-        return bool(sha256 == entries[path.name].get("pixels_sha256"))
+        try:
+            return _is_as_saved(path, entries[path.name])
+        except (MediaError, KeyError):
+            return True
     try:
         image = read_record(path).get("image") or {}
+        return not (is_still(path) and is_lossless(path)) or image_sha256(path) == image.get("pixels_sha256")
     except MediaError:
         return False
-    return not is_lossless(path) or sha256 == image.get("pixels_sha256")
 
 
 def write_job(
@@ -181,7 +206,7 @@ def write_job(
     overrides: Sequence[str],
     record: Mapping[str, Any],
     run_id: str | None,
-    media: Sequence[tuple[Path, str]] = (),
+    media: Sequence[Mapping[str, str]] = (),
     metrics: Mapping[str, float] | None = None,
     error: str | None = None,
 ) -> None:
@@ -189,7 +214,7 @@ def write_job(
 
     Args:
         sweep: the identity of the sweep.
-        media: the files, each with the SHA-256 of its pixels.
+        media: the entries of the files, see `media_entry`.
 
     Raises:
         OSError: the file cannot be written.
@@ -202,7 +227,7 @@ def write_job(
         "overrides": list(overrides),
         "status": "done" if error is None else "failed",
         "error": error,
-        "media": [{"file": path.name, "pixels_sha256": sha256} for path, sha256 in media],
+        "media": [dict(entry) for entry in media],
         "run_id": run_id,
         "metrics": dict(metrics or {}),
         "worker": f"{platform.node()}/{os.getpid()}",

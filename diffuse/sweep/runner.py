@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from diffuse import tracking
@@ -28,10 +27,9 @@ from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device.profile import keeps_budget
 from diffuse.errors import OutOfMemory, RunError, first_line
 from diffuse.media.files import file_stem
-from diffuse.media.formats import is_lossless
+from diffuse.media.formats import is_still, is_video
 from diffuse.media.images import InputImageCache, read_image
-from diffuse.media.load import image_sha256
-from diffuse.media.save import output_note
+from diffuse.media.video import Video
 from diffuse.schema import PROMPT_FIELDS, TrackingConfig
 from diffuse.sweep import job_folder
 from diffuse.sweep.callbacks import SweepCallbacks
@@ -264,7 +262,7 @@ class JobRunner:
                     one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg, draft)), *arguments)
                     if (choice := one.prepared.opened.choice) is not None:
                         self.callbacks.warnings.setdefault(choice.line())
-                if (note := output_note(cfg.output)) is not None:
+                for note in one.prepared.output_notes:
                     self.callbacks.warnings.setdefault(note)
                 started.append((job, one))
             except Exception as error:
@@ -304,7 +302,7 @@ class JobRunner:
         for (job, one), output in zip(started, outputs, strict=True):
             for warning in output.warnings:
                 self.callbacks.warnings.setdefault(warning)
-            self._saver.submit(partial(self._save, job, one, output))
+            self._saver.submit(partial(self._save, job, one, output), output.frames.nbytes)
 
     def _save(self, job: Job, started: StartedRun, output: PipelineOutput) -> None:
         from diffuse.run.run import finish
@@ -318,9 +316,7 @@ class JobRunner:
         paths = generation.paths
         digests = [image["pixels_sha256"] for image in generation.record["images"]]
         try:
-            if not all(map(is_lossless, paths)):  # the files do not hold the pixels that were encoded
-                digests = [image_sha256(path) for path in paths]
-            files = list(zip(paths, digests, strict=True))
+            files = [job_folder.media_entry(*each) for each in zip(paths, digests, strict=True)]
             self._write(job, generation.record, started, media=files, metrics=generation.metrics)
         except Exception as error:
             reason = getattr(error, "strerror", None) or error
@@ -350,9 +346,12 @@ class JobRunner:
 
 
 def _quality(paths: Sequence[Path], draft: RequestDraft) -> dict[str, float]:
-    """Returns the quality metrics of existing pictures against the current reference, which may have changed."""
-    if draft.reference is None:
+    """Returns the quality metrics of existing results against the current reference, which may have changed."""
+    reference = draft.reference
+    if reference is None or not all(is_video(path) or is_still(path) for path in paths):  # sound alone
         return {}
-    images = np.stack([read_image(str(path)).pixels for path in paths])
-    objective.check_reference_size(draft.reference, images.shape[2], images.shape[1])
-    return objective.reference_quality(images, draft.reference)
+    results = [Video.open(path) if is_video(path) else read_image(str(path)) for path in paths]
+    for result in results:
+        objective.check_reference(reference, *result.size, is_film=isinstance(result, Video))
+    frames = [result.each_frame() if isinstance(result, Video) else [result.pixels] for result in results]
+    return objective.reference_quality(frames, reference)

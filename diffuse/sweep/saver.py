@@ -9,6 +9,7 @@ from collections.abc import Callable
 from diffuse.device.profile import MAX_BATCH
 
 _MAX_WAITING = 2 * MAX_BATCH  # results in memory that are not saved yet
+_MAX_BYTES = 2**30  # of their frames; one film may have more
 _THREADS = 3  # each waits for the disk three times a job
 
 
@@ -17,7 +18,9 @@ class Saver:
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []  # of functions that raised one
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
+        self._queue: queue.Queue[tuple[Callable[[], None], int] | None] = queue.Queue(_MAX_WAITING)
+        self._bytes = 0  # of what waits or is being saved
+        self._saved = threading.Condition()
         self._threads = [
             threading.Thread(target=self._run, name=f"diffuse-saving-{number}", daemon=True)
             for number in range(_THREADS)
@@ -25,9 +28,12 @@ class Saver:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable[[], None]) -> None:
-        """Queues a function. Blocks while too many results wait, since pictures take memory."""
-        self._queue.put(function)
+    def submit(self, function: Callable[[], None], nbytes: int = 0) -> None:
+        """Queues a function, whose result has `nbytes`. Blocks while too much waits, since results take memory."""
+        with self._saved:
+            self._saved.wait_for(lambda: not self._bytes or self._bytes + nbytes <= _MAX_BYTES)
+            self._bytes += nbytes
+        self._queue.put((function, nbytes))
 
     def wait(self) -> None:
         """Blocks until all functions have returned."""
@@ -41,10 +47,15 @@ class Saver:
             thread.join()
 
     def _run(self) -> None:
-        while (function := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            function, nbytes = item
             try:
                 function()
             except Exception as error:  # without its thread nothing would be saved any more
                 self.errors.append(error)
             finally:
+                del item, function  # which hold the result
+                with self._saved:
+                    self._bytes -= nbytes
+                    self._saved.notify_all()
                 self._queue.task_done()

@@ -7,7 +7,6 @@ be sent again. A run that takes longer than a moment is visible in the store whi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import time
@@ -234,7 +233,7 @@ class SpoolDelivery:
                     self._warn("", error)
             for media in data.media:
                 try:
-                    _stage({**media, "path": self._find(media["path"])}, stored, folder)
+                    images.stage_media(self._find(media["path"]), media, stored.run_id, stored.start_time, folder)
                 except (OSError, ValueError) as error:
                     self._warn("", error)
             self._try(lambda: connection.log_folder(stored, folder))
@@ -377,15 +376,3 @@ def deliver_orphan(
             count = "1 run is" if len(delivered) == 1 else f"{len(delivered)} runs are"
             deliverer.warn(f"{count} now in the experiment {other}: ", ValueError(error.reason))
         return delivered
-
-
-def _stage(media: Mapping[str, Any], stored: StoredRun, folder: Path) -> None:
-    """Puts a media file, as it was saved, into the folder of the artifacts."""
-    path = Path(media["path"])
-    if hashlib.sha256(path.read_bytes()).hexdigest() != media["sha256"]:
-        raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
-    key = media.get("key", images.IMAGE_KEY)
-    if key == images.IMAGE_KEY:  # the file of a sheet goes with the report
-        (folder / "media").mkdir(exist_ok=True)
-        os.symlink(path, folder / "media" / path.name)
-    images.stage_image(path, folder, stored.run_id, stored.start_time, media["step"], key)

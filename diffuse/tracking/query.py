@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.errors import ConfigError, RunError
+from diffuse.media.video import is_frames_folder
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import failures, mlflow_store
 from diffuse.tracking.store import Store
@@ -126,8 +127,12 @@ class StoreReader:
         return record
 
     def media(self, run: FoundRun, folder: Path) -> list[Path]:
-        """Downloads the media of a run into `folder`, and returns the files in the order of their names."""
-        return sorted(path for path in self.fetch(run, _MEDIA, folder) if path.is_file())
+        """Downloads the media of a run into `folder`, and returns the files in the order of their names.
+
+        A film that was saved as a folder of frames is that folder.
+        """
+        files = [path for path in self.fetch(run, _MEDIA, folder) if path.is_file()]
+        return sorted({path.parent if is_frames_folder(path.parent) else path for path in files})
 
     def fetch(self, run: FoundRun, path: str, folder: Path) -> list[Path]:
         """Downloads a file of a run, or all below a path, into `folder`; returns them, or none if there are none."""

@@ -7,7 +7,6 @@ the store become warnings: a tracker never costs a picture.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import re
 import time
 import uuid
@@ -16,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diffuse.errors import MediaError
+from diffuse.media.load import content_sha256
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal, process
@@ -162,9 +163,9 @@ class JournaledRun(TrackedRun):
     def _log_image(self, path: Path, step: int, key: str) -> None:
         path = Path(path).absolute()
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            self._tracker.write_failed(error)
+            digest = content_sha256(path)
+        except MediaError as error:
+            self._tracker.write_failed(error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error)))
         else:
             self.write({"media": [{"path": str(path), "step": step, "sha256": digest, "key": key}]})
 

@@ -19,7 +19,7 @@ LINES: dict[str, tuple[set[str], set[str]]] = {
     "diffuse doctor hardware=c": ({"hardware=cpu", "hardware=cuda"}, set()),
     "diffuse generate experiment=s": ({"experiment=smoke"}, set()),
     "diffuse reproduce x.png memory_profile=": ({"memory_profile=balanced"}, set()),
-    "diffuse output.format=": ({"output.format=png", "output.format=webp"}, {"output.format=Format.png"}),
+    "diffuse output.format=": ({"output.format=png", "output.format=mp4"}, {"output.format=Format.png"}),
     "diffuse report.make=": ({"report.make=true", "report.make=false"}, set()),
     "diffuse prompt_syntax=w": ({"prompt_syntax=weighted"}, set()),
     "diffuse --dry-run --yes model=ti": ({"model=tiny"}, set()),

@@ -13,7 +13,7 @@ import browser
 import numpy as np
 import pytest
 from browser import needs_chromium, started
-from compared import PROMPT, job, pixels, record, save, sweep
+from compared import PROMPT, film, job, pixels, record, save, sweep
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
@@ -303,6 +303,28 @@ def test_videos_play_side_by_side(suffix: str, chromium: webdriver.Chrome, tmp_p
     times = page("[...document.querySelectorAll('video')].map(v => v.currentTime)")
     assert times[0] == pytest.approx(times[1], abs=0.01)
     assert page.seen("video.b").mean() > page.seen("video.a").mean() + 20
+    page.quiet()
+
+
+def test_the_page_plays_films_in_step_with_the_sound_of_one(chromium: webdriver.Chrome, tmp_path: Path) -> None:
+    for steps in (4, 8):
+        film(steps, tmp_path / str(steps), "mp4")
+    page = Page(chromium, compare_folder(tmp_path, options=ReportOptions(sheets=False))[0])
+    films = "[...document.querySelectorAll('video')]"
+    page.click("#play")
+    page.until(f"{films}.length === 2 && {films}.every(v => !v.paused && v.currentTime > 0 && v.muted)")
+    page.click("#play")
+    page.until(f"{films}.length === 0")
+    page.click("#grid .shot", 0)
+    page.key("s")
+    page.until(f"{films}.length === 2 && {films}.every(v => v.readyState >= 2)")
+    heard = f"{films}.map(v => !v.muted)"
+    assert page("document.querySelectorAll('.speaker:not([hidden])').length") == 2
+    states = []
+    for _ in range(3):
+        states.append(page(heard))
+        page.key("m")
+    assert states == [[True, False], [False, True], [False, False]]
     page.quiet()
 
 

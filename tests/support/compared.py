@@ -14,6 +14,8 @@ from diffuse.media.save import save_media
 
 PROMPT = 'a rocket, it\'s "red" & <b>bold</b>'
 
+_RATE = 16000  # samples of sound a second
+
 
 def record(
     seed: int, steps: int, *, scheduler: str = "ddim", seconds: float | None = None, **fields: Any
@@ -78,6 +80,22 @@ def job(folder: Path, file: Path | None, about: dict[str, Any], **said: Any) -> 
         "record": {**{key: value for key, value in about.items() if key != "image"}, "images": images},
     }
     (folder / "job.json").write_text(json.dumps(whole | said), encoding="utf-8")
+
+
+def film(steps: int, folder: Path, format: str) -> Path:
+    """A grey that brightens, and a tone: nearer to what it is to be the more steps it was given. A job of its own."""
+    noise = np.random.default_rng(steps).normal(size=(8, 32, 48, 3)) * 60 / steps
+    levels = np.linspace(60, 180, 8)[:, None, None, None]
+    wave = np.sin(2 * np.pi * 440 * np.arange(_RATE) / _RATE)
+    sound = np.stack([wave * 0.5, wave * 0.5 + 1 / steps * 0.1]).astype(np.float32)
+    about = record(1, steps)
+    about["image"] |= {"fps": 8.0}
+    frames = np.clip(levels + noise, 0, 255).astype(np.uint8)
+    path = save_media(
+        frames, folder, "film", format=format, record=about, fps=8, sound=sound, sample_rate=_RATE, quality=90
+    )
+    job(folder, path, about)
+    return path
 
 
 def compare(*arguments: Any, cwd: Path) -> Done:

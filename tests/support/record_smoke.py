@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffuse.config.compose import compose_config
+from diffuse.media.pixels import frame_strip
 from diffuse.smoke import cases, reference, suite
 
 
@@ -31,13 +32,13 @@ def main() -> None:
             faults = suite.picture_faults(generation, case) + suite.record_faults(generation)
             assert not faults, (case.name, faults)
             key = reference.platform_key(generation.record)
-            digests.setdefault(key, {})[case.slug] = [image["pixels_sha256"] for image in generation.record["images"]]
+            digests.setdefault(key, {})[case.slug] = reference.recorded_digests(generation.record)
             paths = reference.reference_files(case.slug, len(generation.frames))
             if all(path.is_file() for path in paths):
                 print(f"{case.name}: {reference.compare_with_reference(case.slug, generation)}")
             else:
                 for path, frames in zip(paths, generation.frames, strict=True):
-                    Image.fromarray(frames[0]).save(path, optimize=True)
+                    Image.fromarray(frame_strip(frames)).save(path, optimize=True)
                 print(f"{case.name}: recorded")
     content = json.dumps(digests, indent=1, sort_keys=True)
     (reference.FOLDER / reference.DIGESTS).write_text(content + "\n", encoding="utf-8")

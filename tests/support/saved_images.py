@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from diffuse.errors import DiffuseError
+from diffuse.media.formats import STILL_FORMATS
 from diffuse.media.save import save_media
-from diffuse.schema import ImageFormat
 
-FORMATS = tuple(format.value for format in ImageFormat)
+FORMATS = tuple(row.name for row in STILL_FORMATS)
 RECORD = {"diffuse": "0", "text": 'comma, "quote" {x} \n 🚀 e\u0301', "image": {"seed": 7, "pixels_sha256": "ab"}}
 
 

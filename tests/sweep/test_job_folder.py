@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from command import jobs_in
 from damaged import damaged, mend
+from films import FILM
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sweeps import QUICK, pixels, swept
 
 from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.groups import PACKAGE
-from diffuse.media.load import image_sha256
+from diffuse.media.load import content_sha256, image_sha256
 from diffuse.sweep.job_folder import job_identity
 
 TINY = PACKAGE / "tiny" / "checkpoint"
@@ -89,6 +90,34 @@ def test_what_job_json_says(tmp_path: Path) -> None:
     assert done.paths[0].parent.name.endswith(said["key"][:8])
     assert said["media"] == [{"file": done.paths[0].name, "pixels_sha256": image_sha256(tmp_path / done.paths[0])}]
     assert said["record"]["request"]["seed"] == 5 and "seed=5" in said["overrides"]
+
+
+@pytest.mark.parametrize("format", ["webm", "frames"])
+def test_films_that_are_there_are_not_made_again(format: str, tmp_path: Path) -> None:
+    command = (*FILM, "seed=1,2", "num_inference_steps=1", f"output.format={format}")
+    done = swept(*command, cwd=tmp_path)
+    assert "2 made, 0 were there" in done.err and len(done.paths) == 2
+    paths = [tmp_path / path for path in done.paths]
+    for said, path in zip(jobs_in(tmp_path / "out"), sorted(paths), strict=True):
+        digest = said["record"]["images"][0]["pixels_sha256"]
+        assert said["media"] == [{"file": path.name, "pixels_sha256": digest, "sha256": content_sha256(path)}]
+    again = swept(*command, f"objective.reference={paths[0]}", cwd=tmp_path)
+    assert "0 made, 2 were there" in again.err and again.paths == done.paths
+
+    # A film that somebody changed is theirs, and the new one gets a number. What an attempt left that was killed goes.
+    changed = paths[0] / "frame_00003.png" if paths[0].is_dir() else paths[0]
+    changed.write_bytes(changed.read_bytes()[:-100])
+    paths[1].with_name(".diffuse-0.tmp").mkdir()  # a folder of frames that was not finished
+    paths[1].with_name("job.json").unlink()
+    last = swept(*command, cwd=tmp_path)
+    assert "2 made, 0 were there" in last.err
+    assert last.paths[0].name == f"{paths[0].stem}_1{paths[0].suffix}" and last.paths[1] == done.paths[1]
+    assert {each.name for each in paths[1].parent.iterdir()} == {paths[1].name, "job.json"}
+
+
+def test_no_format_is_the_format_that_earlier_sweeps_had() -> None:
+    keys = [job_identity(resolve_config(compose_config(given))) for given in ([], ["output.format=png"])]
+    assert keys[0] == keys[1] and keys[0]["output"]["format"] == "png"
 
 
 @pytest.mark.parametrize(

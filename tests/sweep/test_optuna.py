@@ -97,8 +97,8 @@ def test_a_run_by_itself_records_how_near_it_is(tmp_path: Path) -> None:
 
 
 def test_psnr() -> None:
-    grey = np.full((1, 8, 8, 3), 100, np.uint8)
-    reference = InputImage(grey[0] + 10, "")
+    grey = np.full((1, 1, 8, 8, 3), 100, np.uint8)
+    reference = InputImage(grey[0, 0] + 10, "")
     assert objective.reference_quality(grey, reference) == {"quality/psnr": pytest.approx(10 * np.log10(255**2 / 100))}
-    assert objective.reference_quality(grey, InputImage(grey[0], "")) == {"quality/psnr": 100.0}
+    assert objective.reference_quality(grey, InputImage(grey[0, 0], "")) == {"quality/psnr": 100.0}
     assert objective.reference_quality(grey, None) == {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
+
+import pytest
 
 from diffuse.sweep.saver import Saver
 
@@ -47,3 +50,23 @@ def test_a_function_that_raises_ends_no_thread() -> None:
     saver.close()
     assert sorted(done) == list(range(200))
     assert [type(error) for error in saver.errors] == [ZeroDivisionError] * 200
+
+
+def test_no_more_is_saved_at_once_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films are larger than pictures; one that is larger than the limit is saved alone."""
+    monkeypatch.setattr("diffuse.sweep.saver._MAX_BYTES", 100)
+    saver, lock, active, most = Saver(), threading.Lock(), set(), []
+
+    def save(number: int) -> None:
+        with lock:
+            active.add(number)
+            most.append(len(active))
+        time.sleep(0.005)
+        with lock:
+            active.remove(number)
+
+    for number in range(12):
+        saver.submit(partial(save, number), 60 if number else 1000)
+    saver.wait()
+    saver.close()
+    assert most == [1] * 12
