@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
+from diffuse.device.patches import Patch
+from diffuse.errors import ConfigError
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
 from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.guidance import ClassifierFreeGuidance
@@ -75,6 +78,17 @@ class DiffusionPipeline(ABC):
         Raises:
             ConfigError: the model does not take them back.
         """
+
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """Returns what LoRA files put on the weights, component by component.
+
+        Raises:
+            ConfigError: the family takes none, or a setting does not go with the model.
+            CheckpointError: a file does not fit the model.
+        """
+        if loras:
+            raise ConfigError(f"lora={loras[0].setting.source}: this family of models takes no LoRA; leave it out")
+        return {}
 
     @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diffuse.config.lora import lora_values
 from diffuse.errors import MediaError
 from diffuse.media.files import TEMPORARY
 from diffuse.media.formats import is_lossless
@@ -53,6 +54,9 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     later = [name for name, default in LATER_FIELDS.items() if resolved[name] == default]  # earlier sweeps lack them
     parts = {name: part for name, part in resolved.items() if name not in (*_NOT_IDENTITY, *later)}
     values: dict[str, Any] = json_values(parts)
+    lora = lora_values(values.pop("lora", None))
+    if lora is not None:  # earlier sweeps lack it
+        values["lora"] = lora
     values["output"].pop("dir")
     values["model"].pop("download", None)
     for group in (values["model"], values["refiner"]):
