@@ -154,6 +154,9 @@ def unknown_field(key: str, override: str) -> ConfigError:
         then = "" if option != key else f"; with one of them write scheduler.{override.lstrip('+~')}"
         return ConfigError(f"{override}: {fault}; scheduler={'|'.join(samplers)} {have}{then}")
     names += [f"scheduler.{each}" for each in sampler_options() if f"scheduler.{each}" not in names]
+    if key.startswith("lora."):
+        number = ".".join(key.split(".")[:2])
+        return ConfigError(f"{override}: there is no {number}; say which file, as in lora=FILE:0.8")
     near = suggestion(key, names, "diffuse --help lists them")
     if key.startswith("hydra."):
         near = "; diffuse --cfg hydra prints those of Hydra"

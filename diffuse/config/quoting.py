@@ -100,7 +100,7 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             quoted.append(f"{key}={quote_value(value[1:])}")
         else:
             quoted.append(override)
-    return quoted
+    return _with_lora_fields(quoted) if sweep else quoted
 
 
 def quote_text(text: str) -> str:
@@ -176,6 +176,30 @@ def _quote_lora(text: str, sweep: bool) -> str:
         return ",".join(quoted) if len(quoted) > 1 else f"choice({quoted[0]})"
     is_files = isinstance(value, list | dict | str) and not (isinstance(value, str) and "${" in value)
     return _lora_in_full(value) if is_files else text
+
+
+def _with_lora_fields(quoted: list[str]) -> list[str]:
+    """Returns overrides of which a single value of `lora.0.weight` and its like is within each value of a swept `lora`.
+
+    The configuration that the jobs share has no LoRA, and no place for such a value.
+    """
+    parse = OverridesParser.create().parse_override
+    own = [line for line in quoted if line.startswith(f"{LORA}=")]
+    fields = [line for line in quoted if line.startswith(f"{LORA}.")]
+    if not own or not fields or not isinstance(swept := parse(own[-1]).value(), ChoiceSweep):
+        return quoted
+    fixed = [each for each in map(parse, fields) if not each.is_sweep_override()]
+    items = []
+    for item in map(_plain_value, swept.list):
+        files = OmegaConf.create({LORA: None if item == "null" else item})
+        for each in fixed:
+            if OmegaConf.select(files, ".".join(each.key_or_group.split(".")[:2])) is not None:
+                OmegaConf.update(files, each.key_or_group, _plain_value(each.value()))
+        values = OmegaConf.to_container(files)[LORA]  # type: ignore[call-overload, index]
+        items.append("null" if values is None else _lora_in_full(values))
+    lines = {each.input_line for each in fixed}
+    text = ",".join(items) if len(items) > 1 else f"choice({items[0]})"
+    return [f"{LORA}={text}" if line == own[-1] else line for line in quoted if line not in lines]
 
 
 def _plain_value(value: Any) -> Any:

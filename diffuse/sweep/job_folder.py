@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse.config.lora import lora_values
+from diffuse.config.lora import LORA, lora_values
 from diffuse.errors import MediaError
 from diffuse.media.files import TEMPORARY
 from diffuse.media.formats import is_lossless
@@ -102,6 +102,8 @@ class JobFolders:
         if (existing := self._existing.get(key[:_KEY_CHARACTERS])) is not None:
             return existing
         values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
+        if LORA in self.axes:  # the names of its files are shorter without their folders
+            values[LORA] = re.sub(r"[^,\[ ]*/|\.safetensors", "", values.get(LORA, ""))
         parts = [f"{axis.rpartition('.')[2]}_{_file_name(values.get(axis, ''))}" for axis in self.axes] or ["job"]
         return self.sweep / f"{'-'.join(parts)[:_NAME_CHARACTERS]}-{key[:_KEY_CHARACTERS]}"
 

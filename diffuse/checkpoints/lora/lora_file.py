@@ -229,7 +229,7 @@ class LoraFile:
         by_root = any(name.startswith(prefix) and each.get("use_rslora") is True for prefix, each in adapters.items())
         return factor * alpha / (math.sqrt(rank) if by_root and "alpha" not in parts else rank)
 
-    def _adapters(self, layers: Mapping[str, Parts]) -> dict[str, Mapping[str, Any]]:
+    def _adapters(self, layers: Mapping[str, Parts]) -> dict[str, dict[str, Any]]:
         """Returns the settings that peft keeps beside the weights, by what the names begin with that they are for."""
         text = self.metadata.get(_ADAPTER_METADATA)
         if text is None:
