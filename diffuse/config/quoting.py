@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -158,8 +159,8 @@ def _quote_lora(text: str, sweep: bool) -> str:
     """Returns the files of `lora` in Hydra's grammar, with all fields by name, so that each of them can be set."""
     if not re.search(r"[\[{'\"$]|^choice\s*\(|^null$", text):  # names of files, whatever they hold
         texts = [each.strip() for each in text.split(",")] if sweep else [text]
-        if "," in text and not sweep:
-            return text  # which is a sweep, and Hydra says so
+        if "," in text and not sweep and _is_sweep(text):
+            return text  # and Hydra says so
         quoted = ["null" if each == "null" else _lora_in_full(each) for each in texts]
         return ",".join(quoted)  # `choice` would take no null
     try:
@@ -176,6 +177,12 @@ def _quote_lora(text: str, sweep: bool) -> str:
         return ",".join(quoted) if len(quoted) > 1 else f"choice({quoted[0]})"
     is_files = isinstance(value, list | dict | str) and not (isinstance(value, str) and "${" in value)
     return _lora_in_full(value) if is_files else text
+
+
+def _is_sweep(text: str) -> bool:
+    with suppress(HydraException):
+        return bool(OverridesParser.create().parse_override(f"{LORA}={text}").is_sweep_override())
+    return False
 
 
 def _with_lora_fields(quoted: list[str]) -> list[str]:
