@@ -5,7 +5,7 @@ Nothing is subtracted, which would not be exact: a weight that goes back to what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -80,25 +80,24 @@ def change_patch(
             put_all(tensors)
     if after is None:
         return
-    order = [key for key, _ in module.named_parameters() if key in new]
-    for group in _groups(module, order, dtype):
-        there: dict[str, Tensor] = {}
-        for key in group:
-            weight = module.get_parameter(key)
-            if key not in old and not weight.is_mkldnn:
-                there[key] = weight.detach().to(device)
-        for tensors in after.originals([key for key in group if key not in there], device, dtype):
-            there |= tensors
+    weights = {key: weight for key, weight in module.named_parameters() if key in new}
+    for group in _groups(weights, dtype):
+        there = {
+            key: weights[key].detach().to(device) for key in group if key not in old and not weights[key].is_mkldnn
+        }
+        if missing := [key for key in group if key not in there]:
+            for tensors in after.originals(missing, device, dtype):
+                there |= tensors
         for key, tensor in after.patched(there):
             put_all({key: tensor.to(host)})
 
 
-def _groups(module: nn.Module, keys: Sequence[str], dtype: torch.dtype) -> Iterator[list[str]]:
+def _groups(weights: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[list[str]]:
     """Yields keys of weights, as many at a time as take `_GROUP_BYTES`."""
     group: list[str] = []
     nbytes = 0
-    for key in keys:
-        size = module.get_parameter(key).numel() * dtype.itemsize
+    for key, weight in weights.items():
+        size = weight.numel() * dtype.itemsize
         if group and nbytes + size > _GROUP_BYTES:
             yield group
             group, nbytes = [], 0

@@ -114,11 +114,11 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
     return Setting(cfg, found, hw, profile, card, rates, host_rates)
 
 
-def _check_loras(cfg: DictConfig, found: Configurations) -> None:
+def _check_loras(cfg: DictConfig, configurations: Configurations) -> None:
     """Raises CheckpointError for a LoRA file that is not there, or does not fit weights that are here."""
     loras = open_loras(cfg)
-    if loras and found.here:
-        LoraFitter(load_family(cfg.model._target_).components, found.checkpoints[0]).patches(loras)
+    if loras and configurations.here:
+        LoraFitter(load_family(cfg.model._target_).components, configurations.checkpoints[0]).patches(loras)
 
 
 def _planned_card(config: HardwareConfig, name: str, card: Card) -> Hardware:

@@ -60,8 +60,8 @@ def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     old, new = flatten(then["config"]), flatten(now["config"])
-    for values in (old, new):
-        values["lora"] = _lora_numbers(values.get("lora"))
+    for flat in (old, new):
+        flat["lora"] = _lora_numbers(flat.get("lora"))
     for name in sorted({*old, *new}):
         group, *rest = name.split(".")
         if group not in _NOT_COMPARED and not (group in ("model", "refiner") and rest[0] in _MODELS):

@@ -22,7 +22,7 @@ Factors = Mapping[str, Tensor]
 """The factors of a change by name, `[...]` each."""
 
 
-def factor_rank(form: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+def factor_rank(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Returns the rank of a change from its factors' shapes; None where it has none."""
     for part, axis in (("down", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
         if part in shapes:
@@ -31,15 +31,15 @@ def factor_rank(form: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def fits(form: str, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> bool:
+def is_fitting(form: str, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> bool:
     """Tells whether factors of these shapes make a change of a weight `[O, I, *sides]`."""
     try:
-        return _fits(form, shapes, weight)
+        return _is_fitting(form, shapes, weight)
     except (IndexError, KeyError):  # a factor has not the axes that its form needs
         return False
 
 
-def _fits(form: str, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> bool:
+def _is_fitting(form: str, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> bool:
     rows, columns, inner = weight[0], (weight[1] if len(weight) > 1 else 1), math.prod(weight[1:])
     sides = weight[2:]
     if form == "full":
@@ -79,7 +79,7 @@ def _fits(form: str, shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, .
     return len(first) == 2 and first[0] * second[0] == rows and first[1] * math.prod(second[1:]) == inner
 
 
-def fits_magnitude(part: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+def is_fitting_magnitude(part: str, shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     """Tells whether DoRA's magnitudes of this shape are those of a weight `[O, I, *sides]`."""
     if part == "dora_scale" and _is_by_column(shape, weight):
         return math.prod(shape) == weight[1]

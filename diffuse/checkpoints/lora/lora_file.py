@@ -15,7 +15,7 @@ import torch
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.folder import file_digest, file_state
-from diffuse.checkpoints.lora.factors import factor_rank, fits, fits_magnitude
+from diffuse.checkpoints.lora.factors import factor_rank, is_fitting, is_fitting_magnitude
 from diffuse.checkpoints.lora.keys import Parts, dialect, form, split_keys
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, header_bytes, unreadable
 from diffuse.checkpoints.tensor_reading import DTYPES
@@ -36,7 +36,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Change:
-    """What a file changes of one weight."""
+    """The change that a file makes to one weight."""
 
     component: str
     module: str
@@ -198,12 +198,14 @@ class LoraFile:
             raise CheckpointError(f"{self.source}: has {key}, and {change.component}'s {change.module} has no bias")
         factors = {part: self.file.tensors[key].shape for part, key in change.parts.items()}
         whole = {part: shape for part, shape in factors.items() if part not in ("dora_scale", "magnitude")}
-        rank = factor_rank(change.form, whole)
+        rank = factor_rank(whole)
         first = next(iter(change.parts.values()))
         if rank == 0 or any(0 in shape for shape in factors.values()):
             raise CheckpointError(f"{self.source}: {first} has the rank 0, and changes nothing; the file is damaged")
-        wrong = [part for part in factors if part not in whole and not fits_magnitude(part, factors[part], weight)]
-        if wrong or not fits(change.form, whole, weight):
+        wrong = [
+            part for part in factors if part not in whole and not is_fitting_magnitude(part, factors[part], weight)
+        ]
+        if wrong or not is_fitting(change.form, whole, weight):
             made_for = self._made_for(layers)
             said = f"; it was made for {made_for}" if made_for else "; it was made for another model"
             shown = ", ".join(f"{part} {list(shape)}" for part, shape in factors.items())
@@ -218,7 +220,7 @@ class LoraFile:
         """Returns by what a layer's product of factors is multiplied: alpha over the rank."""
         shapes = {part: self.file.tensors[key].shape for part, key in parts.items()}
         factor = scalars[parts["scalar"]] if "scalar" in parts else 1.0
-        rank = factor_rank(kind, shapes)
+        rank = factor_rank(shapes)
         if not rank or kind == "full":
             return factor
         if kind == "LoKr" and "lokr_w1" in parts and "lokr_w2" in parts:
