@@ -134,8 +134,8 @@ def suggestion(name: str, names: Sequence[str], otherwise: str = "") -> str:
     near = (
         get_close_matches(name, names, 1, 0.75)
         or [known for known in names if "." not in known and name in known.split("_")][:1]
-        or get_close_matches(name, [known for known in names if "." not in known], 1, 0.55)
         or ([tails[last]] if last in tails else [])
+        or get_close_matches(name, [known for known in names if "." not in known], 1, 0.55)
         or [known for tail, known in tails.items() if len(last) > 2 and last in tail][-1:]
         or [tails[tail] for tail in get_close_matches(last, list(tails), 1)]
     )

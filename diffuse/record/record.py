@@ -64,9 +64,8 @@ def run_record(
     resolved |= {key: value for key, value in fields.items() if key in resolved}
     if resolved.get("prompt_file"):
         resolved["prompt_file"] = None  # the run has one prompt of the file, now under `prompt`
-    lora = lora_values(resolved.pop("lora", None))
-    if lora is not None:
-        resolved["lora"] = lora
+    if "lora" in resolved:
+        resolved["lora"] = lora_values(resolved["lora"])
     tracking = resolved.get("tracking") or {}
     origins: dict[str, str] = {}
     if tracking.get("name") not in (None, "none"):
