@@ -147,6 +147,7 @@ class Pipeline:
         with own_configuration(overrides):
             cfg = compose_model(overrides)
             prepared = prepare(cfg, draft_requests(cfg)[0])
+            prepared.opened.pipeline.memory.set_patches(prepared.patches)
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
 

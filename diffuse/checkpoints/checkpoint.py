@@ -152,7 +152,8 @@ def checkpoint_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def weights_tag(weights: Mapping[str, Any]) -> str:
-    """Returns the recorded weights in one line: the model's `source@sha256`, then its parts' with their names."""
+    """Returns the recorded weights in one line: the model's `source@sha256`, then those of its parts and LoRA files."""
     parts = [f"{name}={weights_tag(part)}" for name, part in weights.get("components", {}).items()]
     refiner = [f"refiner={weights_tag(weights['refiner'])}"] if "refiner" in weights else []
-    return "; ".join([f"{weights['source']}@{weights['sha256']}", *parts, *refiner])
+    lora = [f"lora={each['source']}@{each['sha256']}" for each in weights.get("lora", {}).values()]
+    return "; ".join([f"{weights['source']}@{weights['sha256']}", *parts, *refiner, *lora])

@@ -6,7 +6,8 @@ tensor arrives through `TensorFile.read`, which is given the keys to read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile
 from diffuse.checkpoints.tensor_reading import DTYPES
 from diffuse.errors import CheckpointError, first_line
 
+_GROUP_BYTES = 128 << 20  # of weights that are read at a time, where not all are needed at once
 _Match = list[tuple[TensorFile, dict[str, str]]]  # each file with {published key: the module's key}
 
 
@@ -91,6 +93,46 @@ def load_weights(
             setattr(owners[owner], name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
     _materialize(module, owners, device)
     return module.eval()
+
+
+def read_weights(
+    checkpoint: Checkpoint,
+    component: str,
+    keys: Collection[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    rename: Callable[[str], str | None] = lambda key: key,
+) -> Iterator[dict[str, Tensor]]:
+    """Yields some of a component's weights, `[...]` by the module's keys, some at a time.
+
+    Those that stay in the mapped file come together: they take no memory.
+
+    Raises:
+        CheckpointError: a file cannot be read any more.
+    """
+    wished = set(keys)
+    for file in checkpoint.tensor_files(component):
+        published = {name: key for name in file.tensors if (key := rename(name)) in wished}
+        groups: list[list[str]] = [[]]
+        nbytes = 0
+        for name in published:
+            info = file.tensors[name]
+            if device.type == "cpu" and DTYPES[info.dtype] == dtype:
+                groups[0].append(name)
+                continue
+            size = math.prod(info.shape) * dtype.itemsize
+            if len(groups) == 1 or nbytes + size > _GROUP_BYTES:
+                groups.append([])
+                nbytes = 0
+            groups[-1].append(name)
+            nbytes += size
+        for group in filter(None, groups):
+            try:
+                tensors = file.read(dict.fromkeys(group, dtype), device)
+            except OSError as error:
+                raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}") from None
+            yield {str(published[name]): tensors[name] for name in group}
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:

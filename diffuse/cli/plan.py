@@ -100,7 +100,8 @@ def _plan_sweep(options: PlanOptions, arguments: list[str]) -> None:
     for job in lister.jobs:
         if job.status is not None:
             continue
-        model, _, others = job.levels  # the texts change no number but their own
+        model, lora, _, texts_apart = job.levels  # the texts change no number but their own
+        others = f"{lora} {texts_apart}"
         try:
             cfg, draft = lister.job_request(job)
             if (model, others) not in planned:

@@ -26,6 +26,8 @@ _LABELS = {
     "negative_prompt": "Negative prompt",
     "model": "Model",
     "model.source": "Source",
+    "lora": "LoRA",
+    "lora.0.weight": "LoRA weight",
     "hardware.dtype": "Precision",
     "strength": "Strength",
     "width": "Width",

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from diffuse.errors import MediaError
@@ -97,6 +97,7 @@ def build_cell(path: Path, record: Mapping[str, Any], run_id: str | None = None,
     for group in GROUPS:
         values[group] = values.get(f"{group}.name")
     values = {key: value for key, value in values.items() if not _is_left_out(key)}
+    values |= _lora_fields(values.pop("lora", None))
     overrides = [str(override) for override in _sequence(record.get("overrides"))]
     if seconds is None:
         seconds = _seconds(_mapping(record.get("timings")))
@@ -208,6 +209,18 @@ def _seconds(timings: Mapping[str, Any]) -> float | None:
     if not all(isinstance(value, float | int) and 0 <= value < _FOREVER for value in (total, load)):
         return None
     return max(float(total) - float(load), 0.0) or None
+
+
+def _lora_fields(value: Any) -> dict[str, Any]:
+    """Returns LoRA files as one field, by their names, and the numbers of each as fields such as `lora.0.weight`."""
+    files = [_mapping(item) for item in _sequence(value)]
+    if not files:
+        return {}
+    fields: dict[str, Any] = {"lora": ", ".join(PurePath(str(each.get("source"))).name for each in files)}
+    for index, each in enumerate(files):
+        numbers = flatten({name: item for name, item in each.items() if name != "source" and item is not None})
+        fields |= {f"lora.{index}.{name}": item for name, item in numbers.items()}
+    return fields
 
 
 def _is_left_out(key: str) -> bool:

@@ -17,6 +17,7 @@ from diffuse.config import prompt_syntax
 from diffuse.config.compose import ConfigValues
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
+from diffuse.config.lora import read_lora
 from diffuse.config.mistakes import suggestion
 from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
@@ -72,6 +73,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
         ConfigError: a value is missing, out of range, or does not go with another.
     """
     check_targets(config)
+    read_lora(config.lora)
     check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
     _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:

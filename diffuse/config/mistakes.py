@@ -134,8 +134,8 @@ def suggestion(name: str, names: Sequence[str], otherwise: str = "") -> str:
     near = (
         get_close_matches(name, names, 1, 0.75)
         or [known for known in names if "." not in known and name in known.split("_")][:1]
-        or get_close_matches(name, [known for known in names if "." not in known], 1, 0.55)
         or ([tails[last]] if last in tails else [])
+        or get_close_matches(name, [known for known in names if "." not in known], 1, 0.55)
         or [known for tail, known in tails.items() if len(last) > 2 and last in tail][-1:]
         or [tails[tail] for tail in get_close_matches(last, list(tails), 1)]
     )
@@ -154,6 +154,9 @@ def unknown_field(key: str, override: str) -> ConfigError:
         then = "" if option != key else f"; with one of them write scheduler.{override.lstrip('+~')}"
         return ConfigError(f"{override}: {fault}; scheduler={'|'.join(samplers)} {have}{then}")
     names += [f"scheduler.{each}" for each in sampler_options() if f"scheduler.{each}" not in names]
+    if key.startswith("lora."):
+        number = ".".join(key.split(".")[:2])
+        return ConfigError(f"{override}: there is no {number}; say which file, as in lora=FILE:0.8")
     near = suggestion(key, names, "diffuse --help lists them")
     if key.startswith("hydra."):
         near = "; diffuse --cfg hydra prints those of Hydra"

@@ -47,6 +47,7 @@ class Config:
     prompt_file: str | None = None  # prompts from a file, one a line, each of them a run of its own
     suite: Suite | None = None  # a suite of checks to run in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: Any = None  # files that change the model's weights: see diffuse.config.lora
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, ClassVar, TypeVar
@@ -20,8 +20,9 @@ from diffuse.device.allocator import Allocator, allocator_of, reset_rss_peak, rs
 from diffuse.device.compile import compiler_advice, is_compiler_error
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
+from diffuse.device.patches import Patch, patch_key
 from diffuse.device.placement import Load, ManagedModule
-from diffuse.device.profile import EVERY, includes, profile_batch_size
+from diffuse.device.profile import check_components, includes, profile_batch_size
 from diffuse.device.step_down import Shortage, StepDowns, clear_traceback, is_out_of_memory
 from diffuse.errors import ConfigError, OutOfMemory, RunError
 from diffuse.schema import Cleanup, Compile, Dtype, MemoryProfileConfig, ReleaseTo
@@ -134,6 +135,15 @@ class Memory:
         )
         self._checked = False
 
+    def set_patches(self, patches: Mapping[str, Patch]) -> None:
+        """Sets what is on each component's weights from its next use on: nothing where `patches` names none."""
+        for name, component in self._components.items():
+            component.patch = patches.get(name)
+
+    def patch_key(self, name: str) -> str:
+        """Tells apart what may be on the component's weights; empty for nothing."""
+        return patch_key(self._components[self._prefix + name].patch)
+
     def batch_size(self, width: int, height: int) -> int:
         """Returns how many images of that size (pixels) are denoised in one batch; 1 in strict mode."""
         if self.hw.strict:
@@ -174,33 +184,7 @@ class Memory:
             ConfigError: a field names a component that this model has not, a streamed one is not on the device, or its
                 blocks are to be compiled as well.
         """
-        known = ", ".join(self._components)
-        for field in ("on_device", "streamed"):
-            for name in getattr(self.profile, field):
-                if name != EVERY and name not in self._components:
-                    has = f"it has {known} ({EVERY} for all)"
-                    raise ConfigError(f"memory_profile.{field} names {name}, which this model has not; {has}")
-        for name in self.profile.streamed:
-            if name != EVERY and not includes(self.profile.on_device, name):
-                said = f"memory_profile.streamed names {name}"
-                raise ConfigError(f"{said}, which memory_profile.on_device does not; add it there")
-        if self.profile.streamed and not self.profile.on_device:
-            raise ConfigError(
-                "memory_profile.streamed needs components on the device, and memory_profile.on_device is empty"
-            )
-        if self.profile.release_to is ReleaseTo.disk and self.profile.cleanup is not Cleanup.phases:
-            raise ConfigError(
-                "memory_profile.release_to=disk has no effect without memory_profile.cleanup=phases; set that"
-            )
-        if self.profile.resident_blocks and not self.profile.streamed:
-            raise ConfigError(
-                "memory_profile.resident_blocks has no effect without memory_profile.streamed; set that, such as [unet]"
-            )
-        if self.profile.streamed and self.hw.compile is Compile.regional:
-            raise ConfigError(
-                "hardware.compile=regional cannot compile blocks that stream; use hardware.compile=none, or set "
-                "memory_profile.streamed=[]"
-            )
+        check_components(self.profile, list(self._components), self.hw.compile)
         self._checked = True
 
     @contextmanager
@@ -311,7 +295,7 @@ class Memory:
         return dtype
 
     def _arrive(self, component: ManagedModule) -> Any:
-        loading = component.module is None
+        loading = component.module is None or patch_key(component.patch) != patch_key(component.applied)
         start = time.perf_counter()
         module = component.arrive()
         if loading:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from torch import nn
+from torch import Tensor, nn
 
 from diffuse.device.compile import compile_blocks
+from diffuse.device.patches import Patch, change_patch, patch_key
 from diffuse.device.streaming import BlockStream, outermost_blocks
 
 Load = Callable[[torch.device, torch.dtype], nn.Module]
@@ -54,6 +55,8 @@ class ManagedModule:
         block_count: how many of these it has; None before it is loaded for the first time.
         stream: made when the module is loaded, if it streams.
         hook: attached when the module leaves the device for the first time.
+        patch: what is to be on its weights when it is next used; None for nothing.
+        applied: what is on them now.
         present: the module is on its own device now.
         users: how many `with` blocks are using it.
     """
@@ -72,11 +75,13 @@ class ManagedModule:
     stream: BlockStream | None = None
     module: nn.Module | None = None
     hook: _DeviceHook | None = None
+    patch: Patch | None = None
+    applied: Patch | None = None
     present: bool = False
     users: int = 0
 
     def arrive(self) -> nn.Module:
-        """Returns the module on its device; loads it where it is not loaded."""
+        """Returns the module on its device, with its patch on; loads it where it is not loaded."""
         if self.module is None:
             self.module = self.load(torch.device("cpu") if self.streamed_blocks else self.device, self.dtype)
             if self.compiled:
@@ -86,10 +91,26 @@ class ManagedModule:
         elif not self.present and self.hook is not None:
             # accelerate calls a hook before forward() only, and an autoencoder is used through decode().
             self.hook.pre_forward(self.module)
+        if patch_key(self.patch) != patch_key(self.applied):
+            self._change_patch(self.module)
         if self.stream is not None and not self.present:
             self.stream.arrive()
         self.present = True
         return self.module
+
+    def _change_patch(self, module: nn.Module) -> None:
+        """Puts the patch on that is to be. Where that fails the module is dropped: it would be neither."""
+        host, put = self.device, _put
+        if self.stream is not None:
+            self.stream.leave()
+            self.present = False
+            host, put = torch.device("cpu"), self.stream.put
+        try:
+            change_patch(module, self.applied, self.patch, device=self.device, host=host, dtype=self.dtype, put=put)
+        except BaseException:
+            self.forget()
+            raise
+        self.applied = self.patch
 
     def leave(self) -> None:
         """Moves the module to the CPU's memory. Attaching the hook is the first move: loading went to the device."""
@@ -109,3 +130,8 @@ class ManagedModule:
             self.block_count = len(outermost_blocks(self.module, self.blocks))
             remove_hook_from_module(self.module)
         self.module, self.hook, self.stream, self.present = None, None, None, False
+        self.applied = None
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    setattr(module, name, nn.Parameter(tensor, requires_grad=False))

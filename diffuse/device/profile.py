@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
-from diffuse.schema import MemoryProfileConfig
+from diffuse.schema import Cleanup, Compile, MemoryProfileConfig, ReleaseTo
 
 log = logging.getLogger(__name__)
 
@@ -141,3 +141,39 @@ def _reason(need: float, hw: Hardware) -> str:
 def includes(names: Sequence[str], name: str) -> bool:
     """Returns whether a profile's list of components names this one, or all."""
     return name in names or EVERY in names
+
+
+def check_components(profile: MemoryProfileConfig, names: Sequence[str], compiled: Compile) -> None:
+    """Checks that a profile and a model with components of these names go together.
+
+    Raises:
+        ConfigError: a field names a component that the model has not, a streamed one is not on the device, or its
+            blocks are to be compiled as well.
+    """
+    known = ", ".join(names)
+    for field in ("on_device", "streamed"):
+        for name in getattr(profile, field):
+            if name != EVERY and name not in names:
+                has = f"it has {known} ({EVERY} for all)"
+                raise ConfigError(f"memory_profile.{field} names {name}, which this model has not; {has}")
+    for name in profile.streamed:
+        if name != EVERY and not includes(profile.on_device, name):
+            said = f"memory_profile.streamed names {name}"
+            raise ConfigError(f"{said}, which memory_profile.on_device does not; add it there")
+    if profile.streamed and not profile.on_device:
+        raise ConfigError(
+            "memory_profile.streamed needs components on the device, and memory_profile.on_device is empty"
+        )
+    if profile.release_to is ReleaseTo.disk and profile.cleanup is not Cleanup.phases:
+        raise ConfigError(
+            "memory_profile.release_to=disk has no effect without memory_profile.cleanup=phases; set that"
+        )
+    if profile.resident_blocks and not profile.streamed:
+        raise ConfigError(
+            "memory_profile.resident_blocks has no effect without memory_profile.streamed; set that, such as [unet]"
+        )
+    if profile.streamed and compiled is Compile.regional:
+        raise ConfigError(
+            "hardware.compile=regional cannot compile blocks that stream; use hardware.compile=none, or set "
+            "memory_profile.streamed=[]"
+        )

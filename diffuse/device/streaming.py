@@ -50,6 +50,7 @@ class BlockStream:
         self._transfer.prepare(self._blocks)
         self._last: _Weights | None = None
         self._next: dict[_Weights, _Weights] = {}
+        self._owners: dict[tuple[int, str], tuple[_Weights, int]] | None = None  # where each weight is kept
         for block, weights in zip(outermost, self._blocks, strict=True):
             block.register_forward_pre_hook(self._before(weights))
             block.register_forward_hook(self._after(weights))
@@ -67,6 +68,17 @@ class BlockStream:
         for weights in (self._rest, *self._blocks):
             weights.drop()
         self._last = None
+
+    def put(self, module: nn.Module, name: str, tensor: Tensor) -> None:
+        """Puts a tensor in the place of a weight on the host. Nothing is on the device: `leave` was called."""
+        if self._owners is None:
+            self._owners = {
+                (id(part), own): (weights, place)
+                for weights in (self._rest, *self._blocks)
+                for place, (part, own, _) in enumerate(weights.host)
+            }
+        weights, place = self._owners[id(module), name]
+        weights.replace(place, tensor)
 
     @property
     def present_blocks(self) -> int:
@@ -129,6 +141,14 @@ class _Weights:
             for module, name, value in self.host:
                 setattr(module, name, value)
         self.present = False
+
+    def replace(self, place: int, tensor: Tensor) -> None:
+        """Puts a tensor in the place of one on the host, in memory of the same kind."""
+        module, name, value = self.host[place]
+        tensor = tensor.pin_memory() if value.is_pinned() else tensor
+        kept = nn.Parameter(tensor, False)
+        setattr(module, name, kept)
+        self.host[place] = module, name, kept
 
     def pin(self) -> None:
         """Moves the host's tensors into memory that a device can read while the host does something else."""

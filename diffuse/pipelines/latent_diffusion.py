@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
+from diffuse.device.patches import Patch
 from diffuse.errors import ConfigError
 from diffuse.models.text_encoder import clip
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
@@ -23,6 +25,7 @@ from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.components import Component, Role, declare, read_configs, with_role
 from diffuse.pipelines.image_codec import decode_image, encode_image
 from diffuse.pipelines.latent_checks import check_channels, check_text, paints_into
+from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import ReachedStep, Sampler, denoise, require_finite, set_timesteps
@@ -87,6 +90,7 @@ class LatentDiffusion(ModelPipeline):
         self.encoders = with_role(self.components, Role.text_encoder)
         self.configs = read_configs(self.components, checkpoint)
         self.prompt_cache = PromptCache(memory, self.denoiser)
+        self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.tokenizers = [
             CLIPTokenizer.from_folder(checkpoint.part(name).path(name))
             for name in with_role(self.components, Role.tokenizer)
@@ -171,6 +175,10 @@ class LatentDiffusion(ModelPipeline):
     def complete(self, request: GenerationRequest) -> GenerationRequest:
         """See `DiffusionPipeline`; a family without fields of its own leaves nothing open."""
         return request
+
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """See `DiffusionPipeline`."""
+        return self.lora_fitter.patches(loras)
 
     def default_size(self) -> tuple[int, int] | None:
         """See `DiffusionPipeline`."""

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
-from diffuse.errors import CheckpointError
+from diffuse.device.patches import Patch
+from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.components import Components
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
 from diffuse.sampling.denoise import Sampler
@@ -79,6 +81,17 @@ class DiffusionPipeline(ABC):
         Raises:
             ConfigError: the model does not take them back.
         """
+
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """Returns what LoRA files put on the weights, component by component.
+
+        Raises:
+            ConfigError: the family takes none, or a setting does not go with the model.
+            CheckpointError: a file does not fit the model.
+        """
+        if loras:
+            raise ConfigError(f"lora={loras[0].setting.source}: this family of models takes no LoRA; leave it out")
+        return {}
 
     @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
+from diffuse.device.patches import Patch
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.pipeline import DiffusionPipeline, ModelPipeline, Stage
@@ -95,6 +97,10 @@ class RefinedPipeline(DiffusionPipeline):
         raise ConfigError(
             "prompt_embeds: a refiner encodes the prompt by itself; leave the refiner out, or give a prompt"
         )
+
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """Returns what LoRA files put on the weights of the base: they are made for it."""
+        return self.base.patches(loras)
 
     def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
         """Refuses to; see `check_prompt_embeddings`."""

@@ -9,6 +9,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import open_loras
 from diffuse.config.checks import check_known_fields
 from diffuse.config.groups import load_group
 from diffuse.config.request import RequestDraft
@@ -18,6 +19,7 @@ from diffuse.device.hardware import Hardware
 from diffuse.device.profile import MAX_BATCH, check_max_side, choose_profile, keeps_budget
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
+from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
 from diffuse.plan.choose_levers import Choice, choose_levers
@@ -109,7 +111,15 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
     else:
         profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
     found = find_configurations(cfg, component_names(cfg))
+    _check_loras(cfg, found)
     return Setting(cfg, found, hw, profile, card, rates, host_rates)
+
+
+def _check_loras(cfg: DictConfig, configurations: Configurations) -> None:
+    """Raises CheckpointError for a LoRA file that is not there, or does not fit weights that are here."""
+    loras = open_loras(cfg)
+    if loras and configurations.here:
+        LoraFitter(load_family(cfg.model._target_).components, configurations.checkpoints[0]).patches(loras)
 
 
 def _planned_card(config: HardwareConfig, name: str, card: Card) -> Hardware:
@@ -159,6 +169,7 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
     profile = setting.profile
     if setting.choice is not None:  # of which the levers are taken back
         profile = replace(profile, batch_size=min(MAX_BATCH, request.num_images), release_to=ReleaseTo.host)
+    loras = tuple((each.setting.source, each.file.path.stat().st_size) for each in open_loras(cfg))
     levers = [] if hw.device == "cpu" else budgets(cfg, request, profile, hw, setting.checkpoints)
     return Plan(
         cfg.model.name if cfg.refiner._target_ is None else f"{cfg.model.name} refiner={cfg.refiner.name}",
@@ -176,4 +187,5 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
         None if setting.rates is None else setting.rates.name,
         levers,
         setting.choice,
+        loras,
     )

@@ -35,6 +35,7 @@ class Plan:
     rates: str | None  # whose rates they are
     budgets: Sequence[Budget]
     choice: Choice | None = None  # of the levers, where there is a budget to keep
+    loras: Sequence[tuple[str, int]] = ()  # LoRA files, and their bytes
 
     @property
     def fits(self) -> bool | None:
@@ -81,6 +82,7 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "download_bytes": self.download_bytes,
             "sizes_are_exact": self.sizes_are_exact,
+            **({"loras": [{"source": name, "bytes": size} for name, size in self.loras]} if self.loras else {}),
             "pflop": guess.flops / PETA,
             "seconds": sum(self.seconds.values()) if self.seconds else None,
             "rates": self.rates,
@@ -114,6 +116,10 @@ class Plan:
         lines += self._memory_lines()
         about = "" if self.sizes_are_exact else "about "
         lines.append(f"disk         {about}{_size(self.disk_bytes)}; to download {about}{_size(self.download_bytes)}")
+        lines += [
+            f"lora         {name}: {_size(size)}, added to the weights where they are: no second copy"
+            for name, size in self.loras
+        ]
         lines.append(f"arithmetic   {guess.flops / PETA:.3g} PFLOP, {guess.calls} calls of the denoiser")
         total = sum(self.seconds.values())
         lines.append(f"time         {self.no_seconds or f'{total:.1f} s, by the rates of {self.rates}'}")

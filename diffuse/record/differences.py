@@ -47,6 +47,11 @@ def weights_differences(then: Any, now: Any, name: str) -> Iterator[str]:
 def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from weights_differences(then["weights"], now["weights"], "weights")
     yield from weights_differences(then["weights"].get("refiner"), now["weights"].get("refiner"), "refiner's weights")
+    files = [_mapping(part, "weights", "lora") for part in (then, now)]
+    for index in sorted({*files[0], *files[1]}):
+        before, after = (_value(part, index, "sha256") for part in files)
+        if before != after:
+            yield f"the file of lora.{index}: SHA-256 {_digest(before)} then, {_digest(after)} now"
     for name in sorted({*then["inputs"], *now["inputs"]}):
         before, after = (_value(part["inputs"], name, "sha256") for part in (then, now))
         if before != after:
@@ -55,6 +60,8 @@ def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     old, new = flatten(then["config"]), flatten(now["config"])
+    for flat in (old, new):
+        flat["lora"] = _lora_numbers(flat.get("lora"))
     for name in sorted({*old, *new}):
         group, *rest = name.split(".")
         if group not in _NOT_COMPARED and not (group in ("model", "refiner") and rest[0] in _MODELS):
@@ -72,6 +79,14 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     old, new = flatten(then["determinism"]), flatten(now["determinism"])
     for name in sorted({*old, *new}):
         yield from _line(name.removeprefix("environment."), old.get(name), new.get(name))
+
+
+def _lora_numbers(value: Any) -> str | None:
+    """Returns how much of each LoRA file was put on; the files themselves are compared by their SHA-256."""
+    files = [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+    numbers = [flatten({name: item for name, item in each.items() if name != "source"}) for each in files]
+    texts = [" ".join(f"{name}={item}" for name, item in each.items() if item is not None) for each in numbers]
+    return ", ".join(texts) or None
 
 
 def _step_downs(record: Mapping[str, Any]) -> str | None:

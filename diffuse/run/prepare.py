@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint, checkpoint_record
+from diffuse.checkpoints.lora.locate_lora import NamedLora, lora_record, open_loras
 from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config import objective
 from diffuse.config.checks import check_known_fields
 from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
+from diffuse.device.patches import Patch
 from diffuse.device.profile import check_max_side
 from diffuse.media.save import output_notes
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
@@ -42,11 +44,13 @@ class PreparedRun:
     latents: Tensor | None = None  # initial noise `[N, ...]`, where it is given
     embeddings: PromptEmbeddings | None = None  # in place of the prompts
     reference: objective.Reference | None = None  # what quality is measured against
+    loras: Sequence[NamedLora] = ()
+    patches: Mapping[str, Patch] = field(default_factory=dict)  # what the LoRA files put on, by component
 
     @property
     def weights(self) -> dict[str, Any]:
         """The record of the weights that the run uses."""
-        return weights_record(self.opened.checkpoints)
+        return weights_record(self.opened.checkpoints, self.loras)
 
     @property
     def output_notes(self) -> list[str]:
@@ -95,6 +99,7 @@ def prepare(
     known = request_fields([load_family(model._target_) for model in models(cfg)])
     check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
     choose_output_format(cfg)
+    loras = open_loras(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
     request = pipeline.complete(draft.request(pipeline.default_size()))
@@ -106,7 +111,9 @@ def prepare(
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
     objective.check_reference(draft.reference, request.width, request.height, is_film=pipeline.makes_films)
-    return PreparedRun(cfg, request, opened, samplers, draft.inputs, latents, embeddings, draft.reference)
+    patches = pipeline.patches(loras)
+    inputs = draft.inputs, latents, embeddings, draft.reference
+    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches)
 
 
 def locate_weights(cfg: DictConfig) -> dict[str, Any]:
@@ -115,10 +122,11 @@ def locate_weights(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError, CheckpointError: they are not there.
     """
-    return weights_record(locate_models(cfg, component_names(cfg)))
+    return weights_record(locate_models(cfg, component_names(cfg)), open_loras(cfg))
 
 
-def weights_record(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
-    """Returns the record of a model's weights and, where there is a second checkpoint, of its refiner's."""
+def weights_record(checkpoints: Sequence[Checkpoint], loras: Sequence[NamedLora] = ()) -> dict[str, Any]:
+    """Returns the record of a model's weights, of its refiner's where there is one, and of LoRA files."""
     model, *refiners = checkpoints
-    return checkpoint_record(model) | ({"refiner": checkpoint_record(refiners[0])} if refiners else {})
+    refiner = {"refiner": checkpoint_record(refiners[0])} if refiners else {}
+    return checkpoint_record(model) | refiner | lora_record(loras)

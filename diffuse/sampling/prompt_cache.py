@@ -25,7 +25,7 @@ class PromptCache:
     def __init__(self, memory: Memory, denoiser: str) -> None:
         self.memory = memory
         self.denoiser = denoiser  # the component that takes the states
-        self._states: OrderedDict[tuple[str, Hashable], States] = OrderedDict()
+        self._states: OrderedDict[tuple[str, str, Hashable], States] = OrderedDict()
 
     def encode(self, encoder: str, prompts: Sequence[Prompt], encode: Callable[[Any, Prompt], States]) -> list[States]:
         """Returns the states of each prompt, `[1, ...]` each.
@@ -37,7 +37,8 @@ class PromptCache:
             prompts: all that determines their states.
             encode: called with the encoder's module and a prompt that is not known.
         """
-        keys = [(encoder, prompt) for prompt in prompts]
+        patch = self.memory.patch_key(encoder)
+        keys = [(encoder, patch, prompt) for prompt in prompts]
         states = {key: self._states[key] for key in keys if key in self._states}
         if len(states) < len(set(keys)):
             device, dtype = self.memory.device(self.denoiser), self.memory.dtype(self.denoiser)

@@ -11,7 +11,7 @@ from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft
 from diffuse.errors import is_wrong_request
 
-LEVELS = 3  # of what jobs have in common: the models, the texts, the rest
+LEVELS = 4  # of what jobs have in common: the models, their LoRA files, the texts, the rest
 _NAME_CHARACTERS = 50  # of a run
 
 

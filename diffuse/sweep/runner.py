@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from diffuse import tracking
 from diffuse.config import objective
 from diffuse.config.compose import ConfigValues, compose_with_hydra, resolve_config
+from diffuse.config.lora import LORA
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
@@ -154,10 +155,11 @@ class JobRunner:
             self.end_job(job, JobStatus.DUPLICATE)
             return
         cfg, draft = self.compose_job(job, resolved)
-        models, texts = ({name: values.pop(name, None) for name in names} for names in (_MODEL_GROUPS, PROMPT_FIELDS))
+        groups = _MODEL_GROUPS, (LORA,), PROMPT_FIELDS
+        models, lora, texts = ({name: values.pop(name, None) for name in names} for names in groups)
         del values["seed"]
         values["objective"] = resolved.objective  # not in the identity, but in the record that a batch shares
-        job.levels = tuple(json_digest(level) for level in (models, texts, values))
+        job.levels = tuple(json_digest(level) for level in (models, lora, texts, values))
         finished = job_folder.read_finished_job(job.folder, job.key)
         if finished is None:
             return

@@ -6,9 +6,10 @@ from diffuse.sweep.job import Job, JobStatus, sort_jobs
 
 
 def test_what_is_costly_changes_least_and_otherwise_the_order_stays() -> None:
-    levels = [("a", "x", "1"), ("b", "x", "1"), ("a", "y", "1"), ("a", "x", "2"), ("b", "x", "1"), ("a", "x", "1")]
+    levels = [(*each, "1") for each in (("a", "l", "x"), ("b", "l", "x"), ("a", "m", "x"), ("a", "l", "y"))]
+    levels += [("b", "l", "x", "1"), ("a", "l", "x", "1"), ("a", "l", "x", "2")]
     jobs = [Job(number, [], levels=level) for number, level in enumerate(levels)]
-    assert [job.number for job in sort_jobs(jobs)] == [0, 5, 3, 2, 1, 4]
+    assert [job.number for job in sort_jobs(jobs)] == [0, 5, 6, 3, 2, 1, 4]
 
 
 def test_a_job_is_called_by_what_is_its_own() -> None:

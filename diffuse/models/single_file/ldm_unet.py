@@ -9,7 +9,7 @@ Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion M
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from diffuse.errors import CheckpointError
@@ -33,6 +33,10 @@ _RESNET = {
     "skip_connection": "conv_shortcut",
 }
 _BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d)\.(.+)|(middle_block)\.(\d)\.(.+)")
+_PLACE = re.compile(
+    r"(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|mid_block)\."
+    r"(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<index>\d+)\.(?P<rest>.+)"
+)
 _GROUPS = 32  # of every published normalisation
 _HEAD_WIDTH = 64  # of every family but the first,
 _FIRST_HEADS = 8  # which has as many at every level, and projects with convolutions
@@ -123,6 +127,41 @@ def unet_config(shapes: Shapes, name: str) -> dict[str, Any]:
             "sample_size": 128,
         }
     return config
+
+
+def ldm_layer_names(modules: Iterable[str]) -> dict[str, str]:
+    """Returns the name that a U-Net's layers have in this layout, by their paths in our module, such as `conv_in`."""
+    modules = list(modules)
+    resnets = [int(match[1]) for each in modules if (match := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", each))]
+    attending = {match[1] for each in modules if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", each))}
+    n = 1 + max(resnets, default=0)
+    heads = {ours: theirs for theirs, ours in _HEAD.items()}
+    names = {each: heads.get(each) or _layer_name(each, n, attending) for each in modules}
+    return {module: name for module, name in names.items() if name is not None}
+
+
+def _layer_name(module: str, n: int, attending: Container[str]) -> str | None:
+    """Returns the name of a layer below a block of a U-Net with `n` resnets a level; None where it has none."""
+    match = _PLACE.fullmatch(module)
+    if match is None:
+        return None
+    kind, index, rest = match["kind"], int(match["index"]), match["rest"]
+    if kind == "resnets":
+        theirs = next((name for name, ours in _RESNET.items() if ours == rest), None)
+        if theirs is None:
+            return None
+        rest = theirs
+    place = 1 if kind == "attentions" else 0
+    if match["side"] is None:
+        return f"middle_block.{place or 2 * index}.{rest}"
+    level = int(match["level"])
+    if match["side"] == "down":
+        if kind == "downsamplers":
+            return f"input_blocks.{(level + 1) * (n + 1)}.0.op"
+        return f"input_blocks.{1 + level * (n + 1) + index}.{place}.{rest}"
+    if kind == "upsamplers":
+        return f"output_blocks.{level * (n + 1) + n}.{2 if match['level'] in attending else 1}.conv"
+    return f"output_blocks.{level * (n + 1) + index}.{place}.{rest}"
 
 
 def _resnets(shapes: Iterable[str], name: str) -> int:
