@@ -6,6 +6,7 @@ tensor arrives through `TensorFile.read`, which is given the keys to read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile
-from diffuse.checkpoints.tensor_reading import DTYPES
+from diffuse.checkpoints.tensor_reading import DTYPES, is_large
 from diffuse.errors import CheckpointError, first_line
 
 _Match = list[tuple[TensorFile, dict[str, str]]]  # each file with {published key: the module's key}
@@ -91,6 +92,26 @@ def load_weights(
             setattr(owners[owner], name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
     _materialize(module, owners, device)
     return module.eval()
+
+
+def copied_bytes(checkpoint: Checkpoint, component: str, module: nn.Module) -> int:
+    """Returns the bytes of main memory that `load_weights` takes on the CPU, without what stays in the file, mapped.
+
+    Args:
+        module: of the component, in the dtype that is wanted. Where the weights are not here they are taken for such.
+    """
+    dtype = max((each.dtype for each in module.parameters()), key=lambda each: each.itemsize)
+    try:
+        files = checkpoint.tensor_files(component)
+    except CheckpointError:
+        sizes = (each.numel() * dtype.itemsize for each in module.parameters())
+        return sum(size for size in sizes if not is_large(size))
+    return sum(
+        math.prod(info.shape) * dtype.itemsize
+        for file in files
+        for key, info in file.tensors.items()
+        if not file.stays_in_file(key, dtype)
+    )
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
