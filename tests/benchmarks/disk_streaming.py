@@ -15,10 +15,8 @@ once before that, and read into one buffer that is used again.
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -51,7 +49,7 @@ def measure_peaks(scale: float, host_gib: float, side: int) -> None:
         model = make(Path(folder) / "model", "sdxl", "diffuse.pipelines.stable_diffusion_xl.StableDiffusionXL")
         size = sum(path.stat().st_size for path in model.rglob("*.safetensors"))
         print(f"{size / 1e9:.2f} GB of weights, {side} x {side}; MiB")
-        print(f"{'':24} {'predicted':>9} {'peak':>9} {'base':>9}  levers")
+        print(f"{'':24} {'predicted':>9} {'peak':>9} {'base':>9}")
         shared = [*REQUEST, "model=sdxl", f"model.source={model}", f"width={side}", f"height={side}"]
         for label, budget in ((f"host_gib={host_gib:g}", [f"memory_profile.host_gib={host_gib}"]), ("resident", [])):
             overrides = [*shared, *(budget or ["memory_profile=full_gpu"])]
@@ -121,9 +119,7 @@ def main() -> None:
         measure_pages()
     else:
         measure_peaks(arguments.scale, arguments.host_gib, arguments.side)
-    print(
-        f"load {os.getloadavg()[0]:.1f}; this process's own peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
-    )
+    print(f"the load was {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
