@@ -221,10 +221,12 @@ class PlannedMemory(Memory):
 
         Of an embedding only the pages of some rows are read.
         """
-        layers = [
-            min(_own_bytes(each), _ROWS_READ) if isinstance(each, nn.Embedding) else _own_bytes(each)
-            for each in module.modules()
-        ]
+        layers = []
+        for each in module.modules():
+            own = _own_bytes(each)
+            # A convolution's weight is copied twice on its way into its packed order, as measured.
+            twice = packed_bytes(each) if isinstance(each, nn.Conv2d) else 0
+            layers.append(min(own, _ROWS_READ) if isinstance(each, nn.Embedding) else own + twice)
         if self.hw.device == "cpu":
             return max(layers, default=0)
         whole = [_nbytes([*block.parameters(), *block.buffers()]) for block in blocks]
