@@ -6,7 +6,7 @@ Each case runs in a process of its own, with random weights. `live` is the peak 
 read from real storages while the pipeline runs; `rss` is the peak of the process's memory. Both are shown in MiB, and
 as predicted / measured; the prediction of `rss` is the process's own memory before the run, and the predicted bytes.
 `device` is what the profile has on the device, which on a CPU is a part of the same memory. It is measured where all
-components are on the device, in the first picture, whose weights are read meanwhile.
+components are on the device, in a second picture, for which the process holds what the first left.
 """
 
 from __future__ import annotations
@@ -158,12 +158,16 @@ def compute(overrides: list[str]) -> dict[str, float]:
         trim.malloc_trim(0)
     reset_rss_peak()
     before = rss_peak()
-    memory = prepared.opened.pipeline.memory
-    with DeviceBytes(memory) if DeviceBytes.has_all(memory) else RealBytes() as mode:
+    with RealBytes() as mode:
         run([prepared])
+    found = {"live": mode.peak, "device": 0, "base": before, "rss": rss_peak()}
+    memory = prepared.opened.pipeline.memory
+    if DeviceBytes.has_all(memory):
+        with DeviceBytes(memory) as second:
+            run([prepared])
+        found["device"] = second.device_peak
     close_pipeline(prepared.opened.pipeline)
-    device = mode.device_peak if isinstance(mode, DeviceBytes) else 0
-    return {"live": mode.peak, "device": device, "base": before, "rss": rss_peak()}
+    return found
 
 
 def compute_apart(label: str, overrides: list[str]) -> dict[str, float]:
@@ -176,15 +180,16 @@ def compute_apart(label: str, overrides: list[str]) -> dict[str, float]:
     return found
 
 
-def predicted(overrides: list[str]) -> Any:
-    """The prediction of one case."""
+def predicted(overrides: list[str], *, repeated: bool = False) -> Any:
+    """The prediction of one case, or of a second picture."""
     from diffuse.plan.predict import predict
     from diffuse.run.prepare import prepare
 
     cfg = compose_config(overrides)
     prepared = prepare(cfg, draft_requests(cfg)[0])
     opened = prepared.opened
-    return predict(cfg, prepared.request, opened.profile, hw=opened.hardware, checkpoints=opened.checkpoints)
+    there = {"hw": opened.hardware, "checkpoints": opened.checkpoints}
+    return predict(cfg, prepared.request, opened.profile, **there, repeated=repeated)
 
 
 def cases(families: list[str], profiles: list[str], folder: Path) -> list[tuple[str, list[str]]]:
@@ -240,7 +245,7 @@ def main() -> None:
             guess = predicted(overrides)
             ratio = {"live": guess.host_bytes / found["live"]}
             if found["device"]:
-                ratio["device"] = guess.device_bytes / found["device"]
+                ratio["device"] = predicted(overrides, repeated=True).device_bytes / found["device"]
             if not args.live_only:
                 ratio["rss"] = (found["base"] + guess.host_bytes) / found["rss"]
             shown = []
