@@ -200,7 +200,7 @@ def cases(families: list[str], profiles: list[str], folder: Path) -> list[tuple[
         source = [] if model is None else [f"model={'sd21' if model == 'sd' else model}"]
         source += [] if model is None else [f"model.source={folder / ('inpaint' if family == 'inpaint' else model)}"]
         if family == "refined":
-            source += ["refiner=sdxl", f"refiner.source={folder / 'refiner'}"]
+            source += ["refiner=sdxl", f"refiner.source={folder / 'refiner'}", "denoising_end=0.5"]
         if family == "inpaint":
             source += [f"input_image={folder / 'image.png'}", f"mask_image={folder / 'mask.png'}"]
         shapes = [(SMALL, 1, False), (LARGE[family], 1, False), (LARGE[family], 1, True), (SMALL, 2, False)]

@@ -64,10 +64,11 @@ BASE = (
 
 @dataclass(frozen=True)
 class Part:
-    """A block, a layer or a group: its arithmetic in a call, and its bytes."""
+    """A block, a layer or a group: its arithmetic in a call, its bytes, and its place in the module's order."""
 
     flops: int
     nbytes: int
+    place: int = 0
 
 
 def parts_of(network: nn.Module, chosen: Sequence[nn.Module], side: int, batch: int) -> tuple[list[Part], Part]:
@@ -95,7 +96,8 @@ def parts_of(network: nn.Module, chosen: Sequence[nn.Module], side: int, batch: 
         )
     for hook in hooks:
         hook.remove()
-    parts = [Part(flops[module], nbytes_of(module)) for module in order]
+    places = {module: place for place, module in enumerate(chosen)}
+    parts = [Part(flops[module], nbytes_of(module), places[module]) for module in order]
     rest = Part(mode.flops - sum(part.flops for part in parts), nbytes_of(network) - sum(each.nbytes for each in parts))
     return parts, rest
 
@@ -104,12 +106,10 @@ def grouped(unet: Any, blocks: list[Part], rest: Part) -> tuple[list[Part], Part
     """Returns diffusers' groups: the levels of both module lists, each with the blocks in it."""
     names = {module: name for name, module in unet.named_modules()}
     order = [names[block] for block in outermost_blocks(unet, unet.streamed_blocks)]
-    # In the order of calls the middle comes before the upper levels, which it does not in the order of modules.
-    order = [name for part in ("down", "mid", "up") for name in order if name.startswith(part)]
     groups = []
     for levels in ("down_blocks", "up_blocks"):
         for index, level in enumerate(getattr(unet, levels)):
-            flops = sum(b.flops for b, name in zip(blocks, order, strict=True) if name.startswith(f"{levels}.{index}."))
+            flops = sum(each.flops for each in blocks if order[each.place].startswith(f"{levels}.{index}."))
             groups.append(Part(flops, nbytes_of(level)))
     whole = [sum(part.flops for part in (*blocks, rest)), sum(part.nbytes for part in (*blocks, rest))]
     left = Part(whole[0] - sum(g.flops for g in groups), whole[1] - sum(g.nbytes for g in groups))
@@ -122,18 +122,18 @@ def nbytes_of(module: nn.Module) -> int:
 
 
 def streamed(parts: list[Part], rest: Part, resident: int, calls: int, flop_s: float, byte_s: float) -> float:
-    """Seconds of some calls under prefetching of one part; the first `resident` of them stay."""
+    """Seconds of some calls under prefetching of one part; the first `resident` of the module's order stay."""
     copy_free = before = now = 0.0  # when the copy stream is free; when the last but one and the last computation end
-    ready = {0: 0.0}
+    ready: dict[int, float] = {}
     sequence = [index for _ in range(calls) for index in range(len(parts))]
     between = rest.flops / len(parts) / flop_s  # what is no block is computed between blocks
     for place, index in enumerate(sequence):
-        if index >= resident and place not in ready:
+        if parts[index].place >= resident and place not in ready:
             copy_free = max(copy_free, now) + parts[index].nbytes / byte_s
             ready[place] = copy_free
         start = max(now, ready.get(place, 0.0))
         following = sequence[place + 1] if place + 1 < len(sequence) else None
-        if following is not None and following >= resident:
+        if following is not None and parts[following].place >= resident:
             copy_free = max(copy_free, before, now) + parts[following].nbytes / byte_s
             ready[place + 1] = copy_free
         before, now = now, start + parts[index].flops / flop_s + between
