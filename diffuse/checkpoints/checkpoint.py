@@ -56,6 +56,10 @@ class TensorFile(Protocol):
         """
         ...
 
+    def stays_in_file(self, key: str, dtype: torch.dtype) -> bool:
+        """Returns whether `read` leaves a tensor that is wanted on the CPU in the file, mapped."""
+        ...
+
 
 class Checkpoint(Protocol):
     """The published configuration, weights and identity of a model, or of one component."""

@@ -62,6 +62,12 @@ class SafetensorsFile:
 
         return tensor_reading.read_tensors(self.path, self.tensors, dtypes, device)
 
+    def stays_in_file(self, key: str, dtype: torch.dtype) -> bool:
+        """Returns whether `read` leaves a tensor that is wanted on the CPU in the file, mapped."""
+        from diffuse.checkpoints import tensor_reading
+
+        return tensor_reading.stays_in_file(self.tensors[key], dtype)
+
 
 def unreadable(name: str, error: OSError) -> CheckpointError:
     """Returns the error for a file or folder `name` that the system does not let us read."""

@@ -57,6 +57,10 @@ class RenamedFile:
             tensors[key] = tensors[key].t().contiguous()
         return tensors
 
+    def stays_in_file(self, key: str, dtype: torch.dtype) -> bool:
+        """See `checkpoint.TensorFile`."""
+        return key not in self.transposed and self.file.stays_in_file(key, dtype)
+
 
 @dataclass(frozen=True)
 class SingleFile:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.safetensors_file import StoredTensor
+from diffuse.device.mapped_pages import add_mapping
 from diffuse.errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -58,10 +59,7 @@ def read_tensors(
     copied: list[str] = []
     large: list[str] = []
     for key, dtype in dtypes.items():
-        entry = entries[key]
-        stored = DTYPES[entry.dtype]
-        aligned = entry.start % stored.itemsize == 0
-        mapped = device.type == "cpu" and stored == dtype and aligned and entry.nbytes > _LARGE_BYTES
+        mapped = device.type == "cpu" and stays_in_file(entries[key], dtype)
         (large if mapped else copied).append(key)
     if large:
         tensors |= _map_in_parts(path, entries, large)
@@ -73,6 +71,17 @@ def read_tensors(
             for key in sorted(copied, key=lambda key: entries[key].start):
                 tensors[key] = _copy(window, entries[key], device, dtypes[key])
     return tensors
+
+
+def stays_in_file(entry: StoredTensor, dtype: torch.dtype) -> bool:
+    """Returns whether a tensor that is wanted on the CPU is left in its file, mapped, and not copied."""
+    stored = DTYPES.get(entry.dtype)
+    return stored == dtype and entry.start % dtype.itemsize == 0 and is_large(entry.nbytes)
+
+
+def is_large(nbytes: int) -> bool:
+    """Returns whether a tensor of so many bytes is mapped where it can be."""
+    return nbytes > _LARGE_BYTES
 
 
 def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequence[str]) -> dict[str, Tensor]:
@@ -100,6 +109,7 @@ def _map_in_parts(path: Path, entries: Mapping[str, StoredTensor], keys: Sequenc
                 flat = torch.frombuffer(
                     pages, dtype=DTYPES[entry.dtype], count=math.prod(entry.shape), offset=entry.start - offset
                 )
+                add_mapping(pages, flat.data_ptr() - entry.start + offset)
                 tensors[key] = flat.view(entry.shape)
     return tensors
 

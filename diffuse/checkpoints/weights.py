@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile
-from diffuse.checkpoints.tensor_reading import DTYPES
+from diffuse.checkpoints.tensor_reading import DTYPES, is_large
 from diffuse.errors import CheckpointError, first_line
 
 _GROUP_BYTES = 128 << 20  # of weights that are read at a time, where not all are needed at once
@@ -133,6 +133,26 @@ def read_weights(
             except OSError as error:
                 raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}") from None
             yield {str(published[name]): tensors[name] for name in group}
+
+
+def copied_bytes(checkpoint: Checkpoint, component: str, module: nn.Module) -> int:
+    """Returns the bytes of main memory that `load_weights` takes on the CPU, without what stays in the file, mapped.
+
+    Args:
+        module: of the component, in the dtype that is wanted. Where the weights are not here they are taken for such.
+    """
+    dtype = max((each.dtype for each in module.parameters()), key=lambda each: each.itemsize)
+    try:
+        files = checkpoint.tensor_files(component)
+    except CheckpointError:
+        sizes = (each.numel() * dtype.itemsize for each in module.parameters())
+        return sum(size for size in sizes if not is_large(size))
+    return sum(
+        math.prod(info.shape) * dtype.itemsize
+        for file in files
+        for key, info in file.tensors.items()
+        if not file.stays_in_file(key, dtype)
+    )
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:

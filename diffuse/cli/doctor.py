@@ -78,7 +78,7 @@ def report(
         *_section("System", _system()),
         *_section("PyTorch", _torch()),
         *_section("Cards", _cards(nvml, hw, error)),
-        *_section("Rates", _rates()),
+        *_section("Rates", [*_rates(), *_scores(hw)]),
         *_section("Libraries", _libraries()),
         *_section("Memory profile of each model", [*_models(models, profiles, hw, error), *_mistakes(mistakes or {})]),
         *_section("Files", [("hub cache", _hub_cache()), ("tracking", _tracking(tracking))]),
@@ -115,6 +115,17 @@ def _rates() -> list[tuple[str, str]]:
         copies = [f"copies to it {rates.copy_gb_s:.3g} GB/s"] if rates.copy_gb_s else []
         rows.append(("measured", f"{escape(rates.name)}: {', '.join([*speeds, *copies])}"))
     return rows or [("", "not measured; diffuse doctor --measure does it, for the times of diffuse plan")]
+
+
+def _scores(hw: Hardware | None) -> list[tuple[str, str]]:
+    """Returns how good the predictions of memory were in the runs on this device."""
+    try:
+        from diffuse.plan.scores import prediction_scores
+
+        scores = prediction_scores(hardware=None if hw is None else hw.name)
+    except _BROKEN as error:
+        return [("predictions", f"[red]cannot be read[/]: {escape(_line(error))}")]
+    return [] if scores is None else [("predictions", f"of memory, {scores.line()}")]
 
 
 def _section(title: str, rows: Iterable[tuple[str, str]]) -> list[RenderableType]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -112,7 +112,6 @@ def allocator_share(nbytes: int | None, total: int) -> float:
     return min(max(nbytes - CUDA_CONTEXT, 0) / total, 1.0)
 
 
-@cache  # once in a process
 def keep_freed_memory() -> None:
     """Tells the C library to keep memory that tensors free for the next ones, up to 128 MiB at a time.
 
@@ -120,12 +119,23 @@ def keep_freed_memory() -> None:
     which is some 4% of a small U-Net's time. Its thresholds adapt, but late. What the user has set in the environment
     stays; another library has no `mallopt`.
     """
+    _set_thresholds(32 << 20, 128 << 20)  # bytes; no more can be asked for of the first
+
+
+def give_freed_memory_back() -> None:
+    """Tells the C library to give memory back as soon as it is free, for a budget of main memory that counts it."""
+    _set_thresholds(128 << 10, 128 << 10)
+
+
+@lru_cache(maxsize=1)  # of the last setting
+def _set_thresholds(mapped: int, trimmed: int) -> None:
+    """Sets the bytes from which a block is mapped by itself, and those that may be free at the end of the heap."""
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 32 << 20)  # bytes; no more can be asked for
-        mallopt(_TRIM_THRESHOLD, 128 << 20)
+        mallopt(_MMAP_THRESHOLD, mapped)
+        mallopt(_TRIM_THRESHOLD, trimmed)
 
 
 def reset_rss_peak() -> None:

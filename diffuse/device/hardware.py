@@ -142,17 +142,21 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
     return hw
 
 
-def apply(hw: Hardware) -> None:
+def apply(hw: Hardware, *, keeps_memory: bool = True) -> None:
     """Sets torch's process-wide switches for `hw`; every switch is set each time, so nothing leaks into the next run.
 
     Strict: deterministic algorithms (an operation without one raises), float32 products in full precision. Relaxed: the
     fastest algorithms, and TensorFloat-32 products on a card. cuDNN's benchmark mode stays off either way: it chooses
     by stop-watch, which differs between runs, and its trials want memory that a profile may not have.
+
+    Args:
+        keeps_memory: on a CPU, what tensors free stays with the process for the next ones; it may not where a budget of
+            main memory counts it.
     """
     global _default_threads
     import torch
 
-    from diffuse.device.allocator import keep_freed_memory
+    from diffuse.device.allocator import give_freed_memory_back, keep_freed_memory
 
     if hw.device == "cuda" and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
         # cuBLAS gives the same bits twice only with a workspace of fixed size, chosen before CUDA computes anything. It
@@ -166,7 +170,9 @@ def apply(hw: Hardware) -> None:
     fast = hw.device == "cuda" and not hw.strict
     torch.backends.cuda.matmul.allow_tf32 = fast
     torch.backends.cudnn.allow_tf32 = fast
-    if hw.device == "cpu":
+    if not keeps_memory:
+        give_freed_memory_back()
+    elif hw.device == "cpu":
         keep_freed_memory()
     if _default_threads is None:
         _default_threads = torch.get_num_threads()

@@ -131,6 +131,7 @@ class Memory:
             deterministic=self.hw.strict,
             streamed_blocks=blocks if on_device and includes(self.profile.streamed, name) else (),
             resident_blocks=self.profile.resident_blocks,
+            from_disk=self.profile.release_to is ReleaseTo.disk,
             blocks=blocks,
         )
         self._checked = False
@@ -290,8 +291,7 @@ class Memory:
         half = self.hw.dtype if forced else self.hw.half(self.half_dtype)
         if half is Dtype.auto:
             half = self.hw.half(Dtype.bfloat16)
-        dtype = getattr(torch, half.value)
-        assert isinstance(dtype, torch.dtype)
+        dtype: torch.dtype = getattr(torch, half.value)
         return dtype
 
     def _arrive(self, component: ManagedModule) -> Any:

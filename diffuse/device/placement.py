@@ -51,6 +51,7 @@ class ManagedModule:
         deterministic: its compiled blocks must compute the same bits in every run.
         streamed_blocks: the classes of the blocks that stream, empty where it is on the device as a whole.
         resident_blocks: how many of these blocks stay on the device.
+        from_disk: weights that stream are read from their file at each use, see `BlockStream`.
         blocks: the classes of the blocks that could stream.
         block_count: how many of these it has; None before it is loaded for the first time.
         stream: made when the module is loaded, if it streams.
@@ -70,6 +71,7 @@ class ManagedModule:
     deterministic: bool = False
     streamed_blocks: tuple[type[nn.Module], ...] = ()
     resident_blocks: int = 0
+    from_disk: bool = False
     blocks: tuple[type[nn.Module], ...] = ()
     block_count: int | None = None
     stream: BlockStream | None = None
@@ -87,7 +89,9 @@ class ManagedModule:
             if self.compiled:
                 compile_blocks(self.module, deterministic=self.deterministic)
             if self.streamed_blocks:
-                self.stream = BlockStream(self.module, self.streamed_blocks, self.device, self.resident_blocks)
+                self.stream = BlockStream(
+                    self.module, self.streamed_blocks, self.device, self.resident_blocks, from_disk=self.from_disk
+                )
         elif not self.present and self.hook is not None:
             # accelerate calls a hook before forward() only, and an autoencoder is used through decode().
             self.hook.pre_forward(self.module)

@@ -6,7 +6,10 @@ device the block that comes next is copied on a stream of its own while this one
 learned from the first call on, so that the last block of a step is followed by the first of the next step.
 
 Where the device is the CPU itself, nothing is copied: a layer packs its weight when it is called, which is its copy
-(`diffuse.layers.packed`), and that is dropped after the block. What the file maps need not stay in memory.
+(`diffuse.layers.packed`), and that is dropped after the block.
+
+Weights that a file maps can stream from the disk: each layer's pages leave main memory after it has computed, and those
+that were copied to a card are given back when the layer is called there.
 
 Other parts of the component, such as embeddings and the layers between blocks, are on the device all the time.
 
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuse.device.host import available_ram
+from diffuse.device.mapped_pages import MappedPages
 
 _HOST_RESERVE = 2 << 30  # bytes of main memory that pinned copies of weights leave to others
 
@@ -35,10 +39,18 @@ class BlockStream:
         block_types: the classes of its repeated blocks; a block inside another one moves with it.
         device: where the blocks compute.
         resident_blocks: how many blocks, in the module's order, are on the device from `arrive` to `leave`.
+        from_disk: weights that are mapped from their file are read anew at each use, and take main memory for no
+            longer than that.
     """
 
     def __init__(
-        self, module: nn.Module, block_types: tuple[type[nn.Module], ...], device: torch.device, resident_blocks: int
+        self,
+        module: nn.Module,
+        block_types: tuple[type[nn.Module], ...],
+        device: torch.device,
+        resident_blocks: int,
+        *,
+        from_disk: bool = False,
     ) -> None:
         outermost = outermost_blocks(module, block_types)
         inside = {id(part) for block in outermost for part in block.modules()}
@@ -47,7 +59,10 @@ class BlockStream:
         self._resident = self._blocks[:resident_blocks]
         self._device = device
         self._transfer = transfer_to(device)
-        self._transfer.prepare(self._blocks)
+        if from_disk:
+            _give_back_pages(module)
+        else:
+            self._transfer.prepare(self._blocks)
         self._last: _Weights | None = None
         self._next: dict[_Weights, _Weights] = {}
         self._owners: dict[tuple[int, str], tuple[_Weights, int]] | None = None  # where each weight is kept
@@ -109,6 +124,14 @@ class BlockStream:
                 block.drop()
 
         return hook
+
+
+def _give_back_pages(module: nn.Module) -> None:
+    """Lets each layer give the pages of its published weight back after it was called."""
+    for part in module.modules():
+        pages = MappedPages.under([*part.parameters(recurse=False), *part.buffers(recurse=False)])
+        if pages.parts:
+            part.register_forward_hook(lambda *_, pages=pages: pages.give_back())
 
 
 class _Weights:

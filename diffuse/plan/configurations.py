@@ -64,9 +64,11 @@ def find_configurations(cfg: DictConfig, components: dict[str, tuple[str, ...]])
     located = locate_configurations(sources, cfg.model.download, _published)
     checkpoints = with_parts([_for_settings(each.checkpoint) for each in located])
     weights = [_weights(each.checkpoint, source) for each, source in zip(located, sources, strict=True)]
-    listed = [each.size if size is None else size for each, size in zip(located, weights, strict=True)]
-    missing = [0 if size is not None else each.missing for each, size in zip(located, weights, strict=True)]
-    return Configurations(tuple(checkpoints), _sum(listed), _sum(missing), all(size is not None for size in weights))
+    listed = [each.size if files is None else 0 for each, files in zip(located, weights, strict=True)]
+    missing = [each.missing if files is None else 0 for each, files in zip(located, weights, strict=True)]
+    here = {path: size for files in weights for path, size in (files or {}).items()}  # one file may hold several parts
+    on_disk = _sum([*listed, sum(here.values())])
+    return Configurations(tuple(checkpoints), on_disk, _sum(missing), None not in weights)
 
 
 def _published(source: Source) -> CheckpointFolder | None:
@@ -84,19 +86,16 @@ def _for_settings(checkpoint: LocalCheckpoint) -> LocalCheckpoint:
     return ConfigurationFolder(**values)
 
 
-def _weights(checkpoint: LocalCheckpoint, source: Source) -> int | None:
-    """Returns the bytes of the weights; None where they are not all here."""
-    if not isinstance(checkpoint, CheckpointFolder):
-        return checkpoint.file.stat().st_size
-    total = 0
-    names = checkpoint.components if source.components is None else source.components
+def _weights(checkpoint: LocalCheckpoint, source: Source) -> dict[Path, int] | None:
+    """Returns the files of the weights with their bytes; None where they are not all here."""
     try:
-        for name in names:
-            if not name.startswith(("tokenizer", "scheduler")):
-                total += sum(path.stat().st_size for path in checkpoint.files(name))
+        if not isinstance(checkpoint, CheckpointFolder):
+            return {checkpoint.file.resolve(): checkpoint.file.stat().st_size}
+        names = checkpoint.components if source.components is None else source.components
+        models = [name for name in names if not name.startswith(("tokenizer", "scheduler"))]
+        return {path.resolve(): path.stat().st_size for name in models for path in checkpoint.files(name)}
     except (CheckpointError, OSError):
         return None
-    return total
 
 
 def _sum(values: Sequence[int | None]) -> int | None:

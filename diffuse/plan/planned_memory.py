@@ -28,6 +28,7 @@ from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig, ReleaseTo
 
 MAX_NETWORKS = 16  # whose shapes and calls a process keeps; they have no storage
 _META = torch.device("meta")
+_ROWS_READ = 16 << 20  # bytes of a table's pages at most that the tokens of two prompts lie in
 
 
 class Network:
@@ -74,11 +75,18 @@ class Residence:
     loaded: bool = False
     present: bool = False
     packed_bytes: int = 0  # of the largest weight that is packed while the published one is still there
+    copied_bytes: int | None = None  # in main memory, where it streams from the disk
+    read_bytes: int = 0  # at once of what streams from the disk, while a layer or a block is copied
 
     @property
     def streams(self) -> bool:
         """True where blocks pass over the device."""
         return bool(self.block_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of its weights in one of both memories once it is loaded."""
+        return self.nbytes if self.copied_bytes is None else self.copied_bytes
 
     def device_bytes(self, block: int | None, looks_ahead: bool) -> int:
         """Returns the bytes of a streamed component's copies while `block` computes, or between two blocks (None)."""
@@ -110,6 +118,8 @@ class PlannedMemory(Memory):
     Args:
         build: makes a component's module without storage, by its full name; the second value tells networks apart.
         phase: returns the name of the phase of a component's call, by its full name and method.
+        copied: returns the bytes that a component's weights take in main memory beside what stays in their file, by
+            its full name and module.
     """
 
     reads_weights: ClassVar[bool] = False
@@ -121,10 +131,11 @@ class PlannedMemory(Memory):
         half_dtype: Dtype,
         build: Callable[[str], tuple[Callable[[], nn.Module], Any]],
         phase: Callable[[str, str], str],
+        copied: Callable[[str, nn.Module], int],
     ) -> None:
         self.residences: dict[str, Residence] = {}
         self.phases: dict[str, PhasePeak] = {}
-        self._build, self._phase = build, phase
+        self._build, self._phase, self._copied = build, phase, copied
         self._places = {on_device: Ledger(on_rise=self._note) for on_device in (True, False)}
         self._weights = {True: 0, False: 0}  # bytes on the device, and on the host
         self._current: list[str] = []  # a list, because memories with a prefix share it
@@ -193,10 +204,10 @@ class PlannedMemory(Memory):
         if full not in self.residences:
             component = self._components[full]
             build, key = self._build(full)
-            self.residences[full] = self._measure(network(key, build, component.dtype), component)
+            self.residences[full] = self._measure(full, network(key, build, component.dtype), component)
         return self.residences[full]
 
-    def _measure(self, net: Network, component: ManagedModule) -> Residence:
+    def _measure(self, full: str, net: Network, component: ManagedModule) -> Residence:
         result = Residence(net, _nbytes(net.tensors))
         if component.streamed_blocks:
             blocks = outermost_blocks(net.module, component.streamed_blocks)
@@ -205,14 +216,34 @@ class PlannedMemory(Memory):
             result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
             result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
             result.resident = min(component.resident_blocks, len(blocks))
+            if component.from_disk:
+                result.copied_bytes = min(self._copied(full, net.module), result.nbytes)
+                mapped = result.nbytes - result.copied_bytes
+                result.read_bytes = min(self._read_at_once(net.module, blocks), mapped)
         elif self.hw.device == "cpu" or not component.on_device:
             result.packed_bytes = max(map(packed_bytes, net.module.modules()), default=0)
         return result
 
+    def _read_at_once(self, module: nn.Module, blocks: Sequence[nn.Module]) -> int:
+        """Returns the bytes of a file that are mapped at once: of a layer that is packed, or of blocks on their way.
+
+        Of an embedding only the pages of some rows are read.
+        """
+        layers = []
+        for each in module.modules():
+            own = _own_bytes(each)
+            # A convolution's weight is copied twice on its way into its packed order, as measured.
+            twice = packed_bytes(each) if isinstance(each, nn.Conv2d) else 0
+            layers.append(min(own, _ROWS_READ) if isinstance(each, nn.Embedding) else own + twice)
+        if self.hw.device == "cpu":
+            return max(layers, default=0)
+        whole = [_nbytes([*block.parameters(), *block.buffers()]) for block in blocks]
+        return (1 + self.looks_ahead) * max(whole, default=0)
+
     def _bring(self, component: ManagedModule, residence: Residence) -> None:
         """Loads a component, or brings it back to the device."""
         if not residence.loaded:
-            self._weights[component.on_device and not residence.streams] += residence.nbytes
+            self._weights[component.on_device and not residence.streams] += residence.held_bytes
         elif not residence.present and not residence.streams:
             self._weights[False] -= residence.nbytes
             self._weights[True] += residence.nbytes
@@ -230,7 +261,7 @@ class PlannedMemory(Memory):
     def _drop(self, component: ManagedModule, residence: Residence) -> None:
         """Takes a component out of both memories."""
         if residence.loaded:
-            self._weights[component.on_device and residence.present and not residence.streams] -= residence.nbytes
+            self._weights[component.on_device and residence.present and not residence.streams] -= residence.held_bytes
         residence.loaded = residence.present = False
         self._note()
 
@@ -286,7 +317,7 @@ class PlannedMemory(Memory):
         for block, live in call.segments:
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
             packed = residence.packed_bytes if self._repeated else 0
-            self._note(live + packed, copies + others, component.on_device, call.host)
+            self._note(live + packed, copies + others, component.on_device, call.host + residence.read_bytes)
         phase = self.phases[self._current[-1]]
         phase.flops[full] = phase.flops.get(full, 0) + call.flops
         phase.calls[full] = phase.calls.get(full, 0) + 1

@@ -16,7 +16,7 @@ from torch import nn
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.model_sources import locate_models
-from diffuse.checkpoints.weights import skeleton
+from diffuse.checkpoints.weights import copied_bytes, skeleton
 from diffuse.config.prompt_syntax import parse_prompt
 from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
@@ -238,7 +238,7 @@ class _Planner:
         self, cfg: DictConfig, profile: MemoryProfileConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]
     ) -> None:
         self.cfg, self.hw = cfg, hw
-        self.memory = PlannedMemory(profile, hw, cfg.model.half_dtype, self._build, self._phase)
+        self.memory = PlannedMemory(profile, hw, cfg.model.half_dtype, self._build, self._phase, self._copied)
         families = [load_family(model._target_) for model in models(cfg)]
         self.pipeline = build_pipeline(families, checkpoints, self.memory)
 
@@ -317,6 +317,10 @@ class _Planner:
             return module(config)
 
         return partial(skeleton, build), (module, repr(config))
+
+    def _copied(self, full: str, module: nn.Module) -> int:
+        model, name = self._model(full)
+        return copied_bytes(model.checkpoint.part(name), name, module)
 
     def _phase(self, full: str, method: str) -> str:
         role = self._role(full)

@@ -182,7 +182,8 @@ def compute(
                 callback(step)
 
     check_mapped_files(folders)  # of a pipeline that was used before
-    hardware.apply(first.opened.hardware)
+    opened = first.opened
+    hardware.apply(opened.hardware, keeps_memory=opened.profile.host_gib is None)
     if first.opened.choice is not None:
         release_others(first.opened.pipeline)
     if has_budget(first.cfg):

@@ -5,7 +5,8 @@
 Each case runs in a process of its own, with random weights. `live` is the peak of the bytes of tensors that are alive,
 read from real storages while the pipeline runs; `rss` is the peak of the process's memory. Both are shown in MiB, and
 as predicted / measured; the prediction of `rss` is the process's own memory before the run, and the predicted bytes.
-`device` is the share of `live` that the profile has on the device, which on a CPU is a part of the same memory.
+`device` is what the profile has on the device, which on a CPU is a part of the same memory. It is measured where all
+components are on the device, in a second picture, for which the process holds what the first left.
 """
 
 from __future__ import annotations
@@ -40,8 +41,16 @@ MIB = 1 << 20
 DATA = Path(__file__).parents[1] / "data"
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 PROFILES = ("full_gpu", "balanced", "unet_gpu", "cpu_only", "streaming")
-LEVERS = {"streaming": ["memory_profile.resident_blocks=6"], "balanced": ["memory_profile.tiled_decode=true"]}
-SIZES = {"tiny": (64, 128, 256), "sd": (128, 256), "sdxl": (128, 256), "inpaint": (256,), "refined": (256,)}
+LEVERS = {  # that are pulled in a case of their own
+    "streaming": ["memory_profile.resident_blocks=6"],
+    "balanced": ["memory_profile.tiled_decode=true", "memory_profile.vae_tile_size=8"],
+    "full_gpu": [
+        *(f"memory_profile.tiled_{way}=true" for way in ("decode", "encode")),
+        "memory_profile.vae_tile_size=8",
+    ],
+}
+LARGE = {"tiny": 256, "sd": 256, "sdxl": 192, "inpaint": 192, "refined": 192}  # pixels a side; `SMALL` is the other
+SMALL = 128
 
 _NARROW = {"block_out_channels": (96, 192, 384, 384), "attention_head_dim": (3, 6, 12, 12), "cross_attention_dim": 256}
 _NARROW_XL = {
@@ -133,6 +142,7 @@ def warm_up() -> None:
 
 def compute(overrides: list[str]) -> dict[str, float]:
     """Makes the pictures of one case in this process. Returns bytes."""
+    from device_bytes import DeviceBytes
     from real_bytes import RealBytes
 
     from diffuse.device.allocator import reset_rss_peak, rss_peak
@@ -150,8 +160,14 @@ def compute(overrides: list[str]) -> dict[str, float]:
     before = rss_peak()
     with RealBytes() as mode:
         run([prepared])
+    found = {"live": mode.peak, "device": 0, "base": before, "rss": rss_peak()}
+    memory = prepared.opened.pipeline.memory
+    if DeviceBytes.has_all(memory):
+        with DeviceBytes(memory) as second:
+            run([prepared])
+        found["device"] = second.device_peak
     close_pipeline(prepared.opened.pipeline)
-    return {"live": mode.peak, "base": before, "rss": rss_peak()}
+    return found
 
 
 def compute_apart(label: str, overrides: list[str]) -> dict[str, float]:
@@ -164,15 +180,16 @@ def compute_apart(label: str, overrides: list[str]) -> dict[str, float]:
     return found
 
 
-def predicted(overrides: list[str]) -> Any:
-    """The prediction of one case."""
+def predicted(overrides: list[str], *, repeated: bool = False) -> Any:
+    """The prediction of one case, or of a second picture."""
     from diffuse.plan.predict import predict
     from diffuse.run.prepare import prepare
 
     cfg = compose_config(overrides)
     prepared = prepare(cfg, draft_requests(cfg)[0])
     opened = prepared.opened
-    return predict(cfg, prepared.request, opened.profile, hw=opened.hardware, checkpoints=opened.checkpoints)
+    there = {"hw": opened.hardware, "checkpoints": opened.checkpoints}
+    return predict(cfg, prepared.request, opened.profile, **there, repeated=repeated)
 
 
 def cases(families: list[str], profiles: list[str], folder: Path) -> list[tuple[str, list[str]]]:
@@ -183,32 +200,27 @@ def cases(families: list[str], profiles: list[str], folder: Path) -> list[tuple[
         source = [] if model is None else [f"model={'sd21' if model == 'sd' else model}"]
         source += [] if model is None else [f"model.source={folder / ('inpaint' if family == 'inpaint' else model)}"]
         if family == "refined":
-            source += ["refiner=sdxl", f"refiner.source={folder / 'refiner'}"]
+            source += ["refiner=sdxl", f"refiner.source={folder / 'refiner'}", "denoising_end=0.5"]
         if family == "inpaint":
             source += [f"input_image={folder / 'image.png'}", f"mask_image={folder / 'mask.png'}"]
-        for side, profile, count in itertools.product(SIZES[family], profiles, (1, 2)):
-            if count == 2 and side != SIZES[family][0]:
+        shapes = [(SMALL, 1, False), (LARGE[family], 1, False), (LARGE[family], 1, True), (SMALL, 2, False)]
+        for profile, (side, count, pulled) in itertools.product(profiles, shapes):
+            lever = LEVERS.get(profile, []) if pulled else []
+            if (pulled and not lever) or (side == SMALL and profile != "full_gpu"):
                 continue
-            levers = [[], LEVERS[profile]] if profile in LEVERS and side == SIZES[family][-1] else [[]]
-            for lever in levers:
-                note = " ".join(each.partition(".")[2] for each in lever)
-                words = [f"memory_profile={profile}", f"width={side}", f"height={side}", f"num_images={count}"]
-                words += [
-                    "hardware=cpu",
-                    "hardware.threads=1",
-                    "tracking=none",
-                    "seed=1",
-                    "prompt=a cactus",
-                    "memory_profile.max_side=null",
-                ]
-                words += ["num_inference_steps=2", *source, *lever]
-                chosen.append((f"{family:8} {side:4} x{count} {profile:10} {note}", words))
+            if profile == "balanced" and not pulled:
+                continue
+            note = " ".join(each.partition(".")[2] for each in lever)
+            words = [f"memory_profile={profile}", f"width={side}", f"height={side}", f"num_images={count}"]
+            words += ["hardware=cpu", "hardware.threads=1", "tracking=none", "seed=1", "prompt=a cactus"]
+            words += ["memory_profile.max_side=null", "num_inference_steps=2", *source, *lever]
+            chosen.append((f"{family:8} {side:4} x{count} {profile:10} {note}", words))
     return chosen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--family", nargs="+", default=list(LARGE), choices=list(LARGE))
     parser.add_argument("--profile", nargs="+", default=list(PROFILES), choices=list(load_group("memory_profile")))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--case", help=argparse.SUPPRESS)  # measure this one here, and print JSON
@@ -217,8 +229,8 @@ def main() -> None:
     if args.case:
         print(json.dumps(compute(json.loads(args.case))))
         return
-    ratios: dict[str, list[float]] = {"live": [], "rss": []}
-    print(f"{'case':58} {'live':>8} {'ratio':>6} {'device':>8} {'rss':>8} {'ratio':>6}")
+    ratios: dict[str, list[float]] = {"live": [], "device": [], "rss": []}
+    print(f"{'case':70} {'live':>8} {'ratio':>6} {'device':>8} {'ratio':>6} {'rss':>8} {'ratio':>6}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         targets = {group: model._target_ for group, model in load_group("model").items()}
@@ -231,15 +243,20 @@ def main() -> None:
         for label, overrides in cases(args.family, args.profile, folder)[: args.limit]:
             found = compute(overrides) if args.live_only else compute_apart(label, overrides)
             guess = predicted(overrides)
-            live, rss = guess.host_bytes / found["live"], (found["base"] + guess.host_bytes) / found["rss"]
-            ratios["live"].append(live)
-            ratios["rss"].append(rss)
-            print(
-                f"{label:58} {found['live'] / MIB:8.1f} {live:6.3f} {guess.device_bytes / MIB:8.1f} "
-                f"{found['rss'] / MIB:8.1f} {rss:6.3f}",
-                flush=True,
-            )
+            ratio = {"live": guess.host_bytes / found["live"]}
+            if found["device"]:
+                ratio["device"] = predicted(overrides, repeated=True).device_bytes / found["device"]
+            if not args.live_only:
+                ratio["rss"] = (found["base"] + guess.host_bytes) / found["rss"]
+            shown = []
+            for kind in ratios:
+                if kind in ratio:
+                    ratios[kind].append(ratio[kind])
+                shown.append(f"{found[kind] / MIB:8.1f} {ratio[kind]:6.3f}" if kind in ratio else " " * 15)
+            print(f"{label:70} {' '.join(shown)}", flush=True)
     for kind, values in ratios.items():
+        if not values:
+            continue
         off = sorted(abs(value - 1) for value in values)
         good = sum(each <= 0.1 for each in off)
         median = f"{statistics.median(off):.1%}"

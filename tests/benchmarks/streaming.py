@@ -51,11 +51,13 @@ def load_ours(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     return load_weights(lambda: model(config), checkpoint, "unet", device=device, dtype=dtype, rename=rename)
 
 
-def ways(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def ways(folder: Path, device: torch.device, dtype: torch.dtype, only_ours: bool) -> dict[str, Any]:
     """A module by each way's name."""
     host = torch.device("cpu")
     ours = load_ours(folder, host, dtype)
     BlockStream(ours, ours.streamed_blocks, device, 0).arrive()
+    if only_ours:
+        return {"resident": load_ours(folder, device, dtype), "ours": ours}
     offloaded = DiffusersUNet.from_pretrained(folder / "unet", torch_dtype=dtype)
     cpu_offload(offloaded, device)
     group = DiffusersUNet.from_pretrained(folder / "unet", torch_dtype=dtype)
@@ -79,18 +81,23 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", type=int, default=64, help="of the latents")
+    parser.add_argument("--only-ours", action="store_true", help="leave accelerate and diffusers out")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of this process, for a machine that does other work too"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     dtype = torch.float32 if arguments.device == "cpu" else torch.float16
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     sample = torch.randn(2, 4, arguments.side, arguments.side, device=device, dtype=dtype)
     text = torch.randn(2, 77, MEDIUM["cross_attention_dim"], device=device, dtype=dtype)  # type: ignore[call-overload]
     with tempfile.TemporaryDirectory() as folder:
-        modules = ways(make(Path(folder)), device, dtype)
+        modules = ways(make(Path(folder)), device, dtype, arguments.only_ours)
         seconds: dict[str, list[float]] = {name: [] for name in modules}
         for repetition in range(arguments.repetitions + 1):
             for name, module in modules.items():
-                measured = timed(lambda module=module: module(sample, torch.tensor(1), text), device)  # type: ignore[misc]
+                measured = timed(lambda module=module: module(sample, torch.tensor(1), text), device, clock)  # type: ignore[misc]
                 if repetition:  # the first one packs weights, pins them, and traces the order of blocks
                     seconds[name].append(measured)
     base = {"ours": "resident", "accelerate": "diffusers", "group": "diffusers"}
@@ -101,13 +108,13 @@ def main() -> None:
         print(f"{name:12} {statistics.median(values):9.3f} {ratio:18.2f}")
 
 
-def timed(call: Callable[[], Any], device: torch.device) -> float:
+def timed(call: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
     """The seconds of a call, until the device has finished."""
-    start = time.perf_counter()
+    start = clock()
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 if __name__ == "__main__":

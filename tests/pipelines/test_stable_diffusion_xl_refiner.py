@@ -8,55 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
-import oracle
 import oracle_sdxl
 import prompt_oracle
 import pytest
 import torch
 from command import Done, diffuse
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-from oracle_sdxl import Variant
+from oracle_sdxl import REFINER, Variant, build_refiner
 from picture_parity import photograph
 from PIL import Image
 from prompt_oracle import Chunk
-from transformers import CLIPTokenizer
 
 BASE = Variant()
-REFINER = Variant(  # four levels, five values beside the pooled text, one text encoder
-    channels=(16, 16, 32, 32),
-    heads=(2, 2, 4, 4),
-    cross=(False, True, True, False),
-    layers=2,
-    sizes=5,
-    first=(0, 0),
-    force_zeros=False,
-    seed=7,
-)
 PROMPT = "a cat, the dog and 3 rockets"
 REQUEST = {"prompt": PROMPT, "num_inference_steps": 5, "guidance_scale": 5.0}
-
-
-def build_refiner(folder: Path, v: Variant = REFINER) -> Path:
-    """Writes a refiner's checkpoint, in the layout in which it is published."""
-    path = oracle.write_tokenizer(folder / "tokenizer_2", "classic", "!")
-    StableDiffusionXLImg2ImgPipeline(
-        unet=oracle_sdxl.unet(v),
-        vae=oracle_sdxl.vae(v),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=oracle_sdxl.text_encoder(v.second, "gelu", v.projection, v.seed + 3),
-        tokenizer_2=CLIPTokenizer.from_pretrained(path),
-        scheduler=getattr(diffusers, v.scheduler)(**oracle_sdxl.SCHEDULE, **v.schedule),
-        force_zeros_for_empty_prompt=v.force_zeros,
-        requires_aesthetics_score=True,
-        add_watermarker=False,
-    ).save_pretrained(folder, safe_serialization=True)
-    for file in path.iterdir():  # saving writes the other layout beside
-        file.unlink()
-    oracle.write_tokenizer(path, "classic", "!")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hub_files import HALF, NAME, PLAIN, SMALL, files_in
 from hub_server import HubServer, Repository
+from safetensors.torch import save_file
 
 from diffuse.checkpoints.locate import download_checkpoints, locate_configurations
 from diffuse.checkpoints.source import Source
 from diffuse.config.compose import compose_config
+from diffuse.config.groups import TINY
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import component_names
 from diffuse.plan.configurations import find_configurations
@@ -56,3 +59,12 @@ def test_of_the_hub_only_settings_are_fetched_and_with_consent(tmp_path: Path, m
         assert again.checkpoint.config("unet") == {"a": 1}
         (whole,) = download_checkpoints([source], Download.yes)  # what is here does not pass for all
         assert whole.files("unet")
+
+
+def test_a_file_of_several_components_is_on_the_disk_once(tmp_path: Path) -> None:
+    file = tmp_path / "both.safetensors"
+    save_file({"any": torch.zeros(1000)}, file)
+    cfg = compose_config([f"model.unet.source={file}", f"model.vae.source={file}"])
+    found = find_configurations(cfg, component_names(cfg))
+    (tiny,) = (TINY / "text_encoder").glob("*.safetensors")
+    assert found.here and found.disk_bytes == file.stat().st_size + tiny.stat().st_size

@@ -13,7 +13,7 @@ class DeviceBytes(RealBytes):
     """Counts as `RealBytes`, and in `device_peak` without what the profile has in main memory.
 
     That are the weights of components whose phase is over, and of blocks that stream, as they were loaded. All
-    components of the profile have to be on the device.
+    components of the profile have to be on the device (`has_all`).
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -26,6 +26,11 @@ class DeviceBytes(RealBytes):
             if component.module is not None:
                 self._see([*component.module.parameters(), *component.module.buffers()])
 
+    @staticmethod
+    def has_all(memory: Memory) -> bool:
+        """Returns whether all components are on the device."""
+        return all(each.on_device for each in memory._components.values())
+
     def _rise(self) -> None:
         components = list(self.memory._components.values())
         state = [(id(each.module), each.present) for each in components]
@@ -35,8 +40,8 @@ class DeviceBytes(RealBytes):
         self.device_peak = max(self.device_peak, self.now - host)
 
     def _host_owners(self) -> Iterator[object]:
+        assert self.has_all(self.memory)
         for component in self.memory._components.values():
-            assert component.on_device
             if component.stream is not None:
                 parts = [component.stream._rest, *component.stream._blocks]
                 tensors = [value for part in parts for _, _, value in part.host]

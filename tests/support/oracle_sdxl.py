@@ -10,7 +10,12 @@ import diffusers
 import numpy as np
 import oracle
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -37,6 +42,18 @@ class Variant:
     scheduler: str = "EulerDiscreteScheduler"
     schedule: dict[str, Any] = field(default_factory=lambda: {"timestep_spacing": "leading"}, hash=False)
     seed: int = 0
+
+
+REFINER = Variant(  # four levels, five values beside the pooled text, one text encoder
+    channels=(16, 16, 32, 32),
+    heads=(2, 2, 4, 4),
+    cross=(False, True, True, False),
+    layers=2,
+    sizes=5,
+    first=(0, 0),
+    force_zeros=False,
+    seed=7,
+)
 
 
 def unet(v: Variant) -> UNet2DConditionModel:
@@ -134,6 +151,27 @@ def build(folder: Path, v: Variant) -> Path:
         for path in (folder / name).iterdir():  # saving writes the other layout beside
             path.unlink()
         oracle.write_tokenizer(folder / name, "classic", pad)
+    return folder
+
+
+def build_refiner(folder: Path, v: Variant = REFINER) -> Path:
+    """Writes a refiner's checkpoint, in the layout in which it is published."""
+    path = oracle.write_tokenizer(folder / "tokenizer_2", "classic", "!")
+    StableDiffusionXLImg2ImgPipeline(
+        unet=unet(v),
+        vae=vae(v),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=text_encoder(v.second, "gelu", v.projection, v.seed + 3),
+        tokenizer_2=CLIPTokenizer.from_pretrained(path),
+        scheduler=getattr(diffusers, v.scheduler)(**SCHEDULE, **v.schedule),
+        force_zeros_for_empty_prompt=v.force_zeros,
+        requires_aesthetics_score=True,
+        add_watermarker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+    for file in path.iterdir():  # saving writes the other layout beside
+        file.unlink()
+    oracle.write_tokenizer(path, "classic", "!")
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from budget_ladder import overrides_of
 from command import Done, diffuse
 from little_memory import LittleMemory, failing_calls, live_bytes
 from PIL import Image
 
 from diffuse.device.placement import ManagedModule
 from diffuse.media.load import read_record
-from diffuse.models.text_encoder.clip import CLIPTextModel
+from diffuse.models.text_encoder.clip import CLIPTextModel, CLIPTextModelWithProjection
 from diffuse.models.unet.unet2d_condition import UNet2DConditionModel
 from diffuse.models.vae.autoencoder_kl import Decoder, Encoder
 from diffuse.run import open as opening
@@ -128,6 +130,11 @@ def test_weights_that_do_not_arrive(tmp_path: Path, undisturbed: np.ndarray, mon
 
 
 @pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> LittleMemory:
     """The allocations of a short run, and their peak."""
     forget_pipelines()
@@ -136,6 +143,44 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> LittleMemory:
     forget_pipelines()
     gc.collect()
     return memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls", "expected"),
+    [
+        (
+            "refined",
+            {CLIPTextModelWithProjection: {2}, UNet2DConditionModel: {1, 4}, Decoder: {1}},
+            [
+                "refiner.text_encoder_2 0 cleanup=phases",
+                "unet 0 batch_size=1",
+                "refiner.unet 1 guidance=sequential",
+                "refiner.vae 2 tiled_decode=True",
+            ],
+        ),
+        (
+            "inpaint",
+            {Encoder: {1}, UNet2DConditionModel: {2}, Decoder: {1}},
+            ["vae 0 tiled_encode=True", "unet 1 batch_size=1", "vae 2 tiled_decode=True"],
+        ),
+    ],
+)
+def test_in_each_phase_of_two_models_and_of_inpainting(
+    kind: str, calls: dict[Any, set[int]], expected: list[str], checkpoints: Path, tmp_path: Path
+) -> None:
+    options = (*overrides_of(kind, checkpoints), "num_images=2", "num_inference_steps=2")
+    undisturbed = run(tmp_path, *options)
+    assert levers(undisturbed, tmp_path) == []
+    forget_pipelines()
+    before = live_bytes()
+    with ExitStack() as stack:
+        for module, which in calls.items():
+            stack.enter_context(failing_calls(module, which))
+        done = run(tmp_path, *options)
+    assert levers(done, tmp_path) == expected
+    assert np.abs(frames(done, tmp_path) - frames(undisturbed, tmp_path)).max() <= 2
+    forget_pipelines()
+    assert live_bytes() <= before
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [(UNet2DConditionModel, False), (CLIPTextModel, True)])
