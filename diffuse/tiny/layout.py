@@ -129,30 +129,30 @@ def write_tokenizer(folder: Path, merges: list[tuple[str, str]]) -> None:
     marks = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": "!"}
     settings = {**marks, "add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
     settings |= {"model_max_length": TEXT_LENGTH, "tokenizer_class": "CLIPTokenizer"}
-    _write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
     (folder / "merges.txt").write_text(
         "\n".join(["#version: 0.2", *(" ".join(m) for m in merges), ""]), encoding="utf-8"
     )
-    _write_json(folder / "special_tokens_map.json", marks)
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", marks)
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def write_tiny_checkpoint(
     folder: Path, tokenizer: Path, vae: nn.Module, modules: nn.ModuleDict, scaling_factor: float
 ) -> None:
     """Writes the whole checkpoint, weights in half precision."""
-    _write_json(folder / "model_index.json", MODEL_INDEX)
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / "vae" / "config.json", {**VAE, "scaling_factor": scaling_factor})
-    _write_json(folder / "unet" / "config.json", UNET)
-    _write_json(folder / "text_encoder" / "config.json", TEXT_ENCODER)
+    write_json(folder / "model_index.json", MODEL_INDEX)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(folder / "vae" / "config.json", {**VAE, "scaling_factor": scaling_factor})
+    write_json(folder / "unet" / "config.json", UNET)
+    write_json(folder / "text_encoder" / "config.json", TEXT_ENCODER)
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     for name, module in {"vae": vae, "unet": modules["unet"], "text_encoder": modules["text_encoder"]}.items():
         weights = {key: value.half().contiguous() for key, value in module.state_dict().items()}
         save_file(weights, folder / WEIGHTS[name], metadata={"format": "pt"})
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes indented JSON, as published files have it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

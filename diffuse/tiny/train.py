@@ -17,15 +17,12 @@ a stage of any length ends well.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +30,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import trainers
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
@@ -41,77 +37,9 @@ from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig, UNet2DCo
 from diffuse.models.vae.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from diffuse.tiny import data, layout
 from diffuse.tiny.encoder import set_encoder_weights
+from diffuse.tiny.training import averaged, train
 
 SHADES = 4  # latents kept of each (object, colour) pair
-SAVE_EVERY = 60  # seconds
-
-
-class Average:
-    """A running average of a module's weights that forgets the beginning."""
-
-    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Moves the average towards the weights of `module`."""
-        self.updates += 1
-        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for mean, now in zip(self.module.parameters(), module.parameters(), strict=True):
-            mean.lerp_(now.detach(), 1 - keep)
-
-
-def train(
-    stage: str,
-    modules: nn.Module,
-    compute_loss: Callable[[], Tensor],
-    work: Path,
-    *,
-    minutes: float,
-    rate: float,
-    average: float = 0.999,
-    bfloat16: bool = False,
-) -> nn.Module:
-    """Minimises `compute_loss()` for `minutes`, from and to `work/stage.pt`; returns the averaged modules."""
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    mean = Average(modules, average)
-    file = work / f"{stage}.pt"
-    seconds_before, step = 0.0, 0
-    if file.exists():
-        state = torch.load(file, weights_only=True)
-        modules.load_state_dict(state["modules"])
-        mean.module.load_state_dict(state["mean"])
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
-        seconds_before, step, mean.updates = state["seconds"], state["step"], state["step"]
-    start = last_save = time.monotonic()
-    losses: list[float] = []
-    while True:
-        done = min((time.monotonic() - start) / (minutes * 60), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        # The fused attention's way back is slow in bfloat16, the plain one's is not.
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = compute_loss()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        mean.update(modules)
-        losses.append(float(loss.detach()))
-        step += 1
-        if done >= 1 or time.monotonic() - last_save > SAVE_EVERY:
-            seconds = seconds_before + time.monotonic() - start
-            print(f"{stage}: step {step}, {seconds:.0f} s, loss {np.mean(losses):.4f}", flush=True)
-            losses.clear()
-            last_save = time.monotonic()
-            state = {"modules": modules.state_dict(), "mean": mean.module.state_dict(), "step": step}
-            torch.save({**state, "optimizer": optimizer.state_dict(), "seconds": seconds}, file.with_suffix(".new"))
-            file.with_suffix(".new").replace(file)
-        if done >= 1:
-            return mean.module
 
 
 def make_encoder(work: Path) -> None:
@@ -125,7 +53,7 @@ def make_encoder(work: Path) -> None:
 
 def train_decoder(work: Path, minutes: float, rate: float, bfloat16: bool) -> None:
     """Trains the decoder on latents with a little noise, as a denoiser leaves some."""
-    vae = _averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    vae = averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
     images = _images(batch=4)
     deviation = 1 / _scaling_factor(vae)
@@ -214,7 +142,7 @@ def export(work: Path, folder: Path) -> None:
             "text_encoder": CLIPTextModel(layout.build_config(CLIPTextConfig, layout.TEXT_ENCODER)),
         }
     )
-    _averaged(modules, work / "unet.pt")
+    averaged(modules, work / "unet.pt")
     vae = _trained_vae(work)
     layout.write_tiny_checkpoint(folder, work / "tokenizer", vae, modules, _scaling_factor(vae))
 
@@ -247,7 +175,7 @@ def _latents(work: Path) -> tuple[Tensor, Tensor]:
     if file.exists():
         state = torch.load(file, weights_only=True)
         return state["latents"], state["pairs"]
-    vae = _averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    vae = averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     names, hidden = data.objects(), data.held_out(len(data.objects()))
     glyphs, palette = data.glyphs(names), np.array(list(data.COLOURS.values()), np.float32)
     pairs = [(i, j) for i in range(len(names)) for j in range(len(palette)) if (i, j) not in hidden] * SHADES
@@ -279,16 +207,11 @@ def _report_vae(vae: AutoencoderKL) -> None:
 
 
 def _trained_vae(work: Path) -> AutoencoderKL:
-    vae = _averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
+    vae = averaged(AutoencoderKL(layout.build_config(AutoencoderKLConfig, layout.VAE)), work / "vae.pt")
     if (work / "decoder.pt").exists():
         half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
-        _averaged(half, work / "decoder.pt")
+        averaged(half, work / "decoder.pt")
     return vae
-
-
-def _averaged(module: Any, file: Path) -> Any:
-    module.load_state_dict(torch.load(file, weights_only=True)["mean"])
-    return module.eval().requires_grad_(False)
 
 
 def main() -> None:
