@@ -21,7 +21,7 @@ from diffuse.models.transformer import ltx2_config, transformer_ltx2
 from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 from diffuse.models.vocoder import ltx2_vocoder
 from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
-from diffuse.pipelines.ltx2_checks import check_components, check_film
+from diffuse.pipelines.ltx2_checks import check_film, check_film_components
 from diffuse.pipelines.ltx2_codec import FilmCodec
 from diffuse.pipelines.ltx2_denoiser import TransformerCalls
 from diffuse.pipelines.ltx2_guidance import FilmGuidance, Scales
@@ -119,7 +119,7 @@ class LTX2(ModelPipeline):
 
     def check_configs(self) -> None:
         """Raises CheckpointError where two components do not fit together."""
-        check_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
+        check_film_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
 
     def default_size(self) -> tuple[int, int] | None:
         """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""

@@ -11,7 +11,7 @@ from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import GenerationRequest
 
 
-def check_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int) -> None:
+def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int) -> None:
     """Checks the components' configurations against one another.
 
     Args:

@@ -24,12 +24,13 @@ class FilmPrompts:
 
     Args:
         denoiser: the component that takes the embeddings.
-        tokens: of a text with its padding.
+        tokens: of a text with its padding; fewer where the tokenizer says so.
     """
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory, denoiser: str, tokens: int) -> None:
-        self.memory, self.tokens = memory, tokens
+        self.memory = memory
         self.tokenizer = GemmaTokenizer.from_folder(checkpoint.part(TOKENIZER).path(TOKENIZER))
+        self.tokens = min(tokens, self.tokenizer.model_max_length or tokens)
         self._cache = PromptCache(memory, denoiser)
 
     def encode(self, texts: Sequence[str]) -> list[TextEmbeddings]:

@@ -34,9 +34,20 @@ class GemmaTokenizer:
     checkpoint asks for it, no end token. How the files pad and cut does not count.
     """
 
-    def __init__(self, tokenizer: Tokenizer, start: Sequence[int], end: Sequence[int], pad: int) -> None:
-        """Takes a tokenizer that neither pads nor cuts, the ids before and behind each text, and the padding's."""
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        start: Sequence[int],
+        end: Sequence[int],
+        pad: int,
+        model_max_length: int | None = None,
+    ) -> None:
+        """Takes a tokenizer that neither pads nor cuts, the ids before and behind each text, and the padding's.
+
+        Args:
+            model_max_length: the tokens that the checkpoint was trained with, padding included, where it says so.
+        """
+        self.tokenizer, self.model_max_length = tokenizer, model_max_length
         self.start, self.end, self.pad = list(start), list(end), pad
 
     @classmethod
@@ -76,7 +87,10 @@ class GemmaTokenizer:
             end = [number("eos_token", "<eos>")] if settings["add_eos_token"] else []
         # Without a padding token diffusers pads with the end token.
         pads = "pad_token" in settings and settings["pad_token"] is None
-        return cls(tokenizer, start, end, number("eos_token", "<eos>") if pads else number("pad_token", "<pad>"))
+        length = settings.get("model_max_length")
+        length = length if type(length) is int and length > 0 else None  # a huge number is none, too
+        pad = number("eos_token", "<eos>") if pads else number("pad_token", "<pad>")
+        return cls(tokenizer, start, end, pad, length)
 
     @property
     def vocab_size(self) -> int:
