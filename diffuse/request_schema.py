@@ -202,14 +202,8 @@ def _request_fields() -> dict[str, RequestField]:
 
 REQUEST_FIELDS = _request_fields()
 PROMPT_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_prompt)
-INPUT_FIELDS = (
-    "input_image",
-    "mask_image",
-    "strength",
-    "resize",
-    "input_crf",
-    "keep_unmasked",
-)  # those of starting from an image
+# Those of starting from an image.
+INPUT_FIELDS = ("input_image", "mask_image", "strength", "resize", "input_crf", "keep_unmasked")
 FILE_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_file)
 # By name, defaults of fields that came later. A sweep's identity leaves such a field out while it has its default.
 LATER_FIELDS = {name: each.config_default for name, each in REQUEST_FIELDS.items() if each.since is not None}
