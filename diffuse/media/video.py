@@ -49,7 +49,7 @@ class Video:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is a GIF, a WebP or an AVIF of one frame."""
+        """Says whether it is a GIF, a WebP or an AVIF of one frame."""
         return self.path.suffix.lower() in _BY_PILLOW and self._count() == 1
 
     @classmethod
