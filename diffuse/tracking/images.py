@@ -34,25 +34,29 @@ def stage_media(path: Path, media: Mapping[str, Any], run_id: str, start_time: i
         media: what the journal says of it: `sha256`, `step`, and its `key` among the images.
 
     Raises:
-        ValueError: it has changed since, or is a film that cannot be decoded.
+        ValueError: it has changed since, is gone, or is a film that cannot be decoded.
     """
-    if content_sha256(path) != media["sha256"]:
-        raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
-    key = media.get("key", IMAGE_KEY)
-    if key == IMAGE_KEY:  # the file of a sheet goes with the report
-        place = folder / "media"
-        files = path.iterdir() if path.is_dir() else [path]
-        for file in (each for each in files if each.is_file() and not each.name.startswith(".")):
-            link = place / file.relative_to(path.parent)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(file, link)
     try:
+        if content_sha256(path) != media["sha256"]:
+            raise ValueError(f"{path} has changed since it was saved, and is left out of its run")
+        key = media.get("key", IMAGE_KEY)
+        if key == IMAGE_KEY:  # the file of a sheet goes with the report
+            _link(path, folder / "media")
         stage_image(path, folder, run_id, start_time, media["step"], key)
         if is_video(path) and path.suffix.lower() not in _PLAYED:
             (folder / "preview").mkdir(exist_ok=True)
             (folder / "preview" / f"{path.stem}.webm").write_bytes(Video.open(path).preview(_PREVIEW_SIDE))
     except MediaError as error:
         raise ValueError(str(error)) from error
+
+
+def _link(path: Path, folder: Path) -> None:
+    """Puts a file, or a folder of frames with what is not hidden in it, into `folder` by links."""
+    files = path.iterdir() if path.is_dir() else [path]
+    for file in (each for each in files if each.is_file() and not each.name.startswith(".")):
+        link = folder / file.relative_to(path.parent)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(file, link)
 
 
 def stage_image(path: Path, folder: Path, run_id: str, start_time: int, step: int, key: str = IMAGE_KEY) -> None:

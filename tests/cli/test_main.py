@@ -256,7 +256,7 @@ LIGHT: dict[str, tuple[list[str], int]] = {
     "wrong type": (["seed=abc"], 2),
     "wrong value": (["width=65"], 2),
     "wrong value in a sweep": (["-m", "width=65,66"], 2),
-    "wrong format": (["output.format=gif"], 2),
+    "wrong format": (["output.format=bmp"], 2),
     "an option of the sampler": (["scheduler.eta=7"], 2),
     "a weight that is no number": (["prompt=(cat:1,3)", "prompt_syntax=weighted"], 2),
     "a file of prompts that is not there": (["prompt_file=nowhere.txt"], 2),

@@ -44,7 +44,8 @@ def test_what_is_of_another_kind_is_refused_by_name(override: str, said: str) ->
         ("model.vae=${refiner.vae}", lambda cfg: cfg.model.vae == cfg.refiner.vae),
         ("sigmas=${timesteps}", lambda cfg: cfg.sigmas is None),
         ("suite=${prompt_file}", lambda cfg: cfg.suite is None),
-        ("output.format=${model.vae.variant}", None),
+        ("hardware.dtype=${model.vae.variant}", None),
+        ("output.format=${model.vae.variant}", lambda cfg: cfg.output.format is None),
         ("tracking.tags=${model.request_defaults}", lambda cfg: "negative_prompt" in cfg.tracking.tags),
     ],
 )

@@ -96,7 +96,7 @@ REQUESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no source": (("model.source=",), ("model.source", "folder")),
     "another target": (("model._target_=os.system",), ("model._target_=os.system", "conf/model")),
     "a store that can hold no runs": (("tracking.uri=/tmp",), ("tracking.uri=/tmp", "sqlite:///FILE")),
-    "a format that is not written": (("output.format=gif",), ("output.format=gif", "png, jpg, webp")),
+    "a format that is not written": (("output.format=bmp",), ("output.format=bmp", "png, jpg, webp")),
     "no quality": (("output.quality=0",), ("output.quality=0", "1 to 100")),
     "a name that leads elsewhere": (("output.name=../x",), ("output.name='../x'", "plain name")),
     "a name with NUL": (("output.name=a\0b",), (r"output.name='a\x00b'", "plain name")),
