@@ -19,6 +19,8 @@ import diffuse
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.checkpoints.lora.lora_file import LoraFile
+from diffuse.compare.axes import find_axes
+from diffuse.compare.cells import build_cell
 from diffuse.config.lora import LoraSetting
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.lora import LoraFitter
@@ -182,11 +184,17 @@ def test_a_record_knows_the_file(folders: dict[str, Path], tmp_path: Path) -> No
     recorded = read_recorded_run(picture)
     again = build_reproduction(recorded)
     assert again.cfg.lora[0].source == str(file)
-    assert made("sd15", folders).record["config"]["lora"] is None
 
     other = made("sd15", folders, f"lora={file}:0.7").record
     differences = [line for line in record_differences(generation.record, other) if not line.startswith("the code")]
     assert differences == ["lora: weight=0.5 then, weight=0.7 now"]
+
+    plain = made("sd15", folders).record
+    assert plain["config"]["lora"] is None
+    records = [each | {"overrides": []} for each in (generation.record, other, plain)]
+    cells = [build_cell(tmp_path / f"{index}.png", record) for index, record in enumerate(records)]
+    assert {axis.key: axis.values for axis in find_axes(cells[:2])} == {"lora.0.weight": (0.5, 0.7)}
+    assert ("lora", (None, "style.safetensors")) in [(axis.key, axis.values) for axis in find_axes(cells[1:])]
 
     moved = file.rename(tmp_path / "moved.safetensors")
     with pytest.raises(

@@ -28,6 +28,7 @@ _NUMBERS = {**DTYPES, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16
 _SCALARS = ("alpha", "scalar")
 _ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers writes what peft keeps beside the weights
 _ADAPTER_CONFIG = "adapter_config.json"  # where peft writes it
+_LARGEST = 1e30  # alpha
 _OF_THE_BIAS = ("diff_b", "b_norm")
 _EXPRESSION = re.compile(r"[^\w.-]")
 
@@ -306,8 +307,9 @@ def _changes_of(component: str, module: str, kind: str, parts: Parts, scale: flo
 
 
 def _as_number(value: Any, otherwise: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else float(otherwise)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return float(otherwise)
+    return float(value) if abs(value) < _LARGEST else math.inf
 
 
 def _listed(keys: Sequence[str]) -> str:
