@@ -2,7 +2,7 @@
 
 A page that was read counts as the process's memory until nobody has it mapped any more. Streaming from a disk lets a
 weight's pages go after its layer has computed. The next use reads them again, from the system's cache of the file as
-long as that has room. Packing 420 MB of weights so took as long as with pages that stay, and a third less than reading
+long as that has room. Packing 420 MB of weights so took as long as with pages that stay, and a fifth less than reading
 them into one buffer that is used again (`tests/benchmarks/disk_streaming.py`).
 """
 

@@ -213,3 +213,14 @@ def test_nothing_of_torch_is_left_changed() -> None:
 def test_the_record_is_json() -> None:
     values: dict[str, Any] = predicted().as_record()
     assert values["device_bytes"] == 0 and values["host_bytes"] > 40e6 and values["flops"] > 1e9
+
+
+def test_what_streams_from_the_disk_is_in_main_memory_a_layer_at_a_time() -> None:
+    shared = ("model=sd15", "memory_profile=streaming", "width=64", "height=64", "model.download=never")
+    kept = predicted(*shared, "memory_profile.release_to=host")
+    read = predicted(*shared, "memory_profile.release_to=disk")
+    unet = next(component.nbytes for component in kept.components if component.name == "unet")
+    assert kept.host_bytes > unet and read.host_bytes < 0.25 * unet
+    assert read.device_bytes == kept.device_bytes
+    resident = predicted(*shared, "memory_profile.release_to=disk", "memory_profile.resident_blocks=8")
+    assert read.host_bytes < resident.host_bytes < kept.host_bytes
