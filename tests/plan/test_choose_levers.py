@@ -94,6 +94,17 @@ def test_what_the_user_set_stays(setting: Setting, given: str, field: str, value
     assert getattr(profile, field) == value
 
 
+@pytest.mark.parametrize("given", ["cleanup=none", "streamed=[]", "guidance=batched"])
+def test_what_the_user_set_to_a_value_of_auto_stays(setting: Setting, given: str) -> None:
+    """Within a budget that only just works, every lever is taken that may be."""
+    name, value = given.split("=")
+    both = "num_images=1", f"memory_profile.{given}"
+    floor = least(setting, *both, "memory_profile.budget_gib=1e-4")
+    assert least(setting, both[0], "memory_profile.budget_gib=1e-4") < floor
+    kept = getattr(choose(setting, *both, f"memory_profile.budget_gib={floor}").profile, name)
+    assert {"none": Cleanup.none, "[]": [], "batched": GuidanceMode.batched}[value] == kept
+
+
 def test_a_card_needs_room_for_itself(setting: Setting) -> None:
     card = replace(setting.hw, device="cuda", vram_total_gib=24.0, vram_free_gib=24.0, capability=(8, 9), planned=True)
     assert choose(setting, "memory_profile.budget_gib=0.6", hw=card).device_bytes > GIB / 2
