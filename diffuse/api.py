@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffuse.config.compose import own_configuration
 from diffuse.config.groups import group_options
-from diffuse.config.request import draft_requests
+from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
@@ -29,6 +29,7 @@ from diffuse.sampling.results import Step
 from diffuse.schema import PROMPT_FIELDS, RequestArguments
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
 
     from diffuse.sampling.prompt_embeddings import PromptEmbeddings
@@ -146,7 +147,7 @@ class Pipeline:
         overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
         with own_configuration(overrides):
             cfg = compose_model(overrides)
-            prepared = prepare(cfg, draft_requests(cfg)[0])
+            prepared = prepare(cfg, _one_draft(cfg))
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
 
@@ -163,12 +164,9 @@ class Pipeline:
         overrides = list({**self.settings, **_overrides(fields)}.values())
         with own_configuration(overrides):
             cfg = compose_model(overrides)
-            drafts = draft_requests(cfg, in_memory)
-            if len(drafts) > 1:
-                raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
             (generation,) = generate(
                 cfg,
-                drafts,
+                [_one_draft(cfg, in_memory)],
                 overrides=[each for each in overrides if not each.startswith("hydra.")],  # as the command records them
                 latents=None if latents is None else _as_noise(latents),
                 embeddings=embeddings,
@@ -176,6 +174,18 @@ class Pipeline:
                 callbacks=Callbacks(on_step=on_step, messages=progress),
             )
             return generation
+
+
+def _one_draft(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> RequestDraft:
+    """Returns the one request of a configuration.
+
+    Raises:
+        ConfigError: there are several, in a file of prompts, or it is wrong.
+    """
+    drafts = draft_requests(cfg, in_memory)
+    if len(drafts) > 1:
+        raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
+    return drafts[0]
 
 
 def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipeline:

@@ -65,8 +65,8 @@ def own_fields(config: MemoryProfileConfig | DictConfig, profiles: Profiles) -> 
     record, they are those that differ from the profile `auto` itself.
     """
     plain = profiles.get(AUTO, MemoryProfileConfig(name=AUTO))
-    raw = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else {}
-    left = {name for name, value in raw.items() if str(value).startswith(f"${{{LEFT_TO_AUTO}:")}  # type: ignore[union-attr]
+    raw: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else {}
+    left = {name for name, value in raw.items() if str(value).startswith(f"${{{LEFT_TO_AUTO}:")}
     own = {}
     for name in [field.name for field in fields(MemoryProfileConfig) if field.name != "name"]:
         value = getattr(config, name)

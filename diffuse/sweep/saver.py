@@ -13,20 +13,20 @@ _THREADS = 3  # each waits for the disk three times a job
 
 
 class Saver:
-    """A small pool of threads for work that mostly waits for the disk."""
+    """A small pool of threads for work that mostly waits for the disk. They begin with the first work."""
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []  # of functions that raised one
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_MAX_WAITING)
-        self._threads = [
-            threading.Thread(target=self._run, name=f"diffuse-saving-{number}", daemon=True)
-            for number in range(_THREADS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
 
     def submit(self, function: Callable[[], None]) -> None:
         """Queues a function. Blocks while too many results wait, since pictures take memory."""
+        if not self._threads:
+            names = [f"diffuse-saving-{number}" for number in range(_THREADS)]
+            self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
+            for thread in self._threads:
+                thread.start()
         self._queue.put(function)
 
     def wait(self) -> None:
@@ -39,10 +39,14 @@ class Saver:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
+        self._threads = []
 
     def _run(self) -> None:
-        while (function := self._queue.get()) is not None:
+        while True:
+            function = self._queue.get()
             try:
+                if function is None:
+                    return
                 function()
             except Exception as error:  # without its thread nothing would be saved any more
                 self.errors.append(error)
