@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image
 
-from diffuse.config.compose import own_configuration
+from diffuse.config.compose import compose_with_hydra, own_configuration
 from diffuse.config.groups import group_options
+from diffuse.config.quoting import quote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run.callbacks import Callbacks
@@ -146,7 +147,7 @@ class Pipeline:
         """
         overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
         with own_configuration(overrides):
-            cfg = compose_model(overrides)
+            cfg = _compose(overrides)
             prepared = prepare(cfg, _one_draft(cfg))
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
@@ -163,7 +164,7 @@ class Pipeline:
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
         with own_configuration(overrides):
-            cfg = compose_model(overrides)
+            cfg = _compose(overrides)
             (generation,) = generate(
                 cfg,
                 [_one_draft(cfg, in_memory)],
@@ -174,6 +175,21 @@ class Pipeline:
                 callbacks=Callbacks(on_step=on_step, messages=progress),
             )
             return generation
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """Returns the configuration of one run.
+
+    Raises:
+        ConfigError: it is wrong, or its experiment is a sweep.
+    """
+    cfg = compose_model(overrides)
+    experiments = [each for each in overrides if each.startswith("experiment=")]
+    if experiments and str(compose_with_hydra(quote_overrides(overrides)).hydra.mode).endswith("MULTIRUN"):
+        raise ConfigError(
+            f"{experiments[-1]}: is a sweep of many runs, and not made here; diffuse -m {experiments[-1]}"
+        )
+    return cfg
 
 
 def _one_draft(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> RequestDraft:
@@ -203,7 +219,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
     """
     settings = _overrides({**_model(model), **fields})
     with own_configuration(list(settings.values())):
-        open_pipeline(compose_model(list(settings.values())))
+        open_pipeline(_compose(list(settings.values())))
     return Pipeline(settings)
 
 

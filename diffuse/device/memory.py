@@ -390,13 +390,10 @@ class Memory:
         profile = f"memory_profile={self.profile.name}{self.step_downs.describe()}"
         message = f"{where} ran out of memory {place} under {profile}"
         batches = self.profile.batch_size, self.step_downs.batch_limit
-        ways = [f"memory_profile={self.fallback}" if self.fallback else "a profile with fewer components on_device"]
-        if device == _CPU:
-            ways = []  # a profile's components are in main memory all the same
+        lighter = f"memory_profile={self.fallback}" if self.fallback else "a profile with fewer components on_device"
+        ways = ["to close other programs" if device == _CPU else lighter]
         if component is not None and component.tileable and not self.tiled_decode:
             ways.append("memory_profile.tiled_decode=true")
         elif component is not None and not (component.tileable or self.hw.strict or 1 in batches):
             ways.append("memory_profile.batch_size=1")
-        if device == _CPU:
-            ways.append("close other programs")
         return f"{message}: try {', '.join(ways)} or a smaller picture"
