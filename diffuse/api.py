@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image
 
-from diffuse.config.compose import own_configuration
+from diffuse.config.compose import compose_with_hydra, own_configuration
 from diffuse.config.groups import group_options
-from diffuse.config.request import draft_requests
+from diffuse.config.quoting import quote_overrides
+from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
@@ -29,6 +30,7 @@ from diffuse.sampling.results import Step
 from diffuse.schema import PROMPT_FIELDS, RequestArguments
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
 
     from diffuse.sampling.prompt_embeddings import PromptEmbeddings
@@ -145,8 +147,8 @@ class Pipeline:
         """
         overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
         with own_configuration(overrides):
-            cfg = compose_model(overrides)
-            prepared = prepare(cfg, draft_requests(cfg)[0])
+            cfg = _compose(overrides)
+            prepared = prepare(cfg, _one_draft(cfg))
             prepared.opened.pipeline.memory.set_patches(prepared.patches)
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
@@ -163,13 +165,10 @@ class Pipeline:
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
         with own_configuration(overrides):
-            cfg = compose_model(overrides)
-            drafts = draft_requests(cfg, in_memory)
-            if len(drafts) > 1:
-                raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
+            cfg = _compose(overrides)
             (generation,) = generate(
                 cfg,
-                drafts,
+                [_one_draft(cfg, in_memory)],
                 overrides=[each for each in overrides if not each.startswith("hydra.")],  # as the command records them
                 latents=None if latents is None else _as_noise(latents),
                 embeddings=embeddings,
@@ -177,6 +176,33 @@ class Pipeline:
                 callbacks=Callbacks(on_step=on_step, messages=progress),
             )
             return generation
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """Returns the configuration of one run.
+
+    Raises:
+        ConfigError: it is wrong, or its experiment is a sweep.
+    """
+    cfg = compose_model(overrides)
+    experiments = [each for each in overrides if each.startswith("experiment=")]
+    if experiments and str(compose_with_hydra(quote_overrides(overrides)).hydra.mode).endswith("MULTIRUN"):
+        raise ConfigError(
+            f"{experiments[-1]}: is a sweep of many runs, and not made here; diffuse -m {experiments[-1]}"
+        )
+    return cfg
+
+
+def _one_draft(cfg: DictConfig, in_memory: Mapping[str, Any] | None = None) -> RequestDraft:
+    """Returns the one request of a configuration.
+
+    Raises:
+        ConfigError: there are several, in a file of prompts, or it is wrong.
+    """
+    drafts = draft_requests(cfg, in_memory)
+    if len(drafts) > 1:
+        raise ConfigError(f"prompt_file={cfg.prompt_file}: holds {len(drafts)} prompts; give one as the prompt")
+    return drafts[0]
 
 
 def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipeline:
@@ -194,7 +220,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
     """
     settings = _overrides({**_model(model), **fields})
     with own_configuration(list(settings.values())):
-        open_pipeline(compose_model(list(settings.values())))
+        open_pipeline(_compose(list(settings.values())))
     return Pipeline(settings)
 
 

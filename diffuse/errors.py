@@ -35,6 +35,14 @@ class ConfigError(DiffuseError):
     """A name, a value or a combination in the configuration cannot be used."""
 
 
+class NotInStore(ConfigError):
+    """The tracking store has no run, sweep or experiment of that name."""
+
+
+class NotFetched(ConfigError):
+    """Files of a model are not here, and `model.download=never` says that none are fetched."""
+
+
 class CheckpointError(DiffuseError):
     """A model's files are missing, damaged or of an architecture that is not implemented."""
 

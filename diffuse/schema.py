@@ -168,6 +168,9 @@ class RefinerConfig(ComponentsConfig):
     request_defaults: dict[str, Any] = field(default_factory=dict)  # request field -> value
 
 
+LEFT_TO_AUTO = "diffuse_auto"  # the resolver of the fields that nobody has set under conf/memory_profile/auto.yaml
+
+
 @dataclass
 class MemoryProfileConfig:
     """`conf/memory_profile/*.yaml`: what may be resident where, and when."""

@@ -36,6 +36,7 @@ LONGEST = (
     *("whole/test_fuzz.py", "whole/test_streaming_pixels.py", "sweep/test_foreign.py", "smoke/test_suite.py"),
     *("tracking/test_servers.py", "tracking/test_tracker.py", "whole/test_mlflow_page.py", "whole/test_bad_input.py"),
     *("reproduce/test_reproduce.py", "whole/test_reproducible.py", "whole/test_half_precision.py"),
+    *("sweep/test_optuna.py", "whole/test_reference.py", "checkpoints/test_bus_error.py", "plan/test_choose_levers.py"),
 )
 
 

@@ -317,3 +317,14 @@ def test_a_notebook_shows_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'value="2" max="2"' in cells[2]["text/html"]
     monkeypatch.setattr(ipython, "get_ipython", lambda: SimpleNamespace())  # IPython in a terminal
     assert terminal.notebook_display() is None
+
+
+def test_an_encoding_is_of_one_prompt(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    with pytest.raises(ConfigError, match=r"prompts.txt: holds 2 prompts; give one as the prompt"):
+        diffuse.Pipeline({}).encode(overrides=[f"prompt_file={tmp_path / 'prompts.txt'}"])
+
+
+def test_an_experiment_that_is_a_sweep_is_no_picture() -> None:
+    with pytest.raises(ConfigError, match=r"experiment=seeds_by_steps: is a sweep .*; diffuse -m experiment"):
+        diffuse.txt2img("a cat", experiment="seeds_by_steps")

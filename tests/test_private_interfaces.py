@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import re
 from collections.abc import Callable
@@ -13,12 +14,18 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
 from hydra.plugins.launcher import Launcher
+from hydra.version import VersionBase
 from omegaconf import OmegaConf
+from packaging.version import parse as parse_version
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import diffuse
 from diffuse.tracking.upgrade import known_revisions
@@ -209,9 +216,51 @@ def onednn() -> None:
         assert packed.is_mkldnn and torch.allclose(ours, nn.functional.conv2d(x, weight, bias, padding=1), atol=1e-5)
 
 
+def parsed_overrides() -> None:
+    one, two = OverridesParser.create().parse_overrides(["a=1", "b=2,3"])
+    assert not one.is_sweep_override() and two.is_sweep_override()
+    assert (one.key_or_group, one.value(), one.input_line) == ("a", 1, "a=1")
+
+
+def states_of_hydra() -> None:
+    """What is set is what is found, and comes back when it is set again."""
+    outer, job, version = GlobalHydra.instance(), JobRuntime.instance(), VersionBase.instance()
+    values, base = copy.deepcopy(job.conf), version.getbase()
+    inner = copy.copy(outer)
+    try:
+        GlobalHydra.set_instance(inner)
+        job.set("name", "probe")
+        version.version_base = parse_version("1.2")
+        assert GlobalHydra.instance() is inner
+        assert JobRuntime.instance().get("name") == "probe" and str(VersionBase.instance().getbase()) == "1.2"
+    finally:
+        GlobalHydra.set_instance(outer)
+        job.conf = values
+        version.version_base = base
+    assert GlobalHydra.instance() is outer and version.getbase() == base
+
+
+def hub_errors() -> None:
+    """It is what a connection that fails raises, and no error of files."""
+    from huggingface_hub import errors, get_session
+
+    with pytest.raises(errors.HTTPError):
+        get_session().get("http://127.0.0.1:1")
+    assert not issubclass(errors.HTTPError, OSError) or issubclass(errors.HfHubHTTPError, errors.HTTPError)
+
+
+def counted_operators() -> None:
+    assert flop_registry[torch.ops.aten.mm](torch.empty(2, 3), torch.empty(3, 4), out_val=torch.empty(2, 4)) == 48
+
+
 PROBES: dict[str, Callable[[], None]] = {
     "hydra.core.plugins.Plugins.class_name_to_class": plugins_by_name,
     "hydra.core.config_store.ConfigStore.repo": stored_configurations,
+    "hydra.core.override_parser.overrides_parser.OverridesParser": parsed_overrides,
+    "hydra.core.global_hydra.GlobalHydra.set_instance": states_of_hydra,
+    "hydra.core.utils.JobRuntime.conf": states_of_hydra,
+    "hydra.version.VersionBase.version_base": states_of_hydra,
+    "huggingface_hub.errors.HTTPError": hub_errors,
     "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper": optuna_sweeper,
     "joblib.externals.loky.ProcessPoolExecutor": loky_executor,
     "joblib.externals.loky.process_executor._MAX_MEMORY_LEAK_SIZE": loky_memory_limit,
@@ -222,6 +271,8 @@ PROBES: dict[str, Callable[[], None]] = {
     "torch._dynamo.exc.TorchDynamoException": compiler_errors,
     "torch.overrides.TorchFunctionMode": function_mode,
     "torch.utils._python_dispatch.TorchDispatchMode": dispatch_mode,
+    "torch.utils.flop_counter.flop_registry": counted_operators,
+    "torch.OpOverload.decompose": dispatch_mode,
     "torch.ops.aten._to_copy": dispatch_mode,
     "torch.ops.aten._local_scalar_dense": dispatch_mode,
     "torch.nn.Module._apply": moving_modules,

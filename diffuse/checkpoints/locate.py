@@ -20,7 +20,7 @@ from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, read
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import Source
-from diffuse.errors import CheckpointError, ConfigError
+from diffuse.errors import CheckpointError, ConfigError, NotFetched
 from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
@@ -93,7 +93,7 @@ def locate_configurations(
     if absent:
         names = _locations(absent)
         if consent is Download.never:
-            raise ConfigError(f"{names}: its settings are not here, and model.download=never; set it to yes")
+            raise NotFetched(f"{names}: its settings are not here, and model.download=never; set it to yes")
         question = f"{names}: ask the hub for its settings and sizes?"
         if consent is Download.ask and not confirm(question, f"{question[:-1]}: add model.download=yes to agree"):
             raise ConfigError("nothing was fetched")
@@ -149,7 +149,7 @@ def download_checkpoints(sources: Sequence[Source], consent: Download) -> list[L
     if not absent:
         return [checkpoint for checkpoint in checkpoints if checkpoint]
     if consent is Download.never:
-        raise ConfigError("model.download=never: nothing is fetched; leave it out to download")
+        raise NotFetched("model.download=never: nothing is fetched; leave it out to download")
     plans = _plan_downloads(absent)
     for plan in plans:
         kept = partial_size([plan])
@@ -229,7 +229,7 @@ def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
 def _require_download(absent: Sequence[Source], consent: Download, command: object) -> None:
     """Raises ConfigError where nothing may be fetched, before any request to the network."""
     if consent is Download.never:
-        raise ConfigError(
+        raise NotFetched(
             f"{_locations(absent)}: not all that is needed is here, and model.download=never; set it to yes, or first "
             f"run: {command}"
         )

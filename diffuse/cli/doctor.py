@@ -272,7 +272,7 @@ def _tracking(cfg: TrackingConfig | None) -> str:
         return f"[red]{escape(str(error))}[/]"
     settings = tracking_settings(cfg)
     uri, origin = settings.uri, settings.origin("uri")
-    shown = escape(re.sub(r"//[^/@]*@", "//***@", uri))  # a password does not belong on a screen
+    shown = escape(store.public_uri)  # a password does not belong on a screen
     if origin.startswith("MLFLOW_"):
         shown = f"{shown} ({origin})"
     if store.file is not None:

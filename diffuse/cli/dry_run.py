@@ -11,7 +11,7 @@ from diffuse.cli.output import print_line, report_line
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import quote_value
 from diffuse.config.request import RequestDraft, draft_requests
-from diffuse.errors import ConfigError
+from diffuse.errors import ConfigError, NotFetched
 from diffuse.media.files import file_stem
 from diffuse.media.formats import FRAMES
 from diffuse.paths import user_path
@@ -85,10 +85,8 @@ def _are_here(cfg: DictConfig) -> bool:
     cfg.model.download = Download.never
     try:
         locate_models(cfg, component_names(cfg))
-    except ConfigError as error:
-        if "model.download=never" in str(error):
-            return False
-        raise
+    except NotFetched:
+        return False
     return True
 
 

@@ -85,6 +85,7 @@ def _plan_sweep(options: PlanOptions, arguments: list[str]) -> None:
     from diffuse.cli.dry_run import look_up_jobs
     from diffuse.config.hydra_settings import check_hydra_overrides
     from diffuse.plan.make_plan import Setting, open_setting
+    from diffuse.plan.predict import prompt_kinds
     from diffuse.plan.totals import PlannedJob, Totals, plan_job
     from diffuse.sweep.auto_models import resolve_swept_models
 
@@ -100,15 +101,16 @@ def _plan_sweep(options: PlanOptions, arguments: list[str]) -> None:
     for job in lister.jobs:
         if job.status is not None:
             continue
-        model, lora, _, texts_apart = job.levels  # the texts change no number but their own
-        others = f"{lora} {texts_apart}"
+        model, lora, _, others = job.levels
         try:
             cfg, draft = lister.job_request(job)
-            if (model, others) not in planned:
+            kinds = json.dumps(prompt_kinds(draft.request((1, 1))), sort_keys=True)  # other texts change no number
+            key = model, lora, others, kinds
+            if key not in planned:
                 settings[model] = settings.get(model) or open_setting(_configure(cfg, options), options.card)
                 setting = replace(settings[model], cfg=cfg)
-                planned[model, others] = plan_job(setting, draft)
-            to_make.append(planned[model, others].with_texts(draft, model))
+                planned[key] = plan_job(setting, draft)
+            to_make.append(planned[key].with_texts(draft, model))
         except DiffuseError as error:
             job.status, job.error = JobStatus.FAILED, error
     reason = common_reason(lister.jobs)

@@ -18,7 +18,7 @@ from diffuse.compare.cells import (
     cells_in_folder,
     cells_in_job,
 )
-from diffuse.errors import ConfigError, DiffuseError, MediaError
+from diffuse.errors import ConfigError, DiffuseError, MediaError, NotInStore
 from diffuse.media.formats import format_of
 from diffuse.media.load import read_record
 from diffuse.media.video import is_frames_folder
@@ -89,7 +89,7 @@ def _find_in_store(name: str, reader: StoreReader, download_dir: Path) -> CellSe
     for query in [*(queries if _DIGITS.fullmatch(name) else [queries[0]]), reader.experiment]:
         try:
             runs = query(name)
-        except ConfigError:  # there is none of that kind
+        except NotInStore:
             continue
         return _read_runs(name, runs, reader, download_dir)
     raise ConfigError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from PIL import Image
 
 from diffuse.compare.cells import Cell
 from diffuse.errors import MediaError
+from diffuse.media.files import pillow_warnings
 from diffuse.media.formats import PILLOW_FORMATS
 from diffuse.media.video import Video
 
@@ -24,10 +23,11 @@ def read_frames(cell: Cell) -> np.ndarray:
     if cell.is_video:
         return Video.open(cell.path).frames(FRAMES)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(cell.path, formats=PILLOW_FORMATS) as image:
-                return np.asarray(image.convert("RGB"))[None]
+        with (
+            pillow_warnings("error", Image.DecompressionBombWarning),
+            Image.open(cell.path, formats=PILLOW_FORMATS) as image,
+        ):
+            return np.asarray(image.convert("RGB"))[None]
     except Exception as error:  # a decoder says in many ways that what it reads makes no sense
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(f"{cell.path} cannot be read: {reason}; leave it out, or make it again") from error

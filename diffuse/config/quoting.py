@@ -79,7 +79,7 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             places = read_searchpath([override.lstrip("+")])
             quoted.append(f"{SEARCHPATH}=[{','.join(map(quote_value, places or ()))}]")
             continue
-        if sign and not key.startswith(_OPEN) and not (sign == "+" and _is_own_group(key)):
+        if sign and not _is_open(key) and not (sign == "+" and _is_own_group(key)):
             raise _refuse_sign(sign, key, value)
         check_hydra_part(override)
         if _TAGS.fullmatch(key) and value is not None and not sign:
@@ -236,6 +236,10 @@ def _in_braces(values: Mapping[str, Any]) -> str:
             text = "null" if value is None else repr(value)
         items.append(f"{name}:{text}")
     return f"{{{','.join(items)}}}"
+
+
+def _is_open(key: str) -> bool:
+    return any(key == each or key.startswith((f"{each}.", f"{each}/")) for each in _OPEN)
 
 
 def _is_own_group(key: str) -> bool:

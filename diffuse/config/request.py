@@ -25,6 +25,9 @@ from diffuse.schema import PROMPT_FIELDS, REQUEST_FIELDS, GenerationRequest
 
 DRAWN_SEEDS = 2**32  # a drawn seed is below it: short enough to be typed again
 
+# Fields that a configuration always says, so that no default of a model is ever asked for.
+SET_FIELDS = {name: each.config_default for name, each in REQUEST_FIELDS.items() if each.config_default is not None}
+
 _NAMES = tuple(REQUEST_FIELDS)
 _DEFAULTS = {name: each.default for name, each in REQUEST_FIELDS.items() if each.default not in (MISSING, None)}
 _CHOICES = {name: each.type for name, each in REQUEST_FIELDS.items() if each.choices}
@@ -95,15 +98,10 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
     Raises:
         ConfigError: the model has a default for a field that does not exist, or it is none of the field's choices.
     """
+    for group in ("model", "refiner"):
+        for name, value in config[group].request_defaults.items():
+            _check_default(f"{group}.request_defaults.{name}", str(name), value)
     defaults = {**config.model.request_defaults, **config.refiner.request_defaults}
-    for name in defaults:
-        if name not in REQUEST_FIELDS:
-            near = suggestion(str(name), _NAMES)
-            raise ConfigError(f"model.request_defaults.{name}: a request has no such field{near}")
-        if isinstance(defaults[name], dict):
-            raise ConfigError(f"model.request_defaults.{name}: should be one value, and holds several by name")
-        if isinstance(defaults[name], list) and name in PROMPT_FIELDS:
-            raise ConfigError(f"model.request_defaults.{name}: should be a text, and is a list")
     fields = {name: defaults.get(name) if config[name] is None else config[name] for name in _NAMES}
     for name, default in _DEFAULTS.items():
         if fields[name] is None:
@@ -123,6 +121,19 @@ def fill_defaults(config: ConfigValues) -> dict[str, Any]:
             fields["num_inference_steps"] = given_steps(name, given)
     fill_input_fields(fields, has_strength=defaults.get("strength", True) is not None)
     return fields
+
+
+def _check_default(where: str, name: str, value: Any) -> None:
+    """Raises ConfigError for a model's default that no request can take."""
+    if name not in REQUEST_FIELDS:
+        raise ConfigError(f"{where}: a request has no such field{suggestion(name, _NAMES)}")
+    if name in SET_FIELDS:
+        own = str(SET_FIELDS[name]).lower()
+        raise ConfigError(f"{where}: has no effect, since the configuration says {name}={own}; set {name} there")
+    if isinstance(value, dict):
+        raise ConfigError(f"{where}: should be one value, and holds several by name")
+    if isinstance(value, list) and name in PROMPT_FIELDS:
+        raise ConfigError(f"{where}: should be a text, and is a list")
 
 
 def read_files(

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.errors import ConfigError
 from diffuse.schema import (
+    LEFT_TO_AUTO,
     MISSING,
     REQUEST_FIELDS,
     HardwareConfig,
@@ -27,6 +28,10 @@ from diffuse.schema import (
 )
 
 ConfigClass = TypeVar("ConfigClass", bound=type)
+
+OmegaConf.register_new_resolver(
+    LEFT_TO_AUTO, lambda value: OmegaConf.create(value) if isinstance(value, list) else value, replace=True
+)
 
 
 def _with_request_fields(config: ConfigClass) -> ConfigClass:

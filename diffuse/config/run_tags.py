@@ -13,17 +13,21 @@ from diffuse.errors import ConfigError
 # As MLflow 3 checks names of tags; on Windows a colon cannot be in the name of a file.
 _KEY = re.compile(r"[/\w.\- ]*" if sys.platform == "win32" else r"[/\w.\- :]*")
 _KEY_CHARACTERS = 250
-_VALUE_CHARACTERS = 8000
+VALUE_CHARACTERS = 8000
 _NAME_CHARACTERS = 250
+_SWEEP_CHARACTERS = 51  # of them, in a sweep: the space and the name of each job, see `diffuse.sweep.job`
 _OWN = ("diffuse.", "mlflow.source.")
 _OWN_KEYS = ("mlflow.user", "mlflow.runName", "mlflow.loggedImages")
 
 
-def check_run_tags(tags: Mapping[str, Any], name: str | None, name_origin: str = "tracking.run_name") -> None:
+def check_run_tags(
+    tags: Mapping[str, Any], name: str | None, name_origin: str = "tracking.run_name", *, in_sweep: bool = False
+) -> None:
     """Checks `tracking.tags` and the name of runs.
 
     Args:
         name_origin: how the user gave the name.
+        in_sweep: the name stands before the name of each run.
 
     Raises:
         ConfigError: MLflow would refuse or cut one, or a tag is one that diffuse sets itself.
@@ -41,12 +45,14 @@ def check_run_tags(tags: Mapping[str, Any], name: str | None, name_origin: str =
             raise ConfigError(f"{where}: diffuse sets this tag itself; choose another name")
         if value is None or isinstance(value, Mapping | list):
             raise ConfigError(f"{where}: should be a text or a number; leave a tag without a value out")
-        if len(tag_text(value)) > _VALUE_CHARACTERS:
-            raise ConfigError(f"{where}: is longer than the {_VALUE_CHARACTERS} characters that MLflow keeps of a tag")
+        if len(tag_text(value)) > VALUE_CHARACTERS:
+            raise ConfigError(f"{where}: is longer than the {VALUE_CHARACTERS} characters that MLflow keeps of a tag")
     if name is not None and not name.strip():
         raise ConfigError(f"{name_origin} is empty: give a name, or leave it out")
-    if name is not None and len(name) > _NAME_CHARACTERS:
-        raise ConfigError(f"{name_origin}: has {len(name)} characters; MLflow keeps {_NAME_CHARACTERS}")
+    most = _NAME_CHARACTERS - (_SWEEP_CHARACTERS if in_sweep else 0)
+    if name is not None and len(name) > most:
+        rest = f", and a sweep's run has a name of its own behind it; give at most {most}" if in_sweep else ""
+        raise ConfigError(f"{name_origin}: has {len(name)} characters; MLflow keeps {_NAME_CHARACTERS}{rest}")
 
 
 def tag_text(value: Any) -> str:

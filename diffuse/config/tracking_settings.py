@@ -68,17 +68,17 @@ def tracking_settings(cfg: Any) -> TrackingSettings:
     return settings
 
 
-def check_tracking(cfg: Any) -> None:
+def check_tracking(cfg: Any, *, in_sweep: bool = False) -> None:
     """Checks the names and tags of a `TrackingConfig`, whatever they come from.
 
     Raises:
         ConfigError: MLflow would refuse or cut one, or a tag is one that diffuse sets itself.
     """
     if cfg.name == "none":
-        check_run_tags(cfg.tags, cfg.run_name)
+        check_run_tags(cfg.tags, cfg.run_name, in_sweep=in_sweep)
     else:
         settings = tracking_settings(cfg)
-        check_run_tags(cfg.tags, settings.run_name, settings.origin("run_name"))
+        check_run_tags(cfg.tags, settings.run_name, settings.origin("run_name"), in_sweep=in_sweep)
 
 
 def tracking_record(cfg: Any) -> tuple[dict[str, str | None], dict[str, str]]:

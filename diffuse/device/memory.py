@@ -373,10 +373,9 @@ class Memory:
         place = f"in the {name}" if component else "between two components"
         profile = f"memory_profile={self.profile.name}{self.step_downs.describe()}"
         message = f"{where} ran out of memory {place} under {profile}"
-        if device == _CPU:
-            return f"{message}: make a smaller picture, or close other programs"
         batches = self.profile.batch_size, self.step_downs.batch_limit
-        ways = [f"memory_profile={self.fallback}" if self.fallback else "a profile with fewer components on_device"]
+        lighter = f"memory_profile={self.fallback}" if self.fallback else "a profile with fewer components on_device"
+        ways = ["to close other programs" if device == _CPU else lighter]
         if component is not None and component.tileable and not self.tiled_decode:
             ways.append("memory_profile.tiled_decode=true")
         elif component is not None and not (component.tileable or self.hw.strict or 1 in batches):

@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
-from diffuse.schema import Cleanup, Compile, MemoryProfileConfig, ReleaseTo
+from diffuse.schema import LEFT_TO_AUTO, Cleanup, Compile, MemoryProfileConfig, ReleaseTo
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ def choose_profile(
 ) -> MemoryProfileConfig:
     """Returns the profile to run under: the one named, or under `auto` what `auto_profile` returns.
 
-    Under `auto`, fields of `config` that differ from the profile `auto` itself were set by the user, and stay set. A
-    named profile is obeyed with a warning where it needs more than is free.
+    Under `auto`, fields of `config` that the user set stay set, see `own_fields`. A named profile is obeyed with a
+    warning where it needs more than is free.
 
     Args:
         config: the configuration's `memory_profile`.
@@ -55,14 +55,24 @@ def choose_profile(
         return named
     chosen = auto_profile(profiles, min_vram_gib, hw)
     log.debug("memory_profile=auto chose %s (%s)", chosen.name, _reason(min_vram_gib.get(chosen.name, 0.0), hw))
-    return replace(chosen, **own_fields(named, profiles))
+    return replace(chosen, **own_fields(config, profiles))
 
 
-def own_fields(named: MemoryProfileConfig, profiles: Profiles) -> dict[str, Any]:
-    """Returns the fields of `auto` that the user set: those that differ from the profile `auto` itself."""
+def own_fields(config: MemoryProfileConfig | DictConfig, profiles: Profiles) -> dict[str, Any]:
+    """Returns the fields of `auto` that the user set, whatever their values.
+
+    In a composed configuration the others still stand as the file of `auto` has them. Without that file, as in a
+    record, they are those that differ from the profile `auto` itself.
+    """
     plain = profiles.get(AUTO, MemoryProfileConfig(name=AUTO))
-    names = [field.name for field in fields(MemoryProfileConfig) if field.name != "name"]
-    return {name: getattr(named, name) for name in names if getattr(named, name) != getattr(plain, name)}
+    raw: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else {}
+    left = {name for name, value in raw.items() if str(value).startswith(f"${{{LEFT_TO_AUTO}:")}
+    own = {}
+    for name in [field.name for field in fields(MemoryProfileConfig) if field.name != "name"]:
+        value = getattr(config, name)
+        if (name in raw and name not in left) if left else (value != getattr(plain, name)):
+            own[name] = OmegaConf.to_object(value) if isinstance(value, ListConfig) else value
+    return own
 
 
 def auto_profile(profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hardware) -> MemoryProfileConfig:

@@ -7,13 +7,17 @@ import os
 import re
 import secrets
 import shutil
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from diffuse.errors import MediaError, RunError, first_line
 
 log = logging.getLogger(__name__)
+_warnings_lock = threading.RLock()
 
 TEMPORARY = ".diffuse-"  # every unfinished file begins with this and ends with .tmp
 
@@ -246,3 +250,14 @@ def sync_folder(folder: Path) -> None:
 def reason(error: BaseException) -> str:
     """Returns why an operation failed, in one line."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+@contextmanager
+def pillow_warnings(action: Literal["error", "ignore"], category: type[Warning] = Warning) -> Iterator[None]:
+    """Has Python's warnings of `category` ignored or raised in the block, one thread at a time.
+
+    Python keeps one list of filters for all threads, and a block that ends puts back the list that it found.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter(action, category)
+        yield

@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import stat
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from diffuse.errors import ConfigError, MediaError, first_line
+from diffuse.media.files import pillow_warnings
 from diffuse.media.png import drop_metadata, scale_transparency, transparent_places
 from diffuse.media.tiff import check_tiff, grey_depth, is_tiff, mend_colormap
 from diffuse.paths import user_path
@@ -195,8 +195,7 @@ def _from_file(path: str, field: str, background: int) -> InputImage:
     label = f"{field}={path}"
     content = _content(path, label)
     # Pillow warns of odd EXIF data and the like through Python's warnings; what it can decode is decoded.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pillow_warnings("ignore"):
         image = _open(content, label)
         try:
             notes = check_tiff(image, content, label)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diffuse.errors import MediaError
-from diffuse.media.files import reason
+from diffuse.media.files import pillow_warnings, reason
 from diffuse.media.formats import PILLOW_FORMATS, STILL_FORMATS, VideoFormat, format_of, names_in_words
 from diffuse.media.metadata import parse_record
 from diffuse.media.pixels import pixels_sha256
@@ -81,7 +80,5 @@ def content_sha256(path: Path) -> str:
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     """Opens an image. Pillow reports odd data through Python's warnings; a file is read, or refused in one line."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            yield image
+    with pillow_warnings("ignore"), Image.open(path, formats=PILLOW_FORMATS) as image:
+        yield image

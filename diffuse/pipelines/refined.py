@@ -151,10 +151,11 @@ class RefinedPipeline(DiffusionPipeline):
         refiner_guidance, _ = self.refiner.guidance(request)
         start = UntilCall(FromNoise(self.latent_shape(request)), relay.calls)
         calls = len(relay.second.timesteps)
+        notes = [*self.base.notes(request, relay.first), *self.refiner.notes(request, relay.second)]
         return [
             Stage(start, relay.first, relay.calls, base_guidance, self.base.denoise_batch),
             Stage(FromLatents(), relay.second, calls, refiner_guidance, self.refiner.denoise_batch),
-        ], warnings
+        ], [*dict.fromkeys(notes), *warnings]
 
     def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
         """Decodes the latents `[B, C, h, w]` of every batch to images, frames `[N, 1, H, W, 3]`."""

@@ -114,7 +114,8 @@ class _Chooser:
     ) -> None:
         self.request, self.named, self.hw = request, named, hw
         self.is_auto = named.name == AUTO
-        self.own = own_fields(named, profiles) if self.is_auto else {}
+        self.own = own_fields(cfg.memory_profile, profiles) if self.is_auto else {}
+        self.own_batch = self.own.get("batch_size") is not None or self.own.get("batch_pixels") is not None
         planned = hw.vram_total_gib if self.is_auto and hw.planned else None
         self.budget = planned if named.budget_gib is None else named.budget_gib
         followed = _with_few_steps(request)
@@ -137,18 +138,18 @@ class _Chooser:
     def _start(self) -> MemoryProfileConfig:
         """Returns the profile without a lever. Its batch is no larger than the request, which is what is predicted."""
         named, request = self.named, self.request
-        given = not self.is_auto or {"batch_size", "batch_pixels"} & {*self.own}
+        given = not self.is_auto or self.own_batch
         most = profile_batch_size(named, request.width, request.height) if given else MAX_BATCH
         start = replace(named, batch_size=min(most, request.num_images))
         if self.is_auto:
-            on_device = named.on_device or [EVERY]
+            on_device = self.own.get("on_device", [EVERY])
             start = replace(start, name=CHOSEN, on_device=on_device, budget_gib=self.budget)
         return start
 
     def _levels(self, start: MemoryProfileConfig) -> Iterator[Fields]:
         """Yields the levers that may change bits: none of them first."""
         batches: list[Fields] = [{}]
-        if not self.hw.strict and not {"batch_size", "batch_pixels"} & {*self.own}:
+        if not self.hw.strict and not self.own_batch:
             size = start.batch_size or 1
             while size > 1:
                 size //= 2
@@ -158,10 +159,19 @@ class _Chooser:
             guidances.append({"guidance": GuidanceMode.sequential})
         tiled: Fields = {"tiled_decode": True} | ({} if self.request.input_image is None else {"tiled_encode": True})
         tiles: list[Fields] = [{}, *([] if start.tiled_decode else [tiled])]
-        for tile in tiles:
-            for guidance in guidances:
+        for tile in self._left_to_choose(tiles):
+            for guidance in self._left_to_choose(guidances):
                 for batch in batches:
                     yield {**batch, **guidance, **tile}
+
+    def _left_to_choose(self, changes: Sequence[Fields]) -> list[Fields]:
+        """Returns the changes without what the user set, each once."""
+        found: list[Fields] = []
+        for each in changes:
+            left = {name: value for name, value in each.items() if name not in self.own}
+            if left not in found:
+                found.append(left)
+        return found
 
     def _placements(self, start: MemoryProfileConfig) -> list[Fields]:
         """Returns the levers that change no bit: each with those before it."""
@@ -173,10 +183,13 @@ class _Chooser:
             found = []
         if can_stream:
             found.append(streaming)
-        if self.named.host_gib is not None and start.release_to is ReleaseTo.host:
+        can_drop = start.release_to is ReleaseTo.host and self.own.get("cleanup") is not Cleanup.none
+        if self.named.host_gib is not None and can_drop:
             disk: Fields = {"release_to": ReleaseTo.disk}
             found = [each for one in found for each in (one, *([{**one, **disk}] if "cleanup" in one else []))]
-        return [each for each in found if start.release_to is ReleaseTo.host or "cleanup" in each]
+        if start.release_to is ReleaseTo.disk and start.cleanup is Cleanup.none:
+            found = [each for each in found if "cleanup" in each]
+        return self._left_to_choose(found)
 
     def _place(self, start: MemoryProfileConfig, level: Fields) -> Choice | None:
         """Returns the first placement that fits together with the levers of `level`."""

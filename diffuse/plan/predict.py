@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -123,6 +124,7 @@ class Prediction:
 
 
 _predictions: OrderedDict[str, Prediction] = OrderedDict()
+_lock = threading.Lock()  # a sweep's threads predict too, and all predictions share networks, on which hooks hang
 
 
 def predict(
@@ -153,12 +155,13 @@ def predict(
     hw = hw or hardware.detect(cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)))
     checkpoints = checkpoints or locate_models(cfg, component_names(cfg))
     key = f"{repeated} {_key(cfg, request, profile, hw, checkpoints)}"
-    if key not in _predictions:
-        while len(_predictions) >= MAX_PREDICTIONS:
-            _predictions.popitem(last=False)
-        _predictions[key] = _Planner(cfg, profile, hw, checkpoints).predict(request, repeated=repeated)
-    _predictions.move_to_end(key)
-    return _predictions[key]
+    with _lock:
+        if key not in _predictions:
+            while len(_predictions) >= MAX_PREDICTIONS:
+                _predictions.popitem(last=False)
+            _predictions[key] = _Planner(cfg, profile, hw, checkpoints).predict(request, repeated=repeated)
+        _predictions.move_to_end(key)
+        return _predictions[key]
 
 
 def reserved_bytes(hw: Hardware) -> int:
@@ -187,7 +190,7 @@ def _key(
     hw: Hardware,
     checkpoints: Sequence[Checkpoint],
 ) -> str:
-    values = asdict(request) | _prompt_kinds(request) | {"seed": 0}
+    values = asdict(request) | prompt_kinds(request) | {"seed": 0}
     scheduler = OmegaConf.to_container(cfg.scheduler, resolve=True)
     sources = [f"{each.source}@{each.revision}" for each in checkpoints]
     configs = [
@@ -198,7 +201,7 @@ def _key(
     return json.dumps(parts, sort_keys=True, default=str)
 
 
-def _prompt_kinds(request: GenerationRequest) -> dict[str, Any]:
+def prompt_kinds(request: GenerationRequest) -> dict[str, Any]:
     """Returns, in the place of each prompt, what of it decides on memory and arithmetic.
 
     All prompts fill one row of tokens. Then it only matters which are empty and which the same: those are not encoded

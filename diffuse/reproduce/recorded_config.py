@@ -15,6 +15,7 @@ from diffuse.config.checks import check_targets
 from diffuse.config.compose import config_from_data
 from diffuse.config.groups import TINY, load_group
 from diffuse.config.mistakes import explain_errors
+from diffuse.config.request import SET_FIELDS
 from diffuse.config.root import Config
 from diffuse.device.profile import AUTO, CHOSEN
 from diffuse.errors import ConfigError
@@ -70,6 +71,9 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
             "in Python, with the same latents"
         )
     cfg = config_from_data(values)
+    for group in ("model", "refiner"):
+        for name in SET_FIELDS:  # which earlier versions took, and never used
+            cfg[group].request_defaults.pop(name, None)
     with explain_errors():
         check_targets(cfg)
     if cfg.prompt_file is not None:

@@ -13,6 +13,7 @@ class SweepCallbacks:
 
     def __init__(self) -> None:
         self.warnings: dict[str, None] = {}  # each once, in their order
+        self.notes: dict[tuple[str, ...], str] = {}  # by the levers that were chosen for a budget: the first such line
 
     def on_jobs(self, jobs: Sequence[Job]) -> None:
         """Receives more jobs of the sweep, in the order of the command line."""

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 SWEEP_FILE = "sweep.json"
 _HYDRA_FILE = "multirun.yaml"  # which Hydra writes into the folder
 _VERSION = 1
+_NO_LOCK = "%s cannot be locked here: start no second command that makes the same sweep while this one runs"
 _NOT_IN_FILE = ("folder", "may_exist")
 
 
@@ -79,8 +80,8 @@ def open_sweep_folder(sweep: Sweep) -> Iterator[None]:
             finally:
                 release_folder(folder)
     except OSError as error:
-        if error.filename is None:
-            raise
+        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(folder):
+            raise  # of something else that the block does
         reason = f"{error.filename} cannot be written: {error.strerror}"
         raise MediaError(f"output.dir: {reason}; choose another folder") from error
     finally:
@@ -96,6 +97,7 @@ def open_sweep_folder(sweep: Sweep) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     """Locks the folder itself: the lock goes with the process, however it ends. Some file systems have no locks."""
     if sys.platform == "win32":
+        log.warning(_NO_LOCK, folder)
         yield
         return
 
@@ -108,7 +110,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
         raise ConfigError(f"{folder}: another process makes a sweep in it; wait for it to end, or stop it") from None
     except OSError:
-        log.debug("%s cannot be locked", folder)
+        log.warning(_NO_LOCK, folder)
     try:
         yield
     finally:

@@ -123,7 +123,7 @@ def plan_sweep(
     values = sorted(([axis.key, axis.values] for axis in identified), key=str)
     sweeper = None if is_basic else OmegaConf.to_container(typed.hydra.sweeper, resolve=True)
     resolved = resolve_config(base)
-    check_tracking(resolved.tracking)
+    check_tracking(resolved.tracking, in_sweep=True)
     config = job_identity(resolved if is_basic else resolve_config(typed))  # of another sweeper, `sweeper` has the rest
     parts = {"config": config, "sweep": values, "sweeper": sweeper}
     if zipped:  # sweeps without keep the identity that they had before there was one

@@ -74,7 +74,10 @@ class SweepProgress(SweepCallbacks):
         say(line)
 
     def warn(self, warnings: Sequence[str]) -> None:
-        """Prints `warnings`, and those of the jobs, each once."""
+        """Prints `warnings`, and those of the jobs, each once; before them, what was chosen for a budget."""
+        for note in self.notes.values():
+            self.say(note)
+        self.notes.clear()
         for warning in [*self.warnings, *warnings]:
             self.say(f"warning: {warning}")
         self.warnings.clear()

@@ -10,7 +10,7 @@ import errno
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -122,11 +122,19 @@ class JobRunner:
 
     def close(self) -> list[str]:
         """Waits until everything is saved and recorded. Returns warnings."""
-        warnings = [warning for close in self.on_close for warning in close()]
+        warnings: list[str] = []
+        with ExitStack() as stack:  # each is closed, whatever happens to those before
+            if self._tracker is not None:
+                stack.callback(lambda tracker: warnings.extend(tracker.close()), self._tracker)
+            stack.callback(lambda: warnings.extend(self._close_saver()))
+            for close in reversed(self.on_close):
+                stack.callback(lambda close: warnings.extend(close()), close)
+        return warnings
+
+    def _close_saver(self) -> list[str]:
         self._saver.wait()
         self._saver.close()
-        warnings += [f"{type(error).__name__}: {first_line(error)}" for error in self._saver.errors]
-        return warnings + ([] if self._tracker is None else self._tracker.close())
+        return [f"{type(error).__name__}: {first_line(error)}" for error in self._saver.errors]
 
     def end_job(self, job: Job, status: JobStatus, error: Exception | None = None) -> None:
         """Sets the status of a job, which is then final."""
@@ -263,7 +271,7 @@ class JobRunner:
                 else:
                     one = start_run(prepare(cfg, draft, opened=self._pipeline(job, cfg, draft)), *arguments)
                     if (choice := one.prepared.opened.choice) is not None:
-                        self.callbacks.warnings.setdefault(choice.line())
+                        self.callbacks.notes.setdefault(choice.levers, choice.line())
                 for note in one.prepared.output_notes:
                     self.callbacks.warnings.setdefault(note)
                 started.append((job, one))

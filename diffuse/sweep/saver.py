@@ -14,22 +14,22 @@ _THREADS = 3  # each waits for the disk three times a job
 
 
 class Saver:
-    """A small pool of threads for work that mostly waits for the disk."""
+    """A small pool of threads for work that mostly waits for the disk. They begin with the first work."""
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []  # of functions that raised one
         self._queue: queue.Queue[tuple[Callable[[], None], int] | None] = queue.Queue(_MAX_WAITING)
         self._bytes = 0  # of what waits or is being saved
         self._saved = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"diffuse-saving-{number}", daemon=True)
-            for number in range(_THREADS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
 
     def submit(self, function: Callable[[], None], nbytes: int = 0) -> None:
         """Queues a function, whose result has `nbytes`. Blocks while too much waits, since results take memory."""
+        if not self._threads:
+            names = [f"diffuse-saving-{number}" for number in range(_THREADS)]
+            self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
+            for thread in self._threads:
+                thread.start()
         with self._saved:
             self._saved.wait_for(lambda: not self._bytes or self._bytes + nbytes <= _MAX_BYTES)
             self._bytes += nbytes
@@ -45,11 +45,15 @@ class Saver:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
+        self._threads = []
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            function, nbytes = item
+        while True:
+            item = self._queue.get()
+            function, nbytes = item or (None, 0)
             try:
+                if function is None:
+                    return
                 function()
             except Exception as error:  # without its thread nothing would be saved any more
                 self.errors.append(error)

@@ -305,8 +305,9 @@ class Deliverer:
             if failures.is_refusal(error):
                 connection.check_experiment(spool.store)  # which may have been deleted meanwhile
             run.failed = True
-            again = f"{spool.store.sync_command} tracking.run_name=NAME names it anew"
-            remedy = again if isinstance(error, RefusedName) else failures.remedy(error)
+            sync = spool.store.sync_command
+            again = f"{sync} tracking.run_name=NAME names it anew"
+            remedy = again if isinstance(error, RefusedName) else failures.remedy(error, sync)
             self._leave(run, failures.error_line(error), remedy)
             return False
         self._on_stored(run.begin["id"], stored.run_id)

@@ -51,13 +51,13 @@ def is_refusal(error: BaseException, *, of_value: bool = False) -> bool:
     return getattr(error, "error_code", None) in codes and not _is_unreachable(error)
 
 
-def remedy(error: BaseException) -> str:
-    """Returns what the user can do about a run that could not be delivered."""
+def remedy(error: BaseException, sync: str) -> str:
+    """Returns what the user can do about a run that could not be delivered; `sync` is the command for its journal."""
     if isinstance(error, OSError):
-        return "make that place usable, then diffuse sync"
+        return f"make that place usable, then {sync}"
     if getattr(error, "error_code", None) in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-        return "log in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then diffuse sync"
-    return "diffuse sync tries it again"
+        return f"log in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then {sync}"
+    return f"{sync} tries it again"
 
 
 def error_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffuse.errors import ConfigError, RunError
+from diffuse.errors import ConfigError, NotInStore, RunError
 from diffuse.media.video import is_frames_folder
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import failures, mlflow_store
@@ -85,7 +85,7 @@ class StoreReader:
                 raise self._failed(error) from error
         for run in self._search(f"tags.`{RUN_TAG}` = {_quoted(name)}"):
             return run
-        raise ConfigError(f"there is no run {name} in {self._store.public_uri}; diffuse ui shows those there are")
+        raise NotInStore(f"there is no run {name} in {self._store.public_uri}; diffuse ui shows those there are")
 
     def sweep(self, identity: str) -> list[FoundRun]:
         """Returns the runs of the jobs of a sweep, the oldest first; `identity` may be its beginning.
@@ -98,7 +98,7 @@ class StoreReader:
         if len(identities) > 1:
             raise ConfigError(f"{identity} begins the names of {len(identities)} sweeps; write more of it")
         if not runs:
-            raise ConfigError(f"there is no sweep {identity} in {self._store.public_uri}")
+            raise NotInStore(f"there is no sweep {identity} in {self._store.public_uri}")
         return runs
 
     def experiment(self, name: str) -> list[FoundRun]:
@@ -108,7 +108,7 @@ class StoreReader:
         """
         experiment = self._ask(lambda: self._client.get_experiment_by_name(name))
         if experiment is None:
-            raise ConfigError(f"there is no experiment {name} in {self._store.public_uri}")
+            raise NotInStore(f"there is no experiment {name} in {self._store.public_uri}")
         runs = self._search("", experiments=[experiment.experiment_id])
         return [run for run in runs if KIND_TAG not in run.tags]
 
@@ -182,5 +182,5 @@ def _run(run: Any) -> FoundRun:
 def _quoted(text: str) -> str:
     """Returns a text in MLflow's query language, which has no escapes."""
     if '"' in text and "'" in text:
-        raise ConfigError(f"there is no run or sweep of the name {text}")
+        raise NotInStore(f"there is no run or sweep of the name {text}")
     return f'"{text}"' if "'" in text else f"'{text}'"

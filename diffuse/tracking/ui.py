@@ -24,6 +24,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from diffuse.errors import ConfigError, RunError
+from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import app
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
@@ -69,7 +70,7 @@ def serve(cfg: TrackingConfig, port: int | None = None, show: Callable[[str], No
         raise ConfigError("tracking=none keeps no runs to show; use tracking=mlflow")
     store = Store.from_config(cfg)
     if store.is_server:
-        show(_link(re.sub(r"//[^/@]*@", "//", store.uri).rstrip("/"), store))
+        show(_link(str(redact(re.sub(r"//[^/@]*@", "//", store.uri))).rstrip("/"), store))
         return
     if store.file and not store.file.exists():
         raise ConfigError(f"{store.setting}: nothing is recorded there yet; make a picture first")

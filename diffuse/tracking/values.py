@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffuse.config.run_tags import VALUE_CHARACTERS
+
 _PARAMETER_CHARACTERS = 6000  # MLflow's own limits
-_TAG_CHARACTERS = 5000
 _KEY_CHARACTERS = 250
 _DIGEST_CHARACTERS = 36
 BATCH_PARAMETERS = 100
@@ -21,7 +22,7 @@ Metric = tuple[str, float, int, int]  # name, value, time in milliseconds, step
 
 def tag_values(tags: Mapping[str, str]) -> dict[str, str]:
     """Returns tags as MLflow takes them."""
-    return {key: utf8(str(value))[:_TAG_CHARACTERS] for key, value in tags.items()}
+    return {key: utf8(str(value))[:VALUE_CHARACTERS] for key, value in tags.items()}
 
 
 def param_values(params: Mapping[str, Any]) -> dict[str, str]:

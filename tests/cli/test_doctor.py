@@ -175,6 +175,11 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_password_is_not_shown_wherever_it_stands() -> None:
+    line = tracking("postgresql://h/db?user=x&password=verysecret")
+    assert "verysecret" not in line and "postgresql://h/db" in line
+
+
 def test_a_store_that_is_there(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "a b#.db")) as connection:
         connection.execute("CREATE TABLE runs (run_uuid TEXT)")

@@ -97,6 +97,14 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert plan["hours"] is None and plan["media_bytes"] > 0
 
 
+def test_a_sweep_counts_prompts_that_cost_more(tmp_path: Path) -> None:
+    """They are read in chunks here, or have weights."""
+    long = ("long_prompt=chunk", f'prompt=choice(a,"{"b " * 200}")')
+    plan = values("-m", "hardware=cpu", "num_inference_steps=1", "seed=1", *long, cwd=tmp_path)
+    one = values("hardware=cpu", "num_inference_steps=1", "seed=1", "long_prompt=chunk", "prompt=a", cwd=tmp_path)
+    assert plan["pflop"] > 2.1 * one["pflop"]
+
+
 def test_a_sweep_with_rates(tmp_path: Path) -> None:
     here = device_name(Hardware("cpu", name=cpu_name()))
     write_rates(Rates(here, {"float32": 0.1}), tmp_path / RATES_FILE)

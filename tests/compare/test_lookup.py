@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from command import SMOKE, Done, diffuse, smoke
 
+from diffuse.errors import NotInStore
 from diffuse.schema import TrackingConfig
 from diffuse.tracking.query import FoundRun, StoreReader
+from diffuse.tracking.tags import SWEEP_TAG
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,20 @@ def test_what_no_store_knows_is_refused(tracked: Path, tmp_path: Path) -> None:
     assert "nothing is recorded there yet" in done.err
     done = diffuse("compare", "deadbeef", "tracking=none", cwd=tmp_path)
     assert done.status == 2 and "tracking=none" in done.err
+
+
+def test_a_beginning_of_several_sweeps_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = [FoundRun(str(n), "x", "FINISHED", {}, {}, {SWEEP_TAG: f"abcdef{n}"}) for n in range(2)]
+    monkeypatch.setattr(StoreReader, "__init__", lambda *_: None)
+    monkeypatch.setattr(StoreReader, "_search", lambda *_: found)
+    monkeypatch.setattr(StoreReader, "run", missing)
+    monkeypatch.setattr(StoreReader, "experiment", missing)
+    done = diffuse("compare", "abcdef", cwd=tmp_path)
+    assert (done.status, done.err) == (2, "diffuse: abcdef begins the names of 2 sweeps; write more of it\n")
+
+
+def missing(reader: StoreReader, name: str) -> None:
+    raise NotInStore(f"there is no {name}")
 
 
 SWEEP = ("-m", *SMOKE[:2], *SMOKE[4:], "seed=1,2", "num_inference_steps=1,2")

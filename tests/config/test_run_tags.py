@@ -21,6 +21,7 @@ from diffuse.config.quoting import quote_overrides
 from diffuse.config.run_tags import check_run_tags
 from diffuse.errors import ConfigError
 from diffuse.media.load import read_record
+from diffuse.sweep.job import Job
 from diffuse.sweep.plan import plan_sweep
 
 
@@ -74,6 +75,15 @@ def test_what_mlflow_would_refuse_is_one_line(override: str, said: str, sweep: t
     assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done.err
     assert said in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_leaves_room_for_those_of_a_sweeps_runs() -> None:
+    check_run_tags({}, "x" * 199, in_sweep=True)
+    check_run_tags({}, "x" * 250)
+    with pytest.raises(ConfigError, match=r"has 200 characters; MLflow keeps 250, .*; give at most 199"):
+        check_run_tags({}, "x" * 200, in_sweep=True)
+    job = Job(0, [f"prompt={'a' * 100}"])
+    assert len(f"{'x' * 199} {job.run_name(['prompt'])}") <= 250
 
 
 def test_the_run_in_the_store_has_them(store: Path, tmp_path: Path) -> None:

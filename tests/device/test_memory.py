@@ -331,6 +331,8 @@ FRAMES: list[weakref.ref[Tensor]] = []
             "DefaultCPUAllocator: can't allocate memory",
             "smaller",
         ),
+        (CPU, "vae", "DefaultCPUAllocator: can't allocate memory", "programs, memory_profile.tiled_decode=true or"),
+        (CPU, "unet", "DefaultCPUAllocator: can't allocate memory", "programs, memory_profile.batch_size=1 or"),
         (FULL, "vae", "MPS backend out of memory (MPS allocated: 8 GB)", "memory_profile.tiled_decode=true"),
     ],
 )

@@ -10,6 +10,7 @@ from memory_profiles import BALANCED, CPU, FULL, NEEDS, PROFILES, UNET
 from omegaconf import OmegaConf
 from torch import nn
 
+from diffuse.config.compose import compose_config
 from diffuse.config.groups import conf_dir, load_group
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
@@ -53,6 +54,18 @@ def test_auto_reads_a_composed_configuration() -> None:
     config = OmegaConf.structured(PROFILES["auto"])
     chosen = choose_profile(config, PROFILES, NEEDS, ACCELERATOR)
     assert chosen == FULL and isinstance(chosen, MemoryProfileConfig)
+
+
+def test_auto_keeps_what_the_user_set_to_values_of_its_own() -> None:
+    """The advice about a picture that is too large is one of these: memory_profile.max_side=null."""
+    settings = "guidance=batched", "max_side=null", "streamed=[]", "half=true", "tiled_decode=false"
+    small = Hardware("cuda", name="Card", vram_free_gib=6.0)
+    config = compose_config([f"memory_profile.{each}" for each in settings]).memory_profile
+    assert choose_profile(config, PROFILES, NEEDS, small) == replace(
+        UNET, guidance=GuidanceMode.batched, max_side=None, tiled_decode=False
+    )
+    assert choose_profile(compose_config().memory_profile, PROFILES, NEEDS, small) == UNET
+    assert OmegaConf.to_object(config) == OmegaConf.to_object(compose_config().memory_profile) == PROFILES["auto"]
 
 
 def test_a_planned_card_counts_on_a_cpu() -> None:

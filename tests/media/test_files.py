@@ -9,6 +9,8 @@ import re
 import resource
 import signal
 import tempfile
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from processes import LIMIT, fork
 from saved_images import noisy, pixels, refuse, save, smooth
 
 from diffuse.errors import MediaError, RunError
-from diffuse.media.files import TEMPORARY, check_output, file_stem
+from diffuse.media.files import TEMPORARY, check_output, file_stem, pillow_warnings
 
 NASTY = st.one_of(
     st.text(st.characters(exclude_categories=()), max_size=80),
@@ -177,6 +179,29 @@ def test_a_file_that_cannot_be_written_whole_is_not_written(tmp_path: Path, smal
         save(noisy(100, 100), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert save(smooth(2, 2), tmp_path).is_file()  # what fits is written still
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    before, entered, gate = list(warnings.filters), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pillow_warnings("error"):
+            entered.set()
+            gate.wait(LIMIT)
+
+    def follow() -> None:
+        entered.wait(LIMIT)
+        with pillow_warnings("ignore"):
+            pass
+
+    threads = [threading.Thread(target=each) for each in (hold, follow)]
+    for thread in threads:
+        thread.start()
+    entered.wait(LIMIT)
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert list(warnings.filters) == before
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from picture_parity import photograph
 from PIL import Image
 from prompt_oracle import Chunk
 
+from diffuse.checkpoints.folder import CheckpointFolder
+
 BASE = Variant()
 PROMPT = "a cat, the dog and 3 rockets"
 REQUEST = {"prompt": PROMPT, "num_inference_steps": 5, "guidance_scale": 5.0}
@@ -233,10 +235,14 @@ def test_two_stages_read_a_long_weighted_prompt_alike(base: Path, refiner: Path,
     assert_same(found, np.asarray(expected[0])[None])
 
 
-def test_a_batch_is_its_pictures_and_the_record_names_both(base: Path, refiner: Path, tmp_path: Path) -> None:
+def test_a_batch_is_its_pictures_and_the_record_names_both(
+    base: Path, refiner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = both(base, refiner, num_images=3)
+    monkeypatch.setattr(CheckpointFolder, "notes", property(lambda self: [f"{self.source}: found"]))
     done = run(tmp_path, "model=sdxl", "refiner=sdxl", "memory_profile.batch_size=2", **options)
     assert done.status == 0, done.err
+    assert [done.err.count(f"warning: {each}: found\n") for each in (base, refiner)] == [1, 1]
     record = json.loads(Image.open(tmp_path / done.paths[0]).text["diffuse"])  # type: ignore[attr-defined]
     assert record["weights"]["source"] == str(base)
     assert record["weights"]["refiner"]["source"] == str(refiner)

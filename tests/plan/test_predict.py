@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from real_bytes import RealBytes
 
 from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
+from diffuse.plan import planned_memory
+from diffuse.plan import predict as predict_room
 from diffuse.plan.make_plan import Setting, open_setting
 from diffuse.plan.predict import Prediction, predict
 from diffuse.run.open import close_pipeline
@@ -169,11 +172,24 @@ def test_an_image_to_start_from_is_encoded(tmp_path: Path) -> None:
         assert guess.flops > plain.flops
 
 
-def test_predictions_are_kept_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_are_kept_for_a_shape() -> None:
     setting, request = setting_and_request()
     first = setting.predict(request)
     assert setting.predict(replace(request, seed=99)) is first
     assert setting.predict(replace(request, width=72)) is not first
+
+
+def test_threads_that_predict_do_not_disturb_one_another() -> None:
+    """As those that save a sweep's pictures do. Each shape is predicted anew: networks are shared, and hooks hang on
+    them."""
+    setting, request = setting_and_request()
+    requests = [replace(request, width=8 * size, height=8 * size) for size in range(3, 7)]
+    profile = replace(setting.profile, on_device=["*"], streamed=["*"])
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda each: replace(setting, profile=profile).predict(each), requests))
+    predict_room._predictions.clear()
+    planned_memory._networks.clear()
+    assert together == [replace(setting, profile=profile).predict(each) for each in requests]
 
 
 def test_prompts_count_where_they_change_the_costs() -> None:

@@ -47,7 +47,7 @@ def test_agrees_with_the_reference_step_by_step(
     assume(spaced != "use_lu_lambdas" or config["final_sigmas_type"] == "zero")
     config = parity.with_spacing(config, spaced)
     ours, theirs = DPMpp2MSDE(**config), DPMSolverMultistepScheduler(**config, **SDE)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         assert ours.timesteps.tolist() == theirs.timesteps.tolist()
         assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=2e-6)
         # The reference takes differences of logarithms in float32, and twice them.

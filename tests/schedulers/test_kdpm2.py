@@ -9,7 +9,7 @@ import pytest
 import sampler_parity as parity
 import torch
 from diffusers import KDPM2DiscreteScheduler
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
@@ -28,7 +28,7 @@ def test_agrees_with_the_reference_step_by_step(
 ) -> None:
     config = parity.with_spacing(config, spaced)
     ours, theirs = KDPM2(**config), parity.reference(KDPM2DiscreteScheduler, **config)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
         parity.walk(ours, theirs, dtype=dtype, tolerance=5e-6)
 
@@ -37,7 +37,7 @@ def test_agrees_with_the_reference_step_by_step(
 @given(OPTIONS, st.integers(2, 20), st.integers(1, 3))
 def test_skipped_steps(config: dict[str, Any], steps: int, skip: int) -> None:
     ours, theirs = KDPM2(**config), parity.reference(KDPM2DiscreteScheduler, **config)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         ours.set_timesteps(steps, skip=min(skip, steps - 1))
         parity.walk(ours, theirs, skip=min(skip, steps - 1), tolerance=5e-6)
 

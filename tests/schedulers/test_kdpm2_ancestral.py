@@ -43,7 +43,7 @@ def test_agrees_with_the_reference_step_by_step(
 ) -> None:
     config = parity.with_spacing(config, spaced)
     ours, theirs = KDPM2Ancestral(**config), parity.reference(KDPM2AncestralDiscreteScheduler, **config)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
         # Over longer steps the digits of the reference's timesteps between cancel, too.
         wholes = ours.sigmas[:-1:2]

@@ -9,7 +9,7 @@ import pytest
 import sampler_parity as parity
 import torch
 from diffusers import LMSDiscreteScheduler
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
@@ -30,7 +30,7 @@ def exact(theirs: LMSDiscreteScheduler) -> None:
 def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], spaced: str | None, steps: int) -> None:
     config = parity.with_spacing(config, spaced)
     ours, theirs = LMS(**config), LMSDiscreteScheduler(**config)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=2e-6)
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
         exact(theirs)

@@ -9,7 +9,7 @@ import pytest
 import sampler_parity as parity
 import torch
 from diffusers import PNDMScheduler
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
@@ -29,7 +29,7 @@ OPTIONS = parity.grid(
 @given(OPTIONS, st.integers(4, 40), st.sampled_from([torch.float32, torch.float64]))
 def test_agrees_with_the_reference_step_by_step(config: dict[str, Any], steps: int, dtype: torch.dtype) -> None:
     ours, theirs = PNDM(**config), PNDMScheduler(**config)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         assert ours.timesteps.tolist() == theirs.timesteps.tolist()
         # The reference goes by way of the noise even from the velocity, and divides its rounding by the signal.
         signal = float(ours.alphas_cumprod[int(ours.timesteps[0])]) ** 0.5

@@ -9,7 +9,7 @@ import pytest
 import sampler_parity as parity
 import torch
 from diffusers import UniPCMultistepScheduler
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffuse.errors import ConfigError
@@ -46,7 +46,7 @@ def test_agrees_with_the_reference_step_by_step(
     ours, theirs = UniPC(**config), UniPCMultistepScheduler(**config)
     if config["final_sigmas_type"] == "sigma_min" and config["sigma_min"] is not None:
         return  # the reference ends at that sigma_min with a step of no length, ours goes on to the schedule's
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         assert ours.timesteps.tolist() == theirs.timesteps.tolist()
         assert ours.sigmas == pytest.approx(theirs.sigmas.tolist(), rel=2e-6)
         # Noise as a difference between samples, where there is hardly any signal, multiplies the reference's rounding.
@@ -59,7 +59,7 @@ def test_agrees_with_the_reference_step_by_step(
 def test_skipped_steps(config: dict[str, Any], steps: int, disable_corrector: list[int]) -> None:
     config |= {"solver_order": 3, "disable_corrector": disable_corrector}
     ours, theirs = UniPC(**config), UniPCMultistepScheduler(**config)
-    if parity.place(ours, theirs, steps):
+    if assume(parity.place(ours, theirs, steps)):
         ours.set_timesteps(steps, skip=3)
         parity.walk(ours, theirs, skip=3, tolerance=1e-5)
 

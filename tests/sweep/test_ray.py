@@ -20,7 +20,6 @@ from workers import (
     gone,
     loads,
     processes_in,
-    stopping,
 )
 
 from diffuse.sweep.folder import Sweep
@@ -55,15 +54,15 @@ def test_a_node_of_ray_that_dies(tmp_path: Path, cluster: Any) -> None:
     """Two nodes with a worker each, of which one goes in the middle: all jobs are made, with one load a worker."""
     one, other = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
     try:
-        process = on_ray(cluster, "seed=range(0,14)", cwd=tmp_path)
+        process = on_ray(cluster, "seed=range(0,10)", cwd=tmp_path)
         until(lambda: len(by_worker(jobs_in(tmp_path / "out"))) == 2 or process.poll())
         cluster.remove_node(other, allow_graceful=False)
         done = finished(process)
-        check(done, tmp_path, 14)
+        check(done, tmp_path, 10)
         workers = by_worker(jobs_in(tmp_path / "out"))
         assert len(workers) == 2
         assert [loads(jobs) for jobs in workers.values()] == [1, 1]
-        assert max(len(jobs) for jobs in workers.values()) > 7  # the one that was left did more
+        assert max(len(jobs) for jobs in workers.values()) > 5  # the one that was left did more
     finally:
         cluster.remove_node(one)
 
@@ -97,15 +96,6 @@ def test_ctrl_c_under_ray(tmp_path: Path, cluster: Any) -> None:
         pictures = len(jobs_in(tmp_path / "out"))
         assert done.status == 130 and f"{pictures} made, 0 were there, 0 failed, {16 - pictures} left" in done.err
         assert workers and gone(workers)
-
-        process = on_ray(cluster, "num_inference_steps=900", "seed=range(0,16)", cwd=tmp_path)
-        workers = until(lambda: [each for each in processes_in(tmp_path) if each.pid != process.pid])
-        process.send_signal(signal.SIGINT)
-        stopping(process)
-        process.send_signal(signal.SIGINT)
-        done = finished(process)
-        assert done.status == 130 and "left to do" not in done.err
-        assert gone(workers) and len(jobs_in(tmp_path / "out")) == pictures  # none went on to the end of its job
     finally:
         cluster.remove_node(node)
 

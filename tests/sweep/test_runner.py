@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from diffuse.media.load import read_record
 from diffuse.pipelines import clip_prompts
 from diffuse.run import run, start
 from diffuse.run.prepare import prepare
+from diffuse.schema import TrackingConfig
+from diffuse.sweep.folder import Sweep
+from diffuse.sweep.runner import JobRunner
 
 TINY = PACKAGE / "tiny" / "checkpoint"
 
@@ -126,6 +130,28 @@ def test_a_batch_that_fails_is_made_in_parts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "compute", little_memory)
     assert len(swept("seed=range(0,8)", "num_inference_steps=1", cwd=tmp_path).paths) == 8
     assert sizes == [8, 4, 2, 2, 2, 2]
+
+
+def test_all_is_closed_also_where_something_cannot_be(tmp_path: Path) -> None:
+    def fail() -> list[str]:
+        raise OSError("a worker that does not end")
+
+    runner = JobRunner(Sweep("x", "x", tmp_path, [], []), TrackingConfig(name="none"))
+    closed: list[str] = []
+    runner._saver.submit(lambda: closed.append("saved"))
+    runner.on_close += [fail, lambda: closed.append("other") or []]  # type: ignore[func-returns-value]
+    with pytest.raises(OSError, match="does not end"):
+        runner.close()
+    assert sorted(closed) == ["other", "saved"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffuse-saving")]
+
+
+def test_what_was_chosen_for_a_budget_is_said_once(tmp_path: Path) -> None:
+    """Jobs of other shapes with the same levers have no line of their own; it is no warning."""
+    budget = ("hardware=cpu", "memory_profile=full_gpu", "memory_profile.budget_gib=1")
+    done = swept("seed=1", "width=64,72", "num_inference_steps=1", *budget, cwd=tmp_path)
+    (line,) = [line for line in done.err.splitlines() if "memory_profile within" in line]
+    assert line.startswith("memory_profile within 1 GiB of the device: full_gpu; predicted ")
 
 
 def test_the_record_of_a_job_in_a_batch_is_that_of_the_job_alone(

@@ -7,6 +7,8 @@ import time
 from functools import partial
 
 import pytest
+from command import until
+from processes import LIMIT
 
 from diffuse.sweep.saver import Saver
 
@@ -14,31 +16,38 @@ from diffuse.sweep.saver import Saver
 def test_everything_is_done_after_waiting_and_no_thread_is_left() -> None:
     before = set(threading.enumerate())
     saver, done = Saver(), []
+    assert set(threading.enumerate()) == before  # one that never saves has none to leave behind
     for number in range(50):
         saver.submit(lambda number=number: (time.sleep(0.001), done.append(number)))  # type: ignore[misc]
     saver.wait()
     assert sorted(done) == list(range(50))
     saver.close()
     assert not set(threading.enumerate()) - before
+    saver.wait()  # of what was closed: nothing is left to wait for
 
 
 def test_no_more_wait_than_there_is_memory_for() -> None:
-    saver, gate, queued = Saver(), threading.Event(), []
+    saver, gate, begun, queued = Saver(), threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        gate.wait()
 
     def fill() -> None:
         for number in range(1000):
-            saver.submit(gate.wait)  # type: ignore[arg-type]
+            saver.submit(work)
             queued.append(number)
 
     thread = threading.Thread(target=fill)
     thread.start()
-    time.sleep(0.3)
+    assert begun.wait(LIMIT)
+    until(lambda: len(queued) >= 32)  # as many as are to wait in memory
     blocked = len(queued)
     gate.set()
     thread.join()
     saver.wait()
     saver.close()
-    assert blocked < 500 and len(queued) == 1000
+    assert 32 <= blocked <= 32 + 3 and len(queued) == 1000
 
 
 def test_a_function_that_raises_ends_no_thread() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command import finished, jobs_in, start, until
+from omegaconf import OmegaConf
 from workers import (
     QUICK,
     WHOLE,
@@ -15,6 +15,7 @@ from workers import (
     check,
     claim,
     gone,
+    kill_in_a_job,
     loads,
     on_a_terminal,
     once,
@@ -26,28 +27,43 @@ from workers import (
     workers_of,
 )
 
+from diffuse.sweep.folder import Sweep
+from diffuse.sweep.launchers.submitit import _RunTask
+from diffuse.sweep.launchers.worker import SweepContext, Task
+
 pytest.importorskip("submitit")
 
 
-def test_a_worker_whose_time_is_over_is_queued_again(tmp_path: Path, empty: Path) -> None:
-    """As Slurm says it: by a signal, some time before the end."""
+def test_a_task_whose_time_is_over_is_queued_again(tmp_path: Path) -> None:
+    """Submitit asks for it some time before the end: the same task, of which jobs may be there."""
+    context = SweepContext(Sweep("x", "x", tmp_path, [], []), "", None, OmegaConf.create(), str(tmp_path), 1)
+    task = Task((0, 1), (["seed=1"], ["seed=2"]))
+    from submitit.helpers import DelayedSubmission
+
+    again = _RunTask().checkpoint(context, task)
+    assert isinstance(again, DelayedSubmission) and isinstance(again.function, _RunTask)
+    assert again.args == (context, replace(task, may_exist=True)) and not task.may_exist
+
+
+def test_a_task_of_submitit_that_dies_goes_to_another_process(tmp_path: Path, empty: Path) -> None:
     store = tracked(tmp_path, empty)
-    limited = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=9", "hydra.launcher.workers=1")
-    process = start("-m", *QUICK, *limited, "tracking=mlflow", *WHOLE, cwd=tmp_path)
+    jobs = ("hardware.deterministic=strict", "num_inference_steps=24", "seed=range(0,4)", "tracking=mlflow")
+    limited = ("hydra/launcher=submitit_local", "hydra.launcher.workers=1")
+    process = start("-m", *QUICK, *jobs, *limited, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     first = until(lambda: jobs_in(tmp_path / "out"))[0]
-    os.kill(int(first["worker"].rpartition("/")[2]), signal.SIGUSR2)
+    kill_in_a_job(int(first["worker"].rpartition("/")[2]), tmp_path)
     done = finished(process)
-    check(done, tmp_path, 8)
-    assert "died" not in done.err
-    assert len(by_worker(jobs_in(tmp_path / "out"))) == 2
+    check(done, tmp_path, 4)
+    assert done.err.count(" died (") == 1, done.err
+    workers = by_worker(jobs_in(tmp_path / "out"))
+    assert len(workers) > 1 and {loads(made) for made in workers.values()} == {1}
     assert runs(store) == once(tmp_path)
 
 
-def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
-    """After Ctrl-C the same command does the rest; a task that dies meanwhile goes to another process."""
+def test_ctrl_c_ends_tasks_of_submitit(tmp_path: Path) -> None:
     command = ("-m", *QUICK, *WHOLE, "hydra/launcher=submitit_local")
     process = on_a_terminal(*command, cwd=tmp_path)
-    first = until(lambda: jobs_in(tmp_path / "out"))[0]
+    until(lambda: jobs_in(tmp_path / "out"))
     with suspended(workers_of(process)):
         press(process)
         until(lambda: not claim(tmp_path / "out"))
@@ -56,30 +72,3 @@ def test_tasks_of_submitit_and_ctrl_c(tmp_path: Path) -> None:
     before = {job["key"] for job in jobs_in(tmp_path / "out")}
     assert done.status == 130 and f"{len(before)} made, 0 were there, 0 failed, " in done.err, done.err
     assert 0 < len(before) < 8 and "died" not in done.err
-
-    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    again = until(lambda: [job for job in jobs_in(tmp_path / "out") if job["key"] not in before])[0]
-    assert again["worker"] != first["worker"]
-    os.kill(int(again["worker"].rpartition("/")[2]), signal.SIGKILL)
-    check(finished(process), tmp_path, 8)
-    assert {job["key"] for job in jobs_in(tmp_path / "out")} >= before
-    assert all(loads(jobs) >= 1 for jobs in by_worker(jobs_in(tmp_path / "out")).values())
-
-
-def test_workers_of_a_start_that_was_killed_leave_the_sweep_to_the_next(tmp_path: Path) -> None:
-    """As on other machines, nothing ends them but what they see in the folder."""
-    command = ("-m", *QUICK, *WHOLE, "hydra/launcher=submitit_local")
-    process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-    until(lambda: jobs_in(tmp_path / "out"))
-    workers, before = workers_of(process), claim(tmp_path / "out")
-    process.kill()
-    process.wait()
-    made = len(jobs_in(tmp_path / "out"))
-    until(lambda: len(jobs_in(tmp_path / "out")) > made)  # they go on
-    with suspended(workers):  # how long a start takes is not their matter
-        process = start(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
-        until(lambda: claim(tmp_path / "out") not in ("", before), process)
-    assert gone(workers)
-    check(finished(process), tmp_path, 8)
-    pids = {int(job["worker"].rpartition("/")[2]) for job in jobs_in(tmp_path / "out")}
-    assert pids & {worker.pid for worker in workers} and pids - {worker.pid for worker in workers}

@@ -78,9 +78,7 @@ def test_a_run_begun_again_continues_the_one_of_its_name(store: Path, picture: P
     check_whole(store, found)
 
 
-def test_a_delivery_killed_at_random_moments_is_taken_up_again(
-    store: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_delivery_killed_at_random_moments_is_taken_up_again(store: Path, picture: Path, tmp_path: Path) -> None:
     for _ in range(2):
         spooled(settings(store), picture, 60)
     draw = random.Random(7)

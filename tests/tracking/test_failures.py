@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from diffuse.tracking import failures
 
@@ -23,6 +23,12 @@ from diffuse.tracking import failures
 def test_an_error_becomes_one_line(error: Exception, line: str) -> None:
     assert line in failures.error_line(error)
     assert "hunter2" not in failures.error_line(error)
+
+
+@pytest.mark.parametrize("error", [OSError("full"), MlflowException("no", error_code=PERMISSION_DENIED), ValueError()])
+def test_what_helps_names_the_command_for_the_journal(error: Exception) -> None:
+    command = "diffuse sync tracking.journal=elsewhere"
+    assert command in failures.remedy(error, command)
 
 
 def test_errors_of_mlflow_are_told_apart() -> None:

@@ -122,7 +122,7 @@ def test_killed_and_started_again_nothing_is_lost_or_doubled(
     for number in range(8):  # some of these are on their way when it dies
         record_run(tracker, f"burst {number}", picture).finish()
         names.append(f"burst {number}")
-    time.sleep(0.3)
+    until(lambda: len(runs(server, tmp_path.name)) > 2)
     server.kill()
     across.set_tags({"late": "yes"})
     across.finish()

@@ -9,6 +9,7 @@ from pathlib import Path
 from tracked_runs import runs, settings
 
 from diffuse import tracking
+from diffuse.config.run_tags import check_run_tags
 from diffuse.tracking import values
 
 WEIGHTS = {"source": "owner/model", "revision": "a" * 40, "variant": None, "sha256": "b" * 64}
@@ -29,7 +30,7 @@ def test_values_are_within_the_limits_of_mlflow(store: Path) -> None:
     assert data.params["prompt"] == "x" * 6000
     expected = {"on": "true", "none": "null", "list": "[1, 2]", "odd _key_": "é\\udcff", "p249": "249"}
     assert data.params.items() >= expected.items()
-    assert data.tags["long"] == "y" * 5000
+    assert data.tags["long"] == "y" * 8000
     assert math.isnan(data.metrics["quality"]) and data.metrics["most"] > 1e300 and data.metrics["m1199"] == 1199
     assert len(data.metrics) == 1202 and len(data.params) == 255
     (weights,) = stored.inputs.dataset_inputs
@@ -39,6 +40,12 @@ def test_values_are_within_the_limits_of_mlflow(store: Path) -> None:
         "hf",
     )
     assert json.loads(weights.dataset.source) == WEIGHTS
+
+
+def test_a_tag_that_is_accepted_is_kept_whole() -> None:
+    tags = {"a": "x" * 8000}
+    check_run_tags(tags, None)
+    assert values.tag_values(tags) == tags
 
 
 def test_local_weights_are_named_by_their_folder() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = {"pictures": 1500, "records": 60, "checkpoints": 15, "weights": 2000, "overrides": 200}
+CASES = {"pictures": 700, "records": 30, "checkpoints": 10, "weights": 1000, "overrides": 100}
 PROGRAM = Path(__file__).parents[1] / "support" / "fuzz.py"
 
 

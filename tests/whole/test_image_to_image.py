@@ -173,7 +173,7 @@ def test_an_animation_and_one_pixel(folder: Callable[[str], Path], tmp_path: Pat
 
 
 def test_every_profile_makes_the_same_picture(folder: Callable[[str], Path], photo: Path, tmp_path: Path) -> None:
-    profiles = ("full_gpu", "balanced", "cpu_only")
+    profiles = ("balanced", "cpu_only")
     pictures = [
         made(folder("epsilon"), tmp_path / "out", input_image=photo, memory_profile=profile) for profile in profiles
     ]

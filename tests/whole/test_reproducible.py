@@ -97,12 +97,11 @@ def test_alone_or_in_a_batch_of_four(precision: str, profile: str, make: Make) -
     assert min(apart(alone[0], other) for other in alone[1:]) > 50
 
 
-@pytest.mark.parametrize("precision", LEVELS)
-def test_under_every_profile(precision: str, make: Make) -> None:
-    pictures = {name: make(precision, f"memory_profile={name}", "seed=3")[0] for name in PROFILES}
+def test_under_every_profile(make: Make) -> None:
+    pictures = {name: make(STRICT, f"memory_profile={name}", "seed=3")[0] for name in PROFILES}
     assert len(pictures) >= 4
     for picture in pictures.values():
-        assert apart(picture, pictures["cpu_only"]) <= LEVELS[precision]
+        assert apart(picture, pictures["cpu_only"]) <= LEVELS[STRICT]
 
 
 def test_a_profile_whose_components_take_turns(make: Make) -> None:

@@ -140,4 +140,6 @@ def _run_job(cfg: DictConfig) -> TaskResult:
         return TaskResult([JobResult(JobStatus.LEFT)], [])
     except Exception as error:
         return TaskResult([JobResult(JobStatus.FAILED, picklable_error(error))], [])
-    return TaskResult([job_result(job) for job in jobs], [*runner.callbacks.warnings, *warnings])
+    return TaskResult(
+        [job_result(job) for job in jobs], [*runner.callbacks.notes.values(), *runner.callbacks.warnings, *warnings]
+    )

@@ -155,7 +155,7 @@ def picklable_error(error: Exception) -> Exception:
 def _take_warnings() -> list[str]:
     """Returns the warnings since the last call."""
     for runner in _state.runners.values():
-        _state.warnings |= runner.callbacks.warnings
+        _state.warnings |= runner.callbacks.warnings | dict.fromkeys(runner.callbacks.notes.values())
         runner.callbacks.warnings.clear()
     warnings = list(_state.warnings)
     _state.warnings.clear()
