@@ -17,6 +17,7 @@ from diffuse.checkpoints.hub.download import download_files, fetch_small_files, 
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, readable_sizes
+from diffuse.checkpoints.layout import PICKLES
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import Source
@@ -205,10 +206,10 @@ def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
             )
         return CheckpointFolder.open(folder, variant=source.variant, source=location, setting=setting)
     if is_file:
-        if folder.suffix.lower() != ".safetensors":
+        if folder.suffix.lower() not in (".safetensors", *PICKLES):
             raise CheckpointError(
-                f"{location}: is no safetensors file; {setting}.source is one, a folder in the diffusers layout, or a "
-                "hub repository OWNER/NAME"
+                f"{location}: is no file of weights (.safetensors, {', '.join(PICKLES)}); {setting}.source is one, a "
+                "folder in the diffusers layout, or a hub repository OWNER/NAME"
             )
         alone = source.components[0] if source.single and source.components else None
         return SingleFile(folder, location, setting=setting, component=alone)

@@ -1,4 +1,4 @@
-"""How tensors get from a safetensors file into their place: mapped where that is possible, otherwise through a window.
+"""How tensors get from a file into their place: mapped where that is possible, otherwise through a window.
 
 On the CPU, a large tensor that is published in the wanted dtype stays in the mapped file and is read when it is first
 used. Every other tensor is read through a small window into its final place, so that memory never holds a second copy.
@@ -43,8 +43,8 @@ def read_tensors(
     """Reads some tensors of a file.
 
     Args:
-        path: the safetensors file.
-        entries: its header, published key -> entry; every dtype in it is one of `DTYPES`.
+        path: the file.
+        entries: where its tensors lie, published key -> entry; every dtype in it is one of `DTYPES`.
         dtypes: the published keys to read, each with the dtype that its tensor is to have.
         device: where the tensors are to be.
 
@@ -61,7 +61,8 @@ def read_tensors(
         entry = entries[key]
         stored = DTYPES[entry.dtype]
         aligned = entry.start % stored.itemsize == 0
-        mapped = device.type == "cpu" and stored == dtype and aligned and entry.nbytes > _LARGE_BYTES
+        in_place = stored == dtype and aligned and entry.axes is None
+        mapped = device.type == "cpu" and in_place and entry.nbytes > _LARGE_BYTES
         (large if mapped else copied).append(key)
     if large:
         tensors |= _map_in_parts(path, entries, large)
@@ -165,4 +166,7 @@ def _copy(window: _Window, entry: StoredTensor, device: torch.device, dtype: tor
         elif stored != dtype and stored.itemsize == dtype.itemsize == 2:
             piece = piece.float()  # on the way from one half to the other this costs a third
         target.copy_(piece)
+    if entry.axes is not None:
+        places = [entry.axes.index(axis) for axis in range(len(entry.shape))]
+        return flat.view([entry.shape[axis] for axis in entry.axes]).permute(places).contiguous()
     return result

@@ -126,11 +126,11 @@ def _single_files(paths: Iterable[str]) -> bool:
 def needed_files(paths: Iterable[str], source: Source, components: Sequence[str]) -> list[str]:
     """Chooses the paths, out of all that a repository has, that `components` need.
 
-    These are settings, tokenizers, and safetensors of one variant a component; no pickles, no weights of other
-    libraries, no second copy in another precision.
+    These are settings, tokenizers, and weights of one variant a component: no pickles beside safetensors, no weights of
+    other libraries, no second copy in another precision.
 
     Raises:
-        CheckpointError: a component or the variant is not there, or only pickles are.
+        CheckpointError: a component or the variant is not there.
     """
     listing: dict[str, list[str]] = {}
     for path in paths:

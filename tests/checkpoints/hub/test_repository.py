@@ -80,7 +80,7 @@ def test_repositories_that_cannot_be_used(server: HubServer) -> None:
     files = {**SMALL, **PLAIN}
     unet = "unet/diffusion_pytorch_model"
     cases: dict[str, tuple[dict[str, bytes], str]] = {
-        "pickles": ({**SMALL, f"{unet}.bin": b""}, "pickled weights (diffusion_pytorch_model.bin)"),
+        "pickles": ({**SMALL, "unet/model.ckpt": b""}, "holds only model.ckpt"),
         "single": ({"v2.safetensors": b""}, "has no model_index.json"),
         "partial": ({k: v for k, v in files.items() if not k.startswith("vae/")}, "has no folder vae"),
         "half": ({**SMALL, f"{unet}.fp16.safetensors": b""}, "set model.variant=fp16"),
