@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _VOCABULARY = Path(diffuse.__file__).parent / "models" / "single_file" / "vocabulary"
 # What no tensor tells is the model's whose component a file replaces; of the latter, where both are of one size.
 _OF_THE_MODEL = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "upcast_attention")
-_OF_A_SIZE = ("attention_head_dim", "num_attention_heads", "hidden_act")
+_OF_A_SIZE = ("attention_head_dim", "num_attention_heads", "hidden_act", "eos_token_id")
 _SIZES = ("block_out_channels", "cross_attention_dim", "hidden_size", "num_hidden_layers", "projection_dim")
 _FILE_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 

@@ -279,7 +279,10 @@ def _index(configs: Mapping[str, Mapping[str, Any]], is_xl: bool) -> dict[str, A
     }
     index["scheduler"] = ["single file", configs["scheduler"]["_class_name"]]
     if is_xl:
-        is_refiner = "text_encoder" not in configs and unet["cross_attention_dim"] == 1280
+        pooled = configs["text_encoder_2"]["projection_dim"] if "text_encoder_2" in configs else 0
+        sizes = (unet["projection_class_embeddings_input_dim"] - pooled) / unet["addition_time_embed_dim"]
+        # The refiner is told one number less than the base, which also has the text encoder that it lacks.
+        is_refiner = "text_encoder" not in configs and (unet["cross_attention_dim"] == 1280 or sizes == 5)
         index |= {"requires_aesthetics_score": True} if is_refiner else {"force_zeros_for_empty_prompt": True}
     return index
 
