@@ -57,7 +57,7 @@ def _plan(arguments: list[str]) -> None:
 
 def _download(arguments: list[str]) -> None:
     yes, overrides = _take_yes(arguments)
-    cfg = _compose(overrides)
+    cfg = _compose([*overrides, "model.download=yes"] if yes else overrides)
 
     from diffuse.config.checks import check_targets
 
