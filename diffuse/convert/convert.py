@@ -39,7 +39,7 @@ Their licence is that of these sources.
 """
 
 
-def convert(said: ConvertArguments, cfg: DictConfig) -> Path:
+def convert(arguments: ConvertArguments, cfg: DictConfig) -> Path:
     """Writes the checkpoint of a configuration as a folder or a file, and returns its path.
 
     Raises:
@@ -47,28 +47,30 @@ def convert(said: ConvertArguments, cfg: DictConfig) -> Path:
             exists.
         RunError: it could not be written; nothing of it is left.
     """
-    content = open_content(cfg, said.precision)
+    content = open_content(cfg, arguments.precision)
     for note in content.checkpoint.notes:
         say(note)
     sources = list(_sources(checkpoint_record(content.checkpoint), "all"))
-    room = shutil.disk_usage(said.target.parent).free
+    room = shutil.disk_usage(arguments.target.parent).free
     if content.nbytes > room:
         raise ConfigError(
-            f"{said.target}: needs {readable_size(content.nbytes)}, and its disk has {readable_size(room)} free; make "
-            "room, or name another place"
+            f"{arguments.target}: needs {readable_size(content.nbytes)}, and its disk has {readable_size(room)} free; "
+            "make room, or name another place"
         )
     say(f"writing {readable_size(content.nbytes)}: {', '.join(content.tensors)}")
     try:
-        if said.single:
-            _write_file(said.target, content, sources)
+        if arguments.single:
+            _write_file(arguments.target, content, sources)
         else:
-            card = _card(said, sources)
-            write_new(lambda folder: write_folder(folder, content, said.shard_bytes, card), said.target, folder=True)
+            card = _card(arguments, sources)
+            write_new(
+                lambda folder: write_folder(folder, content, arguments.shard_bytes, card), arguments.target, folder=True
+            )
     except FileExistsError:
-        raise ConfigError(f"{said.target}: was made by another meanwhile and is not overwritten") from None
+        raise ConfigError(f"{arguments.target}: was made by another meanwhile and is not overwritten") from None
     except OSError as error:
-        raise RunError(f"{said.target} could not be written: {reason(error)}; nothing of it was left") from error
-    return said.target
+        raise RunError(f"{arguments.target} could not be written: {reason(error)}; nothing of it was left") from error
+    return arguments.target
 
 
 def _write_file(target: Path, content: CheckpointContent, sources: list[tuple[str, str, str]]) -> None:
@@ -89,9 +91,9 @@ def _sources(record: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, s
         yield from _sources(each, part)
 
 
-def _card(said: ConvertArguments, sources: list[tuple[str, str, str]]) -> str:
+def _card(arguments: ConvertArguments, sources: list[tuple[str, str, str]]) -> str:
     """Returns the text of the model card."""
     names = {stored: name for name, stored in PRECISIONS.items()}
-    precision = names[said.precision] if said.precision else "as stored"
+    precision = names[arguments.precision] if arguments.precision else "as stored"
     rows = "\n".join(f"| {name} | `{source}` | `{digest}` |" for name, source, digest in sources)
-    return _CARD.format(title=said.target.name, version=diffuse.__version__, precision=precision, rows=rows)
+    return _CARD.format(title=arguments.target.name, version=diffuse.__version__, precision=precision, rows=rows)
