@@ -35,7 +35,7 @@ An override is NAME=VALUE. A prompt is taken literally.
 Fields (what is not given takes the model's default):
 {fields}
   prompt_file                     prompts from a file, one a line
-  model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
+  model.source, model.vae.source  a folder or file, or OWNER/NAME on the hub; likewise each component, and the refiner's
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
