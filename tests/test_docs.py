@@ -21,6 +21,7 @@ from diffuse.compare import arguments
 from diffuse.config.compose import compose_config, own_configuration
 from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.config.quoting import quote_overrides
+from diffuse.convert.arguments import parse_convert_arguments
 from diffuse.run import model_auto
 from diffuse.sweep.globs import expand_globs
 
@@ -161,6 +162,9 @@ def check_command(line: str) -> None:
     if name == "compare":
         if words:
             compose_config(arguments.parse_compare_arguments(words).overrides)
+        return
+    if name == "convert":  # its source is not there
+        parse_convert_arguments(words)
         return
     if name == "reproduce":
         words = words[1:]

@@ -19,7 +19,8 @@ from typing import Any
 from diffuse.checkpoints.architecture import without_notes
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.layout import PICKLES, UNUSED, WEIGHTS, find_variants, is_component, pick_files
-from diffuse.checkpoints.safetensors_file import SafetensorsFile, header_bytes, unreadable
+from diffuse.checkpoints.safetensors_file import StoredFile, header_bytes, unreadable
+from diffuse.checkpoints.torch_files.torch_file import open_weights_file
 from diffuse.errors import CheckpointError
 
 
@@ -88,8 +89,10 @@ class CheckpointFolder:
 
     @property
     def notes(self) -> list[str]:
-        """Lists what was found out about the checkpoint and could be otherwise: nothing, its files say what it is."""
-        return []
+        """Lists what was found out about the checkpoint and could be otherwise: which weights are pickles."""
+        pickled = [name for name in self.components if self.has(name) and self._pickled(name)]
+        own = f"{self.source}: the weights of {', '.join(pickled)} are pickles, of which nothing was run"
+        return [*([own] if pickled else []), *(note for part in self.parts.values() for note in part.notes)]
 
     def part(self, component: str) -> Checkpoint:
         """Returns the checkpoint that `component` is taken from: this one, or one of `parts`."""
@@ -150,10 +153,10 @@ class CheckpointFolder:
         return f"{name}/{file}" if file else name
 
     def files(self, component: str) -> list[Path]:
-        """Returns the paths of a component's safetensors files, whole or in shards, in the variant or the plain one.
+        """Returns the paths of a component's weights, whole or in shards, in the variant or the plain one.
 
         Raises:
-            CheckpointError: there are none, there are only pickles, the variant is not there, a shard is missing.
+            CheckpointError: there are none, the variant is not there, a shard is missing.
         """
         where = self.display_name(component)
         if not self.path(component).is_dir():
@@ -168,8 +171,8 @@ class CheckpointFolder:
                     raise CheckpointError(
                         f"{where}/{first}: names {name!r}, which is outside its folder; do not use it"
                     )
-                if not name.endswith(".safetensors"):
-                    raise CheckpointError(f"{where}/{first}: names {name!r}, which is not a safetensors file; refused")
+                if not (shard := WEIGHTS.fullmatch(name)) or f".{shard['format']}." not in first:
+                    raise CheckpointError(f"{where}/{first}: names {name!r}, which is not a shard of it; refused")
             paths = [self.path(f"{component}/{name}") for name in sorted(set(shards.values()))]
         elif WEIGHTS.fullmatch(first)["shard"]:  # type: ignore[index]
             raise CheckpointError(f"{where}: {first} is a shard, and its index is missing; copy or download it again")
@@ -184,13 +187,16 @@ class CheckpointFolder:
                     )
         return paths
 
-    def tensor_files(self, component: str) -> list[SafetensorsFile]:
+    def tensor_files(self, component: str) -> list[StoredFile]:
         """Returns the files of a component's weights, their headers checked and no weight read.
 
         Raises:
             CheckpointError: as `files`, or a file is damaged.
         """
-        return [SafetensorsFile.open(path, self._display_path(path)) for path in self.files(component)]
+        return [open_weights_file(path, self._display_path(path)) for path in self.files(component)]
+
+    def _pickled(self, component: str) -> bool:
+        return any(path.suffix != ".safetensors" for path in self._weights(component))
 
     def _no_folder(self, component: str) -> CheckpointError:
         return CheckpointError(
@@ -216,7 +222,8 @@ class CheckpointFolder:
                     digest.update(f"{component}/{path.name}\n".encode() + path.read_bytes())
             for path in self._weights(component):
                 with self._reading(path):
-                    digest.update(f"{component}/{path.name} {file_state(path)}\n".encode() + header_bytes(path))
+                    header = header_bytes(path) if path.suffix == ".safetensors" else b""
+                    digest.update(f"{component}/{path.name} {file_state(path)}\n".encode() + header)
         own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
         return " ".join([own, *(f"{name}={part.identity}" for name, part in sorted(self.parts.items()))])
 
@@ -328,7 +335,6 @@ def _explain_no_index(folder: Path) -> str:
     single = [name for name in names if name.endswith((".safetensors", *PICKLES))]
     if single:
         return (
-            f"has no model_index.json; {single[0]} looks like a single-file checkpoint, which must first be converted "
-            "to the diffusers layout"
+            f"has no model_index.json; {single[0]} looks like a single-file checkpoint: set model.source to that file"
         )
     return "has no model_index.json; give a folder in the diffusers layout"

@@ -14,32 +14,40 @@ from diffuse.errors import CheckpointError
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-_STEMS = ("diffusion_pytorch_model", "model")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 # Over the years the variant has stood before or after a shard's number, and anywhere in an index's name.
 WEIGHTS = re.compile(
-    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<b>\w+))?\.safetensors"
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<a>\w+))?(?P<shard>-\d+-of-\d+)?"
+    r"(?:\.(?P<b>\w+))?\.(?P<format>safetensors|bin)"
 )
 INDEX = re.compile(
-    r"(?P<stem>diffusion_pytorch_model|model)(?:\.(?P<a>\w+))?\.safetensors(?:\.(?P<b>\w+))?\.index(?:\.(?P<c>\w+))?\.json"
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<a>\w+))?\.(?P<format>safetensors|bin)"
+    r"(?:\.(?P<b>\w+))?\.index(?:\.(?P<c>\w+))?\.json"
 )
 
 
 def find_variants(names: Iterable[str]) -> dict[str | None, tuple[str, ...]]:
     """Maps each published variant to its files, from the file names of a component's folder. None is the plain variant.
 
-    The files are one whole file, or an index followed by its shards; where both are published, the latter.
+    The files are one whole file, or an index followed by its shards; where both are published, the latter. Pickles
+    (`.bin`) count only where there is nothing else.
     """
+    names = list(names)
+    return _variants(names, "safetensors") or _variants(names, "bin")
+
+
+def _variants(names: Iterable[str], extension: str) -> dict[str | None, tuple[str, ...]]:
     whole: dict[tuple[str, str | None], str] = {}
     shards: dict[tuple[str, str | None], list[str]] = {}
     indices: dict[tuple[str, str | None], str] = {}
     for name in sorted(names):
-        if match := WEIGHTS.fullmatch(name):
+        if (match := WEIGHTS.fullmatch(name)) and match["format"] == extension:
             key = (match["stem"], match["a"] or match["b"])
             if match["shard"]:
                 shards.setdefault(key, []).append(name)
             else:
                 whole[key] = name
-        elif match := INDEX.fullmatch(name):
+        elif (match := INDEX.fullmatch(name)) and match["format"] == extension:
             indices[match["stem"], match["a"] or match["b"] or match["c"]] = name
     variants: dict[str | None, tuple[str, ...]] = {}
     for stem in _STEMS:
@@ -70,7 +78,7 @@ def pick_files(
         setting: what the source's fields begin with in the configuration, for messages.
 
     Raises:
-        CheckpointError: there is no such variant, or there are only pickles, or no weights at all.
+        CheckpointError: there is no such variant, or no weights under a published name.
     """
     names = listing.get(component, ())
     variants = find_variants(names)
@@ -86,8 +94,8 @@ def pick_files(
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         raise CheckpointError(
-            f"{where}: holds only pickled weights ({pickles[0]}); pickles can run code when they are read and are "
-            "refused: take a revision of the checkpoint that has .safetensors, or save it anew as safetensors"
+            f"{where}: holds only {pickles[0]}, and no weights under a published name (diffusion_pytorch_model or "
+            "pytorch_model); give the file as the source of the component"
         )
     raise CheckpointError(
         f"{where}: has no weights (expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors); the checkpoint is "

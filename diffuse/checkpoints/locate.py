@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.hub.cache import cache_folder, cached_checkpoint, cached_configuration
@@ -17,15 +17,15 @@ from diffuse.checkpoints.hub.download import download_files, fetch_small_files, 
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, readable_sizes
+from diffuse.checkpoints.layout import PICKLES
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.single_file import SingleFile
-from diffuse.checkpoints.source import Source
+from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.errors import CheckpointError, ConfigError, NotFetched
 from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
-LocalCheckpoint: TypeAlias = CheckpointFolder | SingleFile
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -90,6 +90,12 @@ def locate_configurations(
         folder = folder or cached_configuration(source) or known(source)
         located.append(None if folder is None else LocatedConfiguration(folder))
     absent = [source for source, each in zip(sources, located, strict=True) if each is None]
+    for source in absent:
+        if source.hub_file is not None:
+            raise CheckpointError(
+                f"{source.location}: is not here yet, and only a file that is here says what it is; fetch it with "
+                "diffuse download"
+            )
     if absent:
         names = _locations(absent)
         if consent is Download.never:
@@ -112,12 +118,16 @@ def _fetch_configuration(plan: DownloadPlan) -> LocatedConfiguration:
 def model_index(source: Source, consent: Download) -> dict[str, Any]:
     """Returns the content of a source's `model_index.json`, which names the family of the checkpoint.
 
-    Of a repository, only this file of a few hundred bytes is fetched, if it is not here and `consent` is not never.
+    Of a repository, only this file of a few hundred bytes is fetched, if it is not here and `consent` is not never. A
+    single file has none, and is fetched itself, with the user's consent.
 
     Raises:
         ConfigError, CheckpointError: as `locate_checkpoints`.
     """
     local = _local_checkpoint(source)
+    if local is None and source.hub_file is not None:
+        command = f"diffuse download model=auto model.source={source.location}"
+        (local,) = locate_checkpoints([source], consent, command)
     if local:
         return local.index
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -175,7 +185,7 @@ def _plan_downloads(sources: Sequence[Source]) -> list[DownloadPlan]:
     return plans
 
 
-def _cached_checkpoint(source: Source) -> CheckpointFolder | None:
+def _cached_checkpoint(source: Source) -> LocalCheckpoint | None:
     """Returns the first of the source's choices that the cache has; None where it has neither."""
     first_error: CheckpointError | None = None
     for choice in source.choices:
@@ -205,20 +215,21 @@ def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
             )
         return CheckpointFolder.open(folder, variant=source.variant, source=location, setting=setting)
     if is_file:
-        if folder.suffix.lower() != ".safetensors":
+        if folder.suffix.lower() not in (".safetensors", *PICKLES):
             raise CheckpointError(
-                f"{location}: is no safetensors file; {setting}.source is one, a folder in the diffusers layout, or a "
-                "hub repository OWNER/NAME"
+                f"{location}: is no file of weights (.safetensors, {', '.join(PICKLES)}); {setting}.source is one, a "
+                "folder in the diffusers layout, or a hub repository OWNER/NAME"
             )
         alone = source.components[0] if source.single and source.components else None
         return SingleFile(folder, location, setting=setting, component=alone)
     parent = PurePosixPath(location).parent
-    looks_like_path = location.startswith(("/", ".", "~")) or location.count("/") > 1 or "\\" in location
+    deep = location.count("/") > 1 and source.hub_file is None
+    looks_like_path = location.startswith(("/", ".", "~")) or deep or "\\" in location
     if looks_like_path or (str(parent) != "." and Path(parent).is_dir()):
         raise CheckpointError(
             f"{location}: does not exist; set {setting}.source to a folder or to a hub repository OWNER/NAME"
         )
-    if not _REPOSITORY.fullmatch(location) or "--" in location or ".." in location:
+    if not _REPOSITORY.fullmatch(source.repository) or "--" in location or ".." in location:
         raise CheckpointError(
             f"{location or repr(location)}: is neither a folder nor a hub repository OWNER/NAME; set {setting}.source "
             "to one of these"

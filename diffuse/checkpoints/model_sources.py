@@ -9,9 +9,9 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from diffuse.checkpoints.checkpoint import Checkpoint
-from diffuse.checkpoints.locate import LocalCheckpoint, locate_checkpoints
+from diffuse.checkpoints.locate import locate_checkpoints
 from diffuse.checkpoints.single_file import SingleFile
-from diffuse.checkpoints.source import Source
+from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.config.compose import compose_config
 from diffuse.errors import ConfigError
 from diffuse.schema import COMPONENTS

@@ -19,31 +19,25 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit; only a damaged file c
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor's entry in the header. `start` counts bytes from the beginning of the file."""
+    """A tensor's entry in the header. `start` counts bytes from the beginning of the file.
+
+    `axes` are the tensor's axes in the order in which they lie in the file, where that is another than theirs.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
-class SafetensorsFile:
-    """A file whose header has been checked; `name` is for messages, `tensors` maps published key -> entry."""
+class StoredFile:
+    """A file in which tensors lie; `name` is for messages, `tensors` maps published key -> entry."""
 
     path: Path
     name: str
     tensors: Mapping[str, StoredTensor]
-
-    @classmethod
-    def open(cls, path: Path, name: str | None = None) -> SafetensorsFile:
-        """Opens a file and checks that its header and its length fit together.
-
-        Raises:
-            CheckpointError: the file cannot be read, is cut short, or is not a safetensors file.
-        """
-        name = name or str(path)
-        return cls(path, name, _read_entries(path, name))
 
     def read(self, dtypes: Mapping[str, torch.dtype], device: torch.device) -> dict[str, Tensor]:
         """Reads some of the tensors, each once and straight into its place.
@@ -67,6 +61,21 @@ class SafetensorsFile:
         from diffuse.checkpoints import tensor_reading
 
         return tensor_reading.stays_in_file(self.tensors[key], dtype)
+
+
+@dataclass(frozen=True)
+class SafetensorsFile(StoredFile):
+    """A file whose header has been checked."""
+
+    @classmethod
+    def open(cls, path: Path, name: str | None = None) -> SafetensorsFile:
+        """Opens a file and checks that its header and its length fit together.
+
+        Raises:
+            CheckpointError: the file cannot be read, is cut short, or is not a safetensors file.
+        """
+        name = name or str(path)
+        return cls(path, name, _read_entries(path, name))
 
 
 def unreadable(name: str, error: OSError) -> CheckpointError:

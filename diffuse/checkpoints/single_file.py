@@ -1,6 +1,7 @@
-"""A checkpoint, or one component of it, in a single safetensors file in the layout of the first implementations.
+"""A checkpoint in one file in the layout of the first implementations, or one component of it, also as exported.
 
-It is read where it lies: tensors keep their places in the file, and only their names are others.
+It is read where it lies, as safetensors or as PyTorch wrote it: tensors keep their places in the file, and only their
+names are others.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffuse
-from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile, TensorInfo
 from diffuse.checkpoints.folder import file_digest, file_state
-from diffuse.checkpoints.safetensors_file import SafetensorsFile, StoredTensor, header_bytes, unreadable
+from diffuse.checkpoints.safetensors_file import SafetensorsFile, StoredFile, StoredTensor, header_bytes, unreadable
+from diffuse.checkpoints.torch_files.torch_file import open_weights_file
 from diffuse.errors import CheckpointError
-from diffuse.models.single_file.describe import describe_checkpoint, describe_component
+from diffuse.models.single_file.describe import describe_checkpoint, describe_component, vae_settings
 from diffuse.models.single_file.origin import Description, Origin
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VOCABULARY = Path(diffuse.__file__).parent / "models" / "single_file" / "vocabulary"
+# What no tensor tells is the model's whose component a file replaces; of the latter, where both are of one size.
 _OF_THE_MODEL = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "upcast_attention")
+_OF_A_SIZE = ("attention_head_dim", "num_attention_heads", "hidden_act", "eos_token_id")
+_SIZES = ("block_out_channels", "cross_attention_dim", "hidden_size", "num_hidden_layers", "projection_dim")
 _FILE_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
@@ -34,7 +39,7 @@ _FILE_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 class RenamedFile:
     """The tensors of one component in a single file, under their published keys; see `checkpoint.TensorFile`."""
 
-    file: SafetensorsFile
+    file: StoredFile
     transposed: frozenset[str]
 
     @property
@@ -60,6 +65,32 @@ class RenamedFile:
     def stays_in_file(self, key: str, dtype: torch.dtype) -> bool:
         """See `checkpoint.TensorFile`."""
         return key not in self.transposed and self.file.stays_in_file(key, dtype)
+
+
+@dataclass(frozen=True)
+class PartOfFile:
+    """Some of the tensors of a file; see `checkpoint.TensorFile`."""
+
+    file: TensorFile
+    keys: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """Names the file in messages."""
+        return self.file.name
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Maps each published key to its declaration."""
+        return {key: info for key, info in self.file.tensors.items() if key in self.keys}
+
+    def read(self, dtypes: Mapping[str, torch.dtype], device: torch.device) -> Mapping[str, Tensor]:
+        """See `checkpoint.TensorFile`."""
+        return self.file.read(dtypes, device)
+
+    def stays_in_file(self, key: str, dtype: torch.dtype) -> bool:
+        """See `checkpoint.TensorFile`."""
+        return self.file.stays_in_file(key, dtype)
 
 
 @dataclass(frozen=True)
@@ -106,7 +137,10 @@ class SingleFile:
     @property
     def notes(self) -> list[str]:
         """Is a line on each thing that was found out about the file and could be otherwise."""
-        return [] if self.component else [f"{self.source}: {note}" for note in self._description.notes]
+        own = [f"{self.source}: {note}" for note in self._description.notes]
+        if self._is_decoder and self.model is not None:
+            own.append(f"{self.source}: is a decoder alone; the rest of the autoencoder is that of {self.model.source}")
+        return own + [note for part in self.parts.values() for note in part.notes]
 
     def config(self, component: str) -> dict[str, Any]:
         """Returns what the published configuration of a component would say.
@@ -117,10 +151,19 @@ class SingleFile:
         config = self._description.configs.get(component)
         if config is None:
             raise self._no_component(component)
-        if self.component is not None and self.model is not None:
+        if self.component is None or self.model is None:
+            return config
+        if self._is_decoder:
+            return dict(self.model.config(component))
+        try:
             theirs = self.model.config(component)
-            config = config | {key: theirs[key] for key in _OF_THE_MODEL if key in theirs}
-        return config
+        except CheckpointError:  # it is a file that has none
+            is_xl = "addition_embed_type" in self.model.config("unet")
+            theirs = vae_settings(is_xl) if component == "vae" else {}
+        names: tuple[str, ...] = _OF_THE_MODEL
+        if all(config.get(key) == theirs.get(key) for key in _SIZES):
+            names += _OF_A_SIZE
+        return config | {key: theirs[key] for key in names if key in theirs}
 
     def path(self, relative: str) -> Path:
         """Returns the folder of a tokenizer, whose words are those of CLIP; other small files a single file has not."""
@@ -129,7 +172,7 @@ class SingleFile:
             return _VOCABULARY / ("open_clip" if self._pads_with_a_word(name) else "clip")
         return self.file.parent / relative if relative in _FILE_NAMES else self.file
 
-    def tensor_files(self, component: str) -> list[RenamedFile]:
+    def tensor_files(self, component: str) -> list[TensorFile]:
         """Returns the component's tensors under their published keys; no weight is read.
 
         Raises:
@@ -139,9 +182,10 @@ class SingleFile:
         if origins is None:
             raise self._no_component(component)
         stored = self._opened.tensors
-        renamed = {key: _place(stored[origin.key], origin) for key, origin in origins.items()}
+        renamed = {key: _place(stored[origin.key], origin, self.source) for key, origin in origins.items()}
         transposed = frozenset(key for key, origin in origins.items() if origin.transposed)
-        return [RenamedFile(SafetensorsFile(self.file, self.source, renamed), transposed)]
+        own = RenamedFile(StoredFile(self.file, self.source, renamed), transposed)
+        return [own, *self._encoder_files(renamed)] if self._is_decoder else [own]
 
     def display_name(self, component: str, file: str = "") -> str:
         """Returns the name of a component, or of a file of it, for messages."""
@@ -152,22 +196,42 @@ class SingleFile:
         """Tells checkpoints apart within a process: a file that was replaced has another identity."""
         digest = hashlib.sha256()
         try:
-            digest.update(f"{file_state(self.file)}\n".encode() + header_bytes(self.file))
+            digest.update(f"{file_state(self.file)}\n".encode() + self._header)
         except OSError as error:
             raise unreadable(self.source, error) from None
+        if self._is_decoder and self.model is not None:
+            digest.update(self.model.identity.encode())
         own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
         return " ".join([own, *(f"{name}={part.identity}" for name, part in sorted(self.parts.items()))])
 
     def digest(self, components: Iterable[str] | None = None) -> str:
-        """Returns the SHA-256 of the file. Every byte is read, once in a process for a file that does not change."""
+        """Returns the SHA-256 of the file. Every byte is read, once in a process for a file that does not change.
+
+        For a decoder alone it is one over that, and over the digest of the autoencoder whose encoder it is used with.
+        """
         try:
-            return file_digest(self.file)
+            own = file_digest(self.file)
         except OSError as error:
             raise unreadable(self.source, error) from None
+        if self._is_decoder and self.model is not None:
+            return hashlib.sha256(f"{own}  decoder\n{self.model.digest(['vae'])}  vae\n".encode()).hexdigest()
+        return own
 
     @cached_property
-    def _opened(self) -> SafetensorsFile:
-        return SafetensorsFile.open(self.file, self.source)
+    def _is_decoder(self) -> bool:
+        """Tells whether the file is the decoder of an autoencoder alone, as decoders were exported."""
+        return self.component == "vae" and not self._description.configs["vae"]
+
+    def _encoder_files(self, own: Mapping[str, object]) -> list[TensorFile]:
+        """Returns the tensors that a decoder lacks to be an autoencoder: those of the model's."""
+        if self.model is None:
+            raise CheckpointError(f"{self.source}: is a decoder alone; give it as model.vae.source")
+        files = self.model.tensor_files("vae")
+        return [PartOfFile(file, frozenset(file.tensors.keys() - own.keys())) for file in files]
+
+    @cached_property
+    def _opened(self) -> StoredFile:
+        return open_weights_file(self.file, self.source)
 
     @cached_property
     def _description(self) -> Description:
@@ -180,8 +244,12 @@ class SingleFile:
         return Description({}, {self.component: config}, {self.component: origins})
 
     @property
+    def _header(self) -> bytes:
+        return header_bytes(self.file) if isinstance(self._opened, SafetensorsFile) else b""
+
+    @property
     def _metadata(self) -> dict[str, str]:
-        values = json.loads(header_bytes(self.file)).get("__metadata__") or {}
+        values = json.loads(self._header or b"{}").get("__metadata__") or {}
         return {str(key): str(value) for key, value in values.items()}
 
     def _pads_with_a_word(self, tokenizer: str) -> bool:
@@ -197,9 +265,17 @@ class SingleFile:
         )
 
 
-def _place(stored: StoredTensor, origin: Origin) -> StoredTensor:
-    """Returns where a published tensor lies in the file, before it is transposed."""
+def _place(stored: StoredTensor, origin: Origin, name: str) -> StoredTensor:
+    """Returns where a published tensor lies in the file, before it is transposed.
+
+    Raises:
+        CheckpointError: it is a part of one whose rows do not lie one after the other.
+    """
     shape = replace(origin, transposed=False).shape(stored.shape)
+    if stored.axes is not None:
+        if origin.third is not None:
+            raise CheckpointError(f"{name}: {origin.key} is stored in columns; save the file anew as safetensors")
+        stored = replace(stored, axes=tuple(axis for axis in stored.axes if axis < len(shape)))
     if origin.third is None:
         return replace(stored, shape=shape)
     size = stored.nbytes // 3

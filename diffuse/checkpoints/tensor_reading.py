@@ -1,4 +1,4 @@
-"""How tensors get from a safetensors file into their place: mapped where that is possible, otherwise through a window.
+"""How tensors get from a file into their place: mapped where that is possible, otherwise through a window.
 
 On the CPU, a large tensor that is published in the wanted dtype stays in the mapped file and is read when it is first
 used. Every other tensor is read through a small window into its final place, so that memory never holds a second copy.
@@ -44,8 +44,8 @@ def read_tensors(
     """Reads some tensors of a file.
 
     Args:
-        path: the safetensors file.
-        entries: its header, published key -> entry; every dtype in it is one of `DTYPES`.
+        path: the file.
+        entries: where its tensors lie, published key -> entry; every dtype in it is one of `DTYPES`.
         dtypes: the published keys to read, each with the dtype that its tensor is to have.
         device: where the tensors are to be.
 
@@ -75,8 +75,8 @@ def read_tensors(
 
 def stays_in_file(entry: StoredTensor, dtype: torch.dtype) -> bool:
     """Returns whether a tensor that is wanted on the CPU is left in its file, mapped, and not copied."""
-    stored = DTYPES.get(entry.dtype)
-    return stored == dtype and entry.start % dtype.itemsize == 0 and is_large(entry.nbytes)
+    as_wanted = DTYPES.get(entry.dtype) == dtype and entry.axes is None
+    return as_wanted and entry.start % dtype.itemsize == 0 and is_large(entry.nbytes)
 
 
 def is_large(nbytes: int) -> bool:
@@ -175,4 +175,7 @@ def _copy(window: _Window, entry: StoredTensor, device: torch.device, dtype: tor
         elif stored != dtype and stored.itemsize == dtype.itemsize == 2:
             piece = piece.float()  # on the way from one half to the other this costs a third
         target.copy_(piece)
+    if entry.axes is not None:
+        places = [entry.axes.index(axis) for axis in range(len(entry.shape))]
+        return flat.view([entry.shape[axis] for axis in entry.axes]).permute(places).contiguous()
     return result

@@ -19,6 +19,7 @@ def run_command(command: str, arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "plan": _plan,
         "compare": _compare,
+        "convert": _convert,
         "reproduce": _reproduce,
         "download": _download,
         "doctor": _doctor,
@@ -56,7 +57,7 @@ def _plan(arguments: list[str]) -> None:
 
 def _download(arguments: list[str]) -> None:
     yes, overrides = _take_yes(arguments)
-    cfg = _compose(overrides)
+    cfg = _compose([*overrides, "model.download=yes"] if yes else overrides)
 
     from diffuse.config.checks import check_targets
 
@@ -84,6 +85,18 @@ def _compare(arguments: list[str]) -> None:
     files = compare_names(said.names, said.out, tracking, said.options)
     for path in files:
         print_line(path)
+
+
+def _convert(arguments: list[str]) -> None:
+    from diffuse.convert.arguments import parse_convert_arguments
+
+    yes, rest = _take_yes(arguments)
+    said = parse_convert_arguments(rest)
+    cfg = _compose([*said.composed, *(["model.download=yes"] if yes else [])])
+
+    from diffuse.convert.convert import convert
+
+    print_line(convert(said, cfg))
 
 
 def _reproduce(arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse plan [OVERRIDES]        what it would take: memory, arithmetic, time, disk; with -m of a whole sweep; --json,
                                   --card "RTX 4090"
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
+  diffuse convert SRC DST         write a checkpoint as a folder, or as one file DST.safetensors, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse reproduce RUN_ID|FILE   make the pictures of a run or file again, and say whether they are the same
   diffuse experiment=smoke [--junit FILE]
@@ -34,7 +35,7 @@ An override is NAME=VALUE. A prompt is taken literally.
 Fields (what is not given takes the model's default):
 {fields}
   prompt_file                     prompts from a file, one a line
-  model.source, model.vae.source  a folder, or OWNER/NAME on the hub; likewise each component, and the refiner's
+  model.source, model.vae.source  a folder or file, or OWNER/NAME on the hub; likewise each component, and the refiner's
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
@@ -51,6 +52,10 @@ Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; s
   --x, --y, --z FIELD             what lies on the columns, the rows and the sheets, of what varies
   --reference FIELD=VALUE         what quality is measured against, also a file or a run; else the most steps
   --no-sheets                     leave the contact sheets out
+
+Converting: SRC is a folder, a file (.safetensors, .ckpt) or OWNER/NAME; model.unet.source=FILE and its like may follow.
+  --precision float16             or bfloat16, float32; as stored without it
+  --shard-size 5GB                of the files of a folder
 
   --config-dir DIR, --config-name NAME
                 your own YAML files beside the package's, and a configuration of your own to begin with

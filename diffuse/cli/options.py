@@ -27,6 +27,7 @@ _OF_COMMANDS: dict[str, tuple[str, ...]] = {
     "generate": (*FLAGS, *FLAGS_WITH_VALUE, "--junit", *COMPLETION),
     "plan": ("--json", "--card", *MULTIRUN, *YES),
     "compare": ("--out", "--x", "--y", "--z", "--reference", "--no-sheets"),
+    "convert": ("--precision", "--shard-size", *YES),
     "reproduce": YES,
     "download": YES,
     "doctor": (MEASURE,),

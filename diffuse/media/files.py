@@ -156,6 +156,33 @@ def write_new_folder(write: Callable[[Path], None], folder: Path, stem: str) -> 
         _unfinished.discard(temporary)
 
 
+def write_new(write: Callable[[Path], None], path: Path, *, folder: bool) -> None:
+    """Has `write` make a file, or fill a folder, which appears under its name complete and on disk.
+
+    Raises:
+        FileExistsError: there is something of this name; it is left as it is.
+        OSError: it could not be written; nothing of it is left.
+    """
+    temporary = path.parent / temporary_name()
+    _unfinished.add(temporary)
+    try:
+        if folder:
+            temporary.mkdir()
+        write(temporary)
+        for where, _, names in os.walk(temporary):
+            for name in names:
+                _sync(Path(where, name))
+            sync_folder(Path(where))
+        if not folder:
+            _sync(temporary)
+        (_move_folder if folder else _move)(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(temporary) if folder else temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
 @contextmanager
 def unfinished(path: Path) -> Iterator[None]:
     """Removes the file at `path` after the block, and before if `remove_unfinished` is called meanwhile."""

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 import diffuse
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.folder import CheckpointFolder
-from diffuse.checkpoints.locate import LocalCheckpoint, locate_configurations
+from diffuse.checkpoints.locate import locate_configurations
 from diffuse.checkpoints.model_sources import model_sources, with_parts
-from diffuse.checkpoints.source import Source
+from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.errors import CheckpointError
 
 _PUBLISHED = Path(__file__).parent / "published"
@@ -76,7 +76,8 @@ def _published(source: Source) -> CheckpointFolder | None:
     name = _REPOSITORIES.get(source.location)
     if name is None or source.single:
         return None
-    return source.checkpoint(_PUBLISHED / name, source.revision)
+    found = source.checkpoint(_PUBLISHED / name, source.revision)
+    return found if isinstance(found, CheckpointFolder) else None
 
 
 def _for_settings(checkpoint: LocalCheckpoint) -> LocalCheckpoint:

@@ -55,7 +55,7 @@ def test_what_is_not_a_checkpoint_is_recognised(tmp_path: Path) -> None:
     save_file(tensors(), single / "v2-1.safetensors")
     checkpoint(whole, {WHOLE: tensors()})
     assert "has no model_index.json" in message(lambda: CheckpointFolder.open(empty))
-    assert "v2-1.safetensors" in (text := message(lambda: CheckpointFolder.open(single))) and "converted" in text
+    assert "v2-1.safetensors" in (text := message(lambda: CheckpointFolder.open(single))) and "to that file" in text
     assert f"set model.source={whole}" in message(lambda: CheckpointFolder.open(whole.parent))
     assert "its parent folder is one" in message(lambda: CheckpointFolder.open(whole / "unet"))
 

@@ -54,15 +54,21 @@ def test_only_a_variant_is_published(tmp_path: Path) -> None:
     assert message(lambda: found.files("unet")).endswith("present: fp16; set model.variant=fp16")
 
 
-def test_pickles_are_refused(tmp_path: Path) -> None:
-    found = checkpoint(tmp_path, {"diffusion_pytorch_model.bin": b"\x80\x02."})
-    text = message(lambda: found.files("unet"))
-    assert "diffusion_pytorch_model.bin" in text and "refused" in text and ".safetensors" in text
+def test_pickles_count_where_there_is_nothing_else(tmp_path: Path) -> None:
+    names = ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"]
+    assert find_variants(names) == {None: (names[0],), "fp16": (names[1],)}
+    assert find_variants([*names, WHOLE]) == {None: (WHOLE,)}
+    shards = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    index = "pytorch_model.bin.index.json"
+    assert find_variants([*shards, index]) == {None: (index, *shards)}
+    found = checkpoint(tmp_path, {"model.ckpt": b"x"})
+    assert "holds only model.ckpt, and no weights under a published name" in message(lambda: found.files("unet"))
 
 
-def test_an_index_of_pickles_is_refused(tmp_path: Path) -> None:
-    files = {
-        "model-00001-of-00001.safetensors": tensors(),
-        "model.safetensors.index.json": {"weight_map": {"x": "a.bin"}},
-    }
-    assert "not a safetensors file" in message(lambda: checkpoint(tmp_path, files).files("unet"))
+def test_an_index_of_other_files_is_refused(tmp_path: Path) -> None:
+    for name in ("a.bin", "model-00001-of-00001.bin", "model.ckpt"):
+        files = {
+            "model-00001-of-00001.safetensors": tensors(),
+            "model.safetensors.index.json": {"weight_map": {"x": name}},
+        }
+        assert "not a shard of it" in message(lambda files=files: checkpoint(tmp_path, files).files("unet"))  # type: ignore[misc]

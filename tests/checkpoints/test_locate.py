@@ -58,7 +58,7 @@ def test_a_single_file(server: HubServer, tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     file.write_bytes(weights(1))
     assert locate(str(file)).file == file
-    assert "is no safetensors file" in message(lambda: locate(str(file.rename(tmp_path / "x.ckpt"))))
+    assert "is no file of weights" in message(lambda: locate(str(file.rename(tmp_path / "x.txt"))))
 
 
 def test_looking_for_a_checkpoint_imports_neither_torch_nor_the_hub(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused_in_one_line(base: Path, other: Path, tmp_p
         ("text_encoder_2", sd): (f"{sd}: has neither a folder text_encoder_2 nor config.json of its own",),
         ("tokenizer", tmp_path / "empty"): ("has neither a folder tokenizer nor tokenizer.json, or vocab.json",),
         ("tokenizer", long): ("the tokenizer has", "choose another model.tokenizer.source"),
-        ("vae", pickled): ("holds only pickled weights",),
+        ("vae", pickled): ("diffusion_pytorch_model.bin: the file is empty",),
         ("vae", "/nowhere/at/all"): ("does not exist; set model.vae.source to a folder",),
         ("vae", "x y"): ("set model.vae.source to one of these",),
         ("vae", ""): ("set model.vae.source to one of these",),

@@ -33,6 +33,7 @@ LINES: dict[str, tuple[set[str], set[str]]] = {
     "diffuse plan -": ({"-m", "-y"}, {"-c"}),
     "diffuse doctor --m": ({"--measure"}, {"--multirun"}),
     "diffuse compare --": ({"--x", "--no-sheets", "--help"}, {"--json"}),
+    "diffuse convert --": ({"--precision", "--shard-size", "--yes"}, {"--json"}),
     "diffuse sync --": ({"--help", "--config-name"}, {"--yes", "--json"}),
     "diffuse --config-dir my model=m": ({"model=mine"}, set()),
     "diffuse -cd my model=m": ({"model=mine"}, set()),

@@ -62,7 +62,11 @@ def refused(done: command.Done, said: str, out: Path) -> None:
 
 def made(folder: Path, out: Path, **request: Any) -> np.ndarray:
     """The pictures that the command saves, uint8 `[N, H, W, 3]`."""
-    done = run(folder, out, **request)
+    return pixels_of(run(folder, out, **request))
+
+
+def pixels_of(done: command.Done) -> np.ndarray:
+    """The pictures that a command saved, uint8 `[N, H, W, 3]`."""
     assert done.status == 0, done.err
     return np.stack([np.asarray(Image.open(path)) for path in done.paths])
 

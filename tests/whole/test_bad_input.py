@@ -233,6 +233,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor], str], Any]) -> Callable[[
     return damage
 
 
+EVIL = b"\x80\x02cposix\nsystem\nU\x04true\x85R."  # as a pickle runs a command
 DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "truncated": (lambda path: replace(path, path.read_bytes()[:-1000]), ("cut short", "download it again")),
     "truncated in the header": (lambda path: replace(path, path.read_bytes()[:99]), ("safetensors", "download it")),
@@ -258,9 +259,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         for name, (damage, said) in DAMAGES.items()
         for component in (WEIGHTS if name == "truncated" else ("vae",))
     },
-    "only pickles": (
-        weights("unet", lambda path: path.rename(path.with_suffix(".bin"))),
-        ("unet: holds only pickled weights (diffusion_pytorch_model.bin)", "safetensors"),
+    "a pickle that runs something": (
+        weights("unet", lambda path: replace(path, EVIL) or path.rename(path.with_suffix(".bin"))),
+        ("unet/diffusion_pytorch_model.bin: asks for posix.system", "nothing of it was run", "as .safetensors"),
     ),
     "no weights": (weights("unet", Path.unlink), ("unet: has no weights", "diffusion_pytorch_model.safetensors")),
     "no model_index.json": (lambda folder: (folder / "model_index.json").unlink(), ("no model_index.json", "give a")),

@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ldm_files
 import numpy as np
 import oracle
 import oracle_sdxl
 import pytest
+import small_checkpoints
 import torch
 from picture_parity import photograph
 from PIL import Image
@@ -62,6 +64,8 @@ EXPORTED = {  # of what the reference exports, that which has to do with picture
     "txt2img",
     "txt2img_sd21",
     "txt2img_sdxl",
+    "unet_native_from_torchscript",
+    "unet_sdxl_native_from_torchscript",
     "unet_native",
     "vae_decoder_native",
     "vram_report",
@@ -79,6 +83,14 @@ def test_every_function_of_pictures_is_on_the_page() -> None:
     assert set(rows()) >= EXPORTED
 
 
+def exported(folder: Path, family: str) -> Path:
+    """A checkpoint, with its U-Net as TorchScript too."""
+    small_checkpoints.build(folder, family)
+    unet = {f"unet.{key}": tensor for key, tensor in ldm_files.component(folder, "unet").items()}
+    small_checkpoints.export(unet, folder / "unet.pt")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The names of the page, after its lines in order; `ERRORS` has what failed."""
@@ -90,6 +102,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names |= {
         "sd21": str(oracle.build(folder / "sd21", oracle.Variant(**SMALL))),
         "sdxl": str(oracle_sdxl.build(folder / "sdxl", oracle_sdxl.Variant())),
+        "exported": str(exported(folder / "exported", "sd2")),
+        "exported_xl": str(exported(folder / "exported_xl", "sdxl")),
         "photo": str(photograph(folder / "photo.png")),
         "out": str(folder / "out"),
         "ERRORS": {},

@@ -149,9 +149,11 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(
     with_more = tmp_path / "more.safetensors"
     save_file(load_file(file) | {"something.else": torch.zeros(2)}, with_more, metadata=VELOCITY)
     refuse(with_more, out, "has the tensor something.else")
-    pickle = tmp_path / "model.ckpt"
-    pickle.write_bytes(b"x")
-    refuse(pickle, out, "is no safetensors file")
+    evil = tmp_path / "model.ckpt"
+    evil.write_bytes(b"\x80\x02cposix\nsystem\nU\x04true\x85R.")
+    refuse(evil, out, "asks for posix.system, which no weights need")
+    text.rename(tmp_path / "text.txt")
+    refuse(tmp_path / "text.txt", out, "is no file of weights")
     refuse(folder, out, "has no U-Net", model="sd21", **{"model.unet.source": lora})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.hub.repository import SHARD_INDEX, needed_files
 from diffuse.checkpoints.layout import find_variants, is_component
-from diffuse.checkpoints.source import Source
+from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.errors import CheckpointError
 from diffuse.paths import user_path
 
@@ -24,18 +24,24 @@ def cache_folder() -> Path:
     return user_path(constants.HF_HUB_CACHE, "HF_HUB_CACHE")
 
 
-def cached_checkpoint(source: Source) -> CheckpointFolder | None:
+def cached_checkpoint(source: Source) -> LocalCheckpoint | None:
     """Returns the source's checkpoint in the cache, None unless every needed file is there."""
-    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
+    if source.hub_file is not None:
+        file = try_to_load_from_cache(source.repository, source.hub_file, revision=source.revision)
+        if not isinstance(file, str):
+            return None
+        snapshot = Path(file).parents[source.hub_file.count("/")]
+        return source.checkpoint(snapshot, snapshot.name)
     checkpoint = _snapshot(source)
     if checkpoint is None:
         return None
     folder = checkpoint.folder
     names = checkpoint.components if source.components is None else source.components
     try:
-        paths = [file.path for file in get_cached_repo_tree(source.location, revision=folder.name)]
+        paths = [file.path for file in get_cached_repo_tree(source.repository, revision=folder.name)]
     except CachedRepoTreeNotFoundError:
         # Fetched by another program, file by file: judge by what is there.
         return checkpoint if all(_looks_complete(checkpoint, name) for name in names) else None
@@ -45,7 +51,7 @@ def cached_checkpoint(source: Source) -> CheckpointFolder | None:
 
 def cached_configuration(source: Source) -> CheckpointFolder | None:
     """Returns the source's settings in the cache, whether its weights are there or not; None unless all are there."""
-    checkpoint = _snapshot(source)
+    checkpoint = None if source.hub_file is not None else _snapshot(source)
     if checkpoint is None:
         return None
     names = checkpoint.components if source.components is None else source.components
@@ -56,21 +62,27 @@ def cached_configuration(source: Source) -> CheckpointFolder | None:
 
 def _snapshot(source: Source) -> CheckpointFolder | None:
     """Returns what the cache has of the source's revision, complete or not; None where it has none."""
+
+    def checkpoint(snapshot: Path, *, at_root: bool = False) -> CheckpointFolder:
+        found = source.checkpoint(snapshot, snapshot.name, at_root=at_root)
+        assert isinstance(found, CheckpointFolder)
+        return found
+
     from huggingface_hub import try_to_load_from_cache
 
     def folder(path: str) -> Path | None:
-        file = try_to_load_from_cache(source.location, path, revision=source.revision)
+        file = try_to_load_from_cache(source.repository, path, revision=source.revision)
         return Path(file).parents[path.count("/")] if isinstance(file, str) else None
 
     if not source.single:
         whole = folder("model_index.json")
-        return None if whole is None else source.checkpoint(whole, whole.name)
+        return None if whole is None else checkpoint(whole)
     assert source.components is not None
     below = [f"{source.components[0]}/{mark}" for mark in _MARKS]
     for at_root, paths in ((False, below), (True, _MARKS)):
         for path in paths:
             if (snapshot := folder(path)) is not None:
-                return source.checkpoint(snapshot, snapshot.name, at_root=at_root)
+                return checkpoint(snapshot, at_root=at_root)
     return None
 
 

@@ -20,11 +20,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.hub.cache import cache_folder
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import progress_bar, readable_size
 from diffuse.checkpoints.hub.repository import SMALL, DownloadPlan, RemoteFile
+from diffuse.checkpoints.source import LocalCheckpoint
 from diffuse.errors import CheckpointError
 
 _WORKERS = 4  # files
@@ -34,7 +34,7 @@ _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})  # of a server that 
 _MAX_HTTP_BYTES = 50 * 10**9  # larger files are not served over HTTP; huggingface_hub's other transport has them
 
 
-def download_files(plans: Sequence[DownloadPlan], *, check_all: bool) -> list[CheckpointFolder]:
+def download_files(plans: Sequence[DownloadPlan], *, check_all: bool) -> list[LocalCheckpoint]:
     """Fetches the missing files into the cache and checks them. Returns one checkpoint a plan.
 
     Args:
@@ -91,7 +91,7 @@ def _require_room(plans: Sequence[DownloadPlan]) -> None:
 
 
 def _folder(plan: DownloadPlan) -> str:
-    return f"models--{plan.source.location.replace('/', '--')}"
+    return f"models--{plan.source.repository.replace('/', '--')}"
 
 
 def _blobs(plan: DownloadPlan) -> Path:
@@ -147,7 +147,7 @@ def _receive_all(plan: DownloadPlan, file: RemoteFile, partial: Path, stop: thre
     """Fetches the missing bytes of a file, however often the connection breaks. Returns its digest, None if stopped."""
     from huggingface_hub import errors, hf_hub_url
 
-    url = hf_hub_url(plan.source.location, file.path, revision=plan.commit)
+    url = hf_hub_url(plan.source.repository, file.path, revision=plan.commit)
     digest, failures = hashlib.sha256(), 0
     assert file.size is not None
     with partial.open("a+b", buffering=0) as out:
@@ -216,7 +216,7 @@ def _complete(plan: DownloadPlan, files: Sequence[RemoteFile] | None = None) -> 
         # Asked for by the name the user gave, so that the cache remembers which commit that name means.
         folder = Path(
             snapshot_download(
-                source.location,
+                source.repository,
                 revision=source.revision,
                 allow_patterns=[glob.escape(file.path) for file in (plan.files if files is None else files)],
                 max_workers=_WORKERS,

@@ -68,7 +68,7 @@ def plan_download(source: Source) -> DownloadPlan:
     """
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    repository, components = source.location, source.components
+    repository, components = source.repository, source.components
     info = HfApi().model_info(repository, revision=source.revision, files_metadata=True)
     commit = str(info.sha)
     listed = {
@@ -77,15 +77,20 @@ def plan_download(source: Source) -> DownloadPlan:
         )
         for entry in info.siblings or []
     }
-    if "model_index.json" not in listed and not source.single:
-        hint = "; it holds single-file checkpoints, which are not read" if _single_files(listed) else ""
+    single = [path for path in listed if "/" not in path and path.endswith((".safetensors", ".ckpt"))]
+    if source.hub_file is not None and source.hub_file not in listed:
+        hint = f"; it has {', '.join(single[:5])}" if single else ""
+        raise CheckpointError(f"{repository}: has no file {source.hub_file}{hint}")
+    if "model_index.json" not in listed and not source.single and source.hub_file is None:
+        hint = f"; name one of its files, such as {repository}/{single[0]}" if single else ""
         raise CheckpointError(f"{repository}: has no model_index.json, so it is not in the diffusers layout{hint}")
-    if components is None:
+    if components is None and source.hub_file is None:
         index = hf_hub_download(repository, "model_index.json", revision=commit)
         components = tuple(CheckpointFolder(Path(index).parent, repository).components)
 
     def plan(choice: Source) -> DownloadPlan:
-        files = tuple(listed[path] for path in needed_files(listed, choice, components))
+        paths = needed_files(listed, choice, components or ()) if source.hub_file is None else [source.hub_file]
+        files = tuple(listed[path] for path in paths)
         here = [isinstance(try_to_load_from_cache(repository, file.path, revision=commit), str) for file in files]
         return DownloadPlan(
             choice, commit, files, tuple(file for file, is_here in zip(files, here, strict=True) if not is_here)
@@ -119,18 +124,14 @@ def readable_sizes(files: Iterable[RemoteFile]) -> str:
     return f"at least {readable_size(sum(known))}" if sum(known) else "an unknown size"
 
 
-def _single_files(paths: Iterable[str]) -> bool:
-    return any("/" not in path and path.endswith((".safetensors", ".ckpt")) for path in paths)
-
-
 def needed_files(paths: Iterable[str], source: Source, components: Sequence[str]) -> list[str]:
     """Chooses the paths, out of all that a repository has, that `components` need.
 
-    These are settings, tokenizers, and safetensors of one variant a component; no pickles, no weights of other
-    libraries, no second copy in another precision.
+    These are settings, tokenizers, and weights of one variant a component: no pickles beside safetensors, no weights of
+    other libraries, no second copy in another precision.
 
     Raises:
-        CheckpointError: a component or the variant is not there, or only pickles are.
+        CheckpointError: a component or the variant is not there.
     """
     listing: dict[str, list[str]] = {}
     for path in paths:

@@ -13,14 +13,14 @@ from diffuse.models.single_file.origin import Origin, Origins, Shapes
 
 _HEAD_WIDTH = 64  # of all published text encoders
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
-_LAYER = {
+LAYER_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-_WHOLE = {
+WHOLE_NAMES = {
     "ln_final.weight": "final_layer_norm.weight",
     "ln_final.bias": "final_layer_norm.bias",
     "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -68,8 +68,8 @@ def open_clip_origins(shapes: Shapes, layers: int, *, projection: bool) -> Origi
     """
     origins: Origins = {}
     for key in shapes:
-        if key in _WHOLE:
-            origins[f"text_model.{_WHOLE[key]}"] = Origin(key)
+        if key in WHOLE_NAMES:
+            origins[f"text_model.{WHOLE_NAMES[key]}"] = Origin(key)
         elif key == "text_projection" and projection:
             origins["text_projection.weight"] = Origin(key, transposed=True)
         elif key == "text_projection.weight" and projection:
@@ -84,8 +84,8 @@ def open_clip_origins(shapes: Shapes, layers: int, *, projection: bool) -> Origi
                     origins[f"{start}.self_attn.{each}_proj.{fused[1]}"] = Origin(key, third=third)
             else:
                 module, _, last = rest.rpartition(".")
-                if module in _LAYER:
-                    origins[f"{start}.{_LAYER[module]}.{last}"] = Origin(key)
+                if module in LAYER_NAMES:
+                    origins[f"{start}.{LAYER_NAMES[module]}.{last}"] = Origin(key)
     return origins
 
 

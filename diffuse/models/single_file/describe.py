@@ -20,7 +20,8 @@ from diffuse.models.single_file.clip_names import (
 )
 from diffuse.models.single_file.ldm_unet import unet_config, unet_origins
 from diffuse.models.single_file.ldm_vae import vae_config, vae_origins
-from diffuse.models.single_file.origin import Description, Origins, Shapes
+from diffuse.models.single_file.origin import Description, Origin, Origins, Shapes
+from diffuse.models.single_file.published_names import published_keys, unet_names, vae_names
 
 UNKNOWN_PREDICTION = "unknown"
 """The prediction type of a file that does not say whether its U-Net predicts the noise or the velocity."""
@@ -88,11 +89,7 @@ def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) 
     is_xl = "addition_embed_type" in configs["unet"]
     if vae := _below(shapes, _VAE):
         vae = {key: shape for key, shape in vae.items() if not key.startswith(("loss.", "model_ema."))}
-        configs["vae"] = vae_config(vae, name) | {
-            "scaling_factor": _SCALE_XL if is_xl else _SCALE,
-            "force_upcast": is_xl,
-            "sample_size": 1024 if is_xl else 512,
-        }
+        configs["vae"] = vae_config(vae, name) | vae_settings(is_xl)
         origins["vae"] = _with_prefix(vae_origins(vae, name), _VAE)
     configs["scheduler"], notes = _scheduler(shapes, metadata, configs["unet"], is_xl)
     if configs["scheduler"]["prediction_type"] == "v_prediction" and not is_xl:
@@ -106,14 +103,27 @@ def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) 
     return Description(_index(configs, is_xl), configs, origins, notes)
 
 
+def vae_settings(is_xl: bool) -> dict[str, Any]:
+    """Returns the settings of an autoencoder that no tensor tells: those of its family."""
+    return {
+        "scaling_factor": _SCALE_XL if is_xl else _SCALE,
+        "force_upcast": is_xl,
+        "sample_size": 1024 if is_xl else 512,
+    }
+
+
 def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
     """Returns the settings of one component in a file, and where its tensors are.
 
-    The file may hold a whole checkpoint, or that component alone, with its keys' prefix or without.
+    The file may hold a whole checkpoint, or that component alone, with its keys' prefix or without, or as it was
+    exported under its published names. An export of an autoencoder may be its decoder alone, which has no settings.
 
     Raises:
         CheckpointError: it holds no such component, or under names that are in no single file.
     """
+    exported = published_keys(shapes, component, name) if component in ("unet", "vae") else None
+    if exported is not None:
+        return _exported(exported, shapes, component, name)
     if component == "unet":
         prefix = _UNET if _below(shapes, _UNET) else ""
         own = _below(shapes, prefix)
@@ -125,6 +135,16 @@ def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[
     if component in ("text_encoder", "text_encoder_2"):
         return _text_encoder_alone(shapes, component, name)
     raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, vae and text encoders")
+
+
+def _exported(keys: Mapping[str, str], shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
+    """Returns settings and origins of a U-Net or autoencoder under its published names."""
+    origins = {published: Origin(key) for published, key in keys.items()}
+    if component == "vae" and not any(key.startswith("encoder.") for key in keys):
+        return {}, origins
+    names = (unet_names if component == "unet" else vae_names)(keys, name)
+    own = {names[published]: shapes[key] for published, key in keys.items()}
+    return (unet_config if component == "unet" else vae_config)(own, name), origins
 
 
 def _check_family(shapes: Shapes, name: str) -> None:
@@ -185,11 +205,13 @@ def _text_encoder_alone(shapes: Shapes, component: str, name: str) -> tuple[dict
         return whole[component]
     if "transformer.resblocks.0.ln_1.weight" in shapes:
         return _open_clip(shapes, "", name, projected=component == "text_encoder_2")
-    if any(key.startswith(("text_model.", "encoder.layers.0.self_attn")) for key in shapes):
-        config = clip_config(shapes, name)
+    keys = published_keys(shapes, component, name)
+    if keys is not None:
+        own = {published: shapes[key] for published, key in keys.items()}
+        config = clip_config(own, name)
         if component == "text_encoder_2" or config["hidden_size"] != 768:  # the others are trained with plain GELU
             config["hidden_act"] = "gelu"
-        return config, clip_origins(shapes)
+        return config, {key: replace(origin, key=keys[origin.key]) for key, origin in clip_origins(own).items()}
     raise CheckpointError(f"{name}: holds no {component}; give a text encoder, or a whole checkpoint that has one")
 
 
@@ -257,7 +279,10 @@ def _index(configs: Mapping[str, Mapping[str, Any]], is_xl: bool) -> dict[str, A
     }
     index["scheduler"] = ["single file", configs["scheduler"]["_class_name"]]
     if is_xl:
-        is_refiner = "text_encoder" not in configs and unet["cross_attention_dim"] == 1280
+        pooled = configs["text_encoder_2"]["projection_dim"] if "text_encoder_2" in configs else 0
+        sizes = (unet["projection_class_embeddings_input_dim"] - pooled) / unet["addition_time_embed_dim"]
+        # The refiner is told one number less than the base, which also has the text encoder that it lacks.
+        is_refiner = "text_encoder" not in configs and (unet["cross_attention_dim"] == 1280 or sizes == 5)
         index |= {"requires_aesthetics_score": True} if is_refiner else {"force_zeros_for_empty_prompt": True}
     return index
 

@@ -9,7 +9,7 @@ from diffuse.errors import CheckpointError
 from diffuse.models.single_file.origin import Origin, Origins, Shapes
 
 _GROUPS = 32  # of every published normalisation
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+ATTENTION_NAMES = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _LEVEL = re.compile(r"(encoder|decoder)\.(down|up)\.(\d+)\.(block\.(\d+)|downsample|upsample)\.(.+)")
 _MIDDLE = re.compile(r"(encoder|decoder)\.mid\.(block_(\d)|attn_1)\.(.+)")
 
@@ -95,7 +95,7 @@ def _published(key: str, levels: int) -> str | None:
         if block is not None:
             return f"{side}.mid_block.resnets.{int(block) - 1}.{_in_resnet(rest)}"
         module, _, last = rest.rpartition(".")
-        return f"{side}.mid_block.attentions.0.{_ATTENTION[module]}.{last}" if module in _ATTENTION else None
+        return f"{side}.mid_block.attentions.0.{ATTENTION_NAMES[module]}.{last}" if module in ATTENTION_NAMES else None
     return None
 
 

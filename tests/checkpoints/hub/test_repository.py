@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hub_files import HALF, NAME, PLAIN, SMALL, files_in, locate, message
+from hub_files import HALF, NAME, PLAIN, SMALL, files_in, locate, message, weights
 from hub_server import MAIN, HubServer, Repository
+
+from diffuse.checkpoints.single_file import SingleFile
+from diffuse.errors import ConfigError
+from diffuse.schema import Download
 
 
 def test_only_what_is_needed_is_fetched(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +84,7 @@ def test_repositories_that_cannot_be_used(server: HubServer) -> None:
     files = {**SMALL, **PLAIN}
     unet = "unet/diffusion_pytorch_model"
     cases: dict[str, tuple[dict[str, bytes], str]] = {
-        "pickles": ({**SMALL, f"{unet}.bin": b""}, "pickled weights (diffusion_pytorch_model.bin)"),
+        "pickles": ({**SMALL, "unet/model.ckpt": b""}, "holds only model.ckpt"),
         "single": ({"v2.safetensors": b""}, "has no model_index.json"),
         "partial": ({k: v for k, v in files.items() if not k.startswith("vae/")}, "has no folder vae"),
         "half": ({**SMALL, f"{unet}.fp16.safetensors": b""}, "set model.variant=fp16"),
@@ -90,3 +94,23 @@ def test_repositories_that_cannot_be_used(server: HubServer) -> None:
         assert says in message(lambda name=name: locate(f"owner/{name}"))  # type: ignore[misc]
     assert "no variant bf16" in message(lambda: locate(NAME, variant="bf16"))
     assert not any(path.endswith((".safetensors", ".bin")) for path in server.fetched())
+
+
+def test_one_file_of_a_repository(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """`OWNER/NAME/FILE`, in a folder too; only that is fetched, and only once."""
+    server.repositories["owner/files"] = Repository(
+        {"v2.safetensors": weights(1), "sub/vae.pt": b"x", "README.md": b""}
+    )
+    found = locate("owner/files/v2.safetensors")
+    assert isinstance(found, SingleFile) and found.file.read_bytes() == weights(1)
+    assert (found.source, found.revision) == ("owner/files/v2.safetensors", MAIN)
+    assert server.fetched() == ["v2.safetensors"]
+    assert "owner/files/v2.safetensors is not here yet: fetching 1.07 kB (1 files)" in capsys.readouterr().err
+    server.log.clear()
+    assert locate("owner/files/v2.safetensors") == found and server.log == []
+    part = locate("owner/files/sub/vae.pt", components=("vae",), single=True, setting="model.vae")
+    assert part.component == "vae" and part.file.read_bytes() == b"x"
+    assert "has no file v3.ckpt; it has v2.safetensors" in message(lambda: locate("owner/files/v3.ckpt"))
+    assert "such as owner/files/v2.safetensors" in message(lambda: locate("owner/files"))
+    assert "model.download=never" in message(lambda: locate("owner/files/v4.ckpt", Download.never), ConfigError)
+    assert "does not exist" in message(lambda: locate("owner/files/folder/in/it"))

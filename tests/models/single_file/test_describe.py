@@ -13,7 +13,8 @@ import torch
 from diffuse.checkpoints.architecture import read_architecture
 from diffuse.checkpoints.weights import skeleton
 from diffuse.errors import CheckpointError
-from diffuse.models.single_file.describe import UNKNOWN_PREDICTION, describe_checkpoint
+from diffuse.models.single_file.describe import UNKNOWN_PREDICTION, describe_checkpoint, describe_component
+from diffuse.models.single_file.published_names import unet_names, vae_names
 from diffuse.models.text_encoder.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
 from diffuse.models.text_encoder.clip_tokenizer_files import VOCABULARY
@@ -28,17 +29,40 @@ NETWORKS: dict[str, tuple[type[Any], type[Any]]] = {
     "text_encoder": (CLIPTextModel, CLIPTextConfig),
     "text_encoder_2": (CLIPTextModelWithProjection, CLIPTextConfig),
 }
+NAMES = {"unet": unet_names, "vae": vae_names}
 # What `config.json` says and no tensor does: the size it was trained at, which is a matter of the family.
 UNTOLD = ("sample_size", "force_upcast", "upcast_attention", "eos_token_id", "projection_dim")
+
+
+# Of stabilityai/stable-diffusion-xl-refiner-1.0, where it differs from the base's U-Net; the others are the base's.
+REFINER = {
+    "block_out_channels": [384, 768, 1536, 1536],
+    "attention_head_dim": [6, 12, 24, 24],
+    "cross_attention_dim": 1280,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": 4,
+    "projection_class_embeddings_input_dim": 2560,
+}
+
+
+def published(name: str, component: str) -> dict[str, Any] | None:
+    """The settings of a component of a published checkpoint."""
+    is_refiner = name == "sdxl_refiner"
+    path = PUBLISHED / ("sdxl" if is_refiner else name) / component / "config.json"
+    if not path.is_file() or (is_refiner and component == "text_encoder"):
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found | REFINER if is_refiner and component == "unet" else found
 
 
 def modules(name: str) -> dict[str, tuple[Any, dict[str, torch.Tensor]]]:
     """The architecture of each component of a published checkpoint, and its tensors without storage."""
     result = {}
     for component, (network, config_class) in NETWORKS.items():
-        path = PUBLISHED / name / component / "config.json"
-        if path.is_file():
-            config = read_architecture(config_class, json.loads(path.read_text()), str(path))
+        settings = published(name, component)
+        if settings is not None:
+            config = read_architecture(config_class, settings, name)
             result[component] = config, skeleton(lambda network=network, config=config: network(config)).state_dict()
     return result
 
@@ -46,21 +70,25 @@ def modules(name: str) -> dict[str, tuple[Any, dict[str, torch.Tensor]]]:
 def single(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
     """The shapes in the single file of a published checkpoint."""
     tensors = {component: state for component, (_, state) in modules(name).items()}
-    family = {"sd15": "sd1", "sdxl": "sdxl"}.get(name, "sd2")
+    family = {"sd15": "sd1", "sdxl": "sdxl", "sdxl_refiner": "refiner"}.get(name, "sd2")
+    monkeypatch.setattr(ldm_files, "config", lambda folder, component: published(name, component))
     monkeypatch.setattr(ldm_files, "component", lambda folder, component: dict(tensors[component]))
     with torch.device("meta"):
         made = ldm_files.tensors_of(PUBLISHED / name, family)
     return {key: tuple(tensor.shape) for key, tensor in made.items()}
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd2_base", "sd21", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sd2_base", "sd21", "sdxl", "sdxl_refiner"])
 def test_published_checkpoints(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = single(name, monkeypatch)
     metadata = {"modelspec.prediction_type": "v"} if name == "sd21" else {}
     found = describe_checkpoint(shapes, metadata, "FILE")
 
-    assert found.index["_class_name"] == ("StableDiffusionXLPipeline" if name == "sdxl" else "StableDiffusionPipeline")
-    prediction = json.loads((PUBLISHED / name / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
+    kind = "StableDiffusionXLPipeline" if "sdxl" in name else "StableDiffusionPipeline"
+    assert found.index["_class_name"] == kind
+    assert ("requires_aesthetics_score" in found.index) == (name == "sdxl_refiner")
+    scheduler = PUBLISHED / name.removesuffix("_refiner") / "scheduler" / "scheduler_config.json"
+    prediction = json.loads(scheduler.read_text())["prediction_type"]
     assert found.configs["scheduler"]["prediction_type"] == (UNKNOWN_PREDICTION if name == "sd2_base" else prediction)
     for component, (config, state) in modules(name).items():
         ours = read_architecture(NETWORKS[component][1], found.configs[component], "FILE")
@@ -71,6 +99,32 @@ def test_published_checkpoints(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert {key: origin.shape(shapes[origin.key]) for key, origin in origins.items()} == {
             key: tuple(tensor.shape) for key, tensor in state.items()
         }
+        if component in NAMES:  # and the names lead back
+            names = NAMES[component](state, "FILE")
+            prefix = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}[component]
+            assert {key: f"{prefix}{other}" for key, other in names.items()} == {k: o.key for k, o in origins.items()}
+
+
+def test_components_under_their_published_names() -> None:
+    """Alone, and below the names of the modules that they were exported with."""
+    for component, (theirs, state) in modules("sdxl").items():
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        for prefix in ("", "wrapper.model."):
+            config, origins = describe_component({prefix + key: s for key, s in shapes.items()}, component, "FILE")
+            assert {key: origin.key for key, origin in origins.items()} == {key: prefix + key for key in shapes}
+            ours = read_architecture(NETWORKS[component][1], config, "FILE")
+            field = "hidden_act" if component.startswith("text") else "block_out_channels"
+            assert getattr(ours, field) == getattr(theirs, field)
+        if component in ("unet", "vae"):
+            wrong = {"unet": "vae", "vae": "unet"}[component]
+            with pytest.raises(CheckpointError, match="another kind"):
+                describe_component(shapes, wrong, "FILE")
+    vae = {key: tuple(tensor.shape) for key, tensor in modules("sdxl")["vae"][1].items()}
+    decoder = {key.removeprefix("decoder."): shape for key, shape in vae.items() if key.startswith("decoder.")}
+    config, origins = describe_component({f"dec.{key}": shape for key, shape in decoder.items()}, "vae", "FILE")
+    assert config == {} and set(origins) == {f"decoder.{key}" for key in decoder}
+    with pytest.raises(CheckpointError, match="beside its vae"):
+        describe_component({f"dec.{key}": shape for key, shape in decoder.items()} | {"other": (1,)}, "vae", "FILE")
 
 
 def per_level(config: Any, field: str) -> Any:

@@ -1,0 +1,168 @@
+"""A checkpoint as one file in the layout of the first implementations, which other programs read too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffuse.checkpoints.architecture import read_architecture
+from diffuse.convert.checkpoint_content import CheckpointContent
+from diffuse.convert.weights_writer import WrittenTensor, write_weights
+from diffuse.errors import ConfigError
+from diffuse.models.single_file.describe import describe_checkpoint
+from diffuse.models.single_file.published_names import open_clip_names, unet_names, vae_names
+from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig
+
+# What no tensor tells and what the family sets, or what changes no pixel.
+_OF_THE_FAMILY = ("sample_size", "force_upcast", "upcast_attention", "eos_token_id", "projection_dim")
+_DEFAULTS = {
+    "timestep_spacing": "leading",
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+}  # of settings of a scheduler, that a file can say by marks only
+_ZERO_SNR = WrittenTensor("ztsnr", "F32", (0,), lambda: torch.zeros(0))
+
+
+def ldm_tensors(content: CheckpointContent) -> list[WrittenTensor]:
+    """Returns the tensors of the file, under its names.
+
+    Raises:
+        CheckpointError: one has no name there.
+    """
+    source, tensors = content.checkpoint.source, content.tensors
+    unet = _renamed(tensors["unet"], unet_names([each.key for each in tensors["unet"]], source))
+    vae = _renamed(tensors["vae"], vae_names([each.key for each in tensors["vae"]], source))
+    vae = [_as_convolution(each) if ".attn_1." in each.key and len(each.shape) == 2 else each for each in vae]
+    parts = {"model.diffusion_model.": unet, "first_stage_model.": vae}
+    first, second = tensors.get("text_encoder"), tensors.get("text_encoder_2")
+    if second is not None:
+        if first is not None:
+            parts["conditioner.embedders.0.transformer."] = first
+        parts[f"conditioner.embedders.{0 if first is None else 1}.model."] = _open_clip(second, source)
+    elif first is not None and content.architectures["unet"].use_linear_projection:
+        parts["cond_stage_model.model."] = _with_last_layer(_open_clip(first, source))
+    elif first is not None:
+        parts["cond_stage_model.transformer."] = first
+    scheduler = content.configs["scheduler"]
+    zero_snr = scheduler.get("rescale_betas_zero_snr") and scheduler.get("timestep_spacing") == "trailing"
+    found = [replace(each, key=prefix + each.key) for prefix, part in parts.items() for each in part]
+    return [*found, _ZERO_SNR] if zero_snr else found
+
+
+def ldm_metadata(content: CheckpointContent) -> dict[str, str]:
+    """Returns what the header says of the model, in the words of Stability AI's specification."""
+    scheduler, unet = content.configs["scheduler"], content.architectures["unet"]
+    velocity = scheduler.get("prediction_type") == "v_prediction"
+    if unet.addition_embed_type is not None:
+        architecture = "stable-diffusion-xl-v1-" + ("base" if "text_encoder" in content.tensors else "refiner")
+    elif unet.use_linear_projection:
+        architecture = "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512"
+    else:
+        architecture = "stable-diffusion-v1"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+    }
+
+
+def check_ldm_file(
+    content: CheckpointContent, tensors: Sequence[WrittenTensor], metadata: Mapping[str, str]
+) -> list[str]:
+    """Checks that the file says of its models what the checkpoint does. Returns the settings that it cannot hold.
+
+    Raises:
+        ConfigError: an architecture could not be read from the file.
+        CheckpointError: as `describe_checkpoint`.
+    """
+    source = content.checkpoint.source
+    prediction = content.configs["scheduler"].get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ConfigError(f"{source}: predicts {prediction}, which one file cannot say; name a folder to write")
+    described = describe_checkpoint({each.key: each.shape for each in tensors}, metadata, source)
+    for name, ours in content.architectures.items():
+        theirs = read_architecture(type(ours), described.configs[name], source)
+        for field in vars(ours):
+            said, read = _per_level(ours, field), _per_level(theirs, field)
+            if field not in _OF_THE_FAMILY and said != read:
+                raise ConfigError(
+                    f"{source}: {name} has {field}={said}, and one file cannot say so ({read} would be taken); name a "
+                    "folder to write"
+                )
+    read_back = _DEFAULTS | described.configs["scheduler"]
+    published = content.configs["scheduler"]
+    return [
+        f"scheduler.{key}={published[key]}"
+        for key, value in sorted(read_back.items())
+        if not key.startswith("_") and published.get(key) not in (None, value)
+    ]
+
+
+def write_ldm_file(path: Path, tensors: Sequence[WrittenTensor], metadata: Mapping[str, str]) -> None:
+    """Writes the file.
+
+    Raises:
+        OSError: it cannot be written.
+        CheckpointError: a weight cannot be read.
+    """
+    write_weights(path, tensors, {"format": "pt", **metadata})
+
+
+def _per_level(config: Any, field: str) -> Any:
+    """Returns a value; one that each level has, for each that attends."""
+    value = getattr(config, field)
+    if isinstance(config, UNet2DConditionConfig) and field in ("attention_head_dim", "transformer_layers_per_block"):
+        attends = ["Cross" in kind for kind in config.down_block_types[:-1]] + [True]
+        return [each for each, does in zip(config.per_level(value), attends, strict=True) if does]
+    return bool(value) if isinstance(value, bool | None) else value
+
+
+def _renamed(tensors: Sequence[WrittenTensor], names: Mapping[str, str]) -> list[WrittenTensor]:
+    return [replace(tensor, key=names[tensor.key]) for tensor in tensors]
+
+
+def _as_convolution(tensor: WrittenTensor) -> WrittenTensor:
+    return replace(tensor, shape=(*tensor.shape, 1, 1), read=lambda: tensor.read()[:, :, None, None])
+
+
+def _open_clip(tensors: Sequence[WrittenTensor], name: str) -> list[WrittenTensor]:
+    """Returns the tensors of a text encoder as OpenCLIP stores it: query, key and value as one."""
+    by_key = {tensor.key: tensor for tensor in tensors}
+    found = []
+    for key, published in open_clip_names(by_key, name).items():
+        parts = [by_key[each] for each in published]
+        found.append(_transposed(key, parts[0]) if key == "text_projection" else _joined(key, parts))
+    return found
+
+
+def _joined(key: str, parts: Sequence[WrittenTensor]) -> WrittenTensor:
+    first = parts[0]
+    if len(parts) == 1:
+        return replace(first, key=key)
+
+    def read() -> Tensor:
+        return torch.cat([part.read() for part in parts])
+
+    return WrittenTensor(key, first.dtype, (sum(part.shape[0] for part in parts), *first.shape[1:]), read)
+
+
+def _transposed(key: str, tensor: WrittenTensor) -> WrittenTensor:
+    return WrittenTensor(key, tensor.dtype, tensor.shape[::-1], lambda: tensor.read().t())
+
+
+def _with_last_layer(tensors: Sequence[WrittenTensor]) -> list[WrittenTensor]:
+    """Returns the tensors with one more layer, which files of SD 2.x have and nothing uses: the last one again."""
+    start = "transformer.resblocks."
+    last = max(int(each.key.split(".")[2]) for each in tensors if each.key.startswith(start))
+    again = [
+        replace(each, key=each.key.replace(f"{start}{last}.", f"{start}{last + 1}.", 1))
+        for each in tensors
+        if each.key.startswith(f"{start}{last}.")
+    ]
+    return [*tensors, *again]
