@@ -42,7 +42,7 @@ def test_a_store_that_is_named_takes_the_runs_of_a_server_that_is_gone(
     journal = str(store.parent / "mlflow-pending")
     spooled(settings("http://127.0.0.1:9", journal=journal, experiment="lamps"), picture)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
-    with pytest.raises(RunError, match="tracking.uri=URI names another"):  # the variable takes no runs of others
+    with pytest.raises(RunError, match=r"tracking\.uri=URI names another"):  # the variable takes no runs of others
         sync(TrackingConfig(name="mlflow", journal=journal))
     said = sync(settings(store))
     assert said[0].startswith("warning: the runs' own address=http://127.0.0.1:9: ")
