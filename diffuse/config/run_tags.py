@@ -39,7 +39,13 @@ def check_run_tags(tags: Mapping[str, Any], name: str | None, name_origin: str =
             raise ConfigError(f"{where[:80]}...: has {len(key)} characters; MLflow takes {_KEY_CHARACTERS} in a name")
         if key.startswith(_OWN) or key in _OWN_KEYS:
             raise ConfigError(f"{where}: diffuse sets this tag itself; choose another name")
-        if value is None or isinstance(value, Mapping | list):
+        if isinstance(value, Mapping):
+            inner = next(iter(value), "NAME")
+            raise ConfigError(
+                f"{where}: a dot makes tags within a tag, which MLflow has not; a name that holds a dot is written "
+                f"'tracking.tags={{{key}.{inner}: VALUE}}'"
+            )
+        if value is None or isinstance(value, list):
             raise ConfigError(f"{where}: should be a text or a number; leave a tag without a value out")
         if len(tag_text(value)) > _VALUE_CHARACTERS:
             raise ConfigError(f"{where}: is longer than the {_VALUE_CHARACTERS} characters that MLflow keeps of a tag")
