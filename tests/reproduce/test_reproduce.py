@@ -580,7 +580,7 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         (("no.png",), "no.png"),
         (("x.png", "seed=4"), "that is for the record to say"),
         (("x.png", "model=sdxl"), "that is for the record to say"),
-        (("x.png", "rocket"), "rocket"),
+        (("x.png", "rocket.png"), "rocket.png: diffuse reproduce makes one file again at a time"),
         (("x.png", "--force"), "--force"),
         (("-x",), "-x"),
         ((".",), "cannot be read"),
