@@ -158,6 +158,8 @@ class Pipeline:
         latents, on_step = fields.pop("latents", None), fields.pop("on_step", None)
         embeddings = _take_embeddings(fields)
         save, progress = fields.pop("save", False), fields.pop("progress", True)
+        if not isinstance(save, bool | str | Path | None):
+            raise ConfigError(f"save: is of type {type(save).__name__}; give True, or the folder to save in")
         if save and not isinstance(save, bool):
             fields["output.dir"] = str(save)
         in_memory = {name: image for name, image in images.items() if not isinstance(image, str | Path)}
@@ -314,12 +316,25 @@ def _model(model: str | Path) -> dict[str, str]:
 
 def _overrides(fields: Mapping[str, Any]) -> dict[str, str]:
     """Returns by name the override of each field that is set, with those of the field `overrides`."""
+    for name in PROMPT_FIELDS:
+        _check_text(name, fields.get(name))
     others = {override.partition("=")[0]: override for override in fields.get("overrides", ())}
     return others | {
         name: f"{name}={_override_value(name, value)}"
         for name, value in fields.items()
         if name != "overrides" and value is not None
     }
+
+
+def _check_text(name: str, value: Any) -> None:
+    if value is None or isinstance(value, str):
+        return
+    kind = f"{name}: is of type {type(value).__name__}"
+    if isinstance(value, Sequence):
+        raise ConfigError(
+            f"{kind}, and a call takes one text; call once for each, or give num_images for several pictures of one"
+        )
+    raise ConfigError(f"{kind}; give a text")
 
 
 def _override_value(name: str, value: Any) -> str:

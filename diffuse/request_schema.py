@@ -56,7 +56,8 @@ class GenerationRequest:
     prompt_2: str | None = request_field(_SECOND, default=None, is_prompt=True)
     negative_prompt_2: str | None = request_field(_SECOND, default=None, is_prompt=True)
     long_prompt: LongPrompt = request_field(
-        "whether a prompt beyond the encoder's 77 tokens is cut, or read in chunks of 75", default=LongPrompt.cut
+        "whether a prompt beyond the encoder's tokens, most often 77, is cut, or read in chunks of 75",
+        default=LongPrompt.cut,
     )
     prompt_syntax: PromptSyntax = request_field(
         "weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts", default=PromptSyntax.plain
@@ -82,7 +83,9 @@ class GenerationRequest:
         "those to visit, such as [999,749,499,249], instead of the scheduler's own choice", default=None
     )
     sigmas: tuple[float, ...] | None = request_field(
-        "noise levels to visit, such as [14.6,3.9,1.4,0.4], instead of timesteps", default=None, since="0.2"
+        "noise levels to visit, such as [14.6,3.9,1.4,0.4], by scheduler=euler and others that know them",
+        default=None,
+        since="0.2",
     )
     guidance_scale: float = request_field("how closely to follow the prompt; 0 and 1 switch guidance off", least=0)
     guidance_rescale: float = request_field(

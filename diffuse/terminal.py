@@ -22,6 +22,11 @@ def say(line: str) -> None:
         print(one_line(line), file=sys.stderr, flush=True)
 
 
+def counted(number: int, name: str) -> str:
+    """Returns a number of things in words, such as `1 step` or `20 steps`."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
 def confirm(question: str, no_terminal: str) -> bool:
     """Asks the user, and returns whether the answer is yes.
 

@@ -257,6 +257,10 @@ WRONG: dict[str, tuple[type[DiffuseError], dict[str, Any], str]] = {
     "several": (ConfigError, {"scheduler": "ddim,euler"}, "scheduler=ddim,euler: has several values"),
     "no checkpoint": (CheckpointError, {"model": "/nowhere/at-all"}, "/nowhere/at-all"),
     "a folder": (MediaError, {"save": "/proc/nowhere"}, "output.dir=/proc/nowhere cannot be written"),
+    "sigmas": (ConfigError, {"sigmas": [3]}, "sigmas: DDIM visits timesteps; give timesteps, or add scheduler=deis|dp"),
+    "several prompts": (ConfigError, {"negative_prompt": ["a", "b"]}, "negative_prompt: is of type list, and a call"),
+    "a number for a text": (ConfigError, {"prompt_2": 5}, "prompt_2: is of type int; give a text"),
+    "a number for a folder": (ConfigError, {"save": 3}, "save: is of type int; give True, or the folder"),
     "prompts": (ConfigError, {"overrides": ["prompt_file=x"]}, "prompt and prompt_file are both set"),
 }
 

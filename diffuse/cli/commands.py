@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from diffuse.cli.options import MEASURE, YES
 from diffuse.cli.output import print_line, writing_output
-from diffuse.errors import ConfigError
+from diffuse.errors import ConfigError, DiffuseError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -103,6 +103,9 @@ def _reproduce(arguments: list[str]) -> None:
     yes, rest = _take_yes(arguments)
     target, *overrides = rest or [""]
     _check_options([target, *overrides])
+    for argument in overrides:
+        if "=" not in argument and not argument.startswith("~"):
+            raise ConfigError(f"{argument}: diffuse reproduce makes one file again at a time; call it for each")
 
     from diffuse.reproduce.reproduction import find_reproduction
 
@@ -123,19 +126,24 @@ def _doctor(arguments: list[str]) -> None:
     from rich.console import Console
 
     from diffuse.cli import doctor
-    from diffuse.config.groups import load_group
+    from diffuse.config.groups import conf_dir, load_group
+    from diffuse.config.own import own_config
+    from diffuse.config.own_files import hidden_files
     from diffuse.schema import HardwareConfig
 
     config = cast(HardwareConfig, OmegaConf.to_object(cfg.hardware))
     if MEASURE in arguments:
         doctor.measure(config)
     groups = {group: load_group(group) for group in ("model", "memory_profile")}
+    hidden = hidden_files(own_config().folders, conf_dir())
+    mistakes: dict[str, DiffuseError] = {"=".join(name.rsplit("/", 1)): error for name, error in hidden.items()}
+    mistakes |= {f"{group}={name}": error for group in groups for name, error in groups[group].mistakes.items()}
     report = doctor.report(
         groups["model"],
         groups["memory_profile"],
         tracking=None if cfg.tracking.name == "none" else cfg.tracking,
         config=config,
-        mistakes={f"{group}={name}": error for group in groups for name, error in groups[group].mistakes.items()},
+        mistakes=mistakes,
     )
     with writing_output():
         Console().print(report)

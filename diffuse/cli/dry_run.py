@@ -16,8 +16,8 @@ from diffuse.media.files import file_stem
 from diffuse.media.formats import FRAMES
 from diffuse.paths import user_path
 from diffuse.schema import Download
-from diffuse.sweep.job import Job, JobStatus, common_reason
-from diffuse.terminal import say
+from diffuse.sweep.job import Job, JobStatus, common_reason, wrong_jobs
+from diffuse.terminal import counted, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,13 +41,14 @@ def _list_drafts(cfg: DictConfig) -> None:
     if cfg.suite is not None:
         raise ConfigError(f"--dry-run: lists pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)
+    _check_store(cfg)
     are_here = _are_here(cfg)
     suffix = _suffix(cfg)
     for draft in drafts:
         width, height = _size(cfg, draft) if are_here else (draft.width, draft.height)
         size = f"{width} x {height}" if width and height else "the checkpoint's size"
         parts = ["a drawn seed" if cfg.seed is None else f"seed {draft.seed}", size]
-        parts.append(f"{draft.fields['num_inference_steps']} steps")
+        parts.append(counted(draft.fields["num_inference_steps"], "step"))
         count = draft.fields["num_images"]
         parts += [f"{count} pictures"] if count > 1 else []
         stem = file_stem(draft.prompt, draft.seed, cfg.output.name)
@@ -66,6 +67,14 @@ def _suffix(cfg: DictConfig) -> str:
     choose_output_format(cfg)
     name: str = cfg.output.format.name
     return "" if name == FRAMES else f".{name}"
+
+
+def _check_store(cfg: DictConfig) -> None:
+    """Refuses an address of the tracking store as the run would. Nothing is opened."""
+    if cfg.tracking.name != "none":
+        from diffuse.tracking.store import Store
+
+        Store.from_config(cfg.tracking)
 
 
 def _size(cfg: DictConfig, draft: RequestDraft) -> tuple[int, int]:
@@ -96,10 +105,13 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
     Raises:
         ConfigError: jobs are wrong, which are reported in a line each.
     """
+    from diffuse.cli.sweep import report_single
+
     lister, unknown = look_up_jobs(flags, overrides, command_line, yes)
     if unknown is not None:
         return say(f"{unknown}; {_NOTHING}")
     sweep = lister.sweep
+    report_single(sweep, command_line)
     reason = common_reason(lister.jobs)
     for job in lister.jobs:
         _print_job(job, sweep.axes, is_reported=reason is None)
@@ -112,7 +124,7 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
     jobs = "1 job" if len(lister.jobs) == 1 else f"{len(lister.jobs)} jobs"
     say(f"{jobs}: {', '.join(parts)}, in {sweep.folder}; {_NOTHING}")
     if count["wrong"]:
-        raise ConfigError(f"{count['wrong']} of the sweep's jobs are wrong, as said above")
+        raise ConfigError(wrong_jobs(count["wrong"]))
 
 
 def look_up_jobs(
@@ -122,7 +134,7 @@ def look_up_jobs(
 
     Returns what found it out, and has the jobs; and why they are not known, where they are not.
     """
-    from diffuse.sweep.launcher import launching
+    from diffuse.sweep.launcher import OPTUNA, launching, require_package
     from diffuse.sweep.launchers.foreign import run_job
     from diffuse.sweep.launchers.plugins import register_plugins
     from diffuse.sweep.listing import JobLister
@@ -131,9 +143,12 @@ def look_up_jobs(
     register_plugins()
     with explain_errors(command_line):
         sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
+    _check_store(base)
     lister = JobLister(sweep, base.tracking)
     if sweep.jobs is None:
         sweeper = base.hydra.runtime.choices["hydra/sweeper"]
+        if sweeper == "optuna":
+            require_package(OPTUNA, extra="optuna", user="hydra/sweeper=optuna")
         return lister, f"hydra/sweeper={sweeper} chooses each job by the results of those before"
     with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
         elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
@@ -146,4 +161,4 @@ def _print_job(job: Job, axes: list[str], is_reported: bool) -> None:
     files = "".join(f" -> {path}" for path in job.paths)
     print_line(f"{_WORDS[job.status]:<7} {label}{files}")
     if job.error is not None and is_reported:
-        report_line(f"{label}: {job.error}")
+        report_line(job.complaint(axes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,8 @@ def run_generate(arguments: list[str]) -> None:
     if "--resolve" in flags and not multirun:  # of which Hydra says what is wrong, and not where
         with explain_errors(command_line):
             compose_quoted(overrides)
+    if not multirun:
+        _note_choices(command_line)
     if dry:
         from diffuse.cli.dry_run import list_run, list_sweep
 
@@ -69,6 +72,16 @@ def run_generate(arguments: list[str]) -> None:
         run_sweep(flags, overrides, command_line, yes)
     else:
         run_hydra(flags, overrides, command_line, partial(_run_job, junit=junit))
+
+
+def _note_choices(command_line: Sequence[str]) -> None:
+    """Says that a prompt is taken literally where it looks like several."""
+    from diffuse.schema import PROMPT_FIELDS
+    from diffuse.terminal import say
+
+    for name, _, value in (override.partition("=") for override in command_line):
+        if name in PROMPT_FIELDS and re.fullmatch(r"(choice|glob)\s*\(.*\)", value.strip(), re.DOTALL):
+            say(f"note: {name}={' '.join(value.split())} is taken literally; diffuse -m makes a sweep over the texts")
 
 
 def _run_job(cfg: DictConfig, junit: Path | None) -> None:

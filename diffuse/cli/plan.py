@@ -15,7 +15,7 @@ from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError, DiffuseError
 from diffuse.run import model_auto
 from diffuse.schema import Download
-from diffuse.sweep.job import JobStatus, common_reason
+from diffuse.sweep.job import JobStatus, common_reason, wrong_jobs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -118,13 +118,13 @@ def _plan_sweep(options: PlanOptions, arguments: list[str]) -> None:
         raise ConfigError(reason)
     for job in lister.jobs:
         if job.status is JobStatus.FAILED:
-            report_line(f"{' '.join(job.label(lister.sweep.axes).split())}: {job.error}")
+            report_line(job.complaint(lister.sweep.axes))
     count = Counter(job.status for job in lister.jobs)
     there, double, wrong = count[JobStatus.EXISTING], count[JobStatus.DUPLICATE], count[JobStatus.FAILED]
     if to_make or not wrong:
         _print(options, Totals(len(lister.jobs), there, double, wrong, tuple(to_make)))
     if wrong:
-        raise ConfigError(f"{wrong} of the sweep's jobs are wrong, as said above")
+        raise ConfigError(wrong_jobs(wrong))
 
 
 def _split(arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffuse.cli.hydra_main import run_hydra
 from diffuse.cli.output import report_error, report_line
 from diffuse.config.mistakes import explain_errors
 from diffuse.errors import ConfigError, DiffuseError, RunError, is_wrong_request
+from diffuse.schema import PROMPT_FIELDS
 from diffuse.sweep.claim import release_folder
 from diffuse.sweep.folder import Sweep, open_sweep_folder
 from diffuse.sweep.interrupt import Interruption
@@ -20,7 +22,7 @@ from diffuse.sweep.launchers.plugins import register_plugins
 from diffuse.sweep.plan import plan_sweep
 from diffuse.sweep.progress import SweepProgress
 from diffuse.sweep.runner import JobRunner
-from diffuse.terminal import print_error
+from diffuse.terminal import print_error, say
 
 _MAX_REPORTED = 50  # failures
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
@@ -41,6 +43,7 @@ def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], y
     register_plugins()
     with explain_errors(command_line):
         sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
+    report_single(sweep, command_line)
     if not sweep.may_exist:  # otherwise there may be nothing to do
         tracking.start_worker(base.tracking)
     progress, interruption = SweepProgress(), Interruption()
@@ -59,6 +62,16 @@ def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], y
             if interruption.requested:
                 progress.say(f"{progress.summary()}; the same command goes on from here")
     _end_sweep(sweep, progress, report[0] if report else None)
+
+
+def report_single(sweep: Sweep, command_line: Sequence[str]) -> None:
+    """Says so where nothing is swept over, and what may have been meant."""
+    if sweep.axes or sweep.jobs != 1:
+        return
+    for name, value in (override.split("=", 1) for override in command_line if "=" in override):
+        if name in PROMPT_FIELDS and "," in value and ({*"'\""} & {value.strip()[:1], value.strip()[-1:]}):
+            return say(f'note: {name} is one text here; of several, each is in quotes: {name}=\'"A","B"\'')
+    say("note: -m makes one job here, as no field has several values; write NAME=A,B or NAME='range(1,9)'")
 
 
 def _make_report(sweep: Sweep, progress: SweepProgress, sheets: bool) -> list[Path]:
@@ -82,7 +95,7 @@ def _end_sweep(sweep: Sweep, progress: SweepProgress, report: Path | None) -> No
         progress.say(progress.summary(report))
     for job in progress.failed[:_MAX_REPORTED]:
         if isinstance(job.error, DiffuseError):
-            report_line(f"{job.label(sweep.axes)}: {job.error}")
+            report_line(job.complaint(sweep.axes))
         elif job.error is not None:
             report_error(job.error)
     if len(errors) > _MAX_REPORTED:

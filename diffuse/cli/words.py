@@ -43,16 +43,22 @@ def check_words(arguments: Sequence[str], commands: Sequence[str]) -> None:
             raise ConfigError(f"{word}: is a command, which goes first: diffuse {word} ...")
         if len(word.split()) > 1:
             raise ConfigError(f'{word}: should be NAME=VALUE; a prompt is written as prompt="{word}"')
+        bare = [each for each in arguments if each.strip() and "=" not in each and not each.startswith(("-", "~"))]
         raise ConfigError(
-            f"{word}: there is no such command, and a setting is written NAME=VALUE; {_near_command(word, commands)}"
+            f"{word}: there is no such command, and a setting is written NAME=VALUE; "
+            f"{_near_command(word, commands, ' '.join(bare))}"
         )
 
 
-def _near_command(word: str, commands: Sequence[str]) -> str:
+def _near_command(word: str, commands: Sequence[str], text: str) -> str:
     typed = word.casefold()
     known = {name: f"diffuse {name}" for name in commands} | _OTHER_NAMES
     near = get_close_matches(typed, known, 1, 0.6) or [name for name in commands if typed.startswith(name)]
-    return f"did you mean {known[near[0]]}?" if near else f"the commands are {', '.join(commands)}"
+    if near:
+        return f"did you mean {known[near[0]]}?"
+    if " " in text and not {*"./\\"} & {*text}:  # what a shell makes of a prompt without quotes
+        return f"a prompt is written as prompt='{text}'"
+    return f"the commands are {', '.join(commands)}"
 
 
 def wrong_option(argument: str) -> ConfigError:

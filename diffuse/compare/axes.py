@@ -112,6 +112,8 @@ def find_axes(cells: Sequence[Cell]) -> list[Axis]:
     varying = [key for key in keys if len({_same(cell.config.get(key)) for cell in cells}) > 1]
     varying = [key for key in varying if not _is_option_of_another(key, cells, varying)]
     overridden = set().union(*(override_keys(cell.overrides) for cell in cells))
+    alike = _used_alike(cells)
+    varying = [key for key in varying if key in overridden or key.partition(".")[0] not in alike]
     kept = [key for key in varying if key in overridden or key == "seed"]
     for key in sorted((key for key in varying if key not in kept), key=_rank):
         if not _follows(key, kept, cells):
@@ -195,6 +197,22 @@ def is_number(value: Any) -> bool:
 
 def _rank(key: str) -> tuple[int, str]:
     return (_FIRST.index(key) if key in _FIRST else len(_FIRST) + (key == "seed"), key)
+
+
+def _used_alike(cells: Sequence[Cell]) -> set[str]:
+    """Returns the groups of which `auto` chose for some cells what others name, as a reproduction does."""
+    used: dict[str, set[str | None]] = {"hardware": set(), "memory_profile": set()}
+    for cell in cells:
+        machine, process = (_mapping(cell.record.get(name)) for name in ("hardware", "determinism"))
+        device, profile = machine.get("device"), _mapping(machine.get("memory_profile"))
+        facts = [device, machine.get("dtypes"), machine.get("deterministic"), process.get("threads")]
+        used["hardware"].add(None if device is None else _same(facts))
+        used["memory_profile"].add(None if profile.get("name") is None else _same(profile["name"]))
+    return {group for group, values in used.items() if len(values) == 1 and None not in values}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_option_of_another(key: str, cells: Sequence[Cell], varying: Sequence[str]) -> bool:

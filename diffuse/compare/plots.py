@@ -17,6 +17,7 @@ from diffuse.compare.axes import STEPS, Axis, Layout, format_value, is_number
 from diffuse.compare.quality import CellQuality
 from diffuse.compare.sheet import SOFTWARE
 
+_TICKS = 10  # numbers that have room below a plot
 _SERIES = 8  # lines that an eye can tell apart
 _NAME_CHARACTERS = 30
 _QUALITY: dict[str, Callable[[CellQuality], float | None]] = {
@@ -96,6 +97,8 @@ def _figure(
                 plot.plot([place] * len(line[place]), line[place], ".", color=colour, alpha=0.25, markersize=4)
             means = [statistics.fmean(line[place]) for place in places]
             plot.plot(places, means, "o-", color=colour, markersize=4, label=names[number] if series else None)
+        if all(isinstance(value, int) for value in along.values) and len(along.values) <= _TICKS:
+            plot.set_xticks(along.values)  # or it would divide what is counted
         plot.set_xlabel(along.label)
         plot.set_ylabel(title)
         plot.grid(alpha=0.25)

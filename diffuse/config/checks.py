@@ -121,6 +121,20 @@ def check_number(field: RequestField, value: Any) -> None:
         raise ConfigError(f"{field.name}={value}: should be a {kind} {bounds(field)}{hint}")
 
 
+def check_request_defaults(cfg: DictConfig) -> None:
+    """Checks that a model's defaults are of fields that there are, and that numbers are of their type and range.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name, value in cfg.model.request_defaults.items():
+        if name not in REQUEST_FIELDS:
+            near = suggestion(str(name), tuple(REQUEST_FIELDS))
+            raise ConfigError(f"model.request_defaults.{name}: a request has no such field{near}")
+        if REQUEST_FIELDS[name] in _NUMBERS:
+            check_number(REQUEST_FIELDS[name], value)
+
+
 def _within(field: RequestField, value: float) -> bool:
     return (
         (field.least is None or value >= field.least)

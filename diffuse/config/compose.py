@@ -93,6 +93,11 @@ def _find_primary(name: str, folders: Sequence[Path]) -> OwnFile | None:
     if find_own_file([conf_dir()], name) is not None:
         return None
     path = find_own_file(folders, name)
+    if path is None and find_own_file([Path()], name) is not None:
+        raise ConfigError(
+            f"--config-name {name}: should be a name in the folder of --config-dir; "
+            f"write --config-dir {place or '.'} --config-name {last.removesuffix('.yaml')}"
+        )
     if path is None:
         known = sorted({each.stem for folder in folders for each in folder.glob("*.yaml")})
         near = suggestion(

@@ -91,6 +91,12 @@ def group_options(group: str) -> list[str]:
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
+def own_groups() -> list[str]:
+    """Returns the names of groups that only the user's own folders have, sorted."""
+    places = [place for folder in own_config().folders if folder.is_dir() for place in folder.iterdir()]
+    return sorted({place.name for place in places if place.is_dir() and place.name not in (*GROUPS, "hydra")})
+
+
 @cache
 def sampler_options() -> dict[str, list[str]]:
     """Returns the samplers of the package that have each option, by the option's name."""
@@ -146,7 +152,8 @@ def _load_own_option(group: str, name: str) -> Any:
     Raises:
         ConfigError: its file has a mistake, or one of its defaults; the message names the file.
     """
-    from diffuse.config.mistakes import explain_errors  # which needs this module
+    from diffuse.config.checks import check_request_defaults
+    from diffuse.config.mistakes import explain_errors  # which need this module
 
     own = own_config()
     choice = f"{group}={name}"
@@ -157,6 +164,8 @@ def _load_own_option(group: str, name: str) -> Any:
             with explain_errors():
                 cfg = compose_quoted([choice])
                 cfg[group].name = name
+                if group == "model":
+                    check_request_defaults(cfg)
                 return OmegaConf.to_object(cfg[group])
         except ConfigError as error:
             if any(str(error).startswith(str(file.path)) for file in read.values()):

@@ -98,8 +98,7 @@ def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if not fields["input_image"]:
         for name in INPUT_FIELDS[1:]:
             if config[name] is not None and config[name] is not False:
-                shown = str(config[name]).lower() if isinstance(config[name], bool) else config[name]
-                raise ConfigError(f"{name}={shown}: is of a picture to start from; add input_image=FILE")
+                raise ConfigError(f"{name}: is of a picture to start from; add input_image=FILE")
         return
     if fields["keep_unmasked"] and not fields["mask_image"]:
         raise ConfigError("keep_unmasked=true: keeps what is outside a mask; add mask_image=FILE")

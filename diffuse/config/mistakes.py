@@ -12,7 +12,8 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse.config.groups import GROUPS, default_values, group_options, known_keys, sampler_options
+from diffuse.config.groups import GROUPS, default_values, group_options, known_keys, own_groups, sampler_options
+from diffuse.config.other_names import field_meant, sampler_meant
 from diffuse.config.own import own_config
 from diffuse.config.own_files import find_own_file, marked_message
 from diffuse.errors import ConfigError, raised_in
@@ -54,6 +55,9 @@ def name_own_places() -> Iterator[None]:
     except ConfigError as error:
         named = re.match(r"([a-z]\w*(?:\.\w+)*)(?:[=:]| is )", str(error))
         place = own_place(named[1], named[1].endswith("._target_")) if named else ""
+        if named and not place and named[1] not in own_config().names:  # the model's own default may be wrong
+            models = (f"{group}.request_defaults.{named[1]}" for group in ("refiner", "model"))
+            place = next(filter(None, map(own_place, models)), "")
         if not place:
             raise
         raise ConfigError(f"{place}{error}") from error
@@ -129,6 +133,8 @@ def suggestion(name: str, names: Sequence[str], otherwise: str = "") -> str:
 
     Fields at the root go before others.
     """
+    if alike := [known for known in names if known.lower() == name.lower()]:
+        return f"; did you mean {alike[0]}?"
     last = name.rpartition(".")[2]
     tails = {known.rpartition(".")[2]: known for known in reversed(names)}
     near = (
@@ -146,6 +152,7 @@ def unknown_field(key: str, override: str) -> ConfigError:
     """Returns the error for an override of a field that does not exist."""
     # An option's own name and class are not for the user to set.
     names = [known for known in known_keys() if known == "output.name" or not known.endswith((".name", "._target_"))]
+    names.remove("suite")  # which an experiment sets
     option = key.removeprefix("scheduler.")
     samplers = sampler_options().get(option, [])
     if samplers and (option != key or f"scheduler.{option}" not in names):
@@ -158,6 +165,10 @@ def unknown_field(key: str, override: str) -> ConfigError:
         number = ".".join(key.split(".")[:2])
         return ConfigError(f"{override}: there is no {number}; say which file, as in lora=FILE:0.8")
     near = suggestion(key, names, "diffuse --help lists them")
+    if own := get_close_matches(key, own_groups(), 1, 0.7):
+        near = f"; did you mean +{own[0]}?"
+    elif meant := field_meant(key):
+        near = f"; did you mean {meant}?"
     if key.startswith("hydra."):
         near = "; diffuse --cfg hydra prints those of Hydra"
     return ConfigError(f"{override}: there is no field or group {key}{near}")
@@ -177,15 +188,23 @@ def plain_message(message: str) -> str:
     if "is not a ListConfig, list or tuple" in line:
         return "should be a list, such as [A,B]"
     if match := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", line):
-        return f"{match[1]!r} is none of {match[2]}{suggestion(match[1], match[2].split(', '))}"
+        return f"{match[1]!r} is none of {match[2]}{_near_choice(match[1], match[2].split(', '))}"
     return line
+
+
+def _near_choice(value: str, choices: Sequence[str]) -> str:
+    """Returns a clause that suggests the nearest of few choices, of which most have nothing to do with the value."""
+    by_letters = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(value.lower(), by_letters, 1, 0.6)
+    return f"; did you mean {by_letters[near[0]]}?" if near else ""
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.replace("\\", "/").rpartition("/")
         known = list(error.options or group_options(group))
-        near = suggestion(name, known)
+        meant = sampler_meant(name, known) if group == "scheduler" else None
+        near = f"; did you mean {meant}?" if meant else suggestion(name, known)
         if not known:
             hint = f"; write `override /{group.rpartition('/')[2]}: {name}`" if "/" in group else ""
             return ConfigError(f"{group}={name}: there is no group {group}{hint}")
@@ -195,7 +214,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(f"{group}={name}: there is no such {group}{near} (there are {', '.join(known)})")
     message = f"{error}\n{error.__cause__ or ''}"
     if match := _DEFAULTS.search(message):
-        return _explain_default(next(filter(None, match.groups())).partition("@")[0], message)
+        return _explain_default(next(filter(None, match.groups())).partition("@")[0], message, overrides)
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{_shortened(error.override)}: cannot be read; write NAME=VALUE, and quote a VALUE that has special "
@@ -228,12 +247,15 @@ def _explain_option(override: str | None) -> ConfigError:
     return ConfigError(f"{_shortened(override or 'GROUP=OPTION')}: should be NAME=VALUE, or GROUP=OPTION{there}")
 
 
-def _explain_default(group: str, message: str) -> ConfigError:
+def _explain_default(group: str, message: str, overrides: Sequence[str]) -> ConfigError:
     """Explains what is wrong with the entry of a group in a file's defaults."""
     if "You must specify" in message:
         options = group_options(group)
         return ConfigError(f"{group} is not chosen; add {group}={'|'.join(options) or 'OPTION'}")
     if "Could not override" in message:
+        typed = next((each for each in overrides if each.partition("=")[0] == group), None)
+        if typed is not None and group in own_groups():
+            return ConfigError(f"{_shortened(typed)}: is a group of your own files, which is added: write +{typed}")
         near = suggestion(group, GROUPS, f"there are {', '.join(GROUPS)}")
         return ConfigError(f"the defaults override {group}, and there is no such group{near}")
     return ConfigError(f"{group} is chosen twice; write `override /{group}: OPTION` in the defaults of a file")

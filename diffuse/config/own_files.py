@@ -17,6 +17,7 @@ from diffuse.errors import ConfigError
 _PACKAGE = re.compile(r"\s*#\s*@\s*package\b(.*)")
 _HEADER = re.compile(r"\s*#\s*@")
 _OPTION = re.compile(r"[\w./-]+")
+_PRIMARY = "config"  # the package's own primary configuration
 _GLOBAL, _GROUP = "_global_", "_group_"
 # `tracking.name` says how runs are kept, not which option was chosen: everything that tracks asks for one of these.
 _TRACKING = ("mlflow", "none")
@@ -252,9 +253,8 @@ def read_own_files(
         groups: those of the package.
 
     Raises:
-        ConfigError: as `read_own_file`; or a file has the name of one of the package's, which would be read instead.
+        ConfigError: as `read_own_file`; or a file has the name of one of the package's, which is read instead.
     """
-    _check_hidden(folders, shipped)
     waiting = ([] if primary is None else [("", primary)]) + list(_chosen(folders, overrides))
     files: dict[str, OwnFile] = {}
     while waiting:
@@ -267,6 +267,8 @@ def read_own_files(
         files[name] = read_own_file(path, group, first == "experiment" or first not in ("", "hydra", *groups))
         waiting += [(each.group, each.option) for each in files[name].defaults() if each.option is not None]
     _check_cycles(files)
+    if hidden := hidden_files(folders, shipped):
+        _check_hidden(hidden, primary or _PRIMARY, files, overrides, shipped)
     return files
 
 
@@ -294,14 +296,45 @@ def _chosen(folders: Sequence[Path], overrides: Sequence[str]) -> Iterator[tuple
                 yield from ((group, option) for option in [*_OPTION.findall(value), *every])
 
 
-def _check_hidden(folders: Sequence[Path], shipped: Path) -> None:
+def hidden_files(folders: Sequence[Path], shipped: Path) -> dict[str, ConfigError]:
+    """Returns by name, such as `model/tiny`, the error of each file of the user's that Hydra would not read.
+
+    The package has another of this name, and Hydra finds that first.
+    """
+    hidden = {}
     for path in sorted(shipped.rglob("*.yaml")):
         name = path.relative_to(shipped)
         for folder in folders:
             own = folder / name
             if own.is_file() and own.read_bytes() != path.read_bytes():
                 how = f"{name.parent}={name.stem}" if name.parent.name else f"primary configuration {name.stem}"
-                raise ConfigError(
+                hidden[name.with_suffix("").as_posix()] = ConfigError(
                     f"{own}: would not be read, because the package has a {how} of its own, which Hydra finds first; "
                     "give the file another name"
                 )
+    return hidden
+
+
+def _check_hidden(
+    hidden: Mapping[str, ConfigError],
+    primary: str,
+    files: Mapping[str, OwnFile],
+    overrides: Sequence[str],
+    shipped: Path,
+) -> None:
+    """Raises the error of a hidden file that the command would choose: by itself, or by the defaults of any file."""
+    typed = {key.lstrip("+").partition("@")[0]: value for key, _, value in (each.partition("=") for each in overrides)}
+    waiting = [primary, *files, *(f"{group}/{value}" for group, value in typed.items())]
+    waiting += [f"{group}/{option}" for group, value in typed.items() for option in _OPTION.findall(value)]
+    seen = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in hidden:
+            raise hidden[name]
+        path = find_own_file([shipped], name)
+        file = files.get(name) or (None if path is None else read_own_file(path, name.rpartition("/")[0], False))
+        defaults = [] if file is None else file.defaults()
+        waiting += [f"{each.group}/{each.option}".lstrip("/") for each in defaults if each.group not in typed]

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from diffuse.config.groups import known_keys
+from diffuse.config.groups import group_options, known_keys
 from diffuse.config.hydra_settings import check_hydra_part
 from diffuse.config.lora import LORA, check_lora_key, is_lora_source, read_lora, short_lora
 from diffuse.config.mistakes import unknown_field
@@ -252,5 +252,9 @@ def _refuse_sign(sign: str, key: str, value: str | None) -> ConfigError:
     if key not in known_keys():
         return unknown_field(key, f"{sign}{key}{value or ''}")
     if sign == "~":
+        if options := group_options(key):
+            return ConfigError(
+                f"~{key}: a group cannot be removed; choose {key}={'none' if 'none' in options else '|'.join(options)}"
+            )
         return ConfigError(f"~{key}: a field cannot be removed; {key}=null leaves it to the model")
     return ConfigError(f"{sign}{key}{value or ''}: the field exists; write {key}{value or '=VALUE'}")

@@ -43,7 +43,13 @@ def check_run_tags(
             raise ConfigError(f"{where[:80]}...: has {len(key)} characters; MLflow takes {_KEY_CHARACTERS} in a name")
         if key.startswith(_OWN) or key in _OWN_KEYS:
             raise ConfigError(f"{where}: diffuse sets this tag itself; choose another name")
-        if value is None or isinstance(value, Mapping | list):
+        if isinstance(value, Mapping):
+            inner = next(iter(value), "NAME")
+            raise ConfigError(
+                f"{where}: a dot makes tags within a tag, which MLflow has not; a name that holds a dot is written "
+                f"'tracking.tags={{{key}.{inner}: VALUE}}'"
+            )
+        if value is None or isinstance(value, list):
             raise ConfigError(f"{where}: should be a text or a number; leave a tag without a value out")
         if len(tag_text(value)) > VALUE_CHARACTERS:
             raise ConfigError(f"{where}: is longer than the {VALUE_CHARACTERS} characters that MLflow keeps of a tag")

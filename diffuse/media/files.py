@@ -43,6 +43,14 @@ def file_stem(prompt: str, seed: int, name: str | None = None) -> str:
     return f"{words if words.strip('_') else 'image'}_{seed}"
 
 
+def _extension(name: str) -> str | None:
+    """Returns the end of a name that is the extension of a medium."""
+    from diffuse.media.formats import format_of  # which needs this module
+
+    path = Path(name)
+    return None if format_of(path) is None else path.suffix
+
+
 def check_name(name: str) -> str:
     """Returns `name`, shortened to what file systems take.
 
@@ -58,6 +66,8 @@ def check_name(name: str) -> str:
         fault = "begins or ends with a dot or a space"
     elif _DEVICE.fullmatch(name):
         fault = "is the name of a device on Windows"
+    elif (suffix := _extension(name)) is not None:
+        fault = f"ends with {suffix}, and output.format says how a file ends"
     if fault:
         raise MediaError(f"output.name={name!r} {fault}; choose a plain name without extension")
     return name.encode()[:_NAME_BYTES].decode(errors="ignore").rstrip(". ")

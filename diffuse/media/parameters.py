@@ -41,7 +41,7 @@ def parameters_text(
         "Clip skip": request["clip_skip"] + 1 if request.get("clip_skip") else "",  # there, 1 leaves out none
         "Emphasis": "None" if literal else "",  # there, brackets are weights unless this is said
         "Model hash": (model.get("sha256") or "")[:10],
-        "Model": Path(str(model.get("source") or record["config"]["model"]["name"])).name,
+        "Model": _model_name(Path(str(model.get("source") or record["config"]["model"]["name"]))),
         "VAE hash": vae.get("sha256", "")[:10],
         "VAE": Path(str(vae.get("source", ""))).name,
         **sampler_settings,
@@ -53,6 +53,11 @@ def parameters_text(
         lines.append(f"Negative prompt: {request['negative_prompt'].strip()}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items() if value != ""))
     return "\n".join(lines)
+
+
+def _model_name(source: Path) -> str:
+    """Returns the last part of where a model is from; that of the package's own is in a folder `tiny/checkpoint`."""
+    return "tiny" if source.parts[-2:] == ("tiny", "checkpoint") else source.name
 
 
 def _quoted(value: str) -> str:

@@ -49,18 +49,24 @@ class Setting:
         return self.configurations.checkpoints
 
     def request(self, draft: RequestDraft) -> GenerationRequest:
-        """Returns the request of a draft, checked.
+        """Returns the request of a draft, checked, but for its size: see `oversize`.
 
         Raises:
-            ConfigError: the models or the profile cannot make it.
+            ConfigError: the models cannot make it.
         """
         cfg = self.cfg
         known = request_fields([load_family(model._target_) for model in models(cfg)])
         check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
         choose_output_format(cfg)
-        request = complete_request(cfg, draft, self.hw, self.checkpoints)
-        check_max_side(self.profile, request.width, request.height)
-        return request
+        return complete_request(cfg, draft, self.hw, self.checkpoints)
+
+    def oversize(self, request: GenerationRequest) -> str | None:
+        """Returns why the profile would refuse the size of a request; None where it would not."""
+        try:
+            check_max_side(self.profile, request.width, request.height)
+        except ConfigError as error:
+            return str(error)
+        return None
 
     def with_levers(self, request: GenerationRequest) -> Setting:
         """Returns the setting for a request: with the profile that is chosen where there is a budget to keep.
@@ -188,4 +194,5 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
         levers,
         setting.choice,
         loras,
+        setting.oversize(request),
     )

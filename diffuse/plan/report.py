@@ -12,6 +12,7 @@ from diffuse.plan.budgets import Budget
 from diffuse.plan.choose_levers import Choice
 from diffuse.plan.predict import ComponentPlan, Prediction, reserved_bytes
 from diffuse.schema import GenerationRequest, MemoryProfileConfig
+from diffuse.terminal import counted
 
 _TERA, PETA = 1e12, 1e15
 
@@ -36,11 +37,12 @@ class Plan:
     budgets: Sequence[Budget]
     choice: Choice | None = None  # of the levers, where there is a budget to keep
     loras: Sequence[tuple[str, int]] = ()  # LoRA files, and their bytes
+    oversize: str | None = None  # why the profile would refuse the size
 
     @property
     def fits(self) -> bool | None:
-        """True where the device has room; None where its size is not known."""
-        return fits(self.hw, self.prediction)
+        """True where the device has room; None where its size is not known; False where the profile refuses it."""
+        return False if self.oversize else fits(self.hw, self.prediction)
 
     def as_json(self) -> dict[str, Any]:
         """Returns plain JSON values, sizes in bytes."""
@@ -79,6 +81,7 @@ class Plan:
             "program_bytes": self.program_bytes,
             "vram_bytes": vram_bytes(self.hw),
             "fits": self.fits,
+            "refused": self.oversize,
             "disk_bytes": self.disk_bytes,
             "download_bytes": self.download_bytes,
             "sizes_are_exact": self.sizes_are_exact,
@@ -99,7 +102,7 @@ class Plan:
             if self.hw.planned and has_card(self.hw) and not self.card
             else device
         )
-        size = f"{request.width} x {request.height}, {request.num_inference_steps} steps"
+        size = f"{request.width} x {request.height}, {counted(request.num_inference_steps, 'step')}"
         lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}"]
         lines += ["", *([] if self.choice is None else [self.choice.line(), ""])]
         lines.append(f"{'component':24} {'parameters':>14} {'weights':>12}  {'dtype':9} where")
@@ -109,20 +112,22 @@ class Plan:
             seconds = self.seconds.get(phase.name)
             lines.append(
                 f"{phase.name:10} {_size(phase.device_bytes) if has_card(self.hw) else '-':>12} "
-                f"{_size(phase.host_bytes):>12} {phase.flops / _TERA:10.3f} "
+                f"{_size(phase.host_bytes):>12} {_short(phase.flops / _TERA):>10} "
                 f"{'-' if seconds is None else f'{seconds:.1f}':>9}"
             )
         lines.append("")
         lines += self._memory_lines()
         about = "" if self.sizes_are_exact else "about "
-        lines.append(f"disk         {about}{_size(self.disk_bytes)}; to download {about}{_size(self.download_bytes)}")
+        download = f"to download {about}{_size(self.download_bytes)}" if self.download_bytes else "nothing to download"
+        lines.append(f"disk         {about}{_size(self.disk_bytes)}; {download}")
         lines += [
             f"lora         {name}: {_size(size)}, added to the weights where they are: no second copy"
             for name, size in self.loras
         ]
-        lines.append(f"arithmetic   {guess.flops / PETA:.3g} PFLOP, {guess.calls} calls of the denoiser")
+        lines.append(f"arithmetic   {arithmetic(guess.flops)}, {guess.calls} calls of the denoiser")
         total = sum(self.seconds.values())
         lines.append(f"time         {self.no_seconds or f'{total:.1f} s, by the rates of {self.rates}'}")
+        lines += [f"refused      {self.oversize.partition('; ')[0]}"] if self.oversize else []
         if self.budgets:
             lines += ["", "budgets of the device, each with the levers above it:"]
             lines += [
@@ -168,6 +173,18 @@ def _component_line(component: ComponentPlan) -> str:
     else:
         where = "device" if component.stays else "device, while its phase lasts"
     return f"{component.name:24} {component.parameters:>14,} {_size(component.nbytes):>12}  {component.dtype:9} {where}"
+
+
+def arithmetic(flops: int) -> str:
+    """Returns floating-point operations in the unit that reads best."""
+    return f"{_short(flops / PETA)} PFLOP" if flops >= PETA else f"{_short(flops / _TERA)} TFLOP"
+
+
+def _short(value: float) -> str:
+    """Returns a number with three digits, and without an exponent."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.6f}"
 
 
 def _size(nbytes: int) -> str:

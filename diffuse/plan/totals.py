@@ -8,8 +8,9 @@ from typing import Any
 
 from diffuse.config.request import RequestDraft
 from diffuse.device.gpus import GIB
+from diffuse.errors import ConfigError
 from diffuse.plan.make_plan import Setting
-from diffuse.plan.report import PETA, fits, has_card
+from diffuse.plan.report import PETA, arithmetic, fits, has_card
 from diffuse.schema import PROMPT_FIELDS, GenerationRequest
 
 # Bytes a pixel of pictures that models make, about: half of what TIFF takes is saved by PNG, and most of it by JPEG.
@@ -97,7 +98,7 @@ class Totals:
             jobs,
             f"pictures     {values['pictures']}, about {values['media_bytes'] / (1 << 20):.1f} MiB",
             f"texts        {values['texts']} to encode",
-            f"arithmetic   {values['pflop']:.3g} PFLOP",
+            f"arithmetic   {arithmetic(sum(job.flops for job in self.to_make))}",
             f"time         {hours}",
             *([device] if any(job.has_card for job in self.to_make) else []),
             f"main memory  {values['host_bytes'] / GIB:.2f} GiB at most, without the program",
@@ -114,10 +115,12 @@ def plan_job(setting: Setting, draft: RequestDraft, model: str = "") -> PlannedJ
     """Plans one of many requests.
 
     Raises:
-        ConfigError: the request is wrong.
+        ConfigError: the request is wrong, or larger than the profile is meant for.
     """
     request: GenerationRequest = setting.request(draft)
     setting = setting.with_levers(request)
+    if reason := setting.oversize(request):
+        raise ConfigError(reason)
     prediction = setting.predict(request)
     seconds, reason = setting.seconds(prediction)
     frames = getattr(request, "num_frames", None)

@@ -17,7 +17,7 @@ from diffuse.config.groups import TINY, load_group
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.request import SET_FIELDS
 from diffuse.config.root import Config
-from diffuse.device.profile import AUTO, CHOSEN
+from diffuse.device.profile import AUTO
 from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 from diffuse.schema import COMPONENTS
@@ -71,10 +71,14 @@ def _configuration(record: Mapping[str, Any]) -> DictConfig:
             "in Python, with the same latents"
         )
     cfg = config_from_data(values)
+    known_profiles = load_group("memory_profile")
     for group in ("model", "refiner"):
         for name in SET_FIELDS:  # which earlier versions took, and never used
             cfg[group].request_defaults.pop(name, None)
     with explain_errors():
+        # A threshold of a profile of the user's, whose folder need not be given here: `auto` cannot choose it.
+        for name in [name for name in cfg.model.min_vram_gib if name not in known_profiles]:
+            del cfg.model.min_vram_gib[name]
         check_targets(cfg)
     if cfg.prompt_file is not None:
         raise ConfigError(f"prompt_file={cfg.prompt_file}: a record holds the prompt; refused")
@@ -121,10 +125,10 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     """Returns the memory profile that was chosen. The largest size of an image depends on this machine."""
     known = load_group("memory_profile")
     name = recorded.get("name")
-    if not isinstance(name, str) or name not in (*known, CHOSEN):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
     values: DictConfig = config_from_data({"memory_profile": _with_earlier_tiles(recorded)}).memory_profile
-    values.max_side = known[AUTO if name == CHOSEN else name].max_side
+    values.max_side = known[name if name in known else AUTO].max_side  # it may be one of the user's own files
     values.budget_gib = values.host_gib = None  # they were of the machine that it was made on
     return values
 

@@ -30,7 +30,7 @@ from diffuse.run.prepare import PreparedRun, prepare
 from diffuse.run.start import StartedRun, start_run
 from diffuse.sampling.results import PipelineOutput, Step
 from diffuse.schema import Compile, TrackingConfig
-from diffuse.terminal import Progress, print_error, print_path
+from diffuse.terminal import Progress, counted, print_error, print_path
 from diffuse.tracking.tags import PIXELS_TAG
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def _memory(prepared: PreparedRun, output: PipelineOutput) -> dict[str, Any] | N
 
 def _steps(prepared: PreparedRun) -> str:
     request = prepared.request
-    steps = f"{request.num_inference_steps} steps"
+    steps = counted(request.num_inference_steps, "step")
     if prepared.inputs is None or request.strength is None:
         return steps
     return f"{request.num_inference_steps - request.skipped_steps} of {steps} (strength {request.strength:g})"
@@ -275,6 +275,8 @@ def _steps(prepared: PreparedRun) -> str:
 def _summary(prepared: PreparedRun, generation: Generation) -> str:
     request, opened = prepared.request, prepared.opened
     count = generation.count
-    settings = f"seed {request.seed}, {request.width} x {request.height}, {_steps(prepared)}"
+    last = request.seed + request.num_images - 1
+    seeds = f"seed {last}" if request.num_images == 1 else f"seeds {request.seed} to {last}"
+    settings = f"{seeds}, {request.width} x {request.height}, {_steps(prepared)}"
     device = f"{opened.profile.name} on {opened.hardware.name or opened.hardware.device}"
     return f"{count} in {generation.timings['total_s']:.1f} s: {settings}, {device}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffuse.errors import ConfigError, RunError
 from diffuse.sampling.guidance import Denoiser, Guidance
+from diffuse.schedulers.build import samplers_of_sigmas
 from diffuse.schedulers.sampler import State
 from diffuse.schema import GenerationRequest
 
@@ -37,6 +38,7 @@ class Sampler(Stepper, Protocol):
 
     num_train_timesteps: int
     label: ClassVar[str]  # the name that picture viewers know
+    predictions: ClassVar[tuple[str, ...]]  # what the model may predict
     takes_sigmas: ClassVar[bool]  # as the argument `sigmas` of `set_timesteps`
 
     @property
@@ -59,7 +61,8 @@ def set_timesteps(sampler: Sampler, request: GenerationRequest, *, skip: int = 0
         visit: Any = sampler.set_timesteps  # which has one more argument there
         visit(request.num_inference_steps, sigmas=request.sigmas, skip=skip)
     else:
-        raise ConfigError(f"sigmas: {sampler.label} visits timesteps; give timesteps, or take another scheduler")
+        others = "|".join(samplers_of_sigmas(sampler.predictions))
+        raise ConfigError(f"sigmas: {sampler.label} visits timesteps; give timesteps, or add scheduler={others}")
 
 
 def initial_noise(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:

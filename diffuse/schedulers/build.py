@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from diffuse import schedulers
@@ -120,12 +120,17 @@ def sampler_label(options: Mapping[str, Any]) -> str:
 
 def samplers_for(prediction: str) -> list[str]:
     """Returns the samplers, as `scheduler=` names them, for a model that predicts `prediction`."""
+    return _samplers_where(lambda sampler: prediction in sampler.predictions)
+
+
+def samplers_of_sigmas(predictions: Collection[str]) -> list[str]:
+    """Returns the samplers, as `scheduler=` names them, that take sigmas, for a model that predicts one of these."""
+    return _samplers_where(lambda sampler: sampler.takes_sigmas and not {*predictions}.isdisjoint(sampler.predictions))
+
+
+def _samplers_where(holds: Callable[[Any], bool]) -> list[str]:
     modules = sorted(module.name for module in pkgutil.iter_modules(schedulers.__path__))
-    return [
-        module
-        for module in modules
-        if any(prediction in sampler.predictions for sampler in _samplers(f"{schedulers.__name__}.{module}").values())
-    ]
+    return [module for module in modules if any(map(holds, _samplers(f"{schedulers.__name__}.{module}").values()))]
 
 
 def _samplers(module: str) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Job:
         typed = unquote_overrides(self.overrides)
         return " ".join(line for line in typed if line.partition("=")[0] in axes) or f"job {self.number}"
 
+    def complaint(self, axes: Sequence[str]) -> str:
+        """Returns the line about a job that failed: its label and the reason, unless that begins with the label."""
+        label, reason = " ".join(self.label(axes).split()), str(self.error)
+        return reason if reason.startswith(f"{label}: ") else f"{label}: {reason}"
+
     def run_name(self, axes: Sequence[str]) -> str:
         """Returns the name of its run. It is short because MLflow's page makes columns as wide as names."""
         label = " ".join(self.label(axes).replace("num_inference_steps=", "steps=").split())
@@ -63,6 +68,11 @@ def sort_jobs(jobs: Sequence[Job]) -> list[Job]:
         return tuple(rank[level] for rank, level in zip(ranks, job.levels, strict=True))
 
     return sorted(jobs, key=order)
+
+
+def wrong_jobs(count: int) -> str:
+    """Returns how many jobs of a sweep are wrong, as the end of a command says it."""
+    return f"{count} of the sweep's jobs {'is' if count == 1 else 'are'} wrong, as said above"
 
 
 def common_reason(jobs: Sequence[Job]) -> str | None:

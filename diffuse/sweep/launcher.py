@@ -19,6 +19,7 @@ from diffuse.sweep.composer import JobComposer
 from diffuse.sweep.job import Job
 from diffuse.sweep.runner import JobRunner
 
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper"  # of which `hydra/sweeper=optuna` is made
 _runners: list[JobRunner] = []  # Hydra makes the launcher, and cannot give it one
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.config import objective
 from diffuse.errors import ConfigError, raised_in
 from diffuse.media.images import InputImageCache
-from diffuse.sweep.launcher import require_package
+from diffuse.sweep.launcher import OPTUNA, require_package
 from diffuse.terminal import say
 
 _DIRECTIONS = ("maximize", "minimize")
@@ -33,7 +33,7 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Sets the sweeper up for Hydra. Raises ConfigError for a missing package or a wrong objective."""
-        require_package("hydra_plugins.hydra_optuna_sweeper", extra="optuna", user="hydra/sweeper=optuna")
+        require_package(OPTUNA, extra="optuna", user="hydra/sweeper=optuna")
         if config.objective.metric is None:
             raise ConfigError("hydra/sweeper=optuna: has nothing to look for; add objective.metric=quality/psnr")
 

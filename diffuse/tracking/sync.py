@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from diffuse.config.tracking_settings import tracking_settings
+from diffuse.config.tracking_settings import TrackingSettings, tracking_settings
 from diffuse.errors import ConfigError, RunError
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import journal
@@ -21,7 +22,8 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
     """Delivers what waits in the journal of `cfg`, each run to its own store, and reports it, a line a call of `say`.
 
     Runs of a process that is still at work are left to it. Other processes may deliver at the same time. An experiment
-    that `cfg` names takes the runs whose own takes none; a run whose name its store refuses gets that of `cfg`.
+    that `cfg` names takes the runs whose own takes none; a run whose name its store refuses gets that of `cfg`; the
+    store of its `tracking.uri` takes the runs whose own cannot be used.
 
     Raises:
         ConfigError: nothing is tracked, or a `tracking.uri` that can hold no runs.
@@ -31,7 +33,6 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
         raise ConfigError("tracking=none keeps no runs to deliver; use tracking=mlflow")
     configured = Store.from_config(cfg)
     settings = tracking_settings(cfg)
-    is_uri_given = "uri" in settings.origins
     spools = journal.spools(configured.journal)
     if not spools:
         say(f"nothing waits in {configured.journal}")
@@ -43,17 +44,17 @@ def sync(cfg: TrackingConfig, say: Callable[[str], None]) -> None:
             if count := len(journal.run_files(spool)):
                 say(f"{_runs(count)} of a process that is still at work: left to it")
             continue
-        count_left += _deliver(spool, configured, is_uri_given, settings.run_name, deliverers, unavailable, say)
+        count_left += _deliver(spool, configured, settings, deliverers, unavailable, say)
     if count_left:
         waits = "waits" if count_left == 1 else "wait"
-        raise RunError(f"{_runs(count_left)} could not be delivered, and {waits} on in {configured.journal}")
+        gone = "; for a store that is gone, tracking.uri=URI names another" if unavailable - {configured.uri} else ""
+        raise RunError(f"{_runs(count_left)} could not be delivered, and {waits} on in {configured.journal}{gone}")
 
 
 def _deliver(
     spool: Path,
     configured: Store,
-    is_uri_given: bool,
-    run_name: str | None,
+    settings: TrackingSettings,
     deliverers: dict[str, Deliverer],
     unavailable: set[str],
     say: Callable[[str], None],
@@ -71,36 +72,60 @@ def _deliver(
         if store is not None and wrong is not None:
             raise ValueError(f"{store.public_uri} {wrong}")
     except (OSError, ValueError) as error:
-        if not is_uri_given:
+        if "uri" not in settings.origins:
             say(f"warning: {spool} does not say what store its runs are for ({error}): say tracking.uri= for them")
             claim.release(remove=True)
             return len(journal.run_files(spool))
         store = configured
     if store is None:
         say(f"warning: the runs in {spool} are for a store with a password: say tracking.uri= with it")
-    elif store.uri not in unavailable:
-        deliverer = deliverers.setdefault(store.uri, Deliverer(store, lambda name, run_id: None))
-        substitute = configured if configured.is_experiment_given else None
-        if substitute is not None and substitute.experiment_id is not None and substitute.uri != store.uri:
-            substitute = None  # another store's number
-        try:
-            delivered = deliver_orphan(claim, deliverer, store, substitute, run_name)
-        except UnusableExperiment as error:  # which says nothing of the store's other runs
-            runs = _runs(len(journal.run_files(spool)))
-            deliverer.warn(f"{runs} in {spool.name} cannot be delivered: ", error)
-            delivered = []
-        except Exception as error:
-            unavailable.add(store.uri)
-            deliverer.warn("", error)
-            delivered = []
-        for line in deliverer.take_warnings():
-            say(f"warning: {line}")
-        if delivered:
-            killed = sum(run.killed for run in delivered)
-            note = f", {killed} of them killed in the middle" if killed else ""
-            say(f"{_runs(len(delivered))} delivered to {store.public_uri}{note}")
+    else:
+        # Only an address of diffuse's own: MLflow's variable may be there for other programs.
+        takes_others = settings.origins.get("uri") == "tracking.uri" and configured.uri != store.uri
+        if takes_others:
+            store = replace(store, uri_origin="the runs' own address")
+        _send(claim, store, configured, settings.run_name, deliverers, unavailable, say)
+        if takes_others and store.uri in unavailable and (count := len(journal.run_files(spool))):
+            say(f"{store.public_uri} cannot be used: {_runs(count)} for it to {configured.public_uri}")
+            named = configured.is_experiment_given or store.experiment is None
+            other = configured if named else replace(configured, experiment=store.experiment, experiment_id=None)
+            _send(claim, other, configured, settings.run_name, deliverers, unavailable, say)
     claim.release(remove=True)
     return len(journal.run_files(spool))
+
+
+def _send(
+    claim: journal.Claim,
+    store: Store,
+    configured: Store,
+    run_name: str | None,
+    deliverers: dict[str, Deliverer],
+    unavailable: set[str],
+    say: Callable[[str], None],
+) -> None:
+    """Delivers a claimed spool to a store, unless that has turned out to be unavailable."""
+    if store.uri in unavailable:
+        return
+    deliverer = deliverers.setdefault(store.uri, Deliverer(store, lambda name, run_id: None))
+    substitute = configured if configured.is_experiment_given else None
+    if substitute is not None and substitute.experiment_id is not None and substitute.uri != store.uri:
+        substitute = None  # another store's number
+    try:
+        delivered = deliver_orphan(claim, deliverer, store, substitute, run_name)
+    except UnusableExperiment as error:  # which says nothing of the store's other runs
+        runs = _runs(len(journal.run_files(claim.spool)))
+        deliverer.warn(f"{runs} in {claim.spool.name} cannot be delivered: ", error)
+        delivered = []
+    except Exception as error:
+        unavailable.add(store.uri)
+        deliverer.warn("", error)
+        delivered = []
+    for line in deliverer.take_warnings():
+        say(f"warning: {line}")
+    if delivered:
+        killed = sum(run.killed for run in delivered)
+        note = f", {killed} of them killed in the middle" if killed else ""
+        say(f"{_runs(len(delivered))} delivered to {store.public_uri}{note}")
 
 
 def _runs(count: int) -> str:

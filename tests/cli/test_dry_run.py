@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,37 @@ def test_fields_that_go_together_and_experiments(tmp_path: Path) -> None:
 def test_wrong_jobs_are_told(tmp_path: Path) -> None:
     done = listed("-m", "seed=1", "width=64,65", cwd=tmp_path, status=2)
     assert done.out.splitlines() == ["make    width=64", "wrong   width=65"]
-    assert "width=65: should be a multiple of 8" in done.err and "Traceback" not in done.err
+    lines = done.err.splitlines()
+    assert lines[0] == "diffuse: width=65: should be a multiple of 8 for model=tiny; try 64"
+    assert lines[-1] == "diffuse: 1 of the sweep's jobs is wrong, as said above"
+
+
+def test_what_all_jobs_lack_is_said_once(tmp_path: Path) -> None:
+    done = listed("experiment=strength_ladder", cwd=tmp_path, status=2)
+    assert done.err.splitlines()[-1] == "diffuse: strength: is of a picture to start from; add input_image=FILE"
+    assert done.err.count("input_image") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("-m", "prompt='a cat, small', a dog"),
+            "note: prompt is one text here; of several, each is in quotes: prompt=",
+        ),
+        (("-m", "seed=1"), "note: -m makes one job here, as no field has several values; write "),
+        (("prompt=choice(a cat, a dog)",), "note: prompt=choice(a cat, a dog) is taken literally; diffuse -m "),
+    ],
+)
+def test_what_is_no_sweep_is_noted(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    assert listed("hardware=cpu", *arguments, cwd=tmp_path).err.startswith(said)
+
+
+def test_a_sweeper_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "optuna" in name else find(name))
+    done = listed("experiment=tune_guidance", cwd=tmp_path, status=2)
+    assert "pip install 'diffuse[optuna]'" in done.err
 
 
 def test_a_single_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +125,8 @@ def test_weights_that_are_not_here_are_not_fetched(tmp_path: Path, monkeypatch: 
         (("model.source=./nowhere",), "does not exist"),
         (("experiment=smoke",), "leave it out"),
         (("--cfg", "job"), "leave one of them out"),
+        (("tracking.uri=foo://x",), "tracking.uri=foo://x is of a kind that MLflow does not know"),
+        (("-m", "tracking.uri=foo://x", "seed=1,2"), "tracking.uri=foo://x is of a kind that MLflow does not know"),
         (("--junit", "x.xml"), "leave one of them out"),
     ],
 )

@@ -50,7 +50,7 @@ def test_standard_output_carries_the_saved_paths_in_order_and_nothing_else(tmp_p
     done = smoke("prompt=a cat", "seed=9", "num_images=3", "output.dir=out", cwd=tmp_path)
     assert done.out == "out/a_cat_9.png\nout/a_cat_10.png\nout/a_cat_11.png\n"
     assert files(tmp_path) == sorted(lines(done.out))
-    assert re.fullmatch(r"3 pictures in [\d.]+ s: seed 9, 64 x 64, 1 steps, cpu_only on .*", lines(done.err)[-1])
+    assert re.fullmatch(r"3 pictures in [\d.]+ s: seeds 9 to 11, 64 x 64, 1 step, cpu_only on .*", lines(done.err)[-1])
 
 
 def test_generate_is_the_same_as_nothing(tmp_path: Path) -> None:

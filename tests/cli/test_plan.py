@@ -71,6 +71,15 @@ def test_the_lines(tmp_path: Path) -> None:
     assert "run diffuse doctor --measure" in planned("hardware=cpu", cwd=tmp_path).out
 
 
+def test_a_size_that_the_profile_refuses_is_planned(tmp_path: Path) -> None:
+    plan = values("hardware=cpu", "memory_profile.max_side=32", "num_inference_steps=1", cwd=tmp_path)
+    assert plan["fits"] is False and plan["refused"].startswith("64 x 64 is more than memory_profile=")
+    text = planned("hardware=cpu", "memory_profile.max_side=32", "num_inference_steps=1", cwd=tmp_path).out
+    assert "refused      64 x 64 is more than memory_profile=" in text and "1 step," in text
+    assert max(len(line) for line in text.splitlines() if line.startswith("refused")) <= 100
+    assert "nothing to download" in text and " TFLOP, " in text and " 0.000 " not in text
+
+
 def test_no_weights_are_needed(tmp_path: Path) -> None:
     folder = without_weights(tmp_path / "model")
     bare = values("model=sd21", f"model.source={folder}", "num_inference_steps=20", cwd=tmp_path)
@@ -127,7 +136,7 @@ def test_a_sweep_with_rates(tmp_path: Path) -> None:
         (["memory_profile=huge"], "no such memory_profile"),
         (["memory_profile.on_device=[nut]"], "names nut"),
         (["width=63"], "multiple of 8"),
-        (["width=4096"], "meant for"),
+        (["-m", "hardware=cpu", "memory_profile.max_side=32", "seed=1,2"], "meant for"),
         (["model=sdxl_turbo", "model.download=never"], "its settings are not here, and model.download=never"),
         (["model=sdxl_turbo"], "add model.download=yes"),
         (["model=sd21", "model.source=/nowhere/at/all"], "does not exist"),

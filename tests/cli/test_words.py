@@ -35,6 +35,8 @@ def test_a_mistyped_command(word: str, tmp_path: Path) -> None:
 def test_a_command_that_comes_late_and_a_bare_prompt(tmp_path: Path) -> None:
     assert "is a command, which goes first: diffuse doctor" in diffuse("hardware=cpu", "doctor", cwd=tmp_path).err
     assert 'a prompt is written as prompt="a panda face"' in diffuse("a panda face", cwd=tmp_path).err
+    said = diffuse("a", "cat", "on", "red", "seed=1", cwd=tmp_path).err
+    assert "a: there is no such command" in said and "a prompt is written as prompt='a cat on red'" in said
 
 
 OPTIONS = {

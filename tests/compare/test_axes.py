@@ -92,6 +92,18 @@ def test_runs_that_nothing_tells_apart_are_told_apart_by_their_files(tmp_path: P
     assert compare_folder(tmp_path)
 
 
+def test_what_auto_chose_and_a_reproduction_names_is_no_axis(tmp_path: Path) -> None:
+    found = []
+    for name in ("auto", "cpu"):
+        about = record(1, 4, **{"hardware.name": name, "hardware.threads": 1 if name == "cpu" else None})
+        about |= {"overrides": ["seed=1"], "determinism": {"threads": 1}}
+        about |= {"hardware": {"device": "cpu", "memory_profile": {"name": "cpu_only"}}}
+        found.append(build_cell(tmp_path / f"{name}.png", about))
+    assert keys(found) == ["file"]
+    found[1].record["hardware"]["device"] = "cuda"
+    assert keys(found) == ["hardware"]
+
+
 def test_runs_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
     for number in (1, 2):
         about = {"prompt": f"p{number}", "width": 32 * number, "height": 24 * number, "guidance_scale": float(number)}

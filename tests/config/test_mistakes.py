@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_texts import TEXT
 
-from diffuse.config.compose import compose_config
+from diffuse.config.compose import compose_config, own_configuration
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
 
@@ -45,6 +45,14 @@ NEAREST = {
     "scheduler.etta=1": "scheduler.eta",
     "eta=1": "scheduler.eta",
     "hardware.detreministic=strict": "hardware.deterministic",
+    "stpes=3": "num_inference_steps",
+    "model.num_steps=3": "num_inference_steps",
+    "denoising_strength=1": "strength",
+    "sampler_name=euler": "scheduler",
+    "scheduler=euler_a": "euler_ancestral",
+    "scheduler=PNDM": "pndm",
+    "scheduler=dpmpp_2m_karras": "dpmpp_2m with scheduler.use_karras_sigmas=true",
+    "output.format=PNG": "png",
 }
 
 
@@ -81,6 +89,17 @@ def test_an_option_of_the_default_sampler_is_none_of_another() -> None:
 def test_a_name_like_no_other_suggests_nothing() -> None:
     assert "did you mean" not in refused("zzzzqqqq=1")
     assert "diffuse --help" in refused("zzzzqqqq=1")
+    assert "did you mean" not in refused("output.format=gif")
+    assert "suite" not in refused("+stile=oil")
+
+
+def test_a_group_of_the_user_is_added(tmp_path: Path) -> None:
+    (tmp_path / "style").mkdir()
+    (tmp_path / "style" / "oil.yaml").write_text("# @package _global_\nnegative_prompt: photo\n")
+    with own_configuration(["+style=oil"], str(tmp_path)):
+        assert compose_config(["+style=oil"]).negative_prompt == "photo"
+        assert refused("style=oil") == "style=oil: is a group of your own files, which is added: write +style=oil"
+        assert "did you mean +style?" in refused("+stile=oil")
 
 
 KEYS = ["seed", "width", "guidance_scale", "model", "output.format", "scheduler", "output.dir", "x", "", "+seed"]
@@ -120,6 +139,8 @@ def test_nothing_but_a_one_line_error_comes_of_any_override(key: str, value: str
         (("seed=1", "+tracking.tags=[1]"), "+tracking.tags=[1]: it has names and values"),
         (("seed=1", "timesteps={a:1}"), "timesteps={a:1}: should be a list; write timesteps=[VALUE,VALUE]"),
         (("seed=1", "sigmas={a:1}"), "sigmas={a:1}: should be a list; write sigmas=[VALUE,VALUE]"),
+        (("seed=1", "~tracking"), "~tracking: a group cannot be removed; choose tracking=none"),
+        (("seed=1", "tracking.tags.run.kind=x"), "tracking.tags.run: a dot makes tags within a tag"),
         (("seed=1", "~hydra.job"), "~hydra.job: cannot be removed"),
         (("model.request_defaults.prompt=${output}",), "model.request_defaults.prompt: should be one value"),
         (("model.request_defaults.prompt={a:1}",), "model.request_defaults.prompt: should be one value"),

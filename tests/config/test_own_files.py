@@ -8,6 +8,7 @@ import pytest
 from command import diffuse
 
 from diffuse.config.compose import compose_config, own_configuration
+from diffuse.config.groups import load_group
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
 
@@ -39,6 +40,12 @@ MISTAKES: dict[str, tuple[str, str | bytes, int, str]] = {
     "an unknown field of a request": ("experiment", EXPERIMENT + "seed: 3\npromt: x\n", 3, "did you mean prompt?"),
     "an unknown group": ("experiment", EXPERIMENT + "modle:\n  source: x\n", 2, "did you mean model?"),
     "an unknown default": ("model", MODEL + "request_defaults:\n  widht: 64\n", 5, "did you mean width?"),
+    "a default that is no number": (
+        "model",
+        MODEL + "request_defaults:\n  num_inference_steps: six\n",
+        5,
+        "should be a whole number",
+    ),
     "an unknown profile": ("model", MODEL + "min_vram_gib:\n  ful_gpu: 64\n", 5, "did you mean full_gpu?"),
     "an unknown one of Hydra's": ("experiment", EXPERIMENT + "hydra:\n  sweper:\n    x: 3\n", 3, "--cfg hydra"),
     "no number": ("model", MODEL + "size_multiple: abc\n", 4, "'abc' is not a whole number"),
@@ -123,15 +130,45 @@ def test_a_broken_file_that_is_not_chosen_costs_nothing(tmp_path: Path) -> None:
         assert compose_config(["model=mine"]).model.name == "tiny"
 
 
-@pytest.mark.parametrize("name", ["model/tiny.yaml", "config.yaml", "experiment/smoke.yaml"])
-def test_a_file_that_would_not_be_read_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("model/tiny.yaml", ()), ("config.yaml", ()), ("experiment/smoke.yaml", ["experiment=smoke"])],
+)
+def test_a_file_that_would_not_be_read_is_refused(name: str, overrides: list[str], tmp_path: Path) -> None:
     written(tmp_path, {name: "seed: 3\n"})
-    assert refused(tmp_path).startswith(f"{tmp_path / name}: would not be read")
+    assert refused(tmp_path, *overrides).startswith(f"{tmp_path / name}: would not be read")
+
+
+def test_a_file_that_would_not_be_read_costs_nothing_where_it_is_not_chosen(tmp_path: Path) -> None:
+    written(tmp_path, {"scheduler/euler.yaml": "name: mine\n"})
+    with own_configuration(["seed=1"], str(tmp_path)):
+        assert compose_config(["seed=1"]).seed == 1
+    written(tmp_path, {"model/mine.yaml": "defaults: [tiny, override /scheduler@_global_.scheduler: euler, _self_]\n"})
+    for override in ("scheduler=euler", "scheduler=ddim,euler", "model=mine"):
+        assert "scheduler/euler.yaml: would not be read" in refused(tmp_path, override)
+    done = diffuse("--config-dir", tmp_path, "doctor", "tracking=none", cwd=tmp_path)
+    assert done.status == 0 and "scheduler=euler" in done.out, done.err
+
+
+def test_a_wrong_default_of_a_model_is_known_before_it_is_chosen(tmp_path: Path) -> None:
+    written(tmp_path, {"model/mine.yaml": MODEL + "request_defaults:\n  num_inference_steps: six\n"})
+    with own_configuration(["seed=1"], str(tmp_path)):
+        mistake = load_group("model").mistakes["mine"]
+    assert str(mistake).startswith(f"{tmp_path}/model/mine.yaml:5: num_inference_steps=six: should be")
 
 
 def test_another_ending_is_pointed_out(tmp_path: Path) -> None:
     written(tmp_path, {"model/mine.yml": MODEL})
     assert f"rename {tmp_path}/model/mine.yml to mine.yaml" in refused(tmp_path, "model=mine")
+
+
+def test_a_path_for_the_name_of_a_primary_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(written(tmp_path, {"lamps/studio.yaml": "defaults:\n  - config\n"}))
+    with (
+        pytest.raises(ConfigError, match="write --config-dir lamps --config-name studio"),
+        own_configuration([], None, "lamps/studio.yaml"),
+    ):
+        pass
 
 
 PRIMARY = "defaults:\n  - config\n  - _self_\n"

@@ -97,7 +97,26 @@ def test_a_given_name_stays_in_the_folder_or_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "/a", "a\\b", "a\0b", ".a", "a.", " a", "a ", "con", "NUL.x", "a:b", "a\nb", "a\udce9"],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/a",
+        "a\\b",
+        "a\0b",
+        ".a",
+        "a.",
+        " a",
+        "a ",
+        "con",
+        "NUL.x",
+        "a:b",
+        "a\nb",
+        "a\udce9",
+        "a.png",
+        "a.JPG",
+    ],
 )
 def test_names_that_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(MediaError):

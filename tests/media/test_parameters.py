@@ -49,6 +49,8 @@ def test_parameters_are_laid_out_as_viewers_know_them() -> None:
     assert lines[:2] == ["a cat", "Negative prompt: a dog"]
     assert lines[2].startswith("Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 8, Size: 48x64, Model hash: 0123456789, ")
     assert settings_line(lines[2])["Model"] == "some-model"
+    own = made_record() | {"weights": {"source": "/usr/lib/diffuse/tiny/checkpoint", "sha256": "0123456789abcdef"}}
+    assert settings_line(parameters_text(own).split("\n")[-1])["Model"] == "tiny"
     without = parameters_text(made_record(), "DDIM").split("\n")
     assert without == [lines[0], lines[2]]
     assert settings_line(parameters_text(made_record(guidance_scale=1.25)).split("\n")[-1])["CFG scale"] == "1.25"

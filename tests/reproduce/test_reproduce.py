@@ -282,6 +282,15 @@ def test_threads_that_are_not_here(picture: Path, tmp_path: Path) -> None:
     assert done.status in (0, 1) and "made with 1000000 threads" in done.err, done.err
 
 
+def test_memory_profiles_of_the_user_that_are_not_here(picture: Path, tmp_path: Path) -> None:
+    def made_under_own(record: dict[str, Any]) -> None:
+        record["config"]["model"]["min_vram_gib"]["lean"] = 1
+        record["hardware"]["memory_profile"]["name"] = "lean"
+
+    done = again(changed(picture, tmp_path / "x.png", made_under_own), cwd=tmp_path)
+    assert done.status == 0, done.err
+
+
 def test_a_file_whose_pixels_were_changed_is_found_out(picture: Path, tmp_path: Path) -> None:
     altered = pixels(picture).copy()
     altered[:8] = 0
@@ -571,7 +580,7 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         (("no.png",), "no.png"),
         (("x.png", "seed=4"), "that is for the record to say"),
         (("x.png", "model=sdxl"), "that is for the record to say"),
-        (("x.png", "rocket"), "rocket"),
+        (("x.png", "rocket.png"), "rocket.png: diffuse reproduce makes one file again at a time"),
         (("x.png", "--force"), "--force"),
         (("-x",), "-x"),
         ((".",), "cannot be read"),
