@@ -18,6 +18,7 @@ from PIL import Image
 from diffuse.config.compose import own_configuration
 from diffuse.config.groups import group_options
 from diffuse.config.request import draft_requests
+from diffuse.device.hardware import kept_switches
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
@@ -144,7 +145,7 @@ class Pipeline:
             DiffuseError: as `txt2img`; or the pipeline has a refiner, which encodes by itself.
         """
         overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
-        with own_configuration(overrides):
+        with own_configuration(overrides), kept_switches():
             cfg = compose_model(overrides)
             prepared = prepare(cfg, draft_requests(cfg)[0])
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
@@ -161,7 +162,7 @@ class Pipeline:
         fields |= {name: _IN_MEMORY if name in in_memory else str(image) for name, image in images.items()}
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
-        with own_configuration(overrides):
+        with own_configuration(overrides), kept_switches():
             cfg = compose_model(overrides)
             drafts = draft_requests(cfg, in_memory)
             if len(drafts) > 1:
@@ -192,7 +193,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
     settings = _overrides({**_model(model), **fields})
-    with own_configuration(list(settings.values())):
+    with own_configuration(list(settings.values())), kept_switches():
         open_pipeline(compose_model(list(settings.values())))
     return Pipeline(settings)
 

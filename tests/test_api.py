@@ -43,6 +43,22 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def test_torch_is_left_as_it_was() -> None:
+    before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    torch.set_deterministic_debug_mode("warn")
+    torch.set_num_threads(2)
+    try:
+        diffuse.txt2img("a cactus", **QUICK)
+        pipeline = diffuse.load_pipeline("tiny", overrides=["hardware.deterministic=strict", "hardware.threads=1"])
+        pipeline.encode("a cactus")
+        with pytest.raises(DiffuseError, match="clip_skip"):
+            pipeline.txt2img("a cactus", clip_skip=99)
+        assert (torch.get_deterministic_debug_mode(), torch.get_num_threads()) == (1, 2)
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        torch.set_num_threads(before[1])
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """A picture without symmetry, of another size than the model's."""
