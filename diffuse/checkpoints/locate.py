@@ -26,6 +26,7 @@ from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
 LocalCheckpoint: TypeAlias = CheckpointFolder | SingleFile
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -212,6 +213,11 @@ def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
             )
         alone = source.components[0] if source.single and source.components else None
         return SingleFile(folder, location, setting=setting, component=alone)
+    if location.count("/") < 2 and location.lower().endswith(_WEIGHTS):  # a file's name, and no repository's
+        raise CheckpointError(
+            f"{location}: there is no such file; set {setting}.source to one, to a folder or to a hub repository "
+            "OWNER/NAME"
+        )
     parent = PurePosixPath(location).parent
     looks_like_path = location.startswith(("/", ".", "~")) or location.count("/") > 1 or "\\" in location
     if looks_like_path or (str(parent) != "." and Path(parent).is_dir()):
