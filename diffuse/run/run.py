@@ -128,6 +128,8 @@ def _run(
     started = start_run(prepared, tracker, overrides)
     if save and (line := output_note(prepared.cfg.output)) is not None:
         callbacks.say(line)
+    for note in prepared.notes:
+        callbacks.say(note)
     if prepared.opened.choice is not None:
         callbacks.say(prepared.opened.choice.line())
     for note in [] if prepared.inputs is None else prepared.inputs.notes:

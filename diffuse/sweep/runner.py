@@ -266,6 +266,8 @@ class JobRunner:
                         self.callbacks.warnings.setdefault(choice.line())
                 if (note := output_note(cfg.output)) is not None:
                     self.callbacks.warnings.setdefault(note)
+                for note in one.prepared.notes:
+                    self.callbacks.warnings.setdefault(note)
                 started.append((job, one))
             except Exception as error:
                 self.end_job(job, JobStatus.FAILED, error)
