@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from diffuse.config.inputs import check_file_name
 from diffuse.config.mistakes import suggestion
 from diffuse.errors import ConfigError
 from diffuse.media.images import InputImage, InputImageCache
@@ -39,6 +40,7 @@ def read_reference(cfg: ObjectiveConfig, reader: InputImageCache) -> InputImage 
         if cfg.metric == PSNR:
             raise ConfigError(f"objective.metric={PSNR}: compares with a picture; add objective.reference=FILE")
         return None
+    check_file_name("objective.reference", cfg.reference)
     return reader.image(cfg.reference, "objective.reference")
 
 
