@@ -154,6 +154,8 @@ class Pipeline:
     def _generate(self, own_fields: Mapping[str, Any], images: Mapping[str, ImageLike], options: Options) -> Generation:
         fields: dict[str, Any] = {**options, **own_fields}
         latents, on_step = fields.pop("latents", None), fields.pop("on_step", None)
+        if on_step is not None and not callable(on_step):
+            raise ConfigError(f"on_step: is of type {type(on_step).__name__}; give a function that takes a step")
         embeddings = _take_embeddings(fields)
         save, progress = fields.pop("save", False), fields.pop("progress", True)
         if save and not isinstance(save, bool):
@@ -288,7 +290,10 @@ def _model(model: str | Path) -> dict[str, str]:
 
 def _overrides(fields: Mapping[str, Any]) -> dict[str, str]:
     """Returns by name the override of each field that is set, with those of the field `overrides`."""
-    others = {override.partition("=")[0]: override for override in fields.get("overrides", ())}
+    given = fields.get("overrides") or ()
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given):
+        raise ConfigError(f"overrides={given!r}: should be a list of texts, such as ['scheduler.eta=0.5']")
+    others = {override.partition("=")[0]: override for override in given}
     return others | {
         name: f"{name}={_override_value(name, value)}"
         for name, value in fields.items()

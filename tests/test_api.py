@@ -59,6 +59,12 @@ def test_torch_is_left_as_it_was() -> None:
         torch.set_num_threads(before[1])
 
 
+@pytest.mark.parametrize("wrong", [{"overrides": [3]}, {"overrides": "seed=3"}, {"overrides": 3}, {"on_step": 3}])
+def test_an_argument_of_another_type_is_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        diffuse.txt2img("a cactus", **{**QUICK, **wrong})
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """A picture without symmetry, of another size than the model's."""
