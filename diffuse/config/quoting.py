@@ -74,6 +74,8 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             places = read_searchpath([override.lstrip("+")])
             quoted.append(f"{SEARCHPATH}=[{','.join(map(quote_value, places or ()))}]")
             continue
+        if not key and value is not None:
+            raise ConfigError(f"{override}: should be NAME=VALUE, or GROUP=OPTION")
         if sign and not key.startswith(_OPEN) and not (sign == "+" and _is_own_group(key)):
             raise _refuse_sign(sign, key, value)
         check_hydra_part(override)
