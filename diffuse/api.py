@@ -19,6 +19,7 @@ from diffuse.config.compose import compose_with_hydra, own_configuration
 from diffuse.config.groups import group_options
 from diffuse.config.quoting import quote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
+from diffuse.device.hardware import kept_switches
 from diffuse.errors import ConfigError, DiffuseError, Stop
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
@@ -146,7 +147,7 @@ class Pipeline:
             DiffuseError: as `txt2img`; or the pipeline has a refiner, which encodes by itself.
         """
         overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
-        with own_configuration(overrides):
+        with own_configuration(overrides), kept_switches():
             cfg = _compose(overrides)
             prepared = prepare(cfg, _one_draft(cfg))
             prepared.opened.pipeline.memory.set_patches(prepared.patches)
@@ -156,6 +157,8 @@ class Pipeline:
     def _generate(self, own_fields: Mapping[str, Any], images: Mapping[str, ImageLike], options: Options) -> Generation:
         fields: dict[str, Any] = {**options, **own_fields}
         latents, on_step = fields.pop("latents", None), fields.pop("on_step", None)
+        if on_step is not None and not callable(on_step):
+            raise ConfigError(f"on_step: is of type {type(on_step).__name__}; give a function that takes a step")
         embeddings = _take_embeddings(fields)
         save, progress = fields.pop("save", False), fields.pop("progress", True)
         if not isinstance(save, bool | str | Path | None):
@@ -166,7 +169,7 @@ class Pipeline:
         fields |= {name: _IN_MEMORY if name in in_memory else str(image) for name, image in images.items()}
 
         overrides = list({**self.settings, **_overrides(fields)}.values())
-        with own_configuration(overrides):
+        with own_configuration(overrides), kept_switches():
             cfg = _compose(overrides)
             (generation,) = generate(
                 cfg,
@@ -221,7 +224,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
     settings = _overrides({**_model(model), **fields})
-    with own_configuration(list(settings.values())):
+    with own_configuration(list(settings.values())), kept_switches():
         open_pipeline(_compose(list(settings.values())))
     return Pipeline(settings)
 
@@ -318,7 +321,10 @@ def _overrides(fields: Mapping[str, Any]) -> dict[str, str]:
     """Returns by name the override of each field that is set, with those of the field `overrides`."""
     for name in PROMPT_FIELDS:
         _check_text(name, fields.get(name))
-    others = {override.partition("=")[0]: override for override in fields.get("overrides", ())}
+    given = fields.get("overrides") or ()
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given):
+        raise ConfigError(f"overrides={given!r}: should be a list of texts, such as ['scheduler.eta=0.5']")
+    others = {override.partition("=")[0]: override for override in given}
     return others | {
         name: f"{name}={_override_value(name, value)}"
         for name, value in fields.items()

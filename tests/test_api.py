@@ -43,6 +43,28 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def test_torch_is_left_as_it_was() -> None:
+    before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    torch.set_deterministic_debug_mode("warn")
+    torch.set_num_threads(2)
+    try:
+        diffuse.txt2img("a cactus", **QUICK)
+        pipeline = diffuse.load_pipeline("tiny", overrides=["hardware.deterministic=strict", "hardware.threads=1"])
+        pipeline.encode("a cactus")
+        with pytest.raises(DiffuseError, match="clip_skip"):
+            pipeline.txt2img("a cactus", clip_skip=99)
+        assert (torch.get_deterministic_debug_mode(), torch.get_num_threads()) == (1, 2)
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        torch.set_num_threads(before[1])
+
+
+@pytest.mark.parametrize("wrong", [{"overrides": [3]}, {"overrides": "seed=3"}, {"overrides": 3}, {"on_step": 3}])
+def test_an_argument_of_another_type_is_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        diffuse.txt2img("a cactus", **{**QUICK, **wrong})
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """A picture without symmetry, of another size than the model's."""

@@ -26,6 +26,7 @@ from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -222,6 +223,11 @@ def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
             )
         alone = source.components[0] if source.single and source.components else None
         return SingleFile(folder, location, setting=setting, component=alone)
+    if location.count("/") < 2 and location.lower().endswith(_WEIGHTS):  # a file's name, and no repository's
+        raise CheckpointError(
+            f"{location}: there is no such file; set {setting}.source to one, to a folder or to a hub repository "
+            "OWNER/NAME"
+        )
     parent = PurePosixPath(location).parent
     deep = location.count("/") > 1 and source.hub_file is None
     looks_like_path = location.startswith(("/", ".", "~")) or deep or "\\" in location

@@ -53,7 +53,13 @@ def run_generate(arguments: list[str]) -> None:
     overrides = quote_overrides(command_line, sweep=multirun)
     if not (prints or multirun) and may_set_hydra(command_line):  # before Hydra makes a folder
         with explain_errors(command_line):
-            check_hydra_config(compose_quoted(overrides, hydra=True).hydra)
+            hydra = compose_quoted(overrides, hydra=True).hydra
+            check_hydra_config(hydra)
+            if hydra.output_subdir:
+                raise ConfigError(
+                    f"hydra.output_subdir={hydra.output_subdir}: a run is described in its pictures, and by --cfg; "
+                    "leave it out"
+                )
     if "--resolve" in flags and not multirun:  # of which Hydra says what is wrong, and not where
         with explain_errors(command_line):
             compose_quoted(overrides)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
 from hydra import main
@@ -14,7 +16,7 @@ from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugin
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.own import own_config, with_own_places
 from diffuse.config.root import check_parts
-from diffuse.errors import RunError
+from diffuse.errors import ConfigError, RunError
 
 _HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
 _PRINTING = {"--cfg", "-c", "--shell-completion"}  # options of Hydra that print and run nothing
@@ -50,15 +52,25 @@ def run_hydra(
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes its arguments from here, and raises exceptions only with this variable.
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["diffuse", *flags, *overrides], "1"
+    part = io.StringIO()  # what Hydra says of a part of the configuration that is not there
     try:
         with explain_errors(command_line), without_nodes_of_plugins():
             try:
-                entry(run_task)()
+                with redirect_stderr(part) if prints else nullcontext():
+                    entry(run_task)()
             except Exception as error:
                 if error not in failures:
                     raise
                 failure = error
+            except SystemExit as end:
+                if not end.code or not prints:
+                    raise
+                said = part.getvalue().strip()
+                raise ConfigError(
+                    f"{said or 'nothing could be printed'}; diffuse --cfg job prints all there is"
+                ) from None
         if prints:
+            stderr.write(part.getvalue())
             sys.stdout.flush()
     except BrokenPipeError:
         raise

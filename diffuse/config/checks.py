@@ -78,7 +78,8 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:
         check_number(field, fields[field.name])
-    _check_seed(fields["seed"], fields["num_images"])
+    where = "model.request_defaults.seed" if config.seed is None else "seed"
+    _check_seed(fields["seed"], fields["num_images"], where)
     _check_size(fields, config)
     if fields["denoising_end"] is not None and config.refiner._target_ is None:
         raise ConfigError(f"denoising_end={fields['denoising_end']}: is when a refiner takes over; add refiner=sdxl")
@@ -212,7 +213,9 @@ def _check_sources(model: DictConfig | ConfigValues, group: str) -> None:
                 raise ConfigError(f"{name}.{field}={part[field]}: is that of {name}.source, which is not set")
 
 
-def _check_seed(seed: Any, num_images: int) -> None:
+def _check_seed(seed: Any, num_images: int, where: str) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | None):  # a model's default is of any type
+        raise ConfigError(f"{where}={str(seed).lower()}: should be a whole number")
     if seed is not None and not 0 <= seed <= SEED_LIMIT - num_images:
         last = f" for {num_images} images" if num_images > 1 else ""
         raise ConfigError(f"seed={seed}: should be from 0 to {SEED_LIMIT - num_images}{last}")

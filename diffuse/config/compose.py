@@ -16,7 +16,7 @@ from diffuse.config.groups import CONFIG_NAME, GROUPS, compose_quoted, composing
 from diffuse.config.hydra_settings import check_hydra_parts_of
 from diffuse.config.mistakes import explain_errors, own_place, plain_message, suggestion
 from diffuse.config.own import SEARCHPATH, OwnConfig, existing_folder, folder_of, read_searchpath, use_own_config
-from diffuse.config.own_files import OwnFile, find_own_file, read_own_file, read_own_files
+from diffuse.config.own_files import OwnFile, check_texts_of, find_own_file, read_own_file, read_own_files
 from diffuse.config.quoting import escape_text, quote_overrides
 from diffuse.config.root import Config
 from diffuse.errors import ConfigError
@@ -76,6 +76,7 @@ def own_configuration(overrides: Sequence[str], folder: str | None = None, name:
         read_own_files(folders, name, overrides, conf_dir(), GROUPS),
     )
     check_hydra_parts_of([*own.files.values()])
+    check_texts_of([*own.files.values()])
     with use_own_config(own):
         if primary is not None:
             _check_primary(primary, own)

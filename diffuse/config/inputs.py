@@ -75,7 +75,12 @@ def fill_input_fields(fields: dict[str, Any], *, has_strength: bool = True) -> N
 
     Args:
         has_strength: the model changes a picture more or less; False where it keeps it.
+
+    Raises:
+        ConfigError: the name of a file is empty.
     """
+    for name in ("input_image", "mask_image"):
+        check_file_name(name, fields[name])
     if not fields["input_image"]:
         fields |= dict.fromkeys(INPUT_FIELDS[:-1]) | {"keep_unmasked": False}
         return
@@ -83,6 +88,12 @@ def fill_input_fields(fields: dict[str, Any], *, has_strength: bool = True) -> N
         fields["strength"] = MASKED_STRENGTH if fields["mask_image"] else STRENGTH
     fields["resize"] = fields["resize"] or Resize.stretch
     fields["keep_unmasked"] = bool(fields["keep_unmasked"])
+
+
+def check_file_name(setting: str, path: Any) -> None:
+    """Raises ConfigError for an empty name of a file, as a variable of the shell's that is not set gives it."""
+    if path is not None and not str(path).strip():
+        raise ConfigError(f"{setting} is empty: give a file, or leave it out")
 
 
 def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from diffuse.config.inputs import check_file_name
 from diffuse.config.mistakes import suggestion
 from diffuse.errors import ConfigError
 from diffuse.media.formats import is_video
@@ -46,6 +47,7 @@ def read_reference(cfg: ObjectiveConfig, reader: InputImageCache) -> Reference |
         if cfg.metric == PSNR:
             raise ConfigError(f"objective.metric={PSNR}: compares with a picture or film; add objective.reference=FILE")
         return None
+    check_file_name("objective.reference", cfg.reference)
     path = user_path(cfg.reference, "objective.reference")
     film = Video.open(path) if is_video(path) else None
     if film is None or film.is_picture:

@@ -53,6 +53,11 @@ def own_config() -> OwnConfig:
     return _own.get()
 
 
+def own_options(group: str) -> list[str]:
+    """Returns the options of a group in the user's own folders, sorted; none where these have no such group."""
+    return sorted({path.stem for folder in own_config().folders for path in (folder / group).glob("*.yaml")})
+
+
 def with_own_places(overrides: Sequence[str]) -> list[str]:
     """Returns overrides in Hydra's grammar with that of `hydra.searchpath` that holds here, unless they have one."""
     has_places = any(each.startswith(f"{SEARCHPATH}=") for each in overrides)

@@ -13,11 +13,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
 from diffuse.errors import ConfigError
+from diffuse.schema import PROMPT_FIELDS
 
 _PACKAGE = re.compile(r"\s*#\s*@\s*package\b(.*)")
 _HEADER = re.compile(r"\s*#\s*@")
 _OPTION = re.compile(r"[\w./-]+")
 _PRIMARY = "config"  # the package's own primary configuration
+# A text of a configuration, wherever a file may say it.
+_TEXT = re.compile(
+    r"((hydra\.sweeper\.params|model\.request_defaults|refiner\.request_defaults)\.)?"
+    rf"({'|'.join(PROMPT_FIELDS)}|output\.name|tracking\.run_name)"
+)
 _GLOBAL, _GROUP = "_global_", "_group_"
 # `tracking.name` says how runs are kept, not which option was chosen: everything that tracks asks for one of these.
 _TRACKING = ("mlflow", "none")
@@ -270,6 +276,29 @@ def read_own_files(
     if hidden := hidden_files(folders, shipped):
         _check_hidden(hidden, primary or _PRIMARY, files, overrides, shipped)
     return files
+
+
+def check_texts_of(files: Sequence[OwnFile]) -> None:
+    """Checks that each prompt and name in files of the user's is a text to YAML too, which reads `no` as false.
+
+    Raises:
+        ConfigError: one is read as something else; the message says in which line.
+    """
+    for file in files:
+        for name, node, _ in file.entries():
+            if _TEXT.fullmatch(name):
+                for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                    _check_text(file.path, name, item)
+
+
+def _check_text(path: Path, name: str, node: yaml.Node) -> None:
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:  # in quotes, or a block
+        return
+    read = OmegaConf.to_container(OmegaConf.create(f"text: {node.value}"))["text"]
+    if read is not None and str(read) != node.value.strip():
+        raise ConfigError(
+            f"{path}:{_line(node)}: {name}: {node.value} is {str(read).lower()} to YAML; put the text in quotes"
+        )
 
 
 def _check_cycles(files: Mapping[str, OwnFile]) -> None:

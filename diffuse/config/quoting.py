@@ -55,6 +55,8 @@ _OPEN = (
 )  # keys may be added here
 
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(.*\)\s*", re.DOTALL)
+# An interpolation outside quotes, or a text in quotes, as Hydra's grammar has them.
+_QUOTED = re.compile(r"""\$\{[^}]+\}|(?P<quote>["'])(?:(?:\\\\)*|.*?[^\\](?:\\\\)*)(?P=quote)""", re.DOTALL)
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
 
 
@@ -79,6 +81,8 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             places = read_searchpath([override.lstrip("+")])
             quoted.append(f"{SEARCHPATH}=[{','.join(map(quote_value, places or ()))}]")
             continue
+        if not key and value is not None:
+            raise ConfigError(f"{override}: should be NAME=VALUE, or GROUP=OPTION")
         if sign and not _is_open(key) and not (sign == "+" and _is_own_group(key)):
             raise _refuse_sign(sign, key, value)
         check_hydra_part(override)
@@ -90,8 +94,11 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             listed, texts = value[1:], read_text_list(key, value[1:])
             if texts is not None:
                 listed = f"choice({','.join(map(quote_text, texts))})"
-            elif is_quoted_list(listed):  # the same sweep as `choice("a","b")`, and so has the same identity
-                listed = f"choice({listed})"
+            else:
+                if is_quoted_list(listed):  # the same sweep as `choice("a","b")`, and so has the same identity
+                    listed = f"choice({listed})"
+                if "${" in listed or _MARKS in listed:
+                    listed = _QUOTED.sub(_escape_quoted, listed)
             quoted.append(f"{key}={listed}")
         elif key in _TEXTS:
             quoted.append(f"{key}={quote_text(value[1:])}")
@@ -107,6 +114,12 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
 def quote_text(text: str) -> str:
     """Returns a text in Hydra's quotes that OmegaConf takes for this very text."""
     return quote_value(escape_text(text))
+
+
+def _escape_quoted(match: re.Match[str]) -> str:
+    if match["quote"] is None:
+        return match[0]
+    return quote_text(str(OverridesParser.create().parse_override(f"text={match[0]}").value()))
 
 
 def quote_value(text: str) -> str:

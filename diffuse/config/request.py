@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from diffuse.config.checks import check_prompt, check_request, given_steps
 from diffuse.config.compose import ConfigValues, resolve_config
-from diffuse.config.inputs import Inputs, fill_input_fields, read_inputs
+from diffuse.config.inputs import Inputs, check_file_name, fill_input_fields, read_inputs
 from diffuse.config.mistakes import explain_errors, suggestion
 from diffuse.config.objective import Reference, read_reference
 from diffuse.errors import ConfigError
@@ -173,6 +173,7 @@ def read_prompt_file(file: str) -> list[str]:
     Raises:
         ConfigError: it cannot be read, or holds none.
     """
+    check_file_name("prompt_file", file)
     path = user_path(file, "prompt_file")
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from diffuse.device.compile import check_compiler
 from diffuse.device.fork import allowed_threads, check_cuda, note_threads
 from diffuse.device.gpus import GIB, Gpu, all_gpus, explain_missing_cuda, visible_gpus
-from diffuse.device.host import cpu_has_bfloat16, cpu_name
+from diffuse.device.host import cpu_cores, cpu_has_bfloat16, cpu_name
 from diffuse.errors import HardwareError
 from diffuse.schema import Compile, Determinism, Device, Dtype, HardwareConfig
 
@@ -23,7 +26,12 @@ log = logging.getLogger(__name__)
 
 _BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA compute capability (Ampere) with bfloat16 arithmetic
 
+_MOST_THREADS = 1024
+
 _default_threads: int | None = None  # torch's own number, which apply() must be able to put back
+_callers = 0  # blocks of kept_switches() that have not ended
+_kept: tuple[Any, ...] | None = None  # torch's switches before the first apply() in them
+_switches_lock = threading.Lock()
 _first_free: dict[str, float] = {}  # GiB that each card, by its UUID, had free when this process first looked
 
 
@@ -109,6 +117,11 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         raise HardwareError(f"hardware.vram_gb={config.vram_gb:g} must be more than 0 GiB; null uses the card's own")
     if config.threads is not None and config.threads < 1:
         raise HardwareError(f"hardware.threads={config.threads} must be at least 1; null leaves the choice to torch")
+    most = max(_MOST_THREADS, cpu_cores()[0])
+    if config.threads is not None and config.threads > most:  # OpenMP ends the process where it cannot start them
+        raise HardwareError(
+            f"hardware.threads={config.threads} must be at most {most}; null leaves the choice to torch"
+        )
     device = _device(config.device, nvml)
     if device == "cuda":
         check_cuda()
@@ -153,9 +166,13 @@ def apply(hw: Hardware, *, keeps_memory: bool = True) -> None:
         keeps_memory: on a CPU, what tensors free stays with the process for the next ones; it may not where a budget of
             main memory counts it.
     """
-    global _default_threads
+    global _default_threads, _kept
     import torch
 
+    with _switches_lock:
+        if _callers and _kept is None:
+            _kept = _switches()
+            _default_threads = None  # whoever calls may have set another number
     from diffuse.device.allocator import give_freed_memory_back, keep_freed_memory
 
     if hw.device == "cuda" and os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
@@ -179,6 +196,53 @@ def apply(hw: Hardware, *, keeps_memory: bool = True) -> None:
     threads = hw.threads or _default_threads
     torch.set_num_threads(threads)
     note_threads(threads)
+
+
+@contextmanager
+def kept_switches() -> Iterator[None]:
+    """Puts torch's process-wide switches back after the block to what they were before `apply` in it.
+
+    They are other people's too, where this package is called from Python. Of blocks that overlap, in several threads,
+    the last one puts them back.
+    """
+    global _callers, _kept, _default_threads
+    with _switches_lock:
+        _callers += 1
+    try:
+        yield
+    finally:
+        with _switches_lock:
+            _callers -= 1
+            if not _callers and _kept is not None:
+                _set_switches(*_kept)
+                _kept = _default_threads = None
+
+
+def _switches() -> tuple[Any, ...]:
+    import torch
+
+    return (
+        torch.get_deterministic_debug_mode(),
+        torch.backends.mkldnn.deterministic,
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.get_num_threads(),
+    )
+
+
+def _set_switches(mode: int, mkldnn: Any, cudnn: bool, benchmark: bool, matmul: bool, tf32: bool, threads: int) -> None:
+    import torch
+
+    torch.set_deterministic_debug_mode(mode)
+    torch.backends.mkldnn.deterministic = mkldnn
+    torch.backends.cudnn.deterministic = cudnn
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cuda.matmul.allow_tf32 = matmul
+    torch.backends.cudnn.allow_tf32 = tf32
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _device(choice: Device, nvml: Any | None) -> str:

@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from diffuse.errors import ConfigError, MediaError, first_line
 from diffuse.media.files import pillow_warnings
-from diffuse.media.png import drop_metadata, scale_transparency, transparent_places
+from diffuse.media.png import SIGNATURE, drop_metadata, has_wide_rgb, scale_transparency, transparent_places
 from diffuse.media.tiff import check_tiff, grey_depth, is_tiff, mend_colormap
 from diffuse.paths import user_path
 from diffuse.schema import Resize
@@ -279,6 +279,8 @@ def _open(content: bytes, label: str) -> Image.Image:
         what = "is empty" if not content else "is not a picture that can be read"
         if is_tiff(content):
             raise MediaError(f"{label}: is a TIFF that is damaged or of a rare kind; save it as 8-bit RGB") from None
+        if content.startswith(SIGNATURE):
+            raise MediaError(f"{label}: is a PNG that is damaged or cut short; save or copy it again") from None
         raise MediaError(f"{label}: {what}; give a PNG, JPG, WebP, GIF, TIFF, BMP or AVIF file") from None
     except Exception as error:
         reason = first_line(error)
@@ -291,9 +293,10 @@ def _open(content: bytes, label: str) -> Image.Image:
 def _pixels(image: Image.Image, content: bytes | None, background: int, label: str) -> np.ndarray:
     """Returns an open image as RGB `[H, W, 3]`, upright, with the grey `background` where it is transparent."""
     scale_transparency(image)
+    wide = has_wide_rgb(image)
     image.load()  # which Pillow puts off
     mend_colormap(image)
-    places = transparent_places(image, content)
+    places = transparent_places(image, content, wide)
     if places is None:
         return np.asarray(_upright(image, _opaque(image, background, label)))
     pixels = np.array(image)

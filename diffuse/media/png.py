@@ -18,7 +18,9 @@ _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _ORIENTED = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts that may say which side is up
+_MOST_TEXTS = 4  # which say it; Pillow refuses a file with more than 64 MiB of them together
 _MOST_TEXT = 2**20  # bytes; Pillow refuses a file with more
+_WIDE_RGB = "RGB;16B"  # Pillow's raw mode of 16 bits
 _RAW_DEPTH = {"L;2": 85, "L;4": 17}  # by Pillow's raw mode: what it multiplies the grey by
 
 
@@ -33,6 +35,8 @@ def drop_metadata(content: bytes) -> bytes:
     chunks = list(_chunks(content))
     animated = all(_is_whole(content, *chunk) for chunk in chunks if chunk[0] in _ANIMATION)
     kept = [chunk for chunk in chunks if _is_kept(content, chunk, animated)]
+    texts = [chunk for chunk in kept if chunk[0] in _TEXTS]
+    kept = [chunk for chunk in kept if chunk not in texts[_MOST_TEXTS:]]
     if len(kept) == len(chunks):
         return content
     end = chunks[-1][2]
@@ -102,16 +106,28 @@ def scale_transparency(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value & 255 for value in colour)
 
 
-def transparent_places(image: Image.Image, content: bytes | None) -> np.ndarray | None:
+def has_wide_rgb(image: Image.Image) -> bool:
+    """Returns whether an image that is open, but not loaded, is an RGB PNG of 16 bits."""
+    is_png = isinstance(image, PngImagePlugin.PngImageFile)
+    return is_png and bool(image.tile) and str(image.tile[0].args) == _WIDE_RGB
+
+
+def transparent_places(image: Image.Image, content: bytes | None, wide: bool) -> np.ndarray | None:
     """Returns where an RGB PNG of 16 bits has its transparent colour, bool `[H, W]`; None for every other image.
 
     Pillow keeps the upper 8 bits of each channel. The lower ones are read from `content` by a raw mode with the other
     order of bytes; without it, the upper ones decide.
+
+    Args:
+        wide: whether it has 16 bits; where that cannot be known, because it was loaded before, a transparent colour
+            above 255 shows it.
     """
     colour = image.info.get("transparency")
-    if image.format != "PNG" or image.mode != "RGB" or not isinstance(colour, tuple) or max(colour) < 256:
+    if image.format != "PNG" or image.mode != "RGB" or not isinstance(colour, tuple):
         return None
-    wanted = np.asarray(colour)
+    if not wide and max(colour) < 256:
+        return None
+    wanted = np.asarray(colour) & 65535
     places = np.asarray((np.asarray(image) == wanted >> 8).all(axis=2))
     if content is not None:
         with PngImagePlugin.PngImageFile(io.BytesIO(drop_metadata(content))) as low:

@@ -24,6 +24,7 @@ from diffuse.pipelines.families import choose_output_format, component_names, lo
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, open_pipeline
 from diffuse.schedulers.labels import schedule_settings
+from diffuse.schedulers.sigmas import unused_ends_note
 from diffuse.schema import GenerationRequest
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class PreparedRun:
         """Are the settings that image viewers are told of the sampler, of the first one where there are two."""
         first = getattr(self.samplers, "first", self.samplers)
         return schedule_settings(first, given_timesteps=bool(self.request.timesteps or self.request.sigmas))
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user on settings that have no effect."""
+        note = unused_ends_note(getattr(self.samplers, "first", self.samplers), self.cfg.scheduler)
+        return [] if note is None else [note]
 
     @property
     def inputs_record(self) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def _run(
     started = start_run(prepared, tracker, overrides)
     for line in prepared.output_notes if save else []:
         callbacks.say(line)
+    for note in prepared.notes:
+        callbacks.say(note)
     if prepared.opened.choice is not None:
         callbacks.say(prepared.opened.choice.line())
     for note in [] if prepared.inputs is None else prepared.inputs.notes:

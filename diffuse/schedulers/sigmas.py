@@ -7,7 +7,7 @@ has the sigma of each timestep of training, and rises; other arrays are float64,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -147,6 +147,17 @@ def choose_spacing(sampler: Any) -> Spacing | None:
 def spacing_options(sampler: Any) -> list[str]:
     """Returns the options of a sampler that are true and space its sigmas."""
     return [name for name in SPACINGS if getattr(sampler, name, False)]  # Lu's is not every sampler's
+
+
+def unused_ends_note(sampler: Any, options: Mapping[str, Any]) -> str | None:
+    """Returns a line on ends of spaced sigmas among the options that were chosen, where nothing spaces them."""
+    unused = [f"{name}={options[name]:g}" for name in ("sigma_min", "sigma_max") if options.get(name) is not None]
+    if not unused or spacing_options(sampler):
+        return None
+    known = ", ".join(name for name in SPACINGS if hasattr(sampler, name))
+    return (
+        f"scheduler.{' and scheduler.'.join(unused)}: no effect without one of {known}, which space sigmas between them"
+    )
 
 
 def refuse_spacing(sampler: Any, values: str) -> None:

@@ -15,7 +15,7 @@ from diffuse.config.quoting import quote_overrides
 from diffuse.errors import ConfigError
 from diffuse.run.model_auto import AUTO, read_option, resolve_model
 from diffuse.sweep.globs import expand_globs, quote_name
-from diffuse.sweep.sweeper import read_zip
+from diffuse.sweep.sweeper import axis_values, read_zip
 
 _MODEL, _SOURCE, _ZIP = "model", "model.source", "hydra.sweeper.zip"
 _NAME = AUTO.partition("=")[2]
@@ -73,7 +73,7 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.value())]
     parse = OverridesParser.create().parse_override
-    return [str(parse(f"value={text}").value()) for text in override.sweep_string_iterator()]
+    return [str(parse(f"value={text}").value()) for text in axis_values(override)]
 
 
 def _pairs(model: str, of_auto: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from diffuse.config.groups import GROUPS, group_options
+from diffuse.config.own import own_options
 from diffuse.config.quoting import quote_value
 from diffuse.errors import ConfigError
 from diffuse.paths import user_path
@@ -36,9 +37,9 @@ def _expand(override: Override, line: str) -> str:
     key = override.key_or_group
     if not isinstance(value, Glob) or key == "prompt_file":  # of which there is one
         return line
-    if key in GROUPS:
-        names = value.filter(group_options(key))
-        reason = f"matches no {key}; there are {', '.join(group_options(key))}"
+    if options := group_options(key) if key in GROUPS else own_options(key):
+        names = value.filter(options)
+        reason = f"matches no {key}; there are {', '.join(options)}"
     elif key in _FILES or key.endswith(".source"):
         names = [path for path in _paths(value, key) if Path(path).is_dir() == key.endswith(".source")]
         kind = "folder" if key.endswith(".source") else "file"

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -18,6 +20,7 @@ from diffuse.config import objective
 from diffuse.errors import ConfigError, raised_in
 from diffuse.media.images import InputImageCache
 from diffuse.sweep.launcher import OPTUNA, require_package
+from diffuse.sweep.sweeper import axis_values
 from diffuse.terminal import say
 
 _DIRECTIONS = ("maximize", "minimize")
@@ -64,7 +67,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Runs the sweep for Hydra. Prints the best settings, which are also in the sweep's folder."""
         try:
-            self.inner.sweep(arguments)
+            self.inner.sweep([with_quotes(line) for line in arguments])
         except (TypeError, ValueError) as error:
             if not raised_in(error, "optuna"):
                 raise
@@ -74,6 +77,14 @@ class OptunaSweeper(Sweeper):
         results = OmegaConf.load(self.folder / _RESULTS)
         settings = " ".join(f"{name}={_short(value)}" for name, value in results.best_params.items())
         say(f"best {self.metric}: {results.best_value:.4g} with {settings}")
+
+
+def with_quotes(line: str) -> str:
+    """Returns an override whose texts Optuna hands on as they were quoted: it takes those of `choice(...)` without."""
+    override = OverridesParser.create().parse_override(line)
+    if not isinstance(choice := override.value(), ChoiceSweep) or choice.shuffle or len(choice.list) < 2:
+        return line
+    return f"{override.get_key_element()}={','.join(axis_values(override))}"
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -11,7 +11,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffuse.config.mistakes import own_place
 from diffuse.config.quoting import quote_overrides, quote_value
+from diffuse.errors import ConfigError
 
 PARAMS = "hydra.sweeper.params"
 
@@ -30,6 +32,9 @@ def merge_params(overrides: Sequence[str], base: DictConfig) -> tuple[list[str],
     if not params:
         return list(overrides), []
     parse = OverridesParser.create().parse_override
+    for name in map(str, params):
+        if name.startswith(("+", "~")):  # refused as somebody would be who types it
+            quote_overrides([f"{name}={params[name]}"], sweep=True)
     own = [parse(_param_override(str(name), value, base)) for name, value in params.items()]
     given = [parse(line) for line in overrides]
     typed = {override.key_or_group: override for override in given}  # the last of two
@@ -55,6 +60,13 @@ def _param_override(name: str, value: Any, base: DictConfig) -> str:
         OverridesParser.create().parse_override(line)
     except HydraException:  # a text with marks that the grammar has no place for, as somebody would type it
         (line,) = quote_overrides([line], sweep=True)
+        try:
+            OverridesParser.create().parse_override(line)
+        except HydraException:
+            raise ConfigError(
+                f"{own_place(f'{PARAMS}.{name}', False)}{PARAMS}.{name}={value}: cannot be read; write its values as a "
+                "list, such as [1,2]"
+            ) from None
     return line
 
 

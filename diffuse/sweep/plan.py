@@ -35,7 +35,7 @@ from diffuse.sweep.folder import Sweep, read_sweep
 from diffuse.sweep.globs import expand_globs
 from diffuse.sweep.job_folder import job_identity, json_digest
 from diffuse.sweep.params import PARAMS, merge_params
-from diffuse.sweep.sweeper import axis_values, read_zip
+from diffuse.sweep.sweeper import axis_values, identity_values, read_zip
 from diffuse.terminal import confirm
 
 SWEEPS = Path("outputs", "sweeps")  # the parent of folders without an output.dir
@@ -173,7 +173,7 @@ def _compose_prompts(overrides: list[str], base: DictConfig) -> tuple[list[str],
 
 def _check_experiments(override: Override, others: Sequence[str]) -> None:
     """Raises ConfigError for experiments swept over of which one is a sweep itself: its own values would be lost."""
-    for name in override.sweep_string_iterator():
+    for name in axis_values(override):
         with suppress(HydraException, OmegaConfBaseException, ValueError):  # the job says what is wrong
             hydra = compose_quoted([*others, f"experiment={name}"], hydra=True).hydra
             if OmegaConf.select(hydra, "sweeper.params"):
@@ -201,7 +201,7 @@ def _axis(override: Override, is_basic: bool) -> _Axis:
     if not count:
         raise ConfigError(f"{override.input_line}: is empty, and so would be the sweep; give it a value")
     is_short = count <= MAX_JOBS_UNASKED
-    return _Axis(key, sorted(override.sweep_string_iterator()) if is_short else override.get_value_string(), count)
+    return _Axis(key, sorted(identity_values(override)) if is_short else override.get_value_string(), count)
 
 
 def _check_zip(zipped: Sequence[Sequence[str]], axes: Sequence[_Axis], prompts: str) -> list[int]:
@@ -232,7 +232,7 @@ def _zip_identity(keys: Sequence[str], axes: Sequence[_Axis], overrides: Mapping
     keys = sorted(keys)
     if any(axis.count is not None and axis.count > MAX_JOBS_UNASKED for axis in axes if axis.key in keys):
         return [keys, [overrides[key].get_value_string() for key in keys]]
-    values = zip(*(axis_values(overrides[key]) for key in keys), strict=True)
+    values = zip(*(identity_values(overrides[key]) for key in keys), strict=True)
     return [keys, sorted(list(together) for together in values)]
 
 

@@ -274,6 +274,8 @@ class JobRunner:
                         self.callbacks.notes.setdefault(choice.levers, choice.line())
                 for note in one.prepared.output_notes:
                     self.callbacks.warnings.setdefault(note)
+                for note in one.prepared.notes:
+                    self.callbacks.warnings.setdefault(note)
                 started.append((job, one))
             except Exception as error:
                 self.end_job(job, JobStatus.FAILED, error)

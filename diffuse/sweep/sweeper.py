@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Transformer
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from diffuse.config.quoting import quote_value
 from diffuse.errors import ConfigError
 
 _CONFIG_FILE = "multirun.yaml"  # the name under which every sweeper of Hydra's leaves the configuration
@@ -90,8 +92,43 @@ def _swept_name(name: str) -> str:
 
 
 def axis_values(override: Override) -> list[str]:
-    """Returns the values of a swept override in Hydra's grammar, in the order typed."""
-    return list(override.sweep_string_iterator())
+    """Returns the values of a swept override in Hydra's grammar, in the order typed.
+
+    Hydra forgets which texts of a `choice(...)` were in quotes. A text that would be read as something else without
+    them, or could not be read, gets them again.
+    """
+    return list(override.sweep_iterator(_value_in_grammar))
+
+
+def _value_in_grammar(value: Any) -> str:
+    bare: str = Transformer.str(value)
+    if not isinstance(value, str):
+        return bare
+    read = _read_bare(bare)
+    return bare if isinstance(read, str) and read == value else quote_value(value)
+
+
+def identity_values(override: Override) -> list[str]:
+    """Returns the values of a swept override as the identity of a sweep has them, in the order typed.
+
+    Earlier versions had every text of a `choice(...)` without quotes there. It stays so where they drew that text, such
+    as `12`.
+    """
+    return list(override.sweep_iterator(_identity_value))
+
+
+def _identity_value(value: Any) -> str:
+    bare: str = Transformer.str(value)
+    return bare if isinstance(value, str) and str(_read_bare(bare)) == value else _value_in_grammar(value)
+
+
+def _read_bare(text: str) -> Any:
+    """Returns what Hydra's grammar reads in a text; None where it cannot."""
+    try:
+        parsed = OverridesParser.create().parse_override(f"value={text}")
+    except HydraException:
+        return None
+    return None if parsed.is_sweep_override() else parsed.value()
 
 
 def combine(overrides: Sequence[Override], zipped: Sequence[Sequence[str]] = ()) -> Iterator[list[str]]:

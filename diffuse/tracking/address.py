@@ -17,6 +17,21 @@ _MEANT = {"postgres": "postgresql", "mariadb": "mysql", "sqlite3": "sqlite"}
 _USE = "use sqlite:///FILE, http://SERVER:PORT, or tracking=none"
 
 
+def sqlalchemy_uri(uri: str) -> str:
+    """Returns an address as SQLAlchemy opens it, which may decode `%20` in the path of an SQLite file."""
+    scheme, separator, rest = uri.partition(":///")
+    if "%" not in rest or scheme.partition("+")[0] != "sqlite":
+        return uri
+    from sqlalchemy.engine import make_url
+
+    if make_url("sqlite:///%25").database != "%":  # an older one takes it as it is
+        return uri
+    path, mark, query = rest.partition("?")
+    if scheme == "sqlite":
+        scheme = "sqlite+pysqlite"  # the same; of the short form MLflow makes a folder by the name that is not decoded
+    return f"{scheme}{separator}{path.replace('%', '%25')}{mark}{query}"
+
+
 def address_error(uri: str) -> str | None:
     """Returns why no run can be kept at an address that is not an SQLite file's, and what to do; None if one may."""
     scheme, separator, rest = uri.partition(":")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.tracking import failures, values
+from diffuse.tracking.address import sqlalchemy_uri
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import ERROR_TAG, RUN_TAG
 from diffuse.tracking.upgrade import store_lock
@@ -47,7 +48,7 @@ def open_client(uri: str) -> Any:
     import_mlflow()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=sqlalchemy_uri(uri))
 
 
 def open_store(store: Store) -> Any:

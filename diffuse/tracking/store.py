@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 from diffuse.config.tracking_settings import tracking_settings
 from diffuse.errors import ConfigError
@@ -45,16 +46,30 @@ class Store:
         Raises ConfigError for an address that can hold no runs, or an experiment that MLflow would refuse.
         """
         settings = tracking_settings(cfg)
+        for name in ("journal", "artifact_location"):
+            if (value := getattr(cfg, name)) is not None and not value.strip():
+                raise ConfigError(f"tracking.{name} is empty: give a folder, or leave it out")
         uri, location = settings.uri.strip(), _absolute(cfg.artifact_location)
         if match := re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!:memory:)([^?]+)(\?.*)?", uri):
             file = _path(match[2], settings.origin("uri"))
             location = location or (file.parent / ARTIFACTS).as_uri()
             journal = _path(cfg.journal, "tracking.journal") if cfg.journal else file.parent / JOURNAL
+            if os.path.exists(file) and not os.path.isfile(file):
+                what = "a folder" if os.path.isdir(file) else "no file"
+                raise ConfigError(
+                    f"{settings.origin('uri')}={uri}: is {what}; give a file, such as sqlite:///FOLDER/mlflow.db"
+                )
+            _check_folder(file.parent, f"{settings.origin('uri')}={uri}")
             uri = f"{match[1]}:///{file}{match[3] or ''}"
         elif (reason := address_error(uri)) is not None:
             raise ConfigError(f"{settings.origin('uri')}={redact(uri)} {reason}")
         else:
             file, journal = None, _path(cfg.journal or DEFAULT_JOURNAL, "tracking.journal")
+        _check_folder(journal, f"tracking.journal={cfg.journal or journal}")
+        if location and location.startswith("file:///"):
+            _check_folder(
+                Path(url2pathname(location[7:])), f"tracking.artifact_location={cfg.artifact_location or location}"
+            )
         return cls(
             uri,
             settings.experiment,
@@ -117,6 +132,15 @@ def _absolute(location: str | None) -> str | None:
     if not location or "://" in location:
         return location or None
     return _path(location, "tracking.artifact_location").as_uri()
+
+
+def _check_folder(path: Path, setting: str) -> None:
+    """Raises ConfigError where `path` cannot be a folder, because a file is in its place or above it."""
+    for place in (path, *path.parents):
+        if os.path.isdir(place):
+            return
+        if os.path.exists(place):
+            raise ConfigError(f"{setting}: {place} is a file; give a folder, or a place in one")
 
 
 def _path(path: str, setting: str = "tracking.uri") -> Path:

@@ -27,6 +27,7 @@ from diffuse.errors import ConfigError, RunError
 from diffuse.record.values import redact
 from diffuse.schema import TrackingConfig
 from diffuse.tracking import app
+from diffuse.tracking.address import sqlalchemy_uri
 from diffuse.tracking.images import IMAGE_KEY, SHEET_KEY
 from diffuse.tracking.store import Store
 from diffuse.tracking.tags import LOGGED_IMAGES, SWEEP_KIND
@@ -111,7 +112,9 @@ def _start(store: Store, port: int, output: IO[bytes]) -> subprocess.Popen[bytes
     if importlib.metadata.entry_points(group=app.GROUP, name=app.NAME):  # none where diffuse is not installed
         command += ["--app-name", app.NAME]
     settings = {
-        "MLFLOW_BACKEND_STORE_URI": store.uri,  # may hold a password, which arguments would show to everybody
+        "MLFLOW_BACKEND_STORE_URI": sqlalchemy_uri(
+            store.uri
+        ),  # may hold a password, which arguments would show to everybody
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluation jobs, which are no part of this
     }

@@ -20,7 +20,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from diffuse.tracking.address import sqlalchemy_uri
+
 LOCK_SECONDS = 90  # for another process to create or upgrade the store
+# Of tables that MLflow has had from the start, a column.
+_KEYS = {"experiments": "experiment_id", **dict.fromkeys(("runs", "metrics", "params", "tags"), "run_uuid")}
 _UPGRADE_SECONDS = 3600  # of a large store
 _MIGRATION = re.compile(r"^(down_)?revision\b[^=\n]*=(.*)$", re.MULTILINE)
 _BACKGROUND = "(Background on this error"  # SQLAlchemy ends each of its errors with a link
@@ -40,9 +44,13 @@ def upgrade_store(file: Path) -> None:
     """Upgrades a store that is there, if it is an older MLflow's.
 
     Raises:
-        UnusableStore: it is a newer MLflow's, or cannot be upgraded, and is as it was.
+        UnusableStore: it is a newer MLflow's or another program's, or cannot be upgraded, and is as it was.
     """
     age = store_age(file)
+    if age == "unknown" and (table := _foreign_table(file)) is not None:
+        raise UnusableStore(
+            f"is no store of MLflow's, which has another table {table}; give another file as tracking.uri"
+        )
     if age == "older":
         try:
             with store_lock(file):
@@ -130,7 +138,7 @@ def _copy(store: sqlite3.Connection, file: Path) -> None:
 
 def _run_mlflow(copy: Path) -> None:
     """Has MLflow upgrade a database. Raises UnusableStore where it cannot."""
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{copy}"]
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", sqlalchemy_uri(f"sqlite:///{copy}")]
     done = subprocess.run(
         command,
         cwd=copy.parent,
@@ -144,6 +152,19 @@ def _run_mlflow(copy: Path) -> None:
     )
     if done.returncode:
         raise UnusableStore(done.stderr or f"mlflow db upgrade ended with {done.returncode}")
+
+
+def _foreign_table(file: Path) -> str | None:
+    """Returns a table with the name of one of MLflow's that is another program's: MLflow would fail halfway."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=LOCK_SECONDS)) as store:
+            for table, key in _KEYS.items():
+                columns = [row[1] for row in store.execute(f"PRAGMA table_info({table})")]
+                if columns and key not in columns:
+                    return table
+    except sqlite3.Error:  # MLflow says better what is wrong
+        pass
+    return None
 
 
 def _revision(file: Path) -> str | None:

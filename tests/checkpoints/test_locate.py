@@ -40,6 +40,12 @@ def test_a_folder_wins_over_a_repository(server: HubServer, tmp_path: Path, caps
     assert server.log == []
 
 
+@pytest.mark.parametrize("source", ["models/mine.safetensors", "mine.ckpt", "M/mine.SAFETENSORS"])
+def test_a_file_that_is_not_there_is_not_looked_for_elsewhere(server: HubServer, source: str) -> None:
+    assert message(lambda: locate(source)).startswith(f"{source}: there is no such file")
+    assert server.log == []
+
+
 @pytest.mark.parametrize("source", ["/no/such", "./no", "~/no-such-folder", "a/b/c", "here/missing", "..\\x"])
 def test_a_path_that_does_not_exist(server: HubServer, tmp_path: Path, source: str) -> None:
     (tmp_path / "here").mkdir()

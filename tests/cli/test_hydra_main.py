@@ -152,3 +152,16 @@ def test_settings_of_a_sweeper_are_one_line(overrides: tuple[str, ...], said: st
     done = diffuse(*given, *QUICK, *overrides, cwd=tmp_path)
     assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1), done.err
     assert said in done.err
+
+
+def test_a_part_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
+    done = diffuse("--cfg", "job", "-p", "model.nope", cwd=tmp_path)
+    assert (done.status, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert done.err.startswith("diffuse: ") and "model.nope" in done.err
+    assert diffuse("--cfg", "job", "-p", "model.name", cwd=tmp_path).out.strip() == "tiny"
+
+
+def test_hydras_folder_of_a_single_run_is_refused(tmp_path: Path) -> None:
+    done = diffuse(*SMOKE, "tracking=none", "hydra.output_subdir=.hydra", cwd=tmp_path)
+    assert (done.status, done.out, list(tmp_path.iterdir())) == (2, "", [])
+    assert done.err.startswith("diffuse: hydra.output_subdir=.hydra: "), done.err

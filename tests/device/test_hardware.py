@@ -125,7 +125,7 @@ def test_metal_asked_where_there_is_none() -> None:
     assert "hardware=mps" in one_line(error)
 
 
-@pytest.mark.parametrize("bad", [{"vram_gb": 0.0}, {"vram_gb": float("nan")}, {"threads": 0}])
+@pytest.mark.parametrize("bad", [{"vram_gb": 0.0}, {"vram_gb": float("nan")}, {"threads": 0}, {"threads": 10**6}])
 def test_numbers_that_make_no_sense(bad: dict[str, Any]) -> None:
     with pytest.raises(HardwareError) as error:
         hardware.detect(config(device=Device.cpu, **bad), nvml=Nvml())
@@ -176,6 +176,33 @@ def torch_switches() -> Any:
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     if workspace is not None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace
+
+
+@pytest.mark.usefixtures("torch_switches")
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_the_switches_of_who_calls_stay(warn_only: bool) -> None:
+    def switches() -> tuple[Any, ...]:
+        mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
+        return (
+            mode,
+            cudnn.deterministic,
+            cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.get_num_threads(),
+        )
+
+    torch.set_deterministic_debug_mode("warn" if warn_only else "error")
+    torch.set_num_threads(2)
+    torch.backends.cuda.matmul.allow_tf32 = warn_only
+    before = switches()
+    with hardware.kept_switches():
+        with hardware.kept_switches():  # of another thread
+            hardware.apply(Hardware("cuda", threads=3))
+        assert torch.get_num_threads() == 3
+        hardware.apply(Hardware("cpu"))
+        assert torch.get_num_threads() == 2  # torch's own are those that the caller has set
+        hardware.apply(Hardware("cpu", deterministic=Determinism.strict, threads=1))
+    assert switches() == before
 
 
 @pytest.mark.usefixtures("torch_switches")

@@ -281,7 +281,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated tiff": (cut("TIFF"), "damaged or cut short|not a picture"),
     "truncated bmp": (cut("BMP"), "damaged or cut short"),
     "truncated avif": (cut("AVIF"), "damaged or cut short|not a picture"),
-    "header alone": (lambda path: path.write_bytes(png((9, 9, 8, 2), b"")[:33]), "not a picture that can be read"),
+    "header alone": (lambda path: path.write_bytes(png((9, 9, 8, 2), b"")[:33]), "damaged or cut short"),
     "EPS, which would start Ghostscript": (
         lambda path: Image.fromarray(scene()).save(path, "EPS"),
         "not a picture that can be read",

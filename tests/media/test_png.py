@@ -85,7 +85,7 @@ def test_what_is_whole_stays_as_it_is() -> None:
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS"])
 def test_a_damaged_chunk_of_the_pixels_is_refused(kind: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png(HEADER, ROWS, spoilt(kind, bytes(6))))
-    with pytest.raises(MediaError, match=r"x\.png: is "):
+    with pytest.raises(MediaError, match=r"x\.png: is .*damaged"):
         read_image(str(tmp_path / "x.png"))
 
 
@@ -130,6 +130,22 @@ def test_the_transparent_colour_of_16_bits(interlaced: bool, tmp_path: Path) -> 
     expected[0, 0] = 0x12
     np.testing.assert_array_equal(read_image(str(tmp_path / "x.png")).pixels[..., 0], expected)
     assert read_image(str(tmp_path / "x.png")).pixels[2, 1].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(("clear", "behind"), [(0, [255, 0, 0]), (5, [0, 255, 0])])
+def test_a_dark_transparent_colour_of_16_bits(clear: int, behind: list[int], tmp_path: Path) -> None:
+    values = np.array([[(0, 0, 0), (5, 5, 5), (0, 0, 5), (65535, 0, 0)]], np.uint16)
+    (tmp_path / "x.png").write_bytes(wide_png(values, chunk(b"tRNS", struct.pack(">HHH", *[clear] * 3))))
+    assert read_image(str(tmp_path / "x.png")).pixels[0].tolist() == [*([grey] * 3 for grey in behind), [255, 0, 0]]
+    rows = b"\0" + np.array([0, 5, 6], ">u2").tobytes()
+    (tmp_path / "x.png").write_bytes(png((3, 1, 16, 0), rows, chunk(b"tRNS", struct.pack(">H", clear))))
+    assert read_image(str(tmp_path / "x.png")).pixels[0, :, 0].tolist() == behind
+
+
+def test_many_texts_do_not_cost_the_pixels(tmp_path: Path) -> None:
+    text = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**20)))
+    (tmp_path / "x.png").write_bytes(png(HEADER, ROWS, *[text] * 70))
+    np.testing.assert_array_equal(read_image(str(tmp_path / "x.png")).pixels, COLOURS)
 
 
 def test_the_transparent_colour_of_8_bits_with_upper_bits(tmp_path: Path) -> None:

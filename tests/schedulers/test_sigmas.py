@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sampler_parity as parity
 import scipy.stats
+from command import smoke
 from diffusers import EulerDiscreteScheduler
 from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
@@ -131,3 +133,12 @@ def test_simple_spacing_counts_down_from_the_last(sampler: Any, steps: int) -> N
     ours = sampler(**parity.SD, timestep_spacing="simple")
     ours.set_timesteps(steps)
     assert ours.timesteps.tolist() == [999 - int(x * (1000 / steps)) for x in range(steps)]
+
+
+def test_ends_that_no_option_uses_are_said(tmp_path: Path) -> None:
+    said = sigmas.unused_ends_note(Euler(), {"sigma_min": 5.0, "sigma_max": None, "eta": 1.0})
+    assert said is not None and said.startswith("scheduler.sigma_min=5: no effect without one of use_karras_sigmas,")
+    assert sigmas.unused_ends_note(Euler(use_karras_sigmas=True), {"sigma_min": 0.1}) is None
+    assert sigmas.unused_ends_note(DDIM(), {"eta": 1.0}) is None
+    done = smoke("scheduler=euler", "scheduler.sigma_max=3", "scheduler.sigma_min=0.1", cwd=tmp_path)
+    assert "scheduler.sigma_min=0.1 and scheduler.sigma_max=3: no effect" in done.err

@@ -11,8 +11,10 @@ from own_experiments import own_conf, sweep_yaml
 from PIL import Image
 from sweeps import QUICK, swept
 
+from diffuse.config.compose import own_configuration
 from diffuse.config.groups import PACKAGE
 from diffuse.config.quoting import quote_overrides
+from diffuse.errors import ConfigError
 from diffuse.media.load import read_record
 from diffuse.sweep.folder import Sweep
 from diffuse.sweep.globs import expand_globs
@@ -113,3 +115,13 @@ def test_experiments_that_are_no_sweeps_are_swept_over(
 ) -> None:
     own_conf(tmp_path, monkeypatch, one="width: 64\nseed: 1\n", two="width: 72\nseed: 1\n")
     assert plan("experiment=one,two").jobs == plan("experiment=glob([one,two])").jobs == 2
+
+
+def test_options_of_a_group_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "style").mkdir()
+    for name in ("oil", "ink"):
+        (tmp_path / "style" / f"{name}.yaml").write_text("# @package _global_\nwidth: 64\n")
+    with own_configuration(["seed=1"], str(tmp_path)):
+        assert expand_globs(["+style=glob(*)"]) == ["+style=choice(ink,oil)"]
+        with pytest.raises(ConfigError, match="matches no style; there are ink, oil"):
+            expand_globs(["+style=glob(x*)"])

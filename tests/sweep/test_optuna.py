@@ -16,6 +16,7 @@ from PIL import Image
 from diffuse.config import objective
 from diffuse.config.groups import PACKAGE
 from diffuse.media.images import InputImage
+from diffuse.sweep.optuna import with_quotes
 
 REFERENCE = PACKAGE / "tiny" / "cactus_100_steps.png"
 TUNE = ("experiment=tune_guidance", "hardware.threads=1", "tracking=none", "report.make=false")
@@ -102,3 +103,9 @@ def test_psnr() -> None:
     assert objective.reference_quality(grey, reference) == {"quality/psnr": pytest.approx(10 * np.log10(255**2 / 100))}
     assert objective.reference_quality(grey, InputImage(grey[0, 0], "")) == {"quality/psnr": 100.0}
     assert objective.reference_quality(grey, None) == {}
+
+
+def test_texts_in_quotes_stay_in_quotes() -> None:
+    assert with_quotes('prompt=choice("it\'s","1e3",a cat)') == 'prompt="it\'s","1e3",a\\ cat'
+    for line in ("seed=1", "guidance_scale=interval(1,2)", 'prompt=choice("one")', "seed=range(1,3)"):
+        assert with_quotes(line) == line

@@ -11,6 +11,7 @@ from own_experiments import own_conf, sweep_yaml
 from sweeps import QUICK
 
 from diffuse.config.quoting import quote_overrides
+from diffuse.errors import ConfigError
 from diffuse.media.load import read_record
 from diffuse.sweep.folder import Sweep
 from diffuse.sweep.plan import plan_sweep
@@ -116,3 +117,20 @@ def test_identities_of_earlier_versions(work: Path) -> None:
     typed += [("tune_guidance", "seed=3"), ("scheduler_shootout", "scheduler=ddim")]
     found = [plan(f"experiment={name}", *more, "model.source=x").identity[:12] for name, *more in typed]
     assert found == ["05734911979e", "bb79eb251266", "1daa3d38a6eb", "4c540a8d1cf5", "ef4ced29692b", "07ab89e782f7"]
+
+
+def test_a_value_that_cannot_be_read_is_one_line(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_conf(tmp_path, monkeypatch, wrong=sweep_yaml('seed: "1,"'))
+    with pytest.raises(
+        ConfigError, match=r"hydra\.sweeper\.params\.seed=1,: cannot be read; write its values as a list"
+    ):
+        plan("experiment=wrong")
+
+
+@pytest.mark.parametrize("sign", ["+", "~"])
+def test_a_sign_is_refused_as_where_it_is_typed(
+    sign: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_conf(tmp_path, monkeypatch, twice=sweep_yaml("seed: range(1,4)", f"{sign}foo: 1,2"))
+    with pytest.raises(ConfigError, match=r"foo=1,2: there is no field or group foo"):
+        plan("experiment=twice")

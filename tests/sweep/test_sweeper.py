@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import diffuse
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from sweeps import swept
+from own_experiments import own_conf, sweep_yaml
+from PIL import Image
+from sweeps import QUICK, swept
 
-from diffuse.config.quoting import quote_overrides
+from diffuse.cli.dry_run import look_up_jobs
+from diffuse.config.groups import composing
+from diffuse.config.quoting import quote_overrides, quote_value
 from diffuse.errors import ConfigError
 from diffuse.media.load import read_record
 from diffuse.sweep.folder import Sweep
 from diffuse.sweep.plan import plan_sweep
-from diffuse.sweep.sweeper import combine, read_zip
+from diffuse.sweep.sweeper import combine, identity_values, read_zip
+
+TEXTS = [
+    *(
+        "1e3",
+        "null",
+        "true",
+        "2.50",
+        "${seed}",
+        r"a \${seed} \\",
+        "???",
+        "it's",
+        'a "b"',
+        "über",
+        "猫",
+        "a\nb",
+        " a ",
+        "",
+    ),
+    *("a, b", "(x:1.2) [y] {z}", "a=b; c", r"\(", "choice(a,b)", "range(1,3)", "1_000", "nan", "12", "$", "~x", "-0"),
+]
 
 ZIP = "hydra.sweeper.zip"
 
@@ -38,6 +64,48 @@ def test_values_are_crossed_or_go_together() -> None:
     two = jobs("a=1,2", "b=x,y", "c=range(0,3)", "d=choice(p,q,r)", zipped=[("a", "b"), ("c", "d")])
     assert len(two) == 6 and two[:2] == ["a=1 b=x c=0 d=p", "a=1 b=x c=1 d=q"]
     assert jobs("a=1,2", "a=3") == ["a=3"]
+
+
+def drafted(*overrides: str, fields: Sequence[str] = ("prompt",)) -> list[tuple[Any, ...]]:
+    """These fields of each job that a sweep lists."""
+    given = [*QUICK, "num_inference_steps=2", "seed=7", *overrides]
+    with composing:
+        lister, _ = look_up_jobs(["--multirun"], quote_overrides(given, sweep=True), given, True)
+    assert not any(job.error for job in lister.jobs), [job.error for job in lister.jobs]
+    configs = [lister.job_request(job)[0] for job in lister.jobs]
+    return [tuple(cfg[field] for field in fields) for cfg in configs]
+
+
+def test_a_quoted_text_reaches_its_job_as_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = ",".join(map(quote_value, TEXTS))
+    pair = ("prompt", "negative_prompt")
+    made = drafted(f"prompt={listed}", f"negative_prompt=choice({listed})", f"{ZIP}=[{','.join(pair)}]", fields=pair)
+    assert made == [(text, text) for text in TEXTS]
+
+
+def test_a_text_of_an_experiment_reaches_its_job_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work := tmp_path / "work").mkdir()
+    monkeypatch.chdir(work)
+    texts = [text for text in TEXTS if "${" not in text and text != "???"]  # which YAML's values look up
+    own_conf(tmp_path, monkeypatch, many=sweep_yaml(f"prompt: {json.dumps(texts)}"))
+    assert drafted("experiment=many") == [(text,) for text in texts]
+
+
+def test_a_file_of_any_name_reaches_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = sorted(["Jo's.tif", "über.tif", 'a;"b".tif', "null", "1e3", "猫, (2).tif"])
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="TIFF")
+    assert drafted("input_image=glob(*)", fields=("input_image",)) == [(name,) for name in names]
+
+
+def test_a_sweep_keeps_its_identity_where_its_texts_were_drawn() -> None:
+    def values(line: str) -> list[str]:
+        return identity_values(OverridesParser.create().parse_override(line))
+
+    assert values('prompt=choice("a cat","12","a, b",False)') == [r"a\ cat", "12", r"a\,\ b", "False"]
+    assert values('prompt=choice("null","1e3",1e3)') == ['"null"', '"1e3"', "1000.0"]
 
 
 def test_pictures_of_fields_that_go_together(tmp_path: Path) -> None:

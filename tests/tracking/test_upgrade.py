@@ -198,3 +198,14 @@ def test_files_that_are_no_store_are_left_to_mlflow(tmp_path: Path) -> None:
     with suppress(sqlite3.Error), closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE t (x)")
     assert upgrade.store_age(tmp_path / "other.db") == "unknown"
+
+
+@pytest.mark.parametrize("tables", ["experiments (a)", "runs (a); CREATE TABLE experiments (experiment_id)"])
+def test_another_programs_file_is_left_alone(tables: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.db"
+    with closing(sqlite3.connect(file)) as store:
+        store.executescript(f"CREATE TABLE alembic_version (version_num); CREATE TABLE {tables};")
+    before = file.read_bytes()
+    with pytest.raises(upgrade.UnusableStore, match="is no store of MLflow's"):
+        upgrade.upgrade_store(file)
+    assert file.read_bytes() == before

@@ -44,6 +44,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         CheckpointError: files are missing or cannot be read.
     """
     settings = read_settings(folder / "tokenizer_config.json")
+    for key in ("padding_side", "truncation_side"):
+        if settings.get(key, "right") not in ("right", None):
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {key}={settings[key]} is not implemented")
     vocabulary, merges, stored = _words(folder)
     if "added_tokens_decoder" in settings:
         published = _numbered(settings["added_tokens_decoder"], folder / "tokenizer_config.json")

@@ -278,3 +278,12 @@ def test_a_line_of_merges_that_is_no_pair_is_said(line: str, tmp_path: Path) -> 
     (folder / "merges.txt").write_text(f"#version: 0.2\nt h\n{line}\n")
     with pytest.raises(CheckpointError, match=r"merges.txt: line 3 is not two parts of a word"):
         CLIPTokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("key", ["padding_side", "truncation_side"])
+def test_another_side_is_refused_by_name(key: str, tmp_path: Path) -> None:
+    change(classic(tmp_path), "tokenizer_config.json", **{key: "right"})
+    CLIPTokenizer.from_folder(tmp_path)
+    change(tmp_path, "tokenizer_config.json", **{key: "left"})
+    with pytest.raises(CheckpointError, match=f"tokenizer_config.json: {key}=left is not implemented"):
+        CLIPTokenizer.from_folder(tmp_path)
