@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -294,7 +295,8 @@ def check_texts_of(files: Sequence[OwnFile]) -> None:
 def _check_text(path: Path, name: str, node: yaml.Node) -> None:
     if not isinstance(node, yaml.ScalarNode) or node.style is not None:  # in quotes, or a block
         return
-    read = OmegaConf.to_container(OmegaConf.create(f"text: {node.value}"))["text"]
+    values: Any = OmegaConf.to_container(OmegaConf.create(f"text: {node.value}"))
+    read = values["text"]
     if read is not None and str(read) != node.value.strip():
         raise ConfigError(
             f"{path}:{_line(node)}: {name}: {node.value} is {str(read).lower()} to YAML; put the text in quotes"

@@ -50,7 +50,12 @@ MISTAKES: dict[str, tuple[str, str | bytes, int, str]] = {
     "an unknown one of Hydra's": ("experiment", EXPERIMENT + "hydra:\n  sweper:\n    x: 3\n", 3, "--cfg hydra"),
     "no number": ("model", MODEL + "size_multiple: abc\n", 4, "'abc' is not a whole number"),
     "null": ("model", MODEL + "size_multiple: null\n", 4, "cannot be null"),
-    "a prompt that is a truth": ("experiment", EXPERIMENT + "prompt: no\n", 2, "no is false to YAML; put it in quotes"),
+    "a prompt that is a truth": (
+        "experiment",
+        EXPERIMENT + "prompt: no\n",
+        2,
+        "no is false to YAML; put the text in quotes",
+    ),
     "a prompt that is a time": ("model", MODEL + "request_defaults:\n  prompt: 12:30\n", 5, "12:30 is 750 to YAML"),
     "a prompt of a sweep": (
         "experiment",
