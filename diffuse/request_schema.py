@@ -56,7 +56,7 @@ class GenerationRequest:
     prompt_2: str | None = request_field(_SECOND, default=None, is_prompt=True)
     negative_prompt_2: str | None = request_field(_SECOND, default=None, is_prompt=True)
     long_prompt: LongPrompt = request_field(
-        "whether a prompt beyond the encoder's tokens, most often 77, is cut, or read in chunks of 75",
+        "whether a prompt beyond the encoder's tokens (77 in most) is cut, or read in chunks",
         default=LongPrompt.cut,
     )
     prompt_syntax: PromptSyntax = request_field(
@@ -83,7 +83,7 @@ class GenerationRequest:
         "those to visit, such as [999,749,499,249], instead of the scheduler's own choice", default=None
     )
     sigmas: tuple[float, ...] | None = request_field(
-        "noise levels to visit, such as [14.6,3.9,1.4,0.4], by scheduler=euler and others that know them",
+        "noise levels to visit, such as [14.6,3.9,1.4,0.4], by scheduler=euler and its kin",
         default=None,
         since="0.2",
     )

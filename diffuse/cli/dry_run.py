@@ -111,12 +111,12 @@ def list_sweep(flags: list[str], overrides: list[str], command_line: list[str], 
     if unknown is not None:
         return say(f"{unknown}; {_NOTHING}")
     sweep = lister.sweep
-    report_single(sweep, command_line)
     reason = common_reason(lister.jobs)
     for job in lister.jobs:
         _print_job(job, sweep.axes, is_reported=reason is None)
     if reason is not None:
         raise ConfigError(reason)
+    report_single(sweep)
     count = Counter(_WORDS[job.status] for job in lister.jobs)
     parts = [f"{count['there']} are there", f"{count['make']} to make"]
     parts += [f"{count['double']} given twice"] if count["double"] else []

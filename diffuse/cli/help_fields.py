@@ -4,8 +4,7 @@ FIELDS = """\
   prompt                          what the picture shows; taken literally
   negative_prompt                 what the picture does not show
   prompt_2, negative_prompt_2     for SDXL's second text encoder; null is the first one's
-  long_prompt=cut|chunk           whether a prompt beyond the encoder's tokens, most often 77, is cut, or read in chunks
-                                  of 75
+  long_prompt=cut|chunk           whether a prompt beyond the encoder's tokens (77 in most) is cut, or read in chunks
   prompt_syntax=plain|weighted    weighted: (word:1.3) weighs 1.3, (word) 1.1, [word] 1 / 1.1, in all four prompts
   clip_skip                       last layers of the text encoders to leave out, for the prompt and not the negative one
   seed                            image i uses seed + i; drawn where not given
@@ -15,8 +14,7 @@ FIELDS = """\
   fps                             frames of the film a second, such as 24 or 29.97
   num_inference_steps             more are slower and finer
   timesteps                       those to visit, such as [999,749,499,249], instead of the scheduler's own choice
-  sigmas                          noise levels to visit, such as [14.6,3.9,1.4,0.4], by scheduler=euler and others that
-                                  know them
+  sigmas                          noise levels to visit, such as [14.6,3.9,1.4,0.4], by scheduler=euler and its kin
   guidance_scale                  how closely to follow the prompt; 0 and 1 switch guidance off
   guidance_rescale                0-1: back towards the contrast of a picture without guidance
   audio_guidance_scale, audio_guidance_rescale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +42,6 @@ def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], y
     register_plugins()
     with explain_errors(command_line):
         sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
-    report_single(sweep, command_line)
     if not sweep.may_exist:  # otherwise there may be nothing to do
         tracking.start_worker(base.tracking)
     progress, interruption = SweepProgress(), Interruption()
@@ -64,11 +62,11 @@ def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], y
     _end_sweep(sweep, progress, report[0] if report else None)
 
 
-def report_single(sweep: Sweep, command_line: Sequence[str]) -> None:
+def report_single(sweep: Sweep) -> None:
     """Says so where nothing is swept over, and what may have been meant."""
     if sweep.axes or sweep.jobs != 1:
         return
-    for name, value in (override.split("=", 1) for override in command_line if "=" in override):
+    for name, value in (override.split("=", 1) for override in sweep.overrides if "=" in override):
         if name in PROMPT_FIELDS and "," in value and ({*"'\""} & {value.strip()[:1], value.strip()[-1:]}):
             return say(f'note: {name} is one text here; of several, each is in quotes: {name}=\'"A","B"\'')
     say("note: -m makes one job here, as no field has several values; write NAME=A,B or NAME='range(1,9)'")
@@ -92,6 +90,7 @@ def _end_sweep(sweep: Sweep, progress: SweepProgress, report: Path | None) -> No
     if reason := common_reason(progress.jobs):
         raise ConfigError(reason)
     if progress.jobs and not (all_wrong and len(errors) == len(progress.jobs)):
+        report_single(sweep)
         progress.say(progress.summary(report))
     for job in progress.failed[:_MAX_REPORTED]:
         if isinstance(job.error, DiffuseError):

@@ -57,7 +57,7 @@ def feed_frames(options: Sequence[str], frames: Iterable[np.ndarray]) -> None:
             raise OSError(f"ffmpeg: {lines[-1]}")
 
 
-def convert(path: Path, *output: str, target: str = "-") -> bytes:
+def convert_media(path: Path, *output: str, target: str = "-") -> bytes:
     """Returns what ffmpeg writes of a file with these options, or has it write that to `target`.
 
     Raises:

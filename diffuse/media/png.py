@@ -108,8 +108,9 @@ def scale_transparency(image: Image.Image) -> None:
 
 def has_wide_rgb(image: Image.Image) -> bool:
     """Returns whether an image that is open, but not loaded, is an RGB PNG of 16 bits."""
-    is_png = isinstance(image, PngImagePlugin.PngImageFile)
-    return is_png and bool(image.tile) and str(image.tile[0].args) == _WIDE_RGB
+    if not isinstance(image, PngImagePlugin.PngImageFile):
+        return False
+    return bool(image.tile) and str(image.tile[0].args) == _WIDE_RGB
 
 
 def transparent_places(image: Image.Image, content: bytes | None, wide: bool) -> np.ndarray | None:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.errors import MediaError
-from diffuse.media.ffmpeg import convert, feed_frames, ffmpeg_program, file_url
+from diffuse.media.ffmpeg import convert_media, feed_frames, ffmpeg_program, file_url
 from diffuse.media.metadata import parse_record, png_record, xmp_record
 from diffuse.media.pixels import frames_sha256
 
@@ -129,7 +129,7 @@ class Video:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "preview.webm"  # not a pipe, into which no length can be written
             if self._is_streamed:
-                convert(self.path, "-map", "0:v:0", "-map", "0:a:0?", *options, target=file_url(target))
+                convert_media(self.path, "-map", "0:v:0", "-map", "0:a:0?", *options, target=file_url(target))
             else:
                 size = ["-pix_fmt", "rgb24", "-s", f"{self.width}x{self.height}", "-framerate", f"{self.fps:.9f}"]
                 sound = ["-i", file_url(self.path / SOUND_FILE)] if self.has_sound else []

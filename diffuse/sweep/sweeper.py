@@ -97,7 +97,7 @@ def axis_values(override: Override) -> list[str]:
     Hydra forgets which texts of a `choice(...)` were in quotes. A text that would be read as something else without
     them, or could not be read, gets them again.
     """
-    return list(override.sweep_iterator(_value_in_grammar))
+    return [str(value) for value in override.sweep_iterator(_value_in_grammar)]
 
 
 def _value_in_grammar(value: Any) -> str:
@@ -114,7 +114,7 @@ def identity_values(override: Override) -> list[str]:
     Earlier versions had every text of a `choice(...)` without quotes there. It stays so where they drew that text, such
     as `12`.
     """
-    return list(override.sweep_iterator(_identity_value))
+    return [str(value) for value in override.sweep_iterator(_identity_value)]
 
 
 def _identity_value(value: Any) -> str:
