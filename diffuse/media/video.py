@@ -189,7 +189,7 @@ def read_sound(path: Path) -> tuple[np.ndarray, int]:
     Raises:
         MediaError: there is none that can be read.
     """
-    content = convert(path, "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav")
+    content = convert_media(path, "-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav")
     place = 12
     channels = rate = 0
     while place + 8 <= len(content):
@@ -209,7 +209,7 @@ def video_comment(path: Path) -> bytes:
     Raises:
         MediaError: there is no video in the file.
     """
-    match = _COMMENT.search(convert(path, "-f", "ffmetadata"))
+    match = _COMMENT.search(convert_media(path, "-f", "ffmetadata"))
     return re.sub(rb"\\(.)", rb"\1", match[1], flags=re.DOTALL) if match else b""
 
 
