@@ -217,7 +217,9 @@ def _own_hydra() -> Iterator[None]:
 def default_values() -> dict[str, Any]:
     """Returns the values of the package's own configuration, without overrides and with interpolations."""
     with use_own_config(OwnConfig()):
-        return cast(dict[str, Any], OmegaConf.to_container(compose_quoted([])))
+        cfg = compose_quoted([])
+    profile = OmegaConf.to_container(cfg.memory_profile, resolve=True)  # `auto` says by a resolver what it leaves open
+    return {**cast(dict[str, Any], OmegaConf.to_container(cfg)), "memory_profile": profile}
 
 
 @cache
