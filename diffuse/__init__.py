@@ -12,13 +12,27 @@ __all__ = [
     "Step",
     "Stop",
     "img2img",
+    "img2vid",
     "inpaint",
     "load_pipeline",
     "txt2img",
+    "txt2vid",
 ]
 
 if TYPE_CHECKING:
-    from diffuse.api import DiffuseError, Generation, Pipeline, Step, Stop, img2img, inpaint, load_pipeline, txt2img
+    from diffuse.api import (
+        DiffuseError,
+        Generation,
+        Pipeline,
+        Step,
+        Stop,
+        img2img,
+        img2vid,
+        inpaint,
+        load_pipeline,
+        txt2img,
+        txt2vid,
+    )
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The Python interface: `diffuse.txt2img`, `img2img`, `inpaint`, `load_pipeline`.
+"""The Python interface: `diffuse.txt2img`, `img2img`, `inpaint`, `txt2vid`, `img2vid`, `load_pipeline`.
 
 Arguments become the overrides of the command line, and the same code runs: an image made here and one made by `diffuse`
 from the same words are the same to the bit. Images and latents in memory, and callbacks, exist in Python alone.
@@ -6,7 +6,6 @@ from the same words are the same to the bit. Images and latents in memory, and c
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image
 
+from diffuse.arguments import argument_overrides, as_noise, model_fields, take_embeddings
 from diffuse.config.compose import compose_with_hydra, own_configuration
-from diffuse.config.groups import group_options
 from diffuse.config.quoting import quote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device.hardware import kept_switches
 from diffuse.errors import ConfigError, DiffuseError, Stop
+from diffuse.pipelines.families import load_family
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation
 from diffuse.run.model_auto import compose_model
@@ -28,7 +28,7 @@ from diffuse.run.open import open_pipeline
 from diffuse.run.prepare import prepare
 from diffuse.run.run import generate
 from diffuse.sampling.results import Step
-from diffuse.schema import PROMPT_FIELDS, RequestArguments
+from diffuse.schema import RequestArguments
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -46,9 +46,11 @@ __all__ = [
     "Step",
     "Stop",
     "img2img",
+    "img2vid",
     "inpaint",
     "load_pipeline",
     "txt2img",
+    "txt2vid",
 ]
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -137,6 +139,16 @@ class Pipeline:
         fields = {"prompt": prompt, "keep_unmasked": keep_unmasked, "strength": strength, "resize": resize}
         return self._generate(fields, {"input_image": input_image, "mask_image": mask_image}, options)
 
+    def txt2vid(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
+        """See `txt2vid`."""
+        return self._generate({"prompt": prompt}, {}, options, is_film=True)
+
+    def img2vid(
+        self, prompt: str | None, input_image: ImageLike, *, resize: str | None = None, **options: Unpack[Options]
+    ) -> Generation:
+        """See `img2vid`."""
+        return self._generate({"prompt": prompt, "resize": resize}, {"input_image": input_image}, options, is_film=True)
+
     def encode(self, prompt: str | None = None, **fields: Unpack[Fields]) -> PromptEmbeddings:
         """Encodes a prompt and a negative prompt, and makes no picture.
 
@@ -146,7 +158,7 @@ class Pipeline:
         Raises:
             DiffuseError: as `txt2img`; or the pipeline has a refiner, which encodes by itself.
         """
-        overrides = list({**self.settings, **_overrides({**fields, "prompt": prompt})}.values())
+        overrides = list({**self.settings, **argument_overrides({**fields, "prompt": prompt})}.values())
         with own_configuration(overrides), kept_switches():
             cfg = _compose(overrides)
             prepared = prepare(cfg, _one_draft(cfg))
@@ -154,12 +166,19 @@ class Pipeline:
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
 
-    def _generate(self, own_fields: Mapping[str, Any], images: Mapping[str, ImageLike], options: Options) -> Generation:
+    def _generate(
+        self,
+        own_fields: Mapping[str, Any],
+        images: Mapping[str, ImageLike],
+        options: Options,
+        *,
+        is_film: bool = False,
+    ) -> Generation:
         fields: dict[str, Any] = {**options, **own_fields}
         latents, on_step = fields.pop("latents", None), fields.pop("on_step", None)
         if on_step is not None and not callable(on_step):
             raise ConfigError(f"on_step: is of type {type(on_step).__name__}; give a function that takes a step")
-        embeddings = _take_embeddings(fields)
+        embeddings = take_embeddings(fields)
         save, progress = fields.pop("save", False), fields.pop("progress", True)
         if not isinstance(save, bool | str | Path | None):
             raise ConfigError(f"save: is of type {type(save).__name__}; give True, or the folder to save in")
@@ -168,14 +187,18 @@ class Pipeline:
         in_memory = {name: image for name, image in images.items() if not isinstance(image, str | Path)}
         fields |= {name: _IN_MEMORY if name in in_memory else str(image) for name, image in images.items()}
 
-        overrides = list({**self.settings, **_overrides(fields)}.values())
+        overrides = list({**self.settings, **argument_overrides(fields)}.values())
         with own_configuration(overrides), kept_switches():
             cfg = _compose(overrides)
+            if is_film and not load_family(cfg.model._target_).makes_films:
+                raise ConfigError(
+                    f"model={cfg.model.name}: makes pictures; call txt2img or img2img, or name a model of films"
+                )
             (generation,) = generate(
                 cfg,
                 [_one_draft(cfg, in_memory)],
                 overrides=[each for each in overrides if not each.startswith("hydra.")],  # as the command records them
-                latents=None if latents is None else _as_noise(latents),
+                latents=None if latents is None else as_noise(latents),
                 embeddings=embeddings,
                 save=bool(save),
                 callbacks=Callbacks(on_step=on_step, messages=progress),
@@ -223,7 +246,7 @@ def load_pipeline(model: str | Path = "tiny", **fields: Unpack[Fields]) -> Pipel
     Raises:
         DiffuseError: there is no such model, its files are damaged, or a field does not fit.
     """
-    settings = _overrides({**_model(model), **fields})
+    settings = argument_overrides({**model_fields(model), **fields})
     with own_configuration(list(settings.values())), kept_switches():
         open_pipeline(_compose(list(settings.values())))
     return Pipeline(settings)
@@ -243,7 +266,7 @@ def txt2img(prompt: str | None = None, *, model: str | Path = "tiny", **options:
     Raises:
         DiffuseError: the request is wrong, and nothing was made; or the run failed (RunError) or was stopped (Stop).
     """
-    return Pipeline(_overrides(_model(model))).txt2img(prompt, **options)
+    return Pipeline(argument_overrides(model_fields(model))).txt2img(prompt, **options)
 
 
 def img2img(
@@ -268,7 +291,7 @@ def img2img(
     Raises:
         DiffuseError: as `txt2img`; or the image cannot be read.
     """
-    pipeline = Pipeline(_overrides(_model(model)))
+    pipeline = Pipeline(argument_overrides(model_fields(model)))
     return pipeline.img2img(prompt, input_image, strength=strength, resize=resize, **options)
 
 
@@ -298,7 +321,7 @@ def inpaint(
     Raises:
         DiffuseError: as `img2img`; or the mask is of another size.
     """
-    return Pipeline(_overrides(_model(model))).inpaint(
+    return Pipeline(argument_overrides(model_fields(model))).inpaint(
         prompt,
         input_image,
         mask_image,
@@ -309,85 +332,41 @@ def inpaint(
     )
 
 
-def _model(model: str | Path) -> dict[str, str]:
-    """Returns the fields that name a model: an option of its group, or any checkpoint."""
-    name = str(model)
-    if name in group_options("model") or not ("/" in name or name.startswith("~") or Path(name).is_dir()):
-        return {"model": name}
-    return {"model": "auto", "model.source": name}
+def txt2vid(prompt: str | None = None, *, model: str | Path = "ltx2", **options: Unpack[Options]) -> Generation:
+    """Makes films from a prompt, with sound where the model makes some.
+
+        film = diffuse.txt2vid("a fox runs through snow", num_frames=121, fps=24, save="films")
+        film.frames, film.fps, film.sound, film.sample_rate  # and in a notebook it plays
+
+    Args:
+        prompt: the text, taken literally.
+        model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
+        options: see `Options` and `Fields`.
+
+    Raises:
+        DiffuseError: as `txt2img`; or the model makes pictures.
+    """
+    return Pipeline(argument_overrides(model_fields(model))).txt2vid(prompt, **options)
 
 
-def _overrides(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Returns by name the override of each field that is set, with those of the field `overrides`."""
-    for name in PROMPT_FIELDS:
-        _check_text(name, fields.get(name))
-    given = fields.get("overrides") or ()
-    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given):
-        raise ConfigError(f"overrides={given!r}: should be a list of texts, such as ['scheduler.eta=0.5']")
-    others = {override.partition("=")[0]: override for override in given}
-    return others | {
-        name: f"{name}={_override_value(name, value)}"
-        for name, value in fields.items()
-        if name != "overrides" and value is not None
-    }
+def img2vid(
+    prompt: str | None,
+    input_image: ImageLike,
+    *,
+    model: str | Path = "ltx2",
+    resize: str | None = None,
+    **options: Unpack[Options],
+) -> Generation:
+    """Makes films that begin with an image.
 
+    Args:
+        prompt: the text, taken literally.
+        input_image: the first frame; its width and height are taken unless others are given.
+        model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
+        resize: see `img2img`.
+        options: see `Options` and `Fields`.
 
-def _check_text(name: str, value: Any) -> None:
-    if value is None or isinstance(value, str):
-        return
-    kind = f"{name}: is of type {type(value).__name__}"
-    if isinstance(value, Sequence):
-        raise ConfigError(
-            f"{kind}, and a call takes one text; call once for each, or give num_images for several pictures of one"
-        )
-    raise ConfigError(f"{kind}; give a text")
-
-
-def _override_value(name: str, value: Any) -> str:
-    """Returns a value as it is written on a command line."""
-    if hasattr(value, "tolist"):  # NumPy's and torch's own numbers and lists of them
-        value = value.tolist()
-    if isinstance(value, str | Path):
-        return str(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, Sequence):
-        return f"[{','.join(_override_value(name, item) for item in value)}]"
-    try:
-        return str(operator.index(value))
-    except TypeError:
-        raise ConfigError(f"{name}: is of type {type(value).__name__}; give text or a number") from None
-
-
-def _take_embeddings(fields: dict[str, Any]) -> PromptEmbeddings | None:
-    """Takes the prompt embeddings out of the arguments of a call, which then has an empty prompt."""
-    from diffuse.sampling.prompt_embeddings import EMBEDDINGS, read_embeddings
-
-    embeddings = read_embeddings({name: fields.pop(name, None) for name in EMBEDDINGS})
-    if embeddings is not None:
-        for name in (*PROMPT_FIELDS, "prompt_file", "clip_skip", "long_prompt", "prompt_syntax"):
-            if fields.get(name) is not None:
-                raise ConfigError(
-                    f"{name}: is read from no prompt where prompt_embeds are given; leave one of them out"
-                )
-        fields["prompt"] = ""
-    return embeddings
-
-
-def _as_noise(latents: Any) -> Tensor:
-    """Returns latents of any kind as float32 on the CPU."""
-    import torch
-
-    if isinstance(latents, Mapping):
-        if set(latents) != {"image"}:
-            raise ConfigError(f"latents: hold {', '.join(map(str, latents)) or 'nothing'}; give those of the image")
-        latents = latents["image"]
-    try:
-        tensor = torch.as_tensor(latents).detach().to("cpu", torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"latents: cannot be read as numbers ({error}); give a tensor or an array") from None
-    if not bool(torch.isfinite(tensor).all()):
-        raise ConfigError("latents: hold NaN or infinity; give noise of unit variance")
-    return tensor
+    Raises:
+        DiffuseError: as `txt2vid`; or the image cannot be read.
+    """
+    return Pipeline(argument_overrides(model_fields(model))).img2vid(prompt, input_image, resize=resize, **options)

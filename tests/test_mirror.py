@@ -17,6 +17,7 @@ ROOT_MODULES = {
     "__init__.py",
     "__main__.py",
     "api.py",
+    "arguments.py",
     "errors.py",
     "paths.py",
     "request_schema.py",

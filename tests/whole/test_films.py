@@ -30,7 +30,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
 def test_a_folder_makes_the_film_that_diffusers_makes(films: TinyFilms) -> None:
     """With the published settings, and texts of their full length."""
     options: dict[str, Any] = {**SMALL, "hardware": "cpu", "progress": False}
-    made = diffuse.txt2img("the robot", model=films.folder, negative_prompt="ring", **options)
+    made = diffuse.txt2vid("the robot", model=films.folder, negative_prompt="ring", **options)
     request = replace(
         film_peers.REQUEST,
         guidance_rescale=0.7,
@@ -47,13 +47,18 @@ def test_a_picture_is_the_first_frame(films: TinyFilms, tmp_path: Path) -> None:
     """Stretched to the film's size; there is no strength that would change it."""
     photo = photograph(tmp_path / "photo.png", 120, 70)
     options: dict[str, Any] = {**SMALL, "hardware": "cpu", "progress": False, "negative_prompt": "ring"}
-    made = diffuse.img2img("the robot", photo, model=films.folder, resize="crop", **options)
+    made = diffuse.img2vid("the robot", photo, model=films.folder, resize="crop", **options)
     assert made.record["request"]["strength"] is None and made.record["request"]["input_crf"] == 33
-    plain = diffuse.img2img("the robot", photo, model=films.folder, resize="crop", input_crf=0, **options)
+    plain = diffuse.img2vid("the robot", photo, model=films.folder, resize="crop", input_crf=0, **options)
     assert np.abs(made.frames.astype(int) - plain.frames).max() > 1
-    without = diffuse.txt2img("the robot", model=films.folder, **options)
+    without = diffuse.txt2vid("the robot", model=films.folder, **options)
     assert made.frames.shape == without.frames.shape and made.frames.std() > 20
     assert (made.latents["video"][:, :, 0] - without.latents["video"][:, :, 0]).abs().min() > 0
+
+
+def test_a_model_of_pictures_makes_no_film() -> None:
+    with pytest.raises(ConfigError, match="model=tiny: makes pictures; call txt2img"):
+        diffuse.txt2vid("a cat", model="tiny", progress=False)
 
 
 @pytest.mark.parametrize(
