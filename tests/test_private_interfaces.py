@@ -320,9 +320,14 @@ def private_names(tree: ast.Module) -> set[str]:
     return used
 
 
+# What pickles of weights say of their tensors: texts that are compared, of which nothing is looked up or called.
+IN_PICKLES = "torch._utils._rebuild_"
+
+
 def test_there_are_no_others() -> None:
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
     used = {name: str(path.relative_to(PACKAGE)) for path, tree in trees.items() for name in private_names(tree)}
+    used = {name: path for name, path in used.items() if not name.startswith(IN_PICKLES)}
 
     def is_use(name: str, interface: str) -> bool:
         same_end = name.rpartition(".")[2] == interface.rpartition(".")[2]

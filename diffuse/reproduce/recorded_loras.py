@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.folder import file_digest
-from diffuse.checkpoints.lora.locate_lora import lora_path
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.config.lora import read_lora
 from diffuse.errors import CheckpointError, ConfigError
@@ -58,6 +57,8 @@ def restore_loras(cfg: DictConfig, recorded: RecordedRun, own: Mapping[str, str]
 
 def _fault(source: str, name: str, sha256: Any) -> str:
     """Returns what is wrong with a file; nothing where it is the one with this SHA-256."""
+    from diffuse.checkpoints.lora.locate_lora import lora_path  # imports torch, which a refusal needs not
+
     try:
         path = lora_path(source, name)
     except CheckpointError:

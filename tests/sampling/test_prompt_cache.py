@@ -26,6 +26,9 @@ class CountingMemory:
     def dtype(self, name: str) -> torch.dtype:
         return torch.bfloat16 if name == "transformer" else torch.float32
 
+    def patch_key(self, name: str) -> str:
+        return ""
+
     @contextmanager
     def use(self, name: str) -> Iterator[str]:
         self.uses.append(name)

@@ -92,7 +92,7 @@ def test_a_task_is_of_one_model_and_so_are_those_that_follow(tmp_path: Path, mon
     assert len(forgotten) == 1
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib"])
 def test_the_second_ctrl_c_ends_the_workers_too(launcher: str, tmp_path: Path) -> None:
     steps = "num_inference_steps=1,2000"
     process = on_a_terminal("-m", *QUICK, steps, f"hydra/launcher={launcher}", "seed=1,2", cwd=tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def test_all_is_closed_also_where_something_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="does not end"):
         runner.close()
     assert sorted(closed) == ["other", "saved"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("diffuse-saving")]
+    assert not runner._saver._threads
 
 
 def test_what_was_chosen_for_a_budget_is_said_once(tmp_path: Path) -> None:

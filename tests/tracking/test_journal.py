@@ -72,14 +72,14 @@ def test_a_journal_on_a_full_disk_costs_no_picture(store: Path, tmp_path: Path) 
     assert len(warnings) == 1 and "No space left" in warnings[0] and "saved all the same" in warnings[0]
 
 
-def test_a_journal_that_cannot_be_made_costs_no_picture(store: Path, tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_made_is_refused_beforehand(store: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = diffuse(
         *SMOKE, f"tracking.uri=sqlite:///{store}", "tracking.journal=file/journal", "output.dir=out", cwd=tmp_path
     )
-    assert done.status == 0 and len(done.paths) == 1
-    (warning,) = [line for line in done.err.splitlines() if line.startswith("warning:")]
-    assert "file" in warning and "not tracked" in warning
+    assert (done.status, done.paths) == (2, [])
+    (line,) = done.err.splitlines()
+    assert line.startswith("diffuse: tracking.journal=file/journal: ") and "is a file" in line
 
 
 @pytest.fixture
