@@ -51,13 +51,16 @@ def test_a_worker_that_is_slow_beside_other_work_is_waited_for() -> None:
 def test_a_worker_that_does_nothing_is_told(store: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_process, "STALL_SECONDS", 0.1)
     tracker = tracking.open_tracker(settings(store))
-    pid = worker_process.worker(Store.from_config(settings(store))).pid or 0
+    worker = worker_process.worker(Store.from_config(settings(store)))
+    pid = worker.pid or 0
     os.kill(pid, signal.SIGSTOP)
     try:
         record_run(tracker, picture).finish()
         assert "did nothing for 0.1 s" in " ".join(tracker.close())
     finally:
         os.kill(pid, signal.SIGKILL)
+        assert worker._process is not None
+        worker._process.wait()  # or the next test would take it for one that lives
 
 
 def runs_of_file(file: Path) -> list[Any]:
