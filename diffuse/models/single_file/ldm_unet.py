@@ -15,7 +15,7 @@ from typing import Any
 from diffuse.errors import CheckpointError
 from diffuse.models.single_file.origin import Origin, Origins, Shapes
 
-ENDS = {
+_ENDS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
@@ -24,7 +24,7 @@ ENDS = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-RESNET_NAMES = {
+_RESNET_NAMES = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -135,7 +135,7 @@ def ldm_layer_names(modules: Iterable[str]) -> dict[str, str]:
     resnets = [int(match[1]) for each in modules if (match := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", each))]
     attending = {match[1] for each in modules if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", each))}
     n = 1 + max(resnets, default=0)
-    heads = {ours: theirs for theirs, ours in ENDS.items()}
+    heads = {ours: theirs for theirs, ours in _ENDS.items()}
     names = {each: heads.get(each) or _layer_name(each, n, attending) for each in modules}
     return {module: name for module, name in names.items() if name is not None}
 
@@ -147,12 +147,14 @@ def _layer_name(module: str, n: int, attending: Container[str]) -> str | None:
         return None
     kind, index, rest = match["kind"], int(match["index"]), match["rest"]
     if kind == "resnets":
-        theirs = next((name for name, ours in RESNET_NAMES.items() if ours == rest), None)
+        theirs = next((name for name, ours in _RESNET_NAMES.items() if ours == rest), None)
         if theirs is None:
             return None
         rest = theirs
     place = 1 if kind == "attentions" else 0
     if match["side"] is None:
+        if place and index:  # there is one
+            return None
         return f"middle_block.{place or 2 * index}.{rest}"
     level = int(match["level"])
     if match["side"] == "down":
@@ -187,8 +189,8 @@ def _depth(shapes: Iterable[str], block: str) -> int:
 def _published(key: str, n: int, shapes: Shapes) -> str | None:
     """Returns the published key of a key of the file, None where it has none."""
     module, _, last = key.rpartition(".")
-    if module in ENDS:
-        return f"{ENDS[module]}.{last}"
+    if module in _ENDS:
+        return f"{_ENDS[module]}.{last}"
     match = _BLOCK.fullmatch(key)
     if match is None:
         return None
@@ -213,4 +215,4 @@ def _module(level: str, index: int, place: int, rest: str) -> str | None:
 
 def _resnet(resnet: str, rest: str) -> str | None:
     module, _, last = rest.rpartition(".")
-    return f"{resnet}.{RESNET_NAMES[module]}.{last}" if module in RESNET_NAMES else None
+    return f"{resnet}.{_RESNET_NAMES[module]}.{last}" if module in _RESNET_NAMES else None

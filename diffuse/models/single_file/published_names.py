@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from diffuse.errors import CheckpointError
 from diffuse.models.single_file.clip_names import LAYER_NAMES, WHOLE_NAMES
-from diffuse.models.single_file.ldm_unet import ENDS, RESNET_NAMES
+from diffuse.models.single_file.ldm_unet import ldm_layer_names
 from diffuse.models.single_file.ldm_vae import ATTENTION_NAMES
 
 _TEXT = "embeddings.token_embedding.weight"
@@ -62,9 +62,13 @@ def unet_names(published: Iterable[str], name: str) -> dict[str, str]:
         CheckpointError: a key is of no U-Net that a single file can hold.
     """
     keys = list(published)
-    count = 1 + max((int(m[1]) for key in keys if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", key))), default=0)
-    attends = {int(m[1]) for key in keys if (m := re.match(r"up_blocks\.(\d+)\.attentions\.", key))}
-    return _all(keys, lambda key: _unet_name(key, count, attends), "U-Net", name)
+    layers = ldm_layer_names({key.rpartition(".")[0] for key in keys})
+
+    def rename(key: str) -> str | None:
+        module, _, last = key.rpartition(".")
+        return f"{layers[module]}.{last}" if module in layers else None
+
+    return _all(keys, rename, "U-Net", name)
 
 
 def vae_names(published: Iterable[str], name: str) -> dict[str, str]:
@@ -116,34 +120,6 @@ def _all(keys: Iterable[str], rename: Callable[[str], str | None], kind: str, na
 
 def _foreign(key: str, kind: str, name: str) -> CheckpointError:
     return CheckpointError(f"{name}: has the tensor {key:.100}, which no {kind} in a single file has")
-
-
-def _unet_name(key: str, count: int, attends: set[int]) -> str | None:
-    module, _, last = key.rpartition(".")
-    ends = {ours: theirs for theirs, ours in ENDS.items()}
-    if module in ends:
-        return f"{ends[module]}.{last}"
-    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", key):
-        if match[1] == "attentions":
-            return f"middle_block.1.{match[3]}" if match[2] == "0" else None
-        return _resnet(f"middle_block.{2 * int(match[2])}", match[3])
-    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
-    if match is None:
-        return None
-    level, kind, index, rest = int(match[2]), match[3], int(match[4]), match[5]
-    if kind == "downsamplers":
-        return f"input_blocks.{(level + 1) * (count + 1)}.0.op.{rest.removeprefix('conv.')}"
-    if kind == "upsamplers":
-        return f"output_blocks.{level * (count + 1) + count}.{2 if level in attends else 1}.{rest}"
-    place = 1 + level * (count + 1) + index if match[1] == "down" else level * (count + 1) + index
-    block = f"{'input' if match[1] == 'down' else 'output'}_blocks.{place}"
-    return f"{block}.1.{rest}" if kind == "attentions" else _resnet(f"{block}.0", rest)
-
-
-def _resnet(block: str, rest: str) -> str | None:
-    module, _, last = rest.rpartition(".")
-    names = {ours: theirs for theirs, ours in RESNET_NAMES.items()}
-    return f"{block}.{names[module]}.{last}" if module in names else None
 
 
 def _vae_name(key: str, levels: int) -> str | None:
