@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffuse.device.compile import compile_blocks
 from diffuse.device.patches import Patch, change_patch, patch_key
 from diffuse.device.streaming import BlockStream, outermost_blocks
+from diffuse.layers.quantized import relative_error
 
 Load = Callable[[torch.device, torch.dtype], nn.Module]
 
@@ -58,6 +59,7 @@ class ManagedModule:
         hook: attached when the module leaves the device for the first time.
         patch: what is to be on its weights when it is next used; None for nothing.
         applied: what is on them now.
+        relative_error: of its stored weights, where they are quantized; None before it is loaded for the first time.
         present: the module is on its own device now.
         users: how many `with` blocks are using it.
     """
@@ -79,6 +81,7 @@ class ManagedModule:
     hook: _DeviceHook | None = None
     patch: Patch | None = None
     applied: Patch | None = None
+    relative_error: float | None = None
     present: bool = False
     users: int = 0
 
@@ -86,6 +89,7 @@ class ManagedModule:
         """Returns the module on its device, with its patch on; loads it where it is not loaded."""
         if self.module is None:
             self.module = self.load(torch.device("cpu") if self.streamed_blocks else self.device, self.dtype)
+            self.relative_error = relative_error(self.module)
             if self.compiled:
                 compile_blocks(self.module, deterministic=self.deterministic)
             if self.streamed_blocks:
@@ -114,6 +118,8 @@ class ManagedModule:
         except BaseException:
             self.forget()
             raise
+        if self.stream is not None:
+            self.stream.renew()
         self.applied = self.patch
 
     def leave(self) -> None:

@@ -41,6 +41,7 @@ _LATER_PROFILE_FIELDS = {
     "budget_gib": None,
     "host_gib": None,
     "step_down": True,
+    "storage": "full",
 }
 _LATER_EVERYWHERE = ("align_your_steps",)
 

@@ -1,0 +1,127 @@
+"""Weights in fewer bits: the same pixels under every profile, bytes as planned, LoRA, records and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lora_files
+import numpy as np
+import pytest
+from lora_files import LoraMaker
+
+import diffuse
+from diffuse.compare.cells import build_cell
+from diffuse.config.compose import compose_config
+from diffuse.config.request import draft_requests
+from diffuse.errors import ConfigError
+from diffuse.plan.make_plan import make_plan, open_setting
+from diffuse.record.differences import record_differences
+from diffuse.record.recorded_run import read_recorded_run
+from diffuse.reproduce.reproduction import build_reproduction
+from diffuse.run.prepare import prepare
+from diffuse.run.run import compute
+
+TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
+PROFILES = {
+    "full_gpu": ("memory_profile=full_gpu",),
+    "streaming": ("memory_profile=streaming", "memory_profile.resident_blocks=3"),
+    "disk": ("memory_profile=streaming", "memory_profile.release_to=disk"),
+    "cpu_only": ("memory_profile=cpu_only", "memory_profile.guidance=batched"),
+}
+RUN = ("hardware=cpu", "hardware.threads=1", "num_inference_steps=1", "seed=3", "prompt=an apple", "tracking=none")
+
+
+def made(*overrides: str) -> diffuse.Generation:
+    fields: dict[str, Any] = {
+        "num_inference_steps": 1,
+        "seed": 3,
+        "hardware": "cpu",
+        "progress": False,
+        "width": 32,
+        "height": 32,
+    }
+    return diffuse.txt2img("an apple", overrides=list(overrides), **fields)
+
+
+def storage(name: str) -> str:
+    return f"memory_profile.storage={name}"
+
+
+@pytest.fixture(scope="module")
+def full() -> np.ndarray:
+    return made(*PROFILES["full_gpu"]).frames
+
+
+@pytest.mark.parametrize(("name", "levels"), [("int8", 3), ("fp8", 8), ("nf4", 40)])
+def test_the_same_pixels_under_every_profile(name: str, levels: int, full: np.ndarray) -> None:
+    profiles = PROFILES if name == "fp8" else {key: PROFILES[key] for key in ("full_gpu", "streaming")}
+    runs = {key: made(*profile, storage(name)) for key, profile in profiles.items()}
+    first = runs["full_gpu"]
+    for key, run in runs.items():
+        assert np.array_equal(run.frames, first.frames), key
+        assert run.record["quantized"] == first.record["quantized"], key
+    assert {each["storage"] for each in first.record["quantized"].values()} == {name}
+    assert first.record["quantized"].keys() == {"unet", "text_encoder"}
+    distance = np.abs(first.frames.astype(int) - full.astype(int))
+    assert distance.max() > 0 and distance.mean() < levels
+
+
+def test_bytes_are_those_that_were_planned() -> None:
+    name = "nf4"
+    overrides = [*RUN, *PROFILES["full_gpu"], storage(name)]
+    cfg = compose_config(overrides)
+    draft = draft_requests(cfg)[0]
+    plan = make_plan(open_setting(cfg), draft)
+    prepared = prepare(cfg, draft)
+    compute([prepared])
+    planned = {each.name: each for each in plan.prediction.components}
+    for component, managed in prepared.opened.pipeline.memory._components.items():
+        tensors = [*managed.module.parameters(), *managed.module.buffers()]
+        assert planned[component].nbytes == sum(each.nbytes for each in tensors), component
+    unet = planned["unet"]
+    assert unet.storage == name and unet.nbytes < 0.3 * unet.full_bytes == 0.3 * 4 * unet.parameters
+    assert planned["vae"].storage == "full" and planned["vae"].full_bytes is None
+    (line,) = [line for line in plan.lines() if line.startswith("storage")]
+    assert name in line and "(text_encoder, unet)" in line
+    assert not any("faster" in line for line in plan.lines())
+
+
+def test_no_profile_and_no_budget_chooses_it() -> None:
+    for given, chosen in (((), "full"), ((storage("int8"),), "int8")):
+        cfg = compose_config([*RUN, "width=32", "height=32", "memory_profile.budget_gib=0.03", *given])
+        profile = prepare(cfg, draft_requests(cfg)[0]).opened.profile
+        assert (profile.name, profile.storage.value) == ("budget", chosen)
+
+
+def test_a_lora_is_kept_beside_the_codes(tmp_path: Path) -> None:
+    file = lora_files.write(tmp_path / "a.safetensors", lora_files.kohya(LoraMaker(TINY)))
+    pictures = {}
+    for key in ("full_gpu", "streaming"):
+        own = (*PROFILES[key], storage("int8"))
+        before = made(*own).frames
+        pictures[key] = made(*own, f"lora={file}:0.5").frames
+        assert not np.array_equal(before, pictures[key]), key
+        assert np.array_equal(made(*own).frames, before), key
+        assert np.array_equal(pictures[key], pictures["full_gpu"]), key
+    merged = made(*PROFILES["full_gpu"], f"lora={file}:0.5").frames
+    assert np.abs(merged.astype(int) - pictures["full_gpu"]).mean() < 3
+
+
+def test_a_record_knows_how_weights_were_stored(tmp_path: Path, full: np.ndarray) -> None:
+    run = made(storage("nf4"), *PROFILES["full_gpu"])
+    (path,) = run.save(tmp_path)
+    recorded = read_recorded_run(path)
+    again = build_reproduction(recorded).cfg
+    assert again.memory_profile.storage.value == "nf4"
+    assert build_cell(path, recorded.record).weights_errors == pytest.approx(
+        {"unet": 0.092, "text_encoder": 0.091}, abs=2e-3
+    )
+    plain = {**recorded.record, "hardware": {**recorded.record["hardware"], "memory_profile": {"name": "full_gpu"}}}
+    lines = [line for line in record_differences(plain, recorded.record) if "storage" in line]
+    assert lines == ["memory_profile.storage: full then, nf4 now"]
+
+
+def test_an_unknown_storage_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"memory_profile\.storage.*fp8"):
+        made("memory_profile=full_gpu", storage("fp4"))
