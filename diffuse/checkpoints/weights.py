@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile
-from diffuse.checkpoints.tensor_reading import DTYPES, is_large
+from diffuse.checkpoints.tensor_reading import DTYPES, READABLE, is_large
 from diffuse.errors import CheckpointError, first_line
 from diffuse.layers.quantized import Quantization, QuantizedLayer, quantize_layers
 
@@ -143,7 +143,7 @@ def read_weights(
         nbytes = 0
         for name in published:
             info = file.tensors[name]
-            if device.type == "cpu" and DTYPES[info.dtype] == dtype:
+            if device.type == "cpu" and DTYPES.get(info.dtype) == dtype:
                 groups[0].append(name)
                 continue
             size = math.prod(info.shape) * dtype.itemsize
@@ -232,9 +232,9 @@ def _match(
                     f"{file.name}: {published} has the shape {list(info.shape)} where {component}/config.json asks for "
                     f"{list(shape)}; the two files are of different models"
                 )
-            if info.dtype not in DTYPES:
+            if info.dtype not in READABLE:
                 raise CheckpointError(
-                    f"{file.name}: {published} is stored as {info.dtype}; implemented: {', '.join(DTYPES)}; use a "
+                    f"{file.name}: {published} is stored as {info.dtype}; implemented: {', '.join(READABLE)}; use a "
                     "checkpoint that is not quantized"
                 )
             origin[key] = published

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import gguf_files
+import ldm_files
 import lora_files
 import numpy as np
 import pytest
+import small_checkpoints
 from lora_files import LoraMaker
+from safetensors.torch import save_file
 
 import diffuse
 from diffuse.compare.cells import build_cell
 from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
+from diffuse.convert.checkpoint_content import open_content
 from diffuse.errors import ConfigError
 from diffuse.plan.make_plan import make_plan, open_setting
 from diffuse.record.differences import record_differences
@@ -120,6 +127,28 @@ def test_a_record_knows_how_weights_were_stored(tmp_path: Path, full: np.ndarray
     plain = {**recorded.record, "hardware": {**recorded.record["hardware"], "memory_profile": {"name": "full_gpu"}}}
     lines = [line for line in record_differences(plain, recorded.record) if "storage" in line]
     assert lines == ["memory_profile.storage: full then, nf4 now"]
+
+
+def test_a_gguf_file_is_a_unet(tmp_path: Path) -> None:
+    """The picture is that of the weights as ggml's package reads them."""
+    folder = small_checkpoints.build(tmp_path / "sd2", "sd2")
+    model = ("model=auto", f"model.source={folder}")
+    unet = ldm_files.component(folder, "unet")
+    unet = ldm_files.renamed(unet, ldm_files.unet_modules(ldm_files.config(folder, "unet")))
+    kinds = dict(zip([key for key in unet if unet[key].ndim > 1], cycle(("Q8_0", "Q5_1", "F16")), strict=False))
+    meant = gguf_files.write(tmp_path / "a.gguf", unet, kinds, "sd1")
+    save_file(meant, tmp_path / "a.safetensors")
+    runs = [made(*model, f"model.unet.source={tmp_path / name}") for name in ("a.gguf", "a.safetensors")]
+    assert np.array_equal(runs[0].frames, runs[1].frames)
+    weights = runs[0].record["weights"]["components"]["unet"]
+    assert weights["sha256"] == sha256((tmp_path / "a.gguf").read_bytes()).hexdigest()
+    again = made(*model, f"model.unet.source={tmp_path / 'a.gguf'}", "memory_profile=streaming", storage("int8"))
+    assert np.abs(again.frames.astype(int) - runs[0].frames).mean() < 3
+    cfg = compose_config(["model=sd21", *model[1:], f"model.unet.source={tmp_path / 'a.gguf'}"])
+    with pytest.raises(ConfigError, match=r"a\.gguf: holds weights in fewer bits .*--precision"):
+        open_content(cfg, None)
+    halves = open_content(cfg, "F16").tensors["unet"]
+    assert {tensor.dtype for tensor in halves} == {"F16"}
 
 
 def test_an_unknown_storage_is_one_line() -> None:

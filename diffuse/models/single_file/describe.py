@@ -20,6 +20,7 @@ from diffuse.models.single_file.clip_names import (
 )
 from diffuse.models.single_file.ldm_unet import unet_config, unet_origins
 from diffuse.models.single_file.ldm_vae import vae_config, vae_origins
+from diffuse.models.single_file.ltx2_transformer import ltx2_transformer_origins
 from diffuse.models.single_file.origin import Description, Origin, Origins, Shapes
 from diffuse.models.single_file.published_names import published_keys, unet_names, vae_names
 
@@ -116,7 +117,8 @@ def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[
     """Returns the settings of one component in a file, and where its tensors are.
 
     The file may hold a whole checkpoint, or that component alone, with its keys' prefix or without, or as it was
-    exported under its published names. An export of an autoencoder may be its decoder alone, which has no settings.
+    exported under its published names. An export of an autoencoder may be its decoder alone, which has no settings, and
+    a transformer has none that its tensors tell.
 
     Raises:
         CheckpointError: it holds no such component, or under names that are in no single file.
@@ -134,7 +136,9 @@ def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[
         return vae_config(own, name), _with_prefix(vae_origins(own, name), prefix)
     if component in ("text_encoder", "text_encoder_2"):
         return _text_encoder_alone(shapes, component, name)
-    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, vae and text encoders")
+    if component == "transformer":
+        return {}, ltx2_transformer_origins(shapes, name)
+    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, transformer, vae and text encoders")
 
 
 def _exported(keys: Mapping[str, str], shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
