@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,3 +39,25 @@ def write(path: Path, tensors: Mapping[str, Tensor], kinds: Mapping[str, str], a
     writer.write_tensors_to_file()
     writer.close()
     return expected
+
+
+# Published beginning -> that of Lightricks, as the conversion script of diffusers lists them.
+LIGHTRICKS = (
+    ("audio_proj_in.", "audio_patchify_proj."),
+    ("proj_in.", "patchify_proj."),
+    ("audio_time_embed.", "audio_adaln_single."),
+    ("time_embed.", "adaln_single."),
+    ("audio_prompt_adaln.", "audio_prompt_adaln_single."),
+    ("prompt_adaln.", "prompt_adaln_single."),
+    ("av_cross_attn_video_scale_shift.", "av_ca_video_scale_shift_adaln_single."),
+    ("av_cross_attn_audio_scale_shift.", "av_ca_audio_scale_shift_adaln_single."),
+    ("av_cross_attn_video_a2v_gate.", "av_ca_a2v_gate_adaln_single."),
+    ("av_cross_attn_audio_v2a_gate.", "av_ca_v2a_gate_adaln_single."),
+)
+
+
+def lightricks_name(key: str) -> str:
+    """The name that Lightricks' own implementation has for a published tensor of LTX-2's transformer."""
+    key = next((old + key[len(new) :] for new, old in LIGHTRICKS if key.startswith(new)), key)
+    key = re.sub(r"(video|audio)_a2v_cross_attn_scale_shift_table", r"scale_shift_table_a2v_ca_\1", key)
+    return re.sub(r"\.norm_([qk])\.", r".\1_norm.", key)

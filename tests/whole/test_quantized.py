@@ -151,6 +151,8 @@ def test_a_gguf_file_is_a_unet(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in halves} == {"F16"}
 
 
-def test_an_unknown_storage_is_one_line() -> None:
+def test_what_cannot_be_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"memory_profile\.storage.*fp8"):
         made("memory_profile=full_gpu", storage("fp4"))
+    with pytest.raises(ConfigError, match="does not compile layers whose weights are stored in fewer bits"):
+        made("memory_profile=full_gpu", storage("int8"), "hardware.compile=regional")
