@@ -138,6 +138,8 @@ def _explain_damage(path: Path, message: str) -> str:
         return "the file is empty; copy or download it again"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer and not the weights; run 'git lfs pull' in the checkpoint's folder"
+    if start.startswith(b"GGUF"):
+        return "is a GGUF file; rename it to end in .gguf"
     behind = _bytes_behind(path)
     if behind > 0:
         return (

@@ -76,9 +76,8 @@ def test_a_transformer_in_few_bits(films: TinyFilms, tmp_path: Path) -> None:
 
     pair = [made(f"model.transformer.source={tmp_path / name}") for name in ("a.gguf", "a.safetensors")]
     assert np.array_equal(pair[0].frames, pair[1].frames) and np.array_equal(pair[0].sound, pair[1].sound)
-    stored = [made("memory_profile.storage=fp8", f"memory_profile={name}") for name in ("full_gpu", "streaming")]
-    assert np.array_equal(stored[0].frames, stored[1].frames)
-    assert stored[0].record["quantized"].keys() == {"text_encoder", "transformer"}
+    stored = made("memory_profile.storage=fp8", "memory_profile=streaming")
+    assert stored.record["quantized"].keys() == {"text_encoder", "transformer"}
 
     scales = {key: weights[key].abs().amax() / 448 for key in linear}
     rounded = {key: (weights[key] / scale).to(torch.float8_e4m3fn) for key, scale in scales.items()}

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import diffuse
 from diffuse.compare.cells import build_cell
 from diffuse.config.compose import compose_config
+from diffuse.config.groups import load_group
 from diffuse.config.request import draft_requests
 from diffuse.convert.checkpoint_content import open_content
 from diffuse.errors import ConfigError
@@ -28,6 +29,7 @@ from diffuse.record.recorded_run import read_recorded_run
 from diffuse.reproduce.reproduction import build_reproduction
 from diffuse.run.prepare import prepare
 from diffuse.run.run import compute
+from diffuse.schema import Storage
 
 TINY = Path(diffuse.__file__).parent / "tiny" / "checkpoint"
 PROFILES = {
@@ -56,21 +58,25 @@ def storage(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def full() -> np.ndarray:
-    return made(*PROFILES["full_gpu"]).frames
+def runs() -> dict[str, diffuse.Generation]:
+    """A picture in each storage, made with everything on the device."""
+    return {name: made(*PROFILES["full_gpu"], storage(name)) for name in ("full", "int8", "fp8", "nf4")}
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "full_gpu"])
+def test_the_same_pixels_under_every_profile(profile: str, runs: dict[str, diffuse.Generation]) -> None:
+    for name in ("fp8", "nf4") if profile == "streaming" else ("fp8",):
+        run = made(*PROFILES[profile], storage(name))
+        assert np.array_equal(run.frames, runs[name].frames)
+        assert run.record["quantized"] == runs[name].record["quantized"]
 
 
 @pytest.mark.parametrize(("name", "levels"), [("int8", 3), ("fp8", 8), ("nf4", 40)])
-def test_the_same_pixels_under_every_profile(name: str, levels: int, full: np.ndarray) -> None:
-    profiles = PROFILES if name == "fp8" else {key: PROFILES[key] for key in ("full_gpu", "streaming")}
-    runs = {key: made(*profile, storage(name)) for key, profile in profiles.items()}
-    first = runs["full_gpu"]
-    for key, run in runs.items():
-        assert np.array_equal(run.frames, first.frames), key
-        assert run.record["quantized"] == first.record["quantized"], key
-    assert {each["storage"] for each in first.record["quantized"].values()} == {name}
-    assert first.record["quantized"].keys() == {"unet", "text_encoder"}
-    distance = np.abs(first.frames.astype(int) - full.astype(int))
+def test_pictures_change_by_a_little(name: str, levels: int, runs: dict[str, diffuse.Generation]) -> None:
+    stored = runs[name].record["quantized"]
+    assert stored.keys() == {"unet", "text_encoder"} and {each["storage"] for each in stored.values()} == {name}
+    assert "quantized" not in runs["full"].record
+    distance = np.abs(runs[name].frames.astype(int) - runs["full"].frames)
     assert distance.max() > 0 and distance.mean() < levels
 
 
@@ -95,29 +101,27 @@ def test_bytes_are_those_that_were_planned() -> None:
 
 
 def test_no_profile_and_no_budget_chooses_it() -> None:
-    for given, chosen in (((), "full"), ((storage("int8"),), "int8")):
-        cfg = compose_config([*RUN, "width=32", "height=32", "memory_profile.budget_gib=0.03", *given])
-        profile = prepare(cfg, draft_requests(cfg)[0]).opened.profile
-        assert (profile.name, profile.storage.value) == ("budget", chosen)
+    assert {profile.storage for profile in load_group("memory_profile").values()} == {Storage.full}
+    cfg = compose_config([*RUN, "width=32", "height=32", "memory_profile.budget_gib=0.03", storage("int8")])
+    profile = prepare(cfg, draft_requests(cfg)[0]).opened.profile
+    assert (profile.name, profile.storage) == ("budget", Storage.int8), "what the user set stays"
 
 
 def test_a_lora_is_kept_beside_the_codes(tmp_path: Path) -> None:
     file = lora_files.write(tmp_path / "a.safetensors", lora_files.kohya(LoraMaker(TINY)))
-    pictures = {}
-    for key in ("full_gpu", "streaming"):
-        own = (*PROFILES[key], storage("int8"))
-        before = made(*own).frames
-        pictures[key] = made(*own, f"lora={file}:0.5").frames
-        assert not np.array_equal(before, pictures[key]), key
-        assert np.array_equal(made(*own).frames, before), key
-        assert np.array_equal(pictures[key], pictures["full_gpu"]), key
-    merged = made(*PROFILES["full_gpu"], f"lora={file}:0.5").frames
-    assert np.abs(merged.astype(int) - pictures["full_gpu"]).mean() < 3
+    lora = f"lora={file}:0.5"
+    own = (*PROFILES["full_gpu"], storage("int8"))
+    before, changed, after = (made(*own, *more).frames for more in ((), (lora,), ()))
+    assert np.array_equal(before, after) and not np.array_equal(before, changed)
+    own = (*PROFILES["streaming"], storage("int8"))
+    assert np.array_equal(made(*own, lora).frames, changed)
+    assert np.array_equal(made(*own).frames, before)
+    merged = made(*PROFILES["full_gpu"], lora).frames
+    assert np.abs(merged.astype(int) - changed).mean() < 3
 
 
-def test_a_record_knows_how_weights_were_stored(tmp_path: Path, full: np.ndarray) -> None:
-    run = made(storage("nf4"), *PROFILES["full_gpu"])
-    (path,) = run.save(tmp_path)
+def test_a_record_knows_how_weights_were_stored(tmp_path: Path, runs: dict[str, diffuse.Generation]) -> None:
+    (path,) = runs["nf4"].save(tmp_path)
     recorded = read_recorded_run(path)
     again = build_reproduction(recorded).cfg
     assert again.memory_profile.storage.value == "nf4"

@@ -91,27 +91,28 @@ class _Header:
             raise CheckpointError(f"{self.name}: is for computers with the other order of bytes; convert it anew")
         if version not in _VERSIONS:
             raise CheckpointError(f"{self.name}: is of GGUF version {version}, only 2 and 3 are read; convert it anew")
-        count, settings = self._number("Q"), self._number("Q")
-        if count > _MOST_TENSORS or settings > _MOST_SETTINGS:
-            raise self._damaged(f"{count} tensors and {settings} settings are more than any model has")
-        kept: dict[str, Any] = {}
-        for _ in range(settings):
+        count, number = self._number("Q"), self._number("Q")
+        if count > _MOST_TENSORS or number > _MOST_SETTINGS:
+            raise self._damaged(f"{count} tensors and {number} settings are more than any model has")
+        settings: dict[str, Any] = {}
+        for _ in range(number):
             key = self._text(0xFFFF)
-            value = self._value(self._number("I"), wanted=key in (_ARCHITECTURE, _ALIGNMENT) or key.startswith(_SHAPE))
-            if value is not None:
-                kept[key] = value
-        architecture = str(kept.get(_ARCHITECTURE, ""))
+            needed = key in (_ARCHITECTURE, _ALIGNMENT) or key.startswith(_SHAPE)
+            value = self._value(self._number("I"), needed=needed)
+            if needed:
+                settings[key] = value
+        architecture = str(settings.get(_ARCHITECTURE, ""))
         if architecture and architecture not in _FAMILIES:
             raise CheckpointError(
                 f"{self.name}: is a GGUF file of {architecture:.60}, which is not implemented; implemented: "
                 f"{', '.join(_FAMILIES)}"
             )
         entries = [self._entry() for _ in range(count)]
-        alignment = kept.get(_ALIGNMENT, 32)
+        alignment = settings.get(_ALIGNMENT, 32)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"tensors cannot be aligned to {alignment!r:.60}")
         start = -(-self.file.tell() // alignment) * alignment
-        return GgufFile(self.path, self.name, self._place(entries, start, kept), architecture)
+        return GgufFile(self.path, self.name, self._place(entries, start, settings), architecture)
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
         """Reads the name, the shape, the type and the place of a tensor."""
@@ -123,7 +124,7 @@ class _Header:
         return key, shape, self._number("I"), self._number("Q")
 
     def _place(
-        self, entries: list[tuple[str, tuple[int, ...], int, int]], start: int, kept: Mapping[str, Any]
+        self, entries: list[tuple[str, tuple[int, ...], int, int]], start: int, settings: Mapping[str, Any]
     ) -> dict[str, StoredTensor]:
         tensors: dict[str, StoredTensor] = {}
         for key, shape, kind, offset in entries:
@@ -140,22 +141,22 @@ class _Header:
             size = size // weights * nbytes
             if start + offset + size > self.size:
                 raise CheckpointError(f"{self.name}: is cut short at {key:.100}; copy or download it again")
-            tensors[key] = StoredTensor(name, self._shape(key, shape, kept), start + offset, size)
+            tensors[key] = StoredTensor(name, self._shape(key, shape, settings), start + offset, size)
         return tensors
 
-    def _shape(self, key: str, shape: tuple[int, ...], kept: Mapping[str, Any]) -> tuple[int, ...]:
+    def _shape(self, key: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> tuple[int, ...]:
         """Returns the shape of a tensor, which may have been stored in another one to make whole blocks."""
-        own = kept.get(_SHAPE + key)
+        own = settings.get(_SHAPE + key)
         if own is None:
             return shape
         if not isinstance(own, tuple) or math.prod(own) != math.prod(shape) or min(own, default=1) < 0:
             raise self._damaged(f"{key:.100} cannot have the shape {str(own)[:60]}")
         return own
 
-    def _value(self, kind: int, *, wanted: bool) -> Any:
+    def _value(self, kind: int, *, needed: bool) -> Any:
         """Reads the value of a setting; passes over it, and returns None, where nobody wants it."""
         if kind == _STRING:
-            return self._text(_LONGEST_NAME) if wanted else self._skip(self._number("Q"))
+            return self._text(_LONGEST_NAME) if needed else self._skip(self._number("Q"))
         if kind in _NUMBERS:
             return self._number(_NUMBERS[kind])
         if kind != _ARRAY:
@@ -170,7 +171,7 @@ class _Header:
             return None
         if of not in _NUMBERS:
             raise self._damaged(f"a setting is a list of type {of}")
-        if wanted and count <= _MOST_AXES:
+        if needed and count <= _MOST_AXES:
             return tuple(self._number(_NUMBERS[of]) for _ in range(count))
         return self._skip(count * struct.calcsize(f"<{_NUMBERS[of]}"))
 

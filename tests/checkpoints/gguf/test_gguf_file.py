@@ -58,6 +58,10 @@ def test_a_file_that_is_cut_anywhere_is_one_line(made: tuple[Path, dict[str, Ten
         cut.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match="cut short"):
             open_gguf(cut, "cut.gguf")
+    named = tmp_path / "a.safetensors"
+    named.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is a GGUF file; rename it"):
+        open_weights_file(named, "a.safetensors")
     cut.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"empty|cut short"):
         open_weights_file(cut, "cut.gguf")
