@@ -188,7 +188,7 @@ def compute(
     hardware.apply(opened.hardware, keeps_memory=opened.profile.host_gib is None)
     if first.opened.choice is not None:
         release_others(first.opened.pipeline)
-    if has_budget(first.cfg):
+    if _is_predicted(first):
         from diffuse.plan.recorded import program_bytes
 
         program_bytes()  # before weights are read
@@ -256,14 +256,18 @@ def _finish(
 
 
 def _memory(prepared: PreparedRun, output: PipelineOutput) -> dict[str, Any] | None:
-    """Returns the predicted and the measured peaks, where a budget was given."""
-    if not has_budget(prepared.cfg):
+    """Returns the predicted and the measured peaks, where a budget was given or the profile was predicted."""
+    if not _is_predicted(prepared):
         return None
     from diffuse.plan.recorded import memory_beside_prediction
 
     opened, count = prepared.opened, len(output.batch_seeds) or len(output.frames)
     what = prepared.cfg, prepared.request, opened.profile, opened.hardware, opened.checkpoints
     return memory_beside_prediction(*what, output.memory, count)
+
+
+def _is_predicted(prepared: PreparedRun) -> bool:
+    return has_budget(prepared.cfg) or prepared.opened.choice is not None
 
 
 def _steps(prepared: PreparedRun) -> str:
