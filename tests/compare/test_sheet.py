@@ -40,10 +40,11 @@ def test_sheets_have_the_pictures_in_their_places(tmp_path: Path) -> None:
 
 def test_a_sheet_says_of_which_model_and_prompt_it_is(tmp_path: Path) -> None:
     sweep(tmp_path / "a", 2, (4, 8))
-    (one,) = sheet.arrange_sheets(cells := cells_in_folder(tmp_path).cells, place_axes(cells, (), {}))
-    assert one.title == f"{cells[0].config['model']}: {cells[0].config['prompt']}" and len(one.title) > 8
+    cells = cells_in_folder(tmp_path).cells
+    first, *_ = sheet.arrange_sheets(cells, place_axes(cells, (), {}))
+    assert first.title == f"tiny: {cells[0].config['prompt']}" and len(first.title) > 8
     cells[0].config["prompt"] = "something\nelse"  # type: ignore[index]
-    assert {each.title for each in sheet.arrange_sheets(cells, place_axes(cells, (), {}))} == {cells[0].config["model"]}
+    assert {each.title for each in sheet.arrange_sheets(cells, place_axes(cells, (), {}))} == {"tiny"}
 
 
 def test_sheets_are_one_a_value_and_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
