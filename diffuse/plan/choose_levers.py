@@ -72,7 +72,7 @@ def choose_for_draft(
         ConfigError: the request is wrong, or as `choose_levers`.
     """
     named = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
-    request = complete_request(cfg, draft, hw, checkpoints)
+    request, _ = complete_request(cfg, draft, named, hw, checkpoints)
     return choose_levers(cfg, request, named, profiles, hw, checkpoints)
 
 
@@ -176,7 +176,7 @@ class _Chooser:
     def _placements(self, start: MemoryProfileConfig) -> list[Fields]:
         """Returns the levers that change no bit: each with those before it."""
         phases: Fields = {"cleanup": Cleanup.phases}
-        can_stream = self.hw.compile is not Compile.regional
+        can_stream = self.hw.compile is not Compile.regional and not start.sharded
         streaming: Fields = {**phases, "streamed": start.streamed or [EVERY]}
         found = [{"resident_blocks": 0}, {**phases, "resident_blocks": 0}]
         if start.streamed or start.resident_blocks:
