@@ -24,7 +24,7 @@ from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import AUTO, CHOSEN, EVERY, MAX_BATCH, own_fields, profile_batch_size
 from diffuse.errors import ConfigError
-from diffuse.plan.predict import Prediction, complete_request, predict, reserved_bytes
+from diffuse.plan.predict import Prediction, complete_fitted_request, predict, reserved_bytes
 from diffuse.schema import (
     Cleanup,
     Compile,
@@ -72,7 +72,7 @@ def choose_for_draft(
         ConfigError: the request is wrong, or as `choose_levers`.
     """
     named = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
-    request, _ = complete_request(cfg, draft, named, hw, checkpoints)
+    request, _ = complete_fitted_request(cfg, draft, named, hw, checkpoints)
     return choose_levers(cfg, request, named, profiles, hw, checkpoints)
 
 

@@ -26,7 +26,7 @@ from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
 from diffuse.plan.choose_levers import Choice, choose_levers
 from diffuse.plan.configurations import Configurations, find_configurations
-from diffuse.plan.predict import Prediction, complete_request, frame_multiple, predict
+from diffuse.plan.predict import Prediction, complete_fitted_request, frame_multiple, predict
 from diffuse.plan.rates import Card, Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
 from diffuse.plan.report import Plan
 from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig, ReleaseTo
@@ -72,7 +72,7 @@ class Setting:
         known = request_fields([load_family(model._target_) for model in models(cfg)])
         check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
         choose_output_format(cfg)
-        return complete_request(cfg, draft, self.profile, self.hw, self.checkpoints)
+        return complete_fitted_request(cfg, draft, self.profile, self.hw, self.checkpoints)
 
     def oversize(self, request: GenerationRequest) -> str | None:
         """Returns why the profile would refuse the size of a request; None where it would not."""

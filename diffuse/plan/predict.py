@@ -172,15 +172,26 @@ def reserved_bytes(hw: Hardware) -> int:
 
 
 def complete_request(
+    cfg: DictConfig, draft: RequestDraft, hw: Hardware, checkpoints: Sequence[Checkpoint]
+) -> GenerationRequest:
+    """Returns the request of a draft with nothing left open, checked against the checkpoint, of whatever size.
+
+    Raises:
+        ConfigError: the checkpoint cannot make this.
+    """
+    return complete_fitted_request(cfg, draft, MemoryProfileConfig(name="none"), hw, checkpoints)[0]
+
+
+def complete_fitted_request(
     cfg: DictConfig,
     draft: RequestDraft,
     profile: MemoryProfileConfig,
     hw: Hardware,
     checkpoints: Sequence[Checkpoint],
 ) -> tuple[GenerationRequest, Shrunk | None]:
-    """Returns the request of a draft with nothing left open, checked against the checkpoint.
+    """Returns the request of a draft as `complete_request` does, shrunk to the limits of a profile where it says so.
 
-    It comes with what was asked for, where it was shrunk to the limits of the profile.
+    What was asked for comes with it then.
 
     Raises:
         ConfigError: the checkpoint cannot make this.

@@ -68,6 +68,7 @@ class Copies:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.memory: Memory | None = None
+        self._owners: dict[int, str] = {}  # of parts of modules
         self.alive: dict[int, tuple[str, int]] = {}
         self.together: set[frozenset[str]] = set()
         self.peak: dict[str, int] = {}
@@ -82,9 +83,12 @@ class Copies:
         monkeypatch.setattr(streaming._Weights, "copy_to", counted)
 
     def _component(self, part: torch.nn.Module) -> str:
-        assert self.memory is not None
-        loaded = {name: each.module for name, each in self.memory._components.items() if each.module is not None}
-        return next(name for name, module in loaded.items() if any(part is each for each in module.modules()))
+        if id(part) not in self._owners:
+            assert self.memory is not None
+            for name, each in self.memory._components.items():
+                if each.module is not None:
+                    self._owners |= {id(inner): name for inner in each.module.modules()}
+        return self._owners[id(part)]
 
     def _see(self, component: str, copy: torch.Tensor) -> None:
         storage = copy.untyped_storage()

@@ -192,8 +192,8 @@ def test_what_the_lines_of_films_give(ran: dict[str, Any]) -> None:
     assert ran["streamed"].record["hardware"]["memory_profile"]["streamed"] == ["*"]
     assert ran["film_profile"].name == "cpu_only" and ran["tiles"] == (8, 5)
     assert (ran["fitting"].width, ran["fitting"].height, ran["fitting"].num_frames) == (640, 352, 33)
-    assert ran["words_again"].split() == ["a", "fox"] or ran["word_ids"]
-    assert ran["tokens"].ids.shape == ran["last_state"].shape[:1] + (64,) and ran["count"] > max(ran["word_ids"])
+    assert ran["word_ids"] and isinstance(ran["words_again"], str)
+    assert ran["tokens"].ids.shape == (*ran["last_state"].shape[:1], 64) and ran["count"] > max(ran["word_ids"])
     assert len(ran["film_texts"]) == 1 and ran["film_text"].video.shape[:2] == (2, 64)
     assert ran["rotation"].cosines.shape == (48, 4, 16) and ran["turned"].shape == ran["turned_split"].shape
     assert ran["velocity"].video.shape[:2] == (1, 12) and ran["velocity"].audio.shape[:2] == (1, 5)
