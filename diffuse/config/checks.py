@@ -50,7 +50,9 @@ _PROFILE_COUNTS = (
     ("cleanup_every", 0),
     ("resident_blocks", 0),
     ("max_side", 1),
+    ("max_frames", 1),
     ("vae_tile_size", 1),
+    ("vae_tile_frames", 2),
     ("vae_tile_overlap", 1),
 )
 _PROFILE_BUDGETS = ("budget_gib", "host_gib")
@@ -93,6 +95,12 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     if overlap is not None and overlap >= tile:
         raise ConfigError(
             f"memory_profile.vae_tile_overlap={overlap}: should be less than memory_profile.vae_tile_size={tile}"
+        )
+    size = config.memory_profile.max_film_size
+    if size is not None and not (len(size) == 2 and min(size) >= 1):
+        shown = "[" + ",".join(map(str, size)) + "]"
+        raise ConfigError(
+            f"memory_profile.max_film_size={shown}: should be the longer and the shorter side, such as [1280,720]"
         )
     for name in _PROFILE_BUDGETS:
         value = config.memory_profile[name]

@@ -121,6 +121,12 @@ class LTX2(ModelPipeline):
         """Raises CheckpointError where two components do not fit together."""
         check_film_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
 
+    @property
+    def frame_multiple(self) -> int:
+        """See `DiffusionPipeline`."""
+        frames: int = self.configs["vae"].frames
+        return frames
+
     def default_size(self) -> tuple[int, int] | None:
         """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""
         return SIZE

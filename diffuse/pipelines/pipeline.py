@@ -137,6 +137,11 @@ class DiffusionPipeline(ABC):
     def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
         """Returns all latents `[N, ...]` by the names of what they decode to, such as `image`."""
 
+    @property
+    def frame_multiple(self) -> int | None:
+        """Frames of a film are a multiple of it, and one more; None where `num_frames` is not asked for."""
+        return None
+
     def batch_size(self, request: GenerationRequest) -> int:
         """Returns how many results of a request are denoised in one batch."""
         return self.memory.batch_size(request.width, request.height)

@@ -26,7 +26,7 @@ from diffuse.schema import INPUT_FIELDS, GenerationRequest
 
 def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
     """Returns the request fields that one model knows, or two together, which start from noise alone."""
-    known = frozenset().union(*(family.request_fields for family in families))
+    known = frozenset({"fit"}).union(*(family.request_fields for family in families))
     return known if len(families) == 1 else (known | {"denoising_end"}) - set(INPUT_FIELDS)
 
 

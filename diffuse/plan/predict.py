@@ -23,6 +23,7 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import CUDA_CONTEXT
 from diffuse.device.hardware import Hardware
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
 from diffuse.pipelines.components import Role
 from diffuse.pipelines.families import component_names, load_family, models
@@ -61,6 +62,7 @@ class ComponentPlan:
     blocks: int = 0  # that stream; 0 where it does not
     resident_blocks: int = 0  # of these, those that stay
     streamed_bytes: int = 0  # that pass over the device at each call
+    cards: int = 1  # that its blocks are spread over; the bytes are those of all of them
 
 
 @dataclass(frozen=True)
@@ -172,15 +174,38 @@ def reserved_bytes(hw: Hardware) -> int:
 def complete_request(
     cfg: DictConfig, draft: RequestDraft, hw: Hardware, checkpoints: Sequence[Checkpoint]
 ) -> GenerationRequest:
-    """Returns the request of a draft with nothing left open, checked against the checkpoint.
+    """Returns the request of a draft with nothing left open, checked against the checkpoint, of whatever size.
+
+    Raises:
+        ConfigError: the checkpoint cannot make this.
+    """
+    return complete_fitted_request(cfg, draft, MemoryProfileConfig(name="none"), hw, checkpoints)[0]
+
+
+def complete_fitted_request(
+    cfg: DictConfig,
+    draft: RequestDraft,
+    profile: MemoryProfileConfig,
+    hw: Hardware,
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[GenerationRequest, Shrunk | None]:
+    """Returns the request of a draft as `complete_request` does, shrunk to the limits of a profile where it says so.
+
+    What was asked for comes with it then.
 
     Raises:
         ConfigError: the checkpoint cannot make this.
     """
     pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
-    request = pipeline.complete(draft.request(pipeline.default_size()))
+    limits = SizeLimits(profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
-    return request
+    return request, shrunk
+
+
+def frame_multiple(cfg: DictConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Returns what the frames of a model's films are a multiple of, and one more; None for pictures."""
+    return _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline.frame_multiple
 
 
 def _key(
@@ -295,6 +320,7 @@ class _Planner:
             len(blocks),
             residence.resident,
             sum(blocks[residence.resident :]),
+            residence.cards,
         )
 
     def _model(self, full: str) -> tuple[ModelPipeline, str]:

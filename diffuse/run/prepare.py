@@ -18,7 +18,7 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.patches import Patch
-from diffuse.device.profile import check_max_side
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.media.save import output_notes
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
@@ -47,6 +47,7 @@ class PreparedRun:
     reference: objective.Reference | None = None  # what quality is measured against
     loras: Sequence[NamedLora] = ()
     patches: Mapping[str, Patch] = field(default_factory=dict)  # what the LoRA files put on, by component
+    shrunk: Shrunk | None = None  # what was asked for, where it was larger
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -69,7 +70,8 @@ class PreparedRun:
     def notes(self) -> list[str]:
         """Lines for the user on settings that have no effect."""
         note = unused_ends_note(getattr(self.samplers, "first", self.samplers), self.cfg.scheduler)
-        return [] if note is None else [note]
+        shrunk = None if self.shrunk is None else self.shrunk.line()
+        return [line for line in (note, shrunk) if line is not None]
 
     @property
     def inputs_record(self) -> dict[str, Any]:
@@ -109,18 +111,19 @@ def prepare(
     loras = open_loras(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
-    request = pipeline.complete(draft.request(pipeline.default_size()))
+    limits = SizeLimits(opened.profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
     pipeline.latent_shape(request, latents)
     if embeddings is not None:
         pipeline.check_prompt_embeddings(request, embeddings)
-    check_max_side(opened.profile, request.width, request.height)
+    limits.check(request)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
     objective.check_reference(draft.reference, request.width, request.height, is_film=pipeline.makes_films)
     patches = pipeline.patches(loras)
     inputs = draft.inputs, latents, embeddings, draft.reference
-    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches)
+    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches, shrunk)
 
 
 def locate_weights(cfg: DictConfig) -> dict[str, Any]:
