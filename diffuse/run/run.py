@@ -192,7 +192,7 @@ def compute(
         from diffuse.plan.recorded import program_bytes
 
         program_bytes()  # before weights are read
-    first.opened.pipeline.memory.set_patches(first.patches)
+    first.use()
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
     make = partial(

@@ -69,7 +69,7 @@ def other_model(names: Iterable[str]) -> str | None:
         ("decoder.", "an autoencoder"),
         ("encoder.", "an autoencoder"),
         ("text_model.", "a text encoder"),
-        ("emb_params", "a textual inversion"),
-        ("clip_l", "a textual inversion"),
+        ("emb_params", "a textual inversion, which is put on with embedding=FILE"),
+        ("clip_l", "a textual inversion, which is put on with embedding=FILE"),
     ]
     return next((what for start, what in begins if any(name.startswith(start) for name in names)), None)
