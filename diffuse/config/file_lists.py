@@ -41,6 +41,7 @@ class FileList:
         example: of an override.
         field_example: of a field but `source`, as in braces.
         words: what the files are called in messages.
+        later: fields that earlier records and sweeps lack, which are left out of `values` where they are null.
     """
 
     name: str
@@ -49,6 +50,7 @@ class FileList:
     example: str
     field_example: str
     words: str
+    later: tuple[str, ...] = ()
 
     def read(self, value: Any) -> tuple[Any, ...]:
         """Returns the settings of a configuration's value: null, a text, fields by name, or a list of these.
@@ -69,7 +71,12 @@ class FileList:
         Raises:
             ConfigError: as `read`.
         """
-        return [each.as_values() for each in self.read(value)] or None
+        listed = [each.as_values() for each in self.read(value)]
+        for values in listed:
+            for name in self.later:
+                if values[name] is None:
+                    del values[name]
+        return listed or None
 
     def short(self, value: Any) -> str:
         """Returns a configuration's value as one types it.

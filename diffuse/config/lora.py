@@ -1,7 +1,7 @@
 """The LoRA files that a configuration asks for: `lora=FILE:0.8`, or a list of such texts or of fields by name.
 
-Each has `source` and `weight`; `unet`, `text_encoder` and `text_encoder_2` in place of the weight for one component;
-and `blocks`, by which the weight of parts of a component is multiplied. No torch.
+Each has `source` and `weight`; `unet`, `text_encoder`, `text_encoder_2`, `transformer` and `connectors` in place of the
+weight for one component; and `blocks`, by which the weight of parts of a component is multiplied. No torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from diffuse.config.file_lists import FileList, check_source
 from diffuse.errors import ConfigError
 
 LORA = "lora"
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer", "connectors")
+"""The components that may have a weight of their own."""
+_LATER = ("transformer", "connectors")  # which earlier records and sweeps lack
 _SHORT = re.compile(r"(?P<source>.+?):(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
 
 
@@ -29,6 +31,8 @@ class LoraSetting:
     unet: float | None = None
     text_encoder: float | None = None
     text_encoder_2: float | None = None
+    transformer: float | None = None
+    connectors: float | None = None
     blocks: Mapping[str, float] = field(default_factory=dict)  # path of a part of the model -> factor
 
     def strength(self, component: str, module: str) -> float:
@@ -37,14 +41,14 @@ class LoraSetting:
         Args:
             module: the layer's path in its component, such as `mid_block.attentions.0.proj_in`.
         """
-        own = getattr(self, component, None) if component in _COMPONENTS else None
+        own = getattr(self, component, None) if component in LORA_COMPONENTS else None
         weight = self.weight if own is None else own
         inside = [part for part in self.blocks if f"{module}.".startswith(f"{part}.")]
         return weight * self.blocks[max(inside, key=len)] if inside else weight
 
     def short(self) -> str:
         """Returns the setting as one types it: `FILE:0.8`, or with its fields where it has more of them."""
-        if all(getattr(self, name) is None for name in _COMPONENTS) and not self.blocks:
+        if all(getattr(self, name) is None for name in LORA_COMPONENTS) and not self.blocks:
             return self.source if self.weight == 1 and not _SHORT.fullmatch(self.source) else self._with_weight()
         values = {name: value for name, value in self.as_values().items() if value not in (None, {})}
         return "{" + ", ".join(f"{name}: {_text(value)}" for name, value in values.items()) + "}"
@@ -84,7 +88,7 @@ def _read_one(item: Any, where: str) -> LoraSetting:
     source = check_source(item.get("source"), where, LORA_LIST.example)
     weight = item.get("weight", 1.0)
     numbers = {"weight": _number(1.0 if weight is None else weight, f"{where}.weight")}
-    for name in _COMPONENTS:
+    for name in LORA_COMPONENTS:
         if item.get(name) is not None:
             numbers[name] = _number(item[name], f"{where}.{name}")
     blocks = item.get("blocks")
@@ -121,5 +125,5 @@ def _text(value: Any) -> str:
     return short if float(short) == value else repr(value)
 
 
-LORA_LIST = FileList(LORA, _FIELDS, _read_one, "lora=FILE:0.8", "weight: 0.8", "LoRA files")
+LORA_LIST = FileList(LORA, _FIELDS, _read_one, "lora=FILE:0.8", "weight: 0.8", "LoRA files", _LATER)
 """The field `lora`."""
