@@ -20,6 +20,13 @@ from diffuse.models.single_file.clip_names import (
 )
 from diffuse.models.single_file.ldm_unet import unet_config, unet_origins
 from diffuse.models.single_file.ldm_vae import vae_config, vae_origins
+from diffuse.models.single_file.ltx2_file import (
+    FILM_COMPONENTS,
+    describe_film_component,
+    describe_ltx2,
+    is_film_vae,
+    is_ltx2,
+)
 from diffuse.models.single_file.origin import Description, Origin, Origins, Shapes
 from diffuse.models.single_file.published_names import published_keys, unet_names, vae_names
 
@@ -53,6 +60,8 @@ _NOT_IMPLEMENTED = {
     "double_blocks.0.img_attn.qkv.weight": "is Flux",
     "joint_blocks.0.x_block.attn.qkv.weight": "is Stable Diffusion 3",
     "control_model.input_blocks.0.0.weight": "is a ControlNet",
+    "patchify_proj.weight": "is a model of films without sound (LTX-Video)",
+    "blocks.0.self_attn.q.weight": "is a model of films without sound (Wan)",
 }
 _SCALE, _SCALE_XL = 0.18215, 0.13025  # of the published autoencoders' latents
 _BETAS = {
@@ -77,6 +86,8 @@ def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) 
     Raises:
         CheckpointError: it is of a family that is not implemented, is no checkpoint, or holds what nothing uses.
     """
+    if is_ltx2(shapes):
+        return describe_ltx2(shapes, metadata, name)
     _check_family(shapes, name)
     unet = _below(shapes, _UNET)
     if not unet:
@@ -112,15 +123,20 @@ def vae_settings(is_xl: bool) -> dict[str, Any]:
     }
 
 
-def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
+def describe_component(
+    shapes: Shapes, component: str, name: str, metadata: Mapping[str, str]
+) -> tuple[dict[str, Any] | None, Origins]:
     """Returns the settings of one component in a file, and where its tensors are.
 
     The file may hold a whole checkpoint, or that component alone, with its keys' prefix or without, or as it was
     exported under its published names. An export of an autoencoder may be its decoder alone, which has no settings.
+    They are None where nothing tells them, as of a component of LTX-2 without a header.
 
     Raises:
         CheckpointError: it holds no such component, or under names that are in no single file.
     """
+    if component in FILM_COMPONENTS and (component != "vae" or is_film_vae(shapes)):
+        return describe_film_component(shapes, component, metadata, name)
     exported = published_keys(shapes, component, name) if component in ("unet", "vae") else None
     if exported is not None:
         return _exported(exported, shapes, component, name)
@@ -160,13 +176,18 @@ def _other_kind(shapes: Shapes) -> str:
         return "is a LoRA and no checkpoint; model.source is a whole checkpoint"
     if "input_blocks.0.0.weight" in shapes or "down_blocks.0.resnets.0.conv1.weight" in shapes:
         return "is a U-Net alone; give model.source a whole checkpoint, and this one as model.unet.source"
+    if "audio_patchify_proj.weight" in shapes or "audio_proj_in.weight" in shapes:
+        return (
+            "is LTX-2's transformer alone; give model.source a whole checkpoint, and this one as "
+            "model.transformer.source"
+        )
     if "decoder.conv_in.weight" in shapes:
         return "is an autoencoder alone; give model.source a whole checkpoint, and this one as model.vae.source"
     if any(key.startswith("text_model.") for key in keys):
         return (
             "is a text encoder alone; give model.source a whole checkpoint, and this one as model.text_encoder.source"
         )
-    return "is no checkpoint of a family that is implemented; give one of Stable Diffusion 1.x, 2.x or XL"
+    return "is no checkpoint of a family that is implemented; give one of Stable Diffusion 1.x, 2.x or XL, or LTX-2"
 
 
 def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:

@@ -110,7 +110,7 @@ def test_components_under_their_published_names() -> None:
     for component, (theirs, state) in modules("sdxl").items():
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
         for prefix in ("", "wrapper.model."):
-            config, origins = describe_component({prefix + key: s for key, s in shapes.items()}, component, "FILE")
+            config, origins = describe_component({prefix + key: s for key, s in shapes.items()}, component, "FILE", {})
             assert {key: origin.key for key, origin in origins.items()} == {key: prefix + key for key in shapes}
             ours = read_architecture(NETWORKS[component][1], config, "FILE")
             field = "hidden_act" if component.startswith("text") else "block_out_channels"
@@ -118,13 +118,13 @@ def test_components_under_their_published_names() -> None:
         if component in ("unet", "vae"):
             wrong = {"unet": "vae", "vae": "unet"}[component]
             with pytest.raises(CheckpointError, match="another kind"):
-                describe_component(shapes, wrong, "FILE")
+                describe_component(shapes, wrong, "FILE", {})
     vae = {key: tuple(tensor.shape) for key, tensor in modules("sdxl")["vae"][1].items()}
     decoder = {key.removeprefix("decoder."): shape for key, shape in vae.items() if key.startswith("decoder.")}
-    config, origins = describe_component({f"dec.{key}": shape for key, shape in decoder.items()}, "vae", "FILE")
+    config, origins = describe_component({f"dec.{key}": shape for key, shape in decoder.items()}, "vae", "FILE", {})
     assert config == {} and set(origins) == {f"decoder.{key}" for key in decoder}
     with pytest.raises(CheckpointError, match="beside its vae"):
-        describe_component({f"dec.{key}": shape for key, shape in decoder.items()} | {"other": (1,)}, "vae", "FILE")
+        describe_component({f"dec.{key}": shape for key, shape in decoder.items()} | {"other": (1,)}, "vae", "FILE", {})
 
 
 def per_level(config: Any, field: str) -> Any:
