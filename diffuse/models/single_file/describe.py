@@ -36,6 +36,7 @@ UNKNOWN_PREDICTION = "unknown"
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _OPEN_CLIP_2 = ("cond_stage_model.model.",)
 _EMBEDDER = "conditioner.embedders."
+_COMFY_ENCODERS = {"text_encoder": ("clip_l.", "clip_h."), "text_encoder_2": ("clip_g.",)}
 # Written by training, or the same numbers that a scheduler makes of its settings.
 _NEVER_USED = (
     "model_ema.",
@@ -141,16 +142,39 @@ def describe_component(
     if exported is not None:
         return _exported(exported, shapes, component, name)
     if component == "unet":
-        prefix = _UNET if _below(shapes, _UNET) else ""
+        prefix = _prefix_of(shapes, component, name)
         own = _below(shapes, prefix)
         return unet_config(own, name), _with_prefix(unet_origins(own, name), prefix)
     if component == "vae":
-        prefix = _VAE if _below(shapes, _VAE) else ""
-        own = {key: shape for key, shape in _below(shapes, prefix).items() if not key.startswith("loss.")}
+        prefix = _prefix_of(shapes, component, name)
+        inner = _below(shapes, prefix)
+        own = {key: shape for key, shape in inner.items() if not key.startswith(("loss.", "model_ema."))}
         return vae_config(own, name), _with_prefix(vae_origins(own, name), prefix)
     if component in ("text_encoder", "text_encoder_2"):
         return _text_encoder_alone(shapes, component, name)
     raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, vae and text encoders")
+
+
+def _prefix_of(shapes: Shapes, component: str, name: str) -> str:
+    """Returns what the keys of a component in the layout of the first implementations begin with.
+
+    That is its prefix in a whole checkpoint, or, where it is alone in the file, any, such as ComfyUI's
+    `diffusion_model.`.
+
+    Raises:
+        CheckpointError: there is something beside it that is no checkpoint's.
+    """
+    marks = {"unet": (_UNET, "input_blocks.0.0.weight"), "vae": (_VAE, "decoder.mid.block_1.conv1.weight")}
+    usual, mark = marks[component]
+    if any(key.startswith(usual) for key in shapes):
+        return usual
+    found = [key[: -len(mark)] for key in shapes if key == mark or key.endswith(f".{mark}")]
+    if len(found) != 1:
+        return ""
+    beside = next((key for key in shapes if not key.startswith(found[0]) and not _is_known(key)), None)
+    if beside is not None:
+        raise CheckpointError(f"{name}: has the tensor {beside:.100} beside its {component}; it is another model")
+    return found[0]
 
 
 def _exported(keys: Mapping[str, str], shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
@@ -224,16 +248,29 @@ def _text_encoder_alone(shapes: Shapes, component: str, name: str) -> tuple[dict
     whole = _text_encoders(shapes, {"addition_embed_type": ""} if component == "text_encoder_2" else {}, name)
     if component in whole:
         return whole[component]
+    shapes, prefix = _of_one_encoder(shapes, component)
     if "transformer.resblocks.0.ln_1.weight" in shapes:
-        return _open_clip(shapes, "", name, projected=component == "text_encoder_2")
-    keys = published_keys(shapes, component, name)
+        return _open_clip(shapes, prefix, name, projected=component == "text_encoder_2")
+    keys = published_keys([key for key in shapes if key not in CLIP_UNUSED], component, name)
     if keys is not None:
         own = {published: shapes[key] for published, key in keys.items()}
         config = clip_config(own, name)
         if component == "text_encoder_2" or config["hidden_size"] != 768:  # the others are trained with plain GELU
             config["hidden_act"] = "gelu"
-        return config, {key: replace(origin, key=keys[origin.key]) for key, origin in clip_origins(own).items()}
+        origins = {key: replace(origin, key=keys[origin.key]) for key, origin in clip_origins(own).items()}
+        return config, _with_prefix(origins, prefix)
     raise CheckpointError(f"{name}: holds no {component}; give a text encoder, or a whole checkpoint that has one")
+
+
+def _of_one_encoder(shapes: Shapes, component: str) -> tuple[Shapes, str]:
+    """Returns the tensors of one text encoder, and what their keys begin with; ComfyUI's files may hold several."""
+    for start in ("", "text_encoders.", "cond_stage_model."):
+        for prefix in _COMFY_ENCODERS[component]:
+            if own := _below(shapes, f"{start}{prefix}"):
+                return own, f"{start}{prefix}"
+    mark = "transformer.resblocks.0.ln_1.weight"
+    found = [key[: -len(mark)] for key in shapes if key.endswith(f".{mark}") and ".visual." not in f".{key}"]
+    return (_below(shapes, found[0]), found[0]) if len(found) == 1 else (shapes, "")
 
 
 def _open_clip(own: Shapes, prefix: str, name: str, *, projected: bool) -> tuple[dict[str, Any], Origins]:
