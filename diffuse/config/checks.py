@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from diffuse.config import prompt_syntax
 from diffuse.config.compose import ConfigValues
+from diffuse.config.embedding import EMBEDDINGS_LIST
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.lora import read_lora
@@ -76,6 +77,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """
     check_targets(config)
     read_lora(config.lora)
+    EMBEDDINGS_LIST.read(config.embedding)
     check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
     _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:

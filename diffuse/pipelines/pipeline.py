@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
@@ -92,6 +93,21 @@ class DiffusionPipeline(ABC):
         if loras:
             raise ConfigError(f"lora={loras[0].setting.source}: this family of models takes no LoRA; leave it out")
         return {}
+
+    def learn_words(self, embeddings: Sequence[NamedEmbedding]) -> Any:
+        """Returns what textual inversions add to the words of the text encoders, for `use_words`.
+
+        Raises:
+            ConfigError: the family takes none, or a word is one already.
+            CheckpointError: a file does not fit the model.
+        """
+        if embeddings:
+            source = embeddings[0].file.source
+            raise ConfigError(f"embedding={source}: this family of models takes no embeddings; leave it out")
+        return None
+
+    def use_words(self, words: Any) -> None:  # noqa: B027
+        """Sets which words the prompts are read with from now on, a result of `learn_words`."""
 
     @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
