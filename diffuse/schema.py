@@ -91,6 +91,13 @@ class ReleaseTo(Enum):
     disk = "disk"
 
 
+class Storage(Enum):
+    full = "full"
+    fp8 = "fp8"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 class Suite(Enum):
     smoke = "smoke"
 
@@ -200,6 +207,7 @@ class MemoryProfileConfig:
     budget_gib: float | None = None  # of the device, which a run keeps within; auto chooses the other fields by it
     host_gib: float | None = None  # of tensors in main memory, likewise
     step_down: bool = True  # go on with less of it where memory runs out
+    storage: Storage = Storage.full  # fp8, int8, nf4: weights in fewer bits, which changes pictures
 
 
 @dataclass

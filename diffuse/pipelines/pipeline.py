@@ -235,6 +235,7 @@ class DiffusionPipeline(ABC):
             memory=self.memory.peaks(),
             warnings=[*warnings, *self.memory.step_downs.notes],
             step_downs=self.memory.step_downs.events,
+            quantized=self.memory.quantized,
             fps=media.fps,
             sound=media.sound,
             sample_rate=media.sample_rate,

@@ -80,6 +80,8 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in (*_PROFILE, *(_TILES if tiled else ())):
         values = (_value(part["hardware"], "memory_profile", name) for part in (then, now))
         yield from _line(f"memory_profile.{name}", *values)
+    stored = [profile.get("storage", "full") for profile in profiles]  # earlier records do not say
+    yield from _line("memory_profile.storage", *stored)
     yield from _line("where memory ran out", *(_step_downs(record) for record in (then, now)))
     old, new = flatten(then["determinism"]), flatten(now["determinism"])
     for name in sorted({*old, *new}):

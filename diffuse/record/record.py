@@ -38,6 +38,7 @@ OPTIONAL_PARTS: dict[str, type] = {
     "shrunk_from": dict,  # the size and length that were asked for, where fit=shrink made them smaller
     "step_downs": list,  # what was done with less, and from where on, since memory ran out
     "memory": dict,  # the predicted and the measured peaks in GiB, where a budget was given
+    "quantized": dict,  # by component: how its weights were stored, and their relative error
     "tracking": dict,  # by field of it of which the environment says something: whether that held
 }
 

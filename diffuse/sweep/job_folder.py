@@ -43,6 +43,7 @@ _LATER_PROFILE_FIELDS = {
     "step_down": True,
     "sharded": [],
     "vae_tile_frames": 11,
+    "storage": "full",
 }
 _FILM_LIMITS = ("max_film_size", "max_frames")  # which refuse films, and decide on pixels only where they shrink them
 _LATER_EVERYWHERE = ("align_your_steps",)
