@@ -43,8 +43,11 @@ class FilmLayout:
         return self.video_tokens + self.audio_frames, self.channels
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C]`."""
-        return tokens[:, : -self.audio_frames], tokens[:, -self.audio_frames :]
+        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C]`.
+
+        Tokens between them, which conditions append, are left out.
+        """
+        return tokens[:, : self.video_tokens], tokens[:, -self.audio_frames :]
 
     def join(self, video: Tensor, audio: Tensor) -> Tensor:
         """Returns a film's tokens `[B, T, C]` and its sound's `[B, A, C]` as one sequence `[B, T + A, C]`."""

@@ -135,7 +135,8 @@ def _run(
         callbacks.say(note)
     if prepared.inputs is not None:
         size = f"{request.width} x {request.height}"
-        callbacks.say(f"{request.input_image}: {_steps(prepared)} are run, at {size}")
+        first = request.input_image or request.input_video or request.last_image
+        callbacks.say(f"{first}: {_steps(prepared)} are run, at {size}")
 
     with started.recording_errors():
         # 5. The pipeline encodes, denoises and decodes.
@@ -199,8 +200,9 @@ def compute(
         first.opened.pipeline,
         first.request,
         first.samplers,
-        image=inputs.get("picture"),
+        image=inputs.get("image"),
         mask=inputs.get("mask"),
+        last_image=inputs.get("last_image"),
         latents=first.latents,
         embeddings=first.embeddings,
         seeds=seeds,
