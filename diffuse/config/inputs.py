@@ -251,7 +251,8 @@ def read_clip_frames(
     if asked is None:
         fields["num_conditioning_frames"] = asked = whole
         if whole < CLIP_FRAMES:
-            notes.append(f"{clip.label}: is short; the last {whole} frames are taken")
+            last = "frame is" if whole == 1 else f"{whole} frames are"
+            notes.append(f"{clip.label}: is short; the last {last} taken")
         clip.last_frames(whole, fps, *size, fields["resize"])
     if frames < asked:
         raise ConfigError(

@@ -333,7 +333,7 @@ class LTX2(ModelPipeline):
                 )
                 calls = TransformerCalls(
                     transformer,
-                    transformer.rotations(torch.cat((film, appended)), sound, device),
+                    transformer.rotations(torch.cat((film.to(device), appended.to(device))), sound, device),
                     layout.audio_frames,
                     memory.dtype(_TRANSFORMER),
                     stg_blocks,

@@ -121,7 +121,7 @@ def give_tokens(
     step = config.vae_scale_factors[0]
     tokens = torch.zeros(1, layout.video_tokens, layout.channels, device=device)
     share = torch.zeros(1, layout.video_tokens, device=device)
-    more, more_shares, places = [tokens], [share], [torch.empty(0, 3)]
+    more, more_shares, places = [tokens], [share], [torch.empty(0, 3, device=device)]
     for place, each in zip(given_frames(request, step), encoded, strict=True):
         if not place.is_appended:
             tokens[:, : each.shape[1]], share[:, : each.shape[1]] = each, place.strength
@@ -137,7 +137,7 @@ def give_tokens(
                 index=place.index,
                 single=place.count == 1,
                 scale_factors=config.vae_scale_factors,
-            )
+            ).to(device)
         )
     return GivenTokens(torch.cat(more, dim=1), torch.cat(more_shares, dim=1), torch.cat(places))
 
