@@ -80,7 +80,7 @@ class Options(Fields, total=False):
 
     latents: Tensor | np.ndarray | Mapping[str, Tensor] | None
     """Initial noise of unit variance, `[N, C, h, w]`, instead of the noise that the seeds give; also by name, as
-    `{"image": ...}`."""
+    `{"image": ...}`, and for films `{"video": [N, C, F, h, w], "audio": [N, c, A, bins]}`."""
     prompt_embeds: Tensor | np.ndarray | None
     """What the text encoders make of a prompt, `[1, T, D]`, in its place; see `Pipeline.encode`."""
     negative_prompt_embeds: Tensor | np.ndarray | None

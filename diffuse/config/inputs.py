@@ -166,7 +166,8 @@ def check_input_fields(fields: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if fields["keep_unmasked"] and not fields["mask_image"]:
         raise ConfigError("keep_unmasked=true: keeps what is outside a mask; add mask_image=FILE")
     strength, steps = fields["strength"], fields["num_inference_steps"]
-    if strength is not None and int(steps * strength) < 1:
+    has_strength = config["model"].request_defaults.get("strength", STRENGTH) is not None
+    if has_strength and strength is not None and int(steps * strength) < 1:
         least = math.ceil(1 / strength)
         raise ConfigError(
             f"strength={strength}: leaves none of num_inference_steps={steps} to run; "

@@ -195,6 +195,10 @@ class LTX2(ModelPipeline):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
         return shape
 
+    def join_latents(self, latents: Mapping[str, Tensor], request: GenerationRequest) -> Tensor:
+        """Returns noise `video` `[N, C, F, h, w]` and `audio` `[N, c, A, bins]` as tokens `[N, T + A, C]`."""
+        return self.first_layout(request).join_named(latents, request.num_images)
+
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
         """See `DiffusionPipeline`."""
         sampler = self.sampler(options)

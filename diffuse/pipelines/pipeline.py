@@ -104,6 +104,16 @@ class DiffusionPipeline(ABC):
             ConfigError: `latents` are not of that shape.
         """
 
+    def join_latents(self, latents: Mapping[str, Tensor], request: GenerationRequest) -> Tensor:
+        """Returns initial noise that is given by name, as one tensor `[N, ...]`.
+
+        Raises:
+            ConfigError: the names are not those of this model's latents, or one is of another shape.
+        """
+        if set(latents) != {"image"}:
+            raise ConfigError(f"latents: hold {', '.join(latents) or 'nothing'}; give those of the image")
+        return latents["image"]
+
     @abstractmethod
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
         """Returns the sampler, or samplers, that `options` name, with the steps of the request.

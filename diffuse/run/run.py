@@ -71,7 +71,7 @@ def generate(
     drafts: Sequence[RequestDraft],
     *,
     overrides: Sequence[str] = (),
-    latents: Tensor | None = None,
+    latents: Tensor | Mapping[str, Tensor] | None = None,
     embeddings: PromptEmbeddings | None = None,
     save: bool = False,
     neighbors: BatchNeighbors | None = None,
@@ -82,7 +82,7 @@ def generate(
 
     Args:
         overrides: the overrides that `cfg` was composed with.
-        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give; or by name.
         embeddings: of prompts, in place of the prompts.
         save: whether files are written and the run is recorded in the tracking store.
         neighbors: images to be made in one batch with those of each run, and not kept.

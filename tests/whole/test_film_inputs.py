@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,15 @@ def test_what_cannot_be_given_is_told_in_a_line(files: dict[str, Path], given: s
 def test_pictures_of_other_proportions_fit_where_one_says_how(files: dict[str, Path]) -> None:
     found = draft(files, "input_image={picture}", "last_image={upright}", "resize=crop", "input_crf=0")
     assert found.inputs is not None
-    arrays = found.inputs.arrays(found.request(None))
+    request = found.request(None)
+    arrays = found.inputs.arrays(request)
     assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(("image", "last_image"), (64, 96, 3))
+    compressed = found.inputs.arrays(replace(request, input_crf=51))
+    assert all(np.abs(compressed[name].astype(int) - array).max() > 9 for name, array in arrays.items())
 
 
 def test_a_strength_of_pictures_points_to_that_of_films(films: TinyFilms, files: dict[str, Path]) -> None:
     options: dict[str, Any] = {"model": films.folder, "progress": False}
-    overrides = [*FIELDS[:1], "num_inference_steps=4", "strength=0.5", f"input_image={files['picture']}"]
+    overrides = [*FIELDS[:2], "strength=0.5", f"input_image={files['picture']}"]
     with pytest.raises(DiffuseError, match="knows no strength; conditioning_strength says how far it keeps a picture"):
         diffuse.txt2img("x", overrides=overrides, **options)
