@@ -11,6 +11,7 @@ from typing import Any
 
 from diffuse.request_schema import (
     FILE_FIELDS,
+    FILM_INPUT_FIELDS,
     INPUT_FIELDS,
     LATER_FIELDS,
     PROMPT_FIELDS,
@@ -28,6 +29,7 @@ from diffuse.request_schema import (
 
 __all__ = [  # those of the request
     "FILE_FIELDS",
+    "FILM_INPUT_FIELDS",
     "INPUT_FIELDS",
     "LATER_FIELDS",
     "PROMPT_FIELDS",

@@ -256,6 +256,19 @@ def _fingerprint(family: type[ModelPipeline], checkpoint: Checkpoint) -> list[An
     return [checkpoint.part(name).config(name) for name in names]
 
 
+def _given_images(request: GenerationRequest) -> dict[str, tuple[int, ...]]:
+    """Returns the images that a request gives to its pipeline, by argument, with the frames of a clip."""
+    images: dict[str, tuple[int, ...]] = {}
+    if request.input_image:
+        images["image"] = ()
+    if request.input_video:
+        assert request.num_conditioning_frames is not None
+        images["image"] = (request.num_conditioning_frames,)
+    if request.last_image:
+        images["last_image"] = ()
+    return images
+
+
 def _work(peak: PhasePeak, images: float, batches: float) -> tuple[Work, ...]:
     """Returns the work of a phase, which was followed for `1 / images` of the images and `1 / batches` of the batches.
 
@@ -286,13 +299,14 @@ class _Planner:
         smaller = replace(request, num_images=count)
         samplers = pipeline.plan(smaller, options)
         size = (request.height, request.width)
-        image = np.zeros((*size, 3), np.uint8) if request.input_image else None
+        inputs = {name: np.zeros((*shape, *size, 3), np.uint8) for name, shape in _given_images(request).items()}
         mask = np.ones(size, bool) if request.mask_image else None
         components = tuple(self._component(name) for name in memory.dtypes)  # built before anything is followed
         if repeated:
             memory.load_all()
         with memory.following():
-            output = pipeline(smaller, samplers, image=image, mask=mask)
+            image, last_image = inputs.get("image"), inputs.get("last_image")
+            output = pipeline(smaller, samplers, image=image, mask=mask, last_image=last_image)
         kept = output.frames[0].nbytes + sum(latents[0].nbytes for latents in output.latents.values())
         more = (request.num_images - count) * kept  # bytes of the results that were not followed
         images = request.num_images / count

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffuse.record.values import flatten, short_text
-from diffuse.schema import COMPONENTS
+from diffuse.schema import COMPONENTS, FILE_FIELDS
 
 # Parts of the configuration that change no pixel, or are compared elsewhere in the record.
 _NOT_COMPARED = (
@@ -18,8 +18,7 @@ _NOT_COMPARED = (
     "memory_profile",
     "seed",
     "num_images",
-    "input_image",
-    "mask_image",
+    *FILE_FIELDS,
 )
 _MODELS = ("source", "revision", "name", "download", "fetch_variant", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")

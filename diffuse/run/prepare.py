@@ -111,14 +111,14 @@ class PreparedRun:
 def prepare(
     cfg: DictConfig,
     draft: RequestDraft,
-    latents: Tensor | None = None,
+    latents: Tensor | Mapping[str, Tensor] | None = None,
     opened: OpenPipeline | None = None,
     embeddings: PromptEmbeddings | None = None,
 ) -> PreparedRun:
     """Opens the pipeline and completes the request of `draft`, which is one of `cfg`'s.
 
     Args:
-        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give; or by name.
         opened: the result of `open_pipeline` for `cfg` and `draft`, where there is one already.
         embeddings: in place of the prompts.
 
@@ -134,6 +134,8 @@ def prepare(
     limits = SizeLimits(opened.profile, cfg.model.size_multiple, pipeline.frame_multiple)
     request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
+    if isinstance(latents, Mapping):
+        latents = pipeline.join_latents(latents, request)
     pipeline.latent_shape(request, latents)
     if embeddings is not None:
         pipeline.check_prompt_embeddings(request, embeddings)
