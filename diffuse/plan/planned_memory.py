@@ -47,6 +47,7 @@ class Residence:
     packed_bytes: int = 0  # of the largest weight that is packed while the published one is still there
     copied_bytes: int | None = None  # in main memory, where it streams from the disk
     read_bytes: int = 0  # at once of what streams from the disk, while a layer or a block is copied
+    cards: int = 1  # that it is spread over, of which each has about as much
     whole_bytes: int = 0  # of the largest weight that is read in full, to be stored in fewer bits
 
     @property
@@ -57,7 +58,8 @@ class Residence:
     @property
     def held_bytes(self) -> int:
         """The bytes of its weights in one of both memories once it is loaded."""
-        return self.nbytes if self.copied_bytes is None else self.copied_bytes
+        held = self.nbytes if self.copied_bytes is None else self.copied_bytes
+        return -(-held // self.cards)
 
     def go(self) -> None:
         """Takes the component off the device."""
@@ -185,7 +187,12 @@ class PlannedMemory(Memory):
 
     def _measure(self, full: str, net: Network, component: ManagedModule) -> Residence:
         stored = [math.prod(each.shape) for each in quantized_layers(net.module)]
-        result = Residence(net, tensor_bytes(net.tensors), whole_bytes=max(stored, default=0) * torch.float32.itemsize)
+        result = Residence(
+            net,
+            tensor_bytes(net.tensors),
+            whole_bytes=max(stored, default=0) * torch.float32.itemsize,
+            cards=max(len(component.cards), 1),
+        )
         if component.streamed_blocks:
             blocks = outermost_blocks(net.module, component.streamed_blocks)
             copied = packed_bytes if self.hw.device == "cpu" else own_bytes
@@ -226,7 +233,7 @@ class PlannedMemory(Memory):
             self._note(residence.whole_bytes, on_device=on_device)
         elif not residence.present and not residence.streams:
             self._weights[False] -= residence.nbytes
-            self._weights[True] += residence.nbytes
+            self._weights[True] += residence.held_bytes
         residence.loaded = residence.present = True
         self._note()
 
@@ -249,7 +256,7 @@ class PlannedMemory(Memory):
     def _leave(self, residence: Residence) -> None:
         """Moves a component to the host, where a streamed one is already."""
         if residence.present and not residence.streams:
-            self._weights[True] -= residence.nbytes
+            self._weights[True] -= residence.held_bytes
             self._weights[False] += residence.nbytes
         residence.go()
         self._note()
