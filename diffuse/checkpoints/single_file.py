@@ -154,7 +154,7 @@ class SingleFile:
             raise self._no_component(component)
         if self.component is None or self.model is None or "LTX2" in str(config.get("_class_name")):
             return config
-        if self._is_decoder:
+        if not config:  # no tensor tells its settings
             return dict(self.model.config(component))
         try:
             theirs = self.model.config(component)
@@ -307,4 +307,8 @@ def _place(stored: StoredTensor, origin: Origin, name: str) -> StoredTensor:
     if origin.third is None:
         return replace(stored, shape=shape)
     size = stored.nbytes // 3
-    return replace(stored, shape=shape, start=stored.start + origin.third * size, nbytes=size)
+    scale = stored.scale
+    if scale is not None and scale.shape != (1,):  # one for each row
+        rows = scale.nbytes // 3
+        scale = replace(scale, shape=shape[:1], start=scale.start + origin.third * rows, nbytes=rows)
+    return replace(stored, shape=shape, start=stored.start + origin.third * size, nbytes=size, scale=scale)

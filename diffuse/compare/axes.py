@@ -35,6 +35,8 @@ _LABELS = {
     "height": "Height",
     "num_frames": "Frames",
     "input_image": "Input",
+    "last_image": "Last image",
+    "input_video": "Clip",
     "memory_profile": "Memory profile",
     FILE: "File",
 }

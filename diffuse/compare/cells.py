@@ -44,6 +44,13 @@ class Cell:
     run_id: str | None = None
 
     @property
+    def weights_errors(self) -> dict[str, float]:
+        """The relative error of each component's weights that are stored in fewer bits, by its name."""
+        parts = _mapping(self.record.get("quantized")).items()
+        errors = {str(name): _mapping(part).get("relative_error") for name, part in parts}
+        return {name: float(error) for name, error in errors.items() if isinstance(error, float | int)}
+
+    @property
     def is_video(self) -> bool:
         return is_video(self.path)
 

@@ -243,8 +243,12 @@ class LatentDiffusion(ModelPipeline):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
-        """Returns one stage, from noise or an image `[H, W, 3]` with its mask `[H, W]` to latents without noise."""
+        """Returns one stage, from noise or an image `[H, W, 3]` with its mask `[H, W]` to latents without noise.
+
+        There is no `last_image`.
+        """
         sampler: Sampler = samplers
         set_timesteps(sampler, request, skip=request.skipped_steps)
         guidance, warnings = self.guidance(request, embeddings)

@@ -28,7 +28,7 @@ from diffuse.schema import INPUT_FIELDS, GenerationRequest
 
 def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
     """Returns the request fields that one model knows, or two together, which start from noise alone."""
-    known = frozenset().union(*(family.request_fields for family in families))
+    known = frozenset({"fit"}).union(*(family.request_fields for family in families))
     return known if len(families) == 1 else (known | {"denoising_end"}) - set(INPUT_FIELDS)
 
 
@@ -150,10 +150,11 @@ class RefinedPipeline(DiffusionPipeline):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """Returns two stages: from noise to latents `[B, C, h, w]` with some noise left, and from there to the end.
 
-        There is no `image` `[H, W, 3]`, no `mask` and no `embeddings`: a refiner refines the base's own images.
+        There is no `image` `[H, W, 3]`, `mask`, `last_image` or `embeddings`: a refiner refines the base's images.
         """
         relay: Relay = samplers
         set_timesteps(relay.first, request)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffuse.record.values import flatten, short_text
-from diffuse.schema import COMPONENTS
+from diffuse.schema import COMPONENTS, FILE_FIELDS
 
 # Parts of the configuration that change no pixel, or are compared elsewhere in the record.
 _NOT_COMPARED = (
@@ -18,8 +18,7 @@ _NOT_COMPARED = (
     "memory_profile",
     "seed",
     "num_images",
-    "input_image",
-    "mask_image",
+    *FILE_FIELDS,
 )
 _MODELS = ("source", "revision", "name", "download", "fetch_variant", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
@@ -80,6 +79,8 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in (*_PROFILE, *(_TILES if tiled else ())):
         values = (_value(part["hardware"], "memory_profile", name) for part in (then, now))
         yield from _line(f"memory_profile.{name}", *values)
+    stored = [profile.get("storage", "full") for profile in profiles]  # earlier records do not say
+    yield from _line("memory_profile.storage", *stored)
     yield from _line("where memory ran out", *(_step_downs(record) for record in (then, now)))
     old, new = flatten(then["determinism"]), flatten(now["determinism"])
     for name in sorted({*old, *new}):

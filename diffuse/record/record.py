@@ -35,8 +35,10 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 # Parts that a record may have.
 OPTIONAL_PARTS: dict[str, type] = {
     "user_git": dict,  # the commit of the repository that the command ran in
+    "shrunk_from": dict,  # the size and length that were asked for, where fit=shrink made them smaller
     "step_downs": list,  # what was done with less, and from where on, since memory ran out
     "memory": dict,  # the predicted and the measured peaks in GiB, where a budget was given
+    "quantized": dict,  # by component: how its weights were stored, and their relative error
     "tracking": dict,  # by field of it of which the environment says something: whether that held
 }
 
@@ -49,6 +51,7 @@ def run_record(
     weights: Mapping[str, Any],
     hardware: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
+    shrunk_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Builds the record of one run, before any image is made.
 
@@ -58,6 +61,7 @@ def run_record(
         weights: `source`, `revision`, `variant` and `sha256` of what was read.
         hardware: Hardware.as_record().
         inputs: Inputs.as_record(), if the run starts from an image.
+        shrunk_from: Shrunk.as_record(), if the request asked for more than the profile is meant for.
     """
     fields = asdict(request)
     resolved = _without_own_components(resolved_values(config))
@@ -87,6 +91,8 @@ def run_record(
     }
     if (user_git := user_commit()) is not None:
         record["user_git"] = user_git
+    if shrunk_from is not None:
+        record["shrunk_from"] = dict(shrunk_from)
     if origins:
         record["tracking"] = origins
     redacted: dict[str, Any] = redact(json_values(record))

@@ -19,7 +19,7 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.patches import Patch
-from diffuse.device.profile import check_max_side
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.media.save import output_notes
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
@@ -48,6 +48,7 @@ class PreparedRun:
     reference: objective.Reference | None = None  # what quality is measured against
     loras: Sequence[NamedLora] = ()
     patches: Mapping[str, Patch] = field(default_factory=dict)  # what the LoRA files put on, by component
+    shrunk: Shrunk | None = None  # what was asked for, where it was larger
     learned: Sequence[NamedEmbedding] = ()  # textual inversions
     words: Any = None  # what they add, see `DiffusionPipeline.learn_words`
 
@@ -72,7 +73,8 @@ class PreparedRun:
     def notes(self) -> list[str]:
         """Lines for the user on settings that have no effect."""
         note = unused_ends_note(getattr(self.samplers, "first", self.samplers), self.cfg.scheduler)
-        return [*([] if note is None else [note]), *self._unused_words()]
+        shrunk = None if self.shrunk is None else self.shrunk.line()
+        return [*(line for line in (note, shrunk) if line is not None), *self._unused_words()]
 
     def _unused_words(self) -> list[str]:
         """Returns a line on each textual inversion whose word is in none of the prompts."""
@@ -109,14 +111,14 @@ class PreparedRun:
 def prepare(
     cfg: DictConfig,
     draft: RequestDraft,
-    latents: Tensor | None = None,
+    latents: Tensor | Mapping[str, Tensor] | None = None,
     opened: OpenPipeline | None = None,
     embeddings: PromptEmbeddings | None = None,
 ) -> PreparedRun:
     """Opens the pipeline and completes the request of `draft`, which is one of `cfg`'s.
 
     Args:
-        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give; or by name.
         opened: the result of `open_pipeline` for `cfg` and `draft`, where there is one already.
         embeddings: in place of the prompts.
 
@@ -129,18 +131,21 @@ def prepare(
     loras, learned = open_loras(cfg), open_embeddings(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
-    request = pipeline.complete(draft.request(pipeline.default_size()))
+    limits = SizeLimits(opened.profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
+    if isinstance(latents, Mapping):
+        latents = pipeline.join_latents(latents, request)
     pipeline.latent_shape(request, latents)
     if embeddings is not None:
         pipeline.check_prompt_embeddings(request, embeddings)
-    check_max_side(opened.profile, request.width, request.height)
+    limits.check(request)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
     objective.check_reference(draft.reference, request.width, request.height, is_film=pipeline.makes_films)
     patches, words = pipeline.patches(loras), pipeline.learn_words(learned)
     inputs = draft.inputs, latents, embeddings, draft.reference
-    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches, learned, words)
+    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches, shrunk, learned, words)
 
 
 def locate_weights(cfg: DictConfig) -> dict[str, Any]:

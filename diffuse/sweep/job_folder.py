@@ -21,7 +21,7 @@ from diffuse.media.formats import OUTPUT_SUFFIXES, is_lossless, is_still
 from diffuse.media.load import content_sha256, image_sha256, read_record
 from diffuse.media.video import is_frames_folder
 from diffuse.record.values import json_values
-from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS
+from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS, SizeFit
 
 JOB_FILE = "job.json"
 _VERSION = 1
@@ -41,7 +41,11 @@ _LATER_PROFILE_FIELDS = {
     "budget_gib": None,
     "host_gib": None,
     "step_down": True,
+    "sharded": [],
+    "vae_tile_frames": 11,
+    "storage": "full",
 }
+_FILM_LIMITS = ("max_film_size", "max_frames")  # which refuse films, and decide on pixels only where they shrink them
 _LATER_EVERYWHERE = ("align_your_steps",)
 
 
@@ -73,6 +77,8 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in _LATER_PROFILE_FIELDS.items():  # earlier sweeps lack these
         if profile.get(name, default) == default:
             profile.pop(name, None)
+    for name in _FILM_LIMITS if values.get("fit") != SizeFit.shrink.value else ():
+        profile.pop(name, None)
     tiles = [profile.get(name) for name in _LATER_TILES]
     if tiles == ([False, 64, 16] if profile.get("tiled_decode") else [False, 32, None]):  # as earlier sweeps were made
         for name in _LATER_TILES:

@@ -107,6 +107,20 @@ def test_components_alone_are_read_under_each_name(films: TinyFilms, tmp_path: P
 
 
 @pytest.mark.parametrize("films", ["2.3"], indirect=True)
+def test_a_file_in_fp8_with_scales_is_read(films: TinyFilms, file: Path, tmp_path: Path) -> None:
+    key = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+    content = load_file(file)
+    scale = content[key].abs().max() / 448
+    content |= {key: (content[key] / scale).to(torch.float8_e4m3fn), f"{key}_scale": scale}
+    path = tmp_path / "fp8.safetensors"
+    save_file(content, path, {"config": json.dumps(ltx2_files.header(ltx2_files.read(films.folder)[1]))})
+    (stored,) = SingleFile(path, path.name).tensor_files("transformer")
+    name = "transformer_blocks.0.attn1.to_q.weight"
+    assert torch.equal(stored.read({name: torch.float32}, CPU)[name], content[key].float() * scale)
+    assert f"{name}_scale" not in stored.tensors
+
+
+@pytest.mark.parametrize("films", ["2.3"], indirect=True)
 def test_what_is_wrong_is_refused_in_a_line(films: TinyFilms, file: Path, tmp_path: Path) -> None:
     def refused(path: Path, parts: bool = True) -> str:
         with pytest.raises(DiffuseError) as caught:

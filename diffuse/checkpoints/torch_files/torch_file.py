@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuse.checkpoints.gguf.gguf_file import GGUF_MAGIC, open_gguf
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, StoredFile, unreadable
 from diffuse.checkpoints.torch_files.archive import DATA, MAGIC, Record, read_archive
 from diffuse.checkpoints.torch_files.declarations import (
@@ -114,6 +115,8 @@ def open_weights_file(path: Path, name: str, select: Select = weights_by_name) -
             start = file.read(32)
         if not start:
             raise CheckpointError(f"{name}: the file is empty; copy or download it again")
+        if start.startswith(GGUF_MAGIC):
+            return open_gguf(path, name)
         if start.startswith(MAGIC):
             return _open_archive(path, name, select)
         if start[:1] == b"\x80":

@@ -152,7 +152,7 @@ def describe_component(
         return vae_config(own, name), _with_prefix(vae_origins(own, name), prefix)
     if component in ("text_encoder", "text_encoder_2"):
         return _text_encoder_alone(shapes, component, name)
-    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, vae and text encoders")
+    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, transformer, vae and text encoders")
 
 
 def _prefix_of(shapes: Shapes, component: str, name: str) -> str:
