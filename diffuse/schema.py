@@ -11,6 +11,7 @@ from typing import Any
 
 from diffuse.request_schema import (
     FILE_FIELDS,
+    FILM_INPUT_FIELDS,
     INPUT_FIELDS,
     LATER_FIELDS,
     PROMPT_FIELDS,
@@ -28,6 +29,7 @@ from diffuse.request_schema import (
 
 __all__ = [  # those of the request
     "FILE_FIELDS",
+    "FILM_INPUT_FIELDS",
     "INPUT_FIELDS",
     "LATER_FIELDS",
     "PROMPT_FIELDS",
@@ -89,6 +91,13 @@ class Cleanup(Enum):
 class ReleaseTo(Enum):
     host = "host"
     disk = "disk"
+
+
+class Storage(Enum):
+    full = "full"
+    fp8 = "fp8"
+    int8 = "int8"
+    nf4 = "nf4"
 
 
 class Suite(Enum):
@@ -200,6 +209,7 @@ class MemoryProfileConfig:
     budget_gib: float | None = None  # of the device, which a run keeps within; auto chooses the other fields by it
     host_gib: float | None = None  # of tensors in main memory, likewise
     step_down: bool = True  # go on with less of it where memory runs out
+    storage: Storage = Storage.full  # fp8, int8, nf4: weights in fewer bits, which changes pictures
 
 
 @dataclass

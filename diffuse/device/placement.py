@@ -17,6 +17,7 @@ from diffuse.device.compile import compile_blocks
 from diffuse.device.patches import Patch, change_patch, patch_key
 from diffuse.device.sharding import Shards
 from diffuse.device.streaming import BlockStream, outermost_blocks
+from diffuse.layers.quantized import relative_error
 
 Load = Callable[[torch.device, torch.dtype], nn.Module]
 
@@ -61,6 +62,7 @@ class ManagedModule:
         hook: attached when the module leaves the device for the first time.
         patch: what is to be on its weights when it is next used; None for nothing.
         applied: what is on them now.
+        relative_error: of its stored weights, where they are quantized; None before it is loaded for the first time.
         present: the module is on its own device now.
         users: how many `with` blocks are using it.
     """
@@ -84,6 +86,7 @@ class ManagedModule:
     hook: _DeviceHook | None = None
     patch: Patch | None = None
     applied: Patch | None = None
+    relative_error: float | None = None
     present: bool = False
     users: int = 0
 
@@ -92,6 +95,7 @@ class ManagedModule:
         if self.module is None:
             waits = bool(self.streamed_blocks or self.cards)  # in main memory, for its way to the device
             self.module = self.load(torch.device("cpu") if waits else self.device, self.dtype)
+            self.relative_error = relative_error(self.module)
             if self.compiled:
                 compile_blocks(self.module, deterministic=self.deterministic)
             if self.streamed_blocks:
@@ -126,6 +130,8 @@ class ManagedModule:
         except BaseException:
             self.forget()
             raise
+        if self.stream is not None:
+            self.stream.renew()
         self.applied = self.patch
 
     def leave(self) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
-from diffuse.schema import LEFT_TO_AUTO, Cleanup, Compile, MemoryProfileConfig, ReleaseTo
+from diffuse.schema import LEFT_TO_AUTO, Cleanup, Compile, MemoryProfileConfig, ReleaseTo, Storage
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +192,8 @@ def check_components(profile: MemoryProfileConfig, names: Sequence[str], compile
     """Checks that a profile and a model with components of these names go together.
 
     Raises:
-        ConfigError: a field names a component that the model has not, a streamed one is not on the device, or its
-            blocks are to be compiled as well.
+        ConfigError: a field names a component that the model has not, a streamed one is not on the device, or blocks
+            are to be compiled that stream or whose weights are stored in fewer bits.
     """
     known = ", ".join(names)
     for field in _LISTS:
@@ -222,6 +222,11 @@ def check_components(profile: MemoryProfileConfig, names: Sequence[str], compile
     if profile.resident_blocks and not profile.streamed:
         raise ConfigError(
             "memory_profile.resident_blocks has no effect without memory_profile.streamed; set that, such as [unet]"
+        )
+    if profile.storage is not Storage.full and compiled is Compile.regional:
+        raise ConfigError(
+            "hardware.compile=regional does not compile layers whose weights are stored in fewer bits; use "
+            "hardware.compile=none, or set memory_profile.storage=full"
         )
     if profile.streamed and compiled is Compile.regional:
         raise ConfigError(

@@ -14,15 +14,26 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
+from diffuse.device.patches import Patch
 from diffuse.errors import ConfigError
 from diffuse.models.text_encoder import gemma3, ltx2_connectors
 from diffuse.models.transformer import ltx2_config, transformer_ltx2
 from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 from diffuse.models.vocoder import ltx2_vocoder
 from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
+from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.ltx2_checks import check_film, check_film_components
 from diffuse.pipelines.ltx2_codec import FilmCodec
+from diffuse.pipelines.ltx2_conditions import (
+    FromGivenFrames,
+    appended_tokens,
+    as_pixels,
+    check_given_frames,
+    give_tokens,
+    is_first_frame_alone,
+)
 from diffuse.pipelines.ltx2_denoiser import TransformerCalls
 from diffuse.pipelines.ltx2_guidance import FilmGuidance, Scales
 from diffuse.pipelines.ltx2_layout import FilmLayout
@@ -38,7 +49,7 @@ from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.flow_match_euler import FlowMatchEuler
 from diffuse.schedulers.options import without_end
 from diffuse.schedulers.sampler import State
-from diffuse.schema import GenerationRequest
+from diffuse.schema import FILM_INPUT_FIELDS, GenerationRequest
 
 NUM_FRAMES, FPS = 121, 24.0  # where neither the request nor the model says it
 SIZE = 768, 512
@@ -96,13 +107,13 @@ class LTX2(ModelPipeline):
             "input_image",
             "resize",
             "input_crf",
+            *FILM_INPUT_FIELDS,
         }
     )
     makes_films: ClassVar[bool] = True
     makes_sound: ClassVar[bool] = True
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says
     text_tokens: ClassVar[int] = 1024  # of a text with its padding, as the model was trained
-    halves: ClassVar[int] = 1  # what width and height are divided by before the film is made
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
         super().__init__(checkpoint, memory)
@@ -110,6 +121,7 @@ class LTX2(ModelPipeline):
         self.configs = read_configs(self.components, checkpoint)
         self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens)
         self.codec = FilmCodec(memory)
+        self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.check_configs()
         for name, component in self.components.items():
             if component.module is not None:
@@ -127,6 +139,10 @@ class LTX2(ModelPipeline):
         frames: int = self.configs["vae"].frames
         return frames
 
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """See `DiffusionPipeline`: the transformer and the connectors are changed."""
+        return self.lora_fitter.patches(loras)
+
     def default_size(self) -> tuple[int, int] | None:
         """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""
         return SIZE
@@ -140,7 +156,17 @@ class LTX2(ModelPipeline):
 
     def check(self, request: GenerationRequest) -> None:
         """See `DiffusionPipeline`."""
-        check_film(request, self.configs, halves=self.halves)
+        side, frames = self.multiples()
+        check_film(request, self.configs, side=side, frames=frames)
+        check_given_frames(request, frames)
+
+    def multiples(self) -> tuple[int, int]:
+        """Returns the multiples of pixels that a side is of, and of frames that a film is of, and one more."""
+        return self.configs["vae"].factor, self.configs["vae"].frames
+
+    def first_request(self, request: GenerationRequest) -> GenerationRequest:
+        """Returns what the first stage makes for a request: all of it."""
+        return request
 
     def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
         """Refuses them: a film's text has two kinds of embeddings."""
@@ -152,30 +178,40 @@ class LTX2(ModelPipeline):
 
     def batch_size(self, request: GenerationRequest) -> int:
         """See `DiffusionPipeline`: each frame of the latents counts as a picture."""
-        layout = self.layout(self.complete(request))
-        return self.memory.batch_size(request.width * layout.frames, request.height)
+        request = self.complete(request)
+        layout = self.layout(request)
+        frames = layout.frames + appended_tokens(request, layout) // layout.frame_tokens
+        return self.memory.batch_size(request.width * frames, request.height)
 
-    def layout(self, request: GenerationRequest, scale: int = 1) -> FilmLayout:
-        """Returns the layout of a film's latents, with `scale` times fewer rows and columns."""
+    def layout(self, request: GenerationRequest) -> FilmLayout:
+        """Returns the layout of a film's latents."""
         vae, audio_vae = self.configs["vae"], self.configs["audio_vae"]
         frames, fps = request.num_frames, request.fps
         assert frames is not None and fps is not None
         return FilmLayout(
             channels=vae.latent_channels,
             frames=(frames - 1) // vae.frames + 1,
-            rows=request.height // vae.factor // scale,
-            columns=request.width // vae.factor // scale,
+            rows=request.height // vae.factor,
+            columns=request.width // vae.factor,
             audio_channels=audio_vae.latent_channels,
             audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
             fps=fps,
         )
 
+    def first_layout(self, request: GenerationRequest) -> FilmLayout:
+        """Returns the layout of what the first stage makes: with the whole film's sound."""
+        return replace(self.layout(self.first_request(request)), audio_frames=self.layout(request).audio_frames)
+
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
         """Returns the shape `[T + A, C]` of the tokens of a film and its sound; see `DiffusionPipeline`."""
-        shape = self.layout(request, self.halves).shape
+        shape = self.first_layout(request).shape
         if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
         return shape
+
+    def join_latents(self, latents: Mapping[str, Tensor], request: GenerationRequest) -> Tensor:
+        """Returns noise `video` `[N, C, F, h, w]` and `audio` `[N, c, A, bins]` as tokens `[N, T + A, C]`."""
+        return self.first_layout(request).join_named(latents, request.num_images)
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
         """See `DiffusionPipeline`."""
@@ -207,7 +243,8 @@ class LTX2(ModelPipeline):
         """
         count = request.num_inference_steps
         sigmas = request.sigmas or np.linspace(1, 1 / count, count).tolist()
-        mu = sampler.calculate_shift(self.layout(request, self.halves).video_tokens)
+        layout = self.first_layout(request)
+        mu = sampler.calculate_shift(layout.video_tokens + appended_tokens(request, layout))
         sampler.set_timesteps(count, sigmas=without_end(sigmas), mu=mu)
 
     def stages(
@@ -217,34 +254,49 @@ class LTX2(ModelPipeline):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
-        """Returns one stage, from noise, and from an image `[H, W, 3]` as the first frame, to latents without noise.
+        """Returns one stage, from noise, and from frames that the film is given, to latents without noise.
 
         There is no `mask` `[H, W]`, and no `embeddings`.
         """
         self.set_timesteps(samplers, request)
         layout = self.layout(request)
         guidance, warnings = self.guidance(request, layout)
-        start = self.start(layout, image)
+        start = self.start(layout, request, image, last_image)
         return [self.stage(layout, request, start, samplers, guidance)], [*self.checkpoint.notes, *warnings]
 
-    def start(self, layout: FilmLayout, image: np.ndarray | None) -> Start:
-        """Returns the start of a film, with an image `[H, W, 3]` as its first frame where there is one."""
-        noise = FromFilmNoise(layout)
-        if image is None:
-            return noise
-        pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
+    def start(
+        self, layout: FilmLayout, request: GenerationRequest, image: np.ndarray | None, last_image: np.ndarray | None
+    ) -> Start:
+        """Returns the start of a film, with what it is given: `image`, a picture `[H, W, 3]` or the frames of a clip
+        `[F, H, W, 3]`, and the last picture `[H, W, 3]`."""
+        if image is None and last_image is None:
+            return FromFilmNoise(layout)
+        if image is None or not is_first_frame_alone(request):
+            return self.start_given(layout, request, image, last_image)
         device = self.memory.device(_TRANSFORMER)
-        return KnownTokens(
-            noise, self.codec.encode_picture(pixels, layout).to(device), first_frame_known(layout, device)
-        )
+        picture = self.codec.encode(as_pixels(image[None]), layout).to(device)
+        return KnownTokens(FromFilmNoise(layout), picture, first_frame_known(layout, device))
+
+    def start_given(
+        self, layout: FilmLayout, request: GenerationRequest, image: np.ndarray | None, last_image: np.ndarray | None
+    ) -> FromGivenFrames:
+        """Encodes the frames that a film is given, `[H, W, 3]` or `[F, H, W, 3]`. Returns its start with them."""
+        pictures = [each if each.ndim == 4 else each[None] for each in (image, last_image) if each is not None]
+        device = self.memory.device(_TRANSFORMER)
+        encoded = [self.codec.encode(as_pixels(frames), layout).to(device) for frames in pictures]
+        conditions = give_tokens(request, layout, encoded, self.configs[_TRANSFORMER])
+        return FromGivenFrames(layout, conditions, request.sigmas[0] if request.sigmas else 1.0)
 
     def stage(
         self, layout: FilmLayout, request: GenerationRequest, start: Start, sampler: Any, guidance: FilmGuidance
     ) -> Stage:
         """Returns the stage that denoises films of a layout."""
         blocks = request.stg_blocks or ()
-        return Stage(start, sampler, len(sampler.timesteps), guidance, partial(self.denoise_batch, layout, blocks))
+        appended = start.conditions.places if isinstance(start, FromGivenFrames) else torch.empty(0, 3)
+        denoise_batch = partial(self.denoise_batch, layout, appended, blocks)
+        return Stage(start, sampler, len(sampler.timesteps), guidance, denoise_batch)
 
     def guidance(self, request: GenerationRequest, layout: FilmLayout) -> tuple[FilmGuidance, list[str]]:
         """Encodes the prompts. Returns the guidance with one warning for each prompt that was cut."""
@@ -261,13 +313,17 @@ class LTX2(ModelPipeline):
     def denoise_batch(
         self,
         layout: FilmLayout,
+        appended: Tensor,
         stg_blocks: Sequence[int],
         state: InitialState,
         guidance: FilmGuidance,
         generators: Generators,
         steps: StepCounter,
     ) -> Tensor:
-        """Denoises a batch along the timesteps of its stepper, and returns tokens `[B, T + A, C]`."""
+        """Denoises a batch along the timesteps of its stepper, and returns tokens `[B, T + A, C]`.
+
+        `appended` are the places `[K, 3]` of tokens that stand between the film's and the sound's.
+        """
         memory, config = self.memory, self.configs[_TRANSFORMER]
         stepper: Any = state.stepper
         reached = ReachedStep(State(state.latents))
@@ -290,12 +346,12 @@ class LTX2(ModelPipeline):
                 device = memory.device(_TRANSFORMER)
                 if not reached.index:
                     reached.state = State(state.latents.to(device))
-                places = transformer.coordinates(
+                film, sound = transformer.coordinates(
                     layout.frames, layout.rows, layout.columns, fps=layout.fps, audio_frames=layout.audio_frames
                 )
                 calls = TransformerCalls(
                     transformer,
-                    transformer.rotations(*places, device),
+                    transformer.rotations(torch.cat((film.to(device), appended.to(device))), sound, device),
                     layout.audio_frames,
                     memory.dtype(_TRANSFORMER),
                     stg_blocks,
@@ -315,7 +371,9 @@ class LTX2(ModelPipeline):
                 )
 
         guided = len(guidance.passes) > 1
-        return memory.attempt(_TRANSFORMER, go_on, phase="denoise", rows=len(state.latents), guided=guided)
+        rows = len(state.latents)
+        tokens = memory.attempt(_TRANSFORMER, go_on, phase="denoise", rows=rows, guided=guided)
+        return layout.join(*layout.split(tokens)) if len(appended) else tokens
 
     def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
         """Decodes the tokens `[B, T + A, C]` of every batch to frames `[N, F, H, W, 3]` and sound `[N, 2, S]`."""

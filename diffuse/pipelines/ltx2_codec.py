@@ -1,4 +1,4 @@
-"""Decoding of LTX-2's latents to frames and to sound, one film after the other, and encoding of a picture."""
+"""Decoding of LTX-2's latents to frames and to sound, one film after the other, and encoding of frames."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class FilmCodec:
 
         return memory.attempt(VOCODER, decode_waveform, phase="decode")
 
-    def encode_picture(self, pixels: Tensor, layout: FilmLayout) -> Tensor:
-        """Encodes a picture `[1, 3, H, W]` in -1..1 as the denoiser's tokens of one frame `[1, K, C]`, in float32."""
+    def encode(self, pixels: Tensor, layout: FilmLayout) -> Tensor:
+        """Encodes frames `[1, 3, F, H, W]` in -1..1 as the denoiser's tokens `[1, K, C]`, in float32."""
         memory = self.memory
 
         def encode() -> Tensor:
             device, dtype = memory.device(VAE), memory.dtype(VAE)
-            film = pixels[:, :, None].to(device, dtype)
+            film = pixels.to(device, dtype)
             with memory.use(VAE) as vae:
                 tiled = memory.profile.tiled_encode
                 mean = encode_tiled(vae, film, _tiling(memory)) if tiled else vae.encode(film).mode()

@@ -177,7 +177,8 @@ class _Chooser:
         guidances: list[Fields] = [{}]
         if not self.hw.strict and start.guidance is GuidanceMode.batched:
             guidances.append({"guidance": GuidanceMode.sequential})
-        tiled: Fields = {"tiled_decode": True} | ({} if self.request.input_image is None else {"tiled_encode": True})
+        given = self.request.input_image, self.request.last_image, self.request.input_video
+        tiled: Fields = {"tiled_decode": True} | ({"tiled_encode": True} if any(given) else {})
         tiles: list[Fields] = [{}, *([] if start.tiled_decode else [tiled])]
         for tile in self._left_to_choose(tiles):
             for guidance in self._left_to_choose(guidances):

@@ -10,6 +10,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import open_embeddings
 from diffuse.checkpoints.lora.locate_lora import open_loras
 from diffuse.config.checks import check_known_fields
 from diffuse.config.groups import load_group
@@ -21,6 +22,7 @@ from diffuse.device.profile import MAX_BATCH, choose_profile, goes_by_prediction
 from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
+from diffuse.pipelines.learned_words import words_of_checkpoint
 from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
@@ -132,15 +134,18 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
     else:
         profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
     found = find_configurations(cfg, component_names(cfg))
-    _check_loras(cfg, found)
+    _check_files(cfg, found)
     return Setting(cfg, found, hw, profile, card, rates, host_rates)
 
 
-def _check_loras(cfg: DictConfig, configurations: Configurations) -> None:
-    """Raises CheckpointError for a LoRA file that is not there, or does not fit weights that are here."""
-    loras = open_loras(cfg)
+def _check_files(cfg: DictConfig, configurations: Configurations) -> None:
+    """Raises an error for a LoRA file or an embedding that is not there, or does not fit a model that is here."""
+    loras, embeddings = open_loras(cfg), open_embeddings(cfg)
+    components = load_family(cfg.model._target_).components
     if loras and configurations.here:
-        LoraFitter(load_family(cfg.model._target_).components, configurations.checkpoints[0]).patches(loras)
+        LoraFitter(components, configurations.checkpoints[0]).patches(loras)
+    if embeddings:
+        words_of_checkpoint(embeddings, components, configurations.checkpoints[0])
 
 
 def _planned_card(config: HardwareConfig, name: str, card: Card) -> Hardware:

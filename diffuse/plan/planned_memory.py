@@ -7,7 +7,7 @@ its peaks are known, block by block, under any profile.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffuse.device.allocator import Allocator
 from diffuse.device.hardware import Hardware
@@ -23,44 +23,13 @@ from diffuse.device.memory import Memory
 from diffuse.device.placement import ManagedModule
 from diffuse.device.streaming import outermost_blocks
 from diffuse.layers.packed import packed_bytes
+from diffuse.layers.quantized import quantized_layers
 from diffuse.plan.live_bytes import Call, Ledger, LiveBytes, describe, make_anew, specify
+from diffuse.plan.networks import Network, Plain, network, own_bytes, tensor_bytes
 from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig, ReleaseTo
 
-MAX_NETWORKS = 16  # whose shapes and calls a process keeps; they have no storage
 _META = torch.device("meta")
 _ROWS_READ = 16 << 20  # bytes of a table's pages at most that the tokens of two prompts lie in
-
-
-class Network:
-    """A module without storage in one dtype, and the calls of it that were followed."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.calls: dict[Any, Call] = {}
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All parameters and buffers."""
-        return [*self.module.parameters(), *self.module.buffers()]
-
-
-_networks: OrderedDict[Any, Network] = OrderedDict()
-
-
-def network(key: Any, build: Callable[[], nn.Module], dtype: torch.dtype) -> Network:
-    """Returns the network that `build` makes, in `dtype`; kept by `key` for the next prediction of the process."""
-    key = key, dtype
-    if key not in _networks:
-        while len(_networks) >= MAX_NETWORKS:
-            _networks.popitem(last=False)
-        # Kernels lie channels last from the first use on; that they are brought to lie so is no activation.
-        module = build().to(dtype).eval().requires_grad_(False)
-        for parameter in module.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
-        _networks[key] = Network(module)
-    _networks.move_to_end(key)
-    return _networks[key]
 
 
 @dataclass
@@ -72,12 +41,14 @@ class Residence:
     block_bytes: list[int] = field(default_factory=list)  # of the device's copies, where it streams
     rest_bytes: int = 0  # of the device's copies outside blocks
     resident: int = 0  # blocks that stay on the device
+    called: set[int] | None = None  # blocks since it came, where copies are made at the first call; None where at once
     loaded: bool = False
     present: bool = False
     packed_bytes: int = 0  # of the largest weight that is packed while the published one is still there
     copied_bytes: int | None = None  # in main memory, where it streams from the disk
     read_bytes: int = 0  # at once of what streams from the disk, while a layer or a block is copied
     cards: int = 1  # that it is spread over, of which each has about as much
+    whole_bytes: int = 0  # of the largest weight that is read in full, to be stored in fewer bits
 
     @property
     def streams(self) -> bool:
@@ -90,9 +61,15 @@ class Residence:
         held = self.nbytes if self.copied_bytes is None else self.copied_bytes
         return -(-held // self.cards)
 
+    def go(self) -> None:
+        """Takes the component off the device."""
+        self.present = False
+        if self.called is not None:
+            self.called.clear()
+
     def device_bytes(self, block: int | None, looks_ahead: bool) -> int:
         """Returns the bytes of a streamed component's copies while `block` computes, or between two blocks (None)."""
-        there = set(range(self.resident))
+        there = {index for index in range(self.resident) if self.called is None or index in self.called}
         if block is not None:
             there.add(block)
             if looks_ahead:
@@ -118,7 +95,7 @@ class PlannedMemory(Memory):
     """The components of one model under one profile, without their weights.
 
     Args:
-        build: makes a component's module without storage, by its full name; the second value tells networks apart.
+        build: returns how a component's module is made without storage, by its full name.
         phase: returns the name of the phase of a component's call, by its full name and method.
         copied: returns the bytes that a component's weights take in main memory beside what stays in their file, by
             its full name and module.
@@ -131,7 +108,7 @@ class PlannedMemory(Memory):
         profile: MemoryProfileConfig,
         hw: Hardware,
         half_dtype: Dtype,
-        build: Callable[[str], tuple[Callable[[], nn.Module], Any]],
+        build: Callable[[str], Plain],
         phase: Callable[[str, str], str],
         copied: Callable[[str, nn.Module], int],
     ) -> None:
@@ -205,19 +182,25 @@ class PlannedMemory(Memory):
         """Returns the bytes of a component by its full name."""
         if full not in self.residences:
             component = self._components[full]
-            build, key = self._build(full)
-            self.residences[full] = self._measure(full, network(key, build, component.dtype), component)
+            self.residences[full] = self._measure(full, network(self._build(full), component.dtype), component)
         return self.residences[full]
 
     def _measure(self, full: str, net: Network, component: ManagedModule) -> Residence:
-        result = Residence(net, _nbytes(net.tensors), cards=max(len(component.cards), 1))
+        stored = [math.prod(each.shape) for each in quantized_layers(net.module)]
+        result = Residence(
+            net,
+            tensor_bytes(net.tensors),
+            whole_bytes=max(stored, default=0) * torch.float32.itemsize,
+            cards=max(len(component.cards), 1),
+        )
         if component.streamed_blocks:
             blocks = outermost_blocks(net.module, component.streamed_blocks)
-            copied = packed_bytes if self.hw.device == "cpu" else _own_bytes
+            copied = packed_bytes if self.hw.device == "cpu" else own_bytes
             inside = {id(part) for block in blocks for part in block.modules()}
             result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
             result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
             result.resident = min(component.resident_blocks, len(blocks))
+            result.called = set() if self.hw.device == "cpu" else None
             if component.from_disk:
                 result.copied_bytes = min(self._copied(full, net.module), result.nbytes)
                 mapped = result.nbytes - result.copied_bytes
@@ -233,19 +216,21 @@ class PlannedMemory(Memory):
         """
         layers = []
         for each in module.modules():
-            own = _own_bytes(each)
+            own = own_bytes(each)
             # A convolution's weight is copied twice on its way into its packed order, as measured.
             twice = packed_bytes(each) if isinstance(each, nn.Conv2d) else 0
             layers.append(min(own, _ROWS_READ) if isinstance(each, nn.Embedding) else own + twice)
         if self.hw.device == "cpu":
             return max(layers, default=0)
-        whole = [_nbytes([*block.parameters(), *block.buffers()]) for block in blocks]
+        whole = [tensor_bytes([*block.parameters(), *block.buffers()]) for block in blocks]
         return (1 + self.looks_ahead) * max(whole, default=0)
 
     def _bring(self, component: ManagedModule, residence: Residence) -> None:
         """Loads a component, or brings it back to the device."""
         if not residence.loaded:
-            self._weights[component.on_device and not residence.streams] += residence.held_bytes
+            on_device = component.on_device and not residence.streams
+            self._weights[on_device] += residence.held_bytes
+            self._note(residence.whole_bytes, on_device=on_device)
         elif not residence.present and not residence.streams:
             self._weights[False] -= residence.nbytes
             self._weights[True] += residence.held_bytes
@@ -264,7 +249,8 @@ class PlannedMemory(Memory):
         """Takes a component out of both memories."""
         if residence.loaded:
             self._weights[component.on_device and residence.present and not residence.streams] -= residence.held_bytes
-        residence.loaded = residence.present = False
+        residence.loaded = False
+        residence.go()
         self._note()
 
     def _leave(self, residence: Residence) -> None:
@@ -272,7 +258,7 @@ class PlannedMemory(Memory):
         if residence.present and not residence.streams:
             self._weights[True] -= residence.held_bytes
             self._weights[False] += residence.nbytes
-        residence.present = False
+        residence.go()
         self._note()
 
     def _note(self, live: int = 0, copies: int = 0, on_device: bool = False, waiting: int = 0) -> None:
@@ -317,6 +303,8 @@ class PlannedMemory(Memory):
         call = net.calls[key]
         others = self._standing_bytes(without=residence)
         for block, live in call.segments:
+            if residence.called is not None and block is not None:
+                residence.called.add(block)
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
             packed = residence.packed_bytes if self._repeated else 0
             self._note(live + packed, copies + others, component.on_device, call.host + residence.read_bytes)
@@ -372,12 +360,3 @@ def follow(
     end_segment(None)
     call.flops = mode.flops - before
     return call
-
-
-def _nbytes(tensors: Sequence[Tensor]) -> int:
-    return sum({id(each): each.numel() * each.element_size() for each in tensors}.values())
-
-
-def _own_bytes(module: nn.Module) -> int:
-    """Returns the bytes of a module's own tensors, without those of its parts."""
-    return _nbytes([*module.parameters(recurse=False), *module.buffers(recurse=False)])

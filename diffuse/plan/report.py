@@ -125,11 +125,18 @@ class Plan:
             )
         lines.append("")
         lines += self._memory_lines()
+        lines += storage_lines(guess)
+        stored = any(each.full_bytes is not None for each in guess.components)
         about = "" if self.sizes_are_exact else "about "
         download = f"to download {about}{_size(self.download_bytes)}" if self.download_bytes else "nothing to download"
         lines.append(f"disk         {about}{_size(self.disk_bytes)}; {download}")
         lines += [
-            f"lora         {name}: {_size(size)}, added to the weights where they are: no second copy"
+            f"lora         {name}: {_size(size)}, "
+            + (
+                "kept beside the stored weights, on top"
+                if stored
+                else "added to the weights where they are: no second copy"
+            )
             for name, size in self.loras
         ]
         lines.append(f"arithmetic   {arithmetic(guess.flops)}, {guess.calls} calls of the denoiser")
@@ -173,6 +180,19 @@ def fits(hw: Hardware, prediction: Prediction) -> bool | None:
     return None if vram is None else prediction.device_bytes + reserved_bytes(hw) <= vram
 
 
+def storage_lines(guess: Prediction) -> list[str]:
+    """Returns a line on what quantized storage saves and costs; none where weights are stored in full."""
+    stored = [each for each in guess.components if each.full_bytes is not None]
+    if not stored:
+        return []
+    full, now = sum(each.full_bytes or 0 for each in stored), sum(each.nbytes for each in stored)
+    names = ", ".join(each.name for each in stored)
+    return [
+        f"storage      {stored[0].storage}: {_size(now)} in the place of {_size(full)} ({names})",
+        "             pictures change, and each call takes longer, which the time does not say",
+    ]
+
+
 def _component_line(component: ComponentPlan) -> str:
     if component.place == "host":
         where = "main memory"
@@ -182,7 +202,8 @@ def _component_line(component: ComponentPlan) -> str:
         where = f"{component.blocks} blocks stream, {component.resident_blocks} stay"
     else:
         where = "device" if component.stays else "device, while its phase lasts"
-    return f"{component.name:24} {component.parameters:>14,} {_size(component.nbytes):>12}  {component.dtype:9} {where}"
+    kind = component.dtype if component.full_bytes is None else component.storage
+    return f"{component.name:24} {component.parameters:>14,} {_size(component.nbytes):>12}  {kind:9} {where}"
 
 
 def arithmetic(flops: int) -> str:

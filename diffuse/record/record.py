@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import diffuse
-from diffuse.config.lora import lora_values
+from diffuse.config.quoting import FILE_LISTS
 from diffuse.config.tracking_settings import tracking_record
 from diffuse.record.environment import determinism_settings, git_commit, library_versions, user_commit
 from diffuse.record.values import json_values, redact, resolved_values
@@ -38,6 +38,7 @@ OPTIONAL_PARTS: dict[str, type] = {
     "shrunk_from": dict,  # the size and length that were asked for, where fit=shrink made them smaller
     "step_downs": list,  # what was done with less, and from where on, since memory ran out
     "memory": dict,  # the predicted and the measured peaks in GiB, where a budget was given
+    "quantized": dict,  # by component: how its weights were stored, and their relative error
     "tracking": dict,  # by field of it of which the environment says something: whether that held
 }
 
@@ -67,8 +68,9 @@ def run_record(
     resolved |= {key: value for key, value in fields.items() if key in resolved}
     if resolved.get("prompt_file"):
         resolved["prompt_file"] = None  # the run has one prompt of the file, now under `prompt`
-    if "lora" in resolved:
-        resolved["lora"] = lora_values(resolved["lora"])
+    for name, files in FILE_LISTS.items():
+        if name in resolved:
+            resolved[name] = files.values(resolved[name])
     tracking = resolved.get("tracking") or {}
     origins: dict[str, str] = {}
     if tracking.get("name") not in (None, "none"):

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import film_peers
+import gguf_files
 import numpy as np
 import pytest
+import torch
 from film_peers import TinyFilms, assert_same
+from gguf_files import lightricks_name
 from picture_parity import photograph
+from safetensors.torch import load_file, save_file
 
 import diffuse
+from diffuse.checkpoints.single_file import SingleFile
 from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
@@ -54,6 +59,37 @@ def test_a_picture_is_the_first_frame(films: TinyFilms, tmp_path: Path) -> None:
     without = diffuse.txt2vid("the robot", model=films.folder, **options)
     assert made.frames.shape == without.frames.shape and made.frames.std() > 20
     assert (made.latents["video"][:, :, 0] - without.latents["video"][:, :, 0]).abs().min() > 0
+
+
+def test_a_transformer_in_few_bits(films: TinyFilms, tmp_path: Path) -> None:
+    """Published as GGUF or as fp8 with scales, under the names of Lightricks; and stored in fp8."""
+    source = load_file(films.folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    weights = {f"model.diffusion_model.{lightricks_name(key)}": value for key, value in source.items()}
+    blocks = [key for key in weights if "transformer_blocks" in key and key.endswith(".weight")]
+    linear = [key for key in blocks if weights[key].ndim == 2]
+    meant = gguf_files.write(tmp_path / "a.gguf", weights, dict.fromkeys(linear, "Q8_0"), "ltxv")
+    save_file(meant, tmp_path / "a.safetensors")
+    options: dict[str, Any] = {**SMALL, "num_inference_steps": 1, "hardware": "cpu", "progress": False}
+
+    def made(*overrides: str) -> diffuse.Generation:
+        return diffuse.txt2vid("the robot", model=films.folder, overrides=overrides, **options)
+
+    pair = [made(f"model.transformer.source={tmp_path / name}") for name in ("a.gguf", "a.safetensors")]
+    assert np.array_equal(pair[0].frames, pair[1].frames) and np.array_equal(pair[0].sound, pair[1].sound)
+    stored = made("memory_profile.storage=fp8", "memory_profile=streaming")
+    assert stored.record["quantized"].keys() == {"text_encoder", "transformer"}
+
+    scales = {key: weights[key].abs().amax() / 448 for key in linear}
+    rounded = {key: (weights[key] / scale).to(torch.float8_e4m3fn) for key, scale in scales.items()}
+    inputs = {key.replace(".weight", ".input_scale"): torch.ones(()) for key in linear}
+    scaled = {**weights, **rounded, **inputs, **{f"{key}_scale": scale for key, scale in scales.items()}}
+    save_file(scaled, tmp_path / "fp8.safetensors")
+    (file,) = SingleFile(tmp_path / "fp8.safetensors", "fp8", component="transformer").tensor_files("transformer")
+    assert file.tensors.keys() == source.keys()
+    read = file.read(dict.fromkeys(source, torch.float32), torch.device("cpu"))
+    products = {**weights, **{key: rounded[key].float() * scales[key] for key in linear}}
+    for published, theirs in zip(source, products.values(), strict=True):
+        assert torch.equal(read[published], theirs), published
 
 
 def test_a_model_of_pictures_makes_no_film() -> None:
