@@ -136,8 +136,7 @@ class LTX2(ModelPipeline):
     @property
     def frame_multiple(self) -> int:
         """See `DiffusionPipeline`."""
-        frames: int = self.configs["vae"].frames
-        return frames
+        return self.multiples()[1]
 
     def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
         """See `DiffusionPipeline`: the transformer and the connectors are changed."""
