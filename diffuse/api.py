@@ -173,7 +173,7 @@ class Pipeline:
         with own_configuration(overrides), kept_switches():
             cfg = _compose(overrides)
             prepared = prepare(cfg, _one_draft(cfg))
-            prepared.opened.pipeline.memory.set_patches(prepared.patches)
+            prepared.use()
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
 

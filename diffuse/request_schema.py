@@ -32,6 +32,11 @@ class PromptSyntax(Enum):
     weighted = "weighted"
 
 
+class SizeFit(Enum):
+    refuse = "refuse"
+    shrink = "shrink"
+
+
 # Help texts that two fields share; `diffuse --help` gives them one entry.
 _SECOND = "for SDXL's second text encoder; null is the first one's"
 _SIZE = "of the picture, in pixels"
@@ -74,6 +79,11 @@ class GenerationRequest:
     height: int = request_field(_SIZE, least=1)
     num_frames: int | None = request_field(
         "of the film: a multiple of 8, and one more", default=None, least=1, since="0.2"
+    )
+    fit: SizeFit = request_field(
+        "whether what is larger than the memory profile is for is refused, or made smaller",
+        default=SizeFit.refuse,
+        since="0.2",
     )
     fps: float | None = request_field(
         "frames of the film a second, such as 24 or 29.97", default=None, above=0, most=1000, since="0.2"
@@ -266,6 +276,7 @@ class RequestArguments(TypedDict, total=False):
     width: int | None
     height: int | None
     num_frames: int | None
+    fit: str | None
     fps: float | None
     num_inference_steps: int | None
     timesteps: Sequence[int] | None

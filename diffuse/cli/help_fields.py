@@ -11,6 +11,7 @@ FIELDS = """\
   num_images                      how many images a run makes
   width, height                   of the picture, in pixels
   num_frames                      of the film: a multiple of 8, and one more
+  fit=refuse|shrink               whether what is larger than the memory profile is for is refused, or made smaller
   fps                             frames of the film a second, such as 24 or 29.97
   num_inference_steps             more are slower and finer
   timesteps                       those to visit, such as [999,749,499,249], instead of the scheduler's own choice

@@ -28,6 +28,7 @@ _LABELS = {
     "model.source": "Source",
     "lora": "LoRA",
     "lora.0.weight": "LoRA weight",
+    "embedding": "Embedding",
     "hardware.dtype": "Precision",
     "strength": "Strength",
     "width": "Width",

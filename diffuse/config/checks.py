@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from diffuse.config import prompt_syntax
 from diffuse.config.compose import ConfigValues
+from diffuse.config.embedding import EMBEDDINGS_LIST
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.lora import read_lora
@@ -50,7 +51,9 @@ _PROFILE_COUNTS = (
     ("cleanup_every", 0),
     ("resident_blocks", 0),
     ("max_side", 1),
+    ("max_frames", 1),
     ("vae_tile_size", 1),
+    ("vae_tile_frames", 2),
     ("vae_tile_overlap", 1),
 )
 _PROFILE_BUDGETS = ("budget_gib", "host_gib")
@@ -78,6 +81,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """
     check_targets(config)
     read_lora(config.lora)
+    EMBEDDINGS_LIST.read(config.embedding)
     check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
     _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:
@@ -97,6 +101,12 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     if overlap is not None and overlap >= tile:
         raise ConfigError(
             f"memory_profile.vae_tile_overlap={overlap}: should be less than memory_profile.vae_tile_size={tile}"
+        )
+    size = config.memory_profile.max_film_size
+    if size is not None and not (len(size) == 2 and min(size) >= 1):
+        shown = "[" + ",".join(map(str, size)) + "]"
+        raise ConfigError(
+            f"memory_profile.max_film_size={shown}: should be the longer and the shorter side, such as [1280,720]"
         )
     for name in _PROFILE_BUDGETS:
         value = config.memory_profile[name]

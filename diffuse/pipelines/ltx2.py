@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
+from diffuse.device.patches import Patch
 from diffuse.errors import ConfigError
 from diffuse.models.text_encoder import gemma3, ltx2_connectors
 from diffuse.models.transformer import ltx2_config, transformer_ltx2
 from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 from diffuse.models.vocoder import ltx2_vocoder
 from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
+from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.ltx2_checks import check_film, check_film_components
 from diffuse.pipelines.ltx2_codec import FilmCodec
 from diffuse.pipelines.ltx2_conditions import (
@@ -118,6 +121,7 @@ class LTX2(ModelPipeline):
         self.configs = read_configs(self.components, checkpoint)
         self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens)
         self.codec = FilmCodec(memory)
+        self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.check_configs()
         for name, component in self.components.items():
             if component.module is not None:
@@ -128,6 +132,16 @@ class LTX2(ModelPipeline):
     def check_configs(self) -> None:
         """Raises CheckpointError where two components do not fit together."""
         check_film_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
+
+    @property
+    def frame_multiple(self) -> int:
+        """See `DiffusionPipeline`."""
+        frames: int = self.configs["vae"].frames
+        return frames
+
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """See `DiffusionPipeline`: the transformer and the connectors are changed."""
+        return self.lora_fitter.patches(loras)
 
     def default_size(self) -> tuple[int, int] | None:
         """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""

@@ -13,8 +13,6 @@ from diffuse.sampling.denoise import require_finite
 
 VAE, AUDIO_VAE, VOCODER = "vae", "audio_vae", "vocoder"  # the components that are used here
 _RUN = 8  # frames whose pixels are rounded at once
-_TILE_FRAMES = 11  # of the latents in a tile, which are 81 frames
-_TILE_FRAMES_OVERLAP = 3
 
 
 class FilmCodec:
@@ -109,4 +107,5 @@ def _tiling(memory: Memory) -> VideoTiling:
     """Returns the tiles of the memory profile, whose overlap may be that of pictures: none."""
     side = memory.profile.vae_tile_size
     overlap = memory.profile.vae_tile_overlap or max(side // 8, 1)
-    return VideoTiling(side, min(overlap, side - 1), _TILE_FRAMES, _TILE_FRAMES_OVERLAP)
+    frames = memory.profile.vae_tile_frames
+    return VideoTiling(side, min(overlap, side - 1), frames, max(round(frames / 4), 1))

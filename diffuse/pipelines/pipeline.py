@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
@@ -93,6 +94,21 @@ class DiffusionPipeline(ABC):
             raise ConfigError(f"lora={loras[0].setting.source}: this family of models takes no LoRA; leave it out")
         return {}
 
+    def learn_words(self, embeddings: Sequence[NamedEmbedding]) -> Any:
+        """Returns what textual inversions add to the words of the text encoders, for `use_words`.
+
+        Raises:
+            ConfigError: the family takes none, or a word is one already.
+            CheckpointError: a file does not fit the model.
+        """
+        if embeddings:
+            source = embeddings[0].file.source
+            raise ConfigError(f"embedding={source}: this family of models takes no embeddings; leave it out")
+        return None
+
+    def use_words(self, words: Any) -> None:  # noqa: B027
+        """Sets which words the prompts are read with from now on, a result of `learn_words`."""
+
     @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
         """Returns the shape of one result's latents, such as `[C, h, w]`.
@@ -149,6 +165,11 @@ class DiffusionPipeline(ABC):
     @abstractmethod
     def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
         """Returns all latents `[N, ...]` by the names of what they decode to, such as `image`."""
+
+    @property
+    def frame_multiple(self) -> int | None:
+        """Frames of a film are a multiple of it, and one more; None where `num_frames` is not asked for."""
+        return None
 
     def batch_size(self, request: GenerationRequest) -> int:
         """Returns how many results of a request are denoised in one batch."""
@@ -229,6 +250,7 @@ class DiffusionPipeline(ABC):
             memory=self.memory.peaks(),
             warnings=[*warnings, *self.memory.step_downs.notes],
             step_downs=self.memory.step_downs.events,
+            quantized=self.memory.quantized,
             fps=media.fps,
             sound=media.sound,
             sample_rate=media.sample_rate,

@@ -11,11 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.learned_words import Words
 from diffuse.pipelines.pipeline import DiffusionPipeline, ModelPipeline, Stage
 from diffuse.sampling.denoise import Sampler, set_timesteps
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
@@ -26,7 +28,7 @@ from diffuse.schema import INPUT_FIELDS, GenerationRequest
 
 def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
     """Returns the request fields that one model knows, or two together, which start from noise alone."""
-    known = frozenset().union(*(family.request_fields for family in families))
+    known = frozenset({"fit"}).union(*(family.request_fields for family in families))
     return known if len(families) == 1 else (known | {"denoising_end"}) - set(INPUT_FIELDS)
 
 
@@ -101,6 +103,15 @@ class RefinedPipeline(DiffusionPipeline):
     def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
         """Returns what LoRA files put on the weights of the base: they are made for it."""
         return self.base.patches(loras)
+
+    def learn_words(self, embeddings: Sequence[NamedEmbedding]) -> tuple[Mapping[str, Words], Mapping[str, Words]]:
+        """Returns the words of the base and of the refiner, whose text encoder is the base's second one."""
+        return self.base.learn_words(embeddings), self.refiner.learn_words(embeddings, strict=False)
+
+    def use_words(self, words: tuple[Mapping[str, Words], Mapping[str, Words]]) -> None:
+        """See `DiffusionPipeline`."""
+        self.base.use_words(words[0])
+        self.refiner.use_words(words[1])
 
     def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
         """Refuses to; see `check_prompt_embeddings`."""

@@ -23,11 +23,14 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import CUDA_CONTEXT
 from diffuse.device.hardware import Hardware
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
-from diffuse.pipelines.components import Role
+from diffuse.layers.quantized import Quantization
+from diffuse.pipelines.components import Role, component_quantization
 from diffuse.pipelines.families import component_names, load_family, models
 from diffuse.pipelines.pipeline import ModelPipeline
 from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
+from diffuse.plan.networks import Plain
 from diffuse.plan.planned_memory import PhasePeak, PlannedMemory, Residence
 from diffuse.schema import (
     PROMPT_FIELDS,
@@ -38,6 +41,7 @@ from diffuse.schema import (
     LongPrompt,
     MemoryProfileConfig,
     PromptSyntax,
+    Storage,
 )
 
 MAX_PREDICTIONS = 256  # that a process keeps
@@ -61,6 +65,9 @@ class ComponentPlan:
     blocks: int = 0  # that stream; 0 where it does not
     resident_blocks: int = 0  # of these, those that stay
     streamed_bytes: int = 0  # that pass over the device at each call
+    cards: int = 1  # that its blocks are spread over; the bytes are those of all of them
+    storage: str = Storage.full.value  # how its weights are stored
+    full_bytes: int | None = None  # that they would take in `dtype`, where they are stored otherwise
 
 
 @dataclass(frozen=True)
@@ -172,15 +179,38 @@ def reserved_bytes(hw: Hardware) -> int:
 def complete_request(
     cfg: DictConfig, draft: RequestDraft, hw: Hardware, checkpoints: Sequence[Checkpoint]
 ) -> GenerationRequest:
-    """Returns the request of a draft with nothing left open, checked against the checkpoint.
+    """Returns the request of a draft with nothing left open, checked against the checkpoint, of whatever size.
+
+    Raises:
+        ConfigError: the checkpoint cannot make this.
+    """
+    return complete_fitted_request(cfg, draft, MemoryProfileConfig(name="none"), hw, checkpoints)[0]
+
+
+def complete_fitted_request(
+    cfg: DictConfig,
+    draft: RequestDraft,
+    profile: MemoryProfileConfig,
+    hw: Hardware,
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[GenerationRequest, Shrunk | None]:
+    """Returns the request of a draft as `complete_request` does, shrunk to the limits of a profile where it says so.
+
+    What was asked for comes with it then.
 
     Raises:
         ConfigError: the checkpoint cannot make this.
     """
     pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
-    request = pipeline.complete(draft.request(pipeline.default_size()))
+    limits = SizeLimits(profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
-    return request
+    return request, shrunk
+
+
+def frame_multiple(cfg: DictConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Returns what the frames of a model's films are a multiple of, and one more; None for pictures."""
+    return _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline.frame_multiple
 
 
 def _key(
@@ -297,11 +327,11 @@ class _Planner:
     def _component(self, full: str) -> ComponentPlan:
         residence: Residence = self.memory.residence(full)
         component = self.memory.component(full)
-        blocks = residence.block_bytes
+        blocks, quantization = residence.block_bytes, self._quantization(full)
         return ComponentPlan(
             full,
             self._role(full).value,
-            sum(each.numel() for each in residence.network.module.parameters()),
+            residence.network.parameters,
             residence.nbytes,
             self.memory.dtypes[full],
             _PLACES[component.on_device],
@@ -309,6 +339,9 @@ class _Planner:
             len(blocks),
             residence.resident,
             sum(blocks[residence.resident :]),
+            residence.cards,
+            Storage.full.value if quantization is None else quantization.storage.value,
+            None if quantization is None else residence.network.full_bytes(component.dtype),
         )
 
     def _model(self, full: str) -> tuple[ModelPipeline, str]:
@@ -323,7 +356,11 @@ class _Planner:
         model, name = self._model(full)
         return model.components[name].role
 
-    def _build(self, full: str) -> tuple[Any, Any]:
+    def _quantization(self, full: str) -> Quantization | None:
+        model, name = self._model(full)
+        return component_quantization(model.components[name], self.memory.profile.storage)
+
+    def _build(self, full: str) -> Plain:
         model, name = self._model(full)
         module, config = model.components[name].module, model.configs[name]
         if module is None:
@@ -333,11 +370,11 @@ class _Planner:
             assert module is not None
             return module(config)
 
-        return partial(skeleton, build), (module, repr(config))
+        return Plain(partial(skeleton, build), (module, repr(config)), self._quantization(full))
 
     def _copied(self, full: str, module: nn.Module) -> int:
         model, name = self._model(full)
-        return copied_bytes(model.checkpoint.part(name), name, module)
+        return copied_bytes(model.checkpoint.part(name), name, module, model.components[name].rename)
 
     def _phase(self, full: str, method: str) -> str:
         role = self._role(full)

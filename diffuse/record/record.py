@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import diffuse
-from diffuse.config.lora import lora_values
+from diffuse.config.quoting import FILE_LISTS
 from diffuse.config.tracking_settings import tracking_record
 from diffuse.record.environment import determinism_settings, git_commit, library_versions, user_commit
 from diffuse.record.values import json_values, redact, resolved_values
@@ -35,8 +35,10 @@ PARTS: dict[str, type | tuple[type, ...]] = {
 # Parts that a record may have.
 OPTIONAL_PARTS: dict[str, type] = {
     "user_git": dict,  # the commit of the repository that the command ran in
+    "shrunk_from": dict,  # the size and length that were asked for, where fit=shrink made them smaller
     "step_downs": list,  # what was done with less, and from where on, since memory ran out
     "memory": dict,  # the predicted and the measured peaks in GiB, where a budget was given
+    "quantized": dict,  # by component: how its weights were stored, and their relative error
     "tracking": dict,  # by field of it of which the environment says something: whether that held
 }
 
@@ -49,6 +51,7 @@ def run_record(
     weights: Mapping[str, Any],
     hardware: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
+    shrunk_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Builds the record of one run, before any image is made.
 
@@ -58,14 +61,16 @@ def run_record(
         weights: `source`, `revision`, `variant` and `sha256` of what was read.
         hardware: Hardware.as_record().
         inputs: Inputs.as_record(), if the run starts from an image.
+        shrunk_from: Shrunk.as_record(), if the request asked for more than the profile is meant for.
     """
     fields = asdict(request)
     resolved = _without_own_components(resolved_values(config))
     resolved |= {key: value for key, value in fields.items() if key in resolved}
     if resolved.get("prompt_file"):
         resolved["prompt_file"] = None  # the run has one prompt of the file, now under `prompt`
-    if "lora" in resolved:
-        resolved["lora"] = lora_values(resolved["lora"])
+    for name, files in FILE_LISTS.items():
+        if name in resolved:
+            resolved[name] = files.values(resolved[name])
     tracking = resolved.get("tracking") or {}
     origins: dict[str, str] = {}
     if tracking.get("name") not in (None, "none"):
@@ -86,6 +91,8 @@ def run_record(
     }
     if (user_git := user_commit()) is not None:
         record["user_git"] = user_git
+    if shrunk_from is not None:
+        record["shrunk_from"] = dict(shrunk_from)
     if origins:
         record["tracking"] = origins
     redacted: dict[str, Any] = redact(json_values(record))

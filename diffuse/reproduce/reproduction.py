@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.compose import compose_config
 from diffuse.config.inputs import Inputs
-from diffuse.config.lora import is_lora_source
 from diffuse.config.own import SEARCHPATH
+from diffuse.config.quoting import is_listed_source
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, MediaError
 from diffuse.media.images import InputImage, file_sha256
@@ -31,7 +31,7 @@ from diffuse.media.video import Video, is_frames_folder
 from diffuse.paths import user_path
 from diffuse.record.recorded_run import RecordedRun, read_recorded_run, recorded_run
 from diffuse.reproduce.recorded_config import OWN_GROUPS, restore_config
-from diffuse.reproduce.recorded_loras import restore_loras
+from diffuse.reproduce.recorded_files import restore_files
 from diffuse.schema import COMPONENTS, FILE_FIELDS, TrackingConfig
 
 # Overrides that a user may add to a record: groups, the files of the images that it started from, and weights.
@@ -125,16 +125,17 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         MediaError: an image that it started from is missing, or another one.
     """
     given, overrides = overrides, [each for each in overrides if not each.startswith(f"{SEARCHPATH}=")]
-    own_loras = {name: value for name, _, value in (each.partition("=") for each in overrides) if is_lora_source(name)}
+    given_values = (each.partition("=") for each in overrides)
+    own_files = {name: value for name, _, value in given_values if is_listed_source(name)}
     for override in overrides:
         name = override.partition("=")[0]
-        if name in own_loras:
+        if name in own_files:
             continue
         if name.partition(".")[0] not in _GROUPS and name not in _INPUT_FILES and not _WEIGHTS.fullmatch(name):
-            choices = ", ".join((*_GROUPS, *_INPUT_FILES, "model.source", "lora.0.source"))
+            choices = ", ".join((*_GROUPS, *_INPUT_FILES, "model.source", "lora.0.source", "embedding.0.source"))
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {choices}")
-    own = compose_config([each for each in given if each.partition("=")[0] not in own_loras])
-    own_names = {override.partition("=")[0] for override in overrides} - own_loras.keys()
+    own = compose_config([each for each in given if each.partition("=")[0] not in own_files])
+    own_names = {override.partition("=")[0] for override in overrides} - own_files.keys()
     try:
         cfg, notes = restore_config(recorded.record, own, own_names)
     except ConfigError as error:
@@ -145,7 +146,7 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         if "." in name or name in _INPUT_FILES:
             OmegaConf.update(cfg, name, OmegaConf.select(own, name))
     _check_inputs(cfg, recorded, own_names)
-    notes += restore_loras(cfg, recorded, own_loras)
+    notes += restore_files(cfg, recorded, own_files)
     first = min(recorded.digests)
     before, after = _batch_neighbors(cfg, recorded)
     cfg.seed, cfg.num_images = cfg.seed + first, len(recorded.digests)

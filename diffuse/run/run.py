@@ -194,7 +194,7 @@ def compute(
     if first.opened.choice is not None:
         release_others(first.opened.pipeline)
     program_bytes()  # before weights are read
-    first.opened.pipeline.memory.set_patches(first.patches)
+    first.use()
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
     make = partial(

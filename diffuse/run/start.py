@@ -85,6 +85,7 @@ def start_run(
             **({} if choice is None else {"levers": list(choice.levers)}),
         },
         inputs=prepared.inputs_record,
+        shrunk_from=None if prepared.shrunk is None else prepared.shrunk.as_record(),
     )
     return _track(prepared, record, tracker, tags)
 
