@@ -19,9 +19,9 @@ TWO = replace(REQUEST, num_frames=17, num_inference_steps=2)
 ALL_TERMS = {"guidance_rescale": 0.7, "audio_guidance_rescale": 0.4, "modality_scale": 3.0, "audio_modality_scale": 2.0}
 
 
-@pytest.fixture(scope="module", params=["2.0", "2.3"])
-def films(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
-    return film_peers.tiny(request.param, tmp_path_factory)
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> TinyFilms:
+    return film_peers.tiny("2.3", tmp_path_factory)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,12 @@ def films(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             {"image": FIRST, "last_image": LAST},
             [condition(FIRST), condition(LAST, -1, 0.8)],
         ),
-        ({"input_image": "a", "frame_index": 1, "fps": 29.97}, {"image": FIRST}, [condition(FIRST, 1)]),
-        ({"last_image": "b", "conditioning_strength": 0.7}, {"last_image": LAST}, [condition(LAST, -1, 0.7)]),
+        # Of two steps the sigmas are the same at any shift; here it is that of the film's tokens and the picture's.
+        (
+            {"input_image": "a", "frame_index": 1, "fps": 29.97, "num_inference_steps": 3},
+            {"image": FIRST},
+            [condition(FIRST, 1)],
+        ),
         (
             {"input_video": "c", "num_conditioning_frames": 9, "last_image": "b", "conditioning_strength": 0.9},
             {"image": CLIP, "last_image": LAST},
@@ -53,6 +57,13 @@ def test_a_film_with_given_frames_agrees_with_diffusers(
     request = replace(TWO, **changes)
     kind = film_peers.ShortTexts if request.sigmas is None else film_peers.ShortTextsDistilled
     assert_same(make(films.ours(kind), request, **images), films.film(request, conditions=conditions))
+
+
+def test_the_first_version_agrees_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    films = film_peers.tiny("2.0", tmp_path_factory)
+    request = replace(TWO, input_video="c", num_conditioning_frames=9, last_image="b", last_image_strength=0.6)
+    made = make(films.ours(), request, image=CLIP, last_image=LAST)
+    assert_same(made, films.film(request, conditions=[condition(CLIP), condition(LAST, -1, 0.6)]))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,7 @@ def test_frames_that_cannot_be_given(films: TinyFilms, changes: dict[str, Any], 
 
 def test_given_frames_do_not_depend_on_the_batch(films: TinyFilms) -> None:
     """Nor on whether noise is drawn or given; the tokens that are appended count in the size of a batch."""
-    request = replace(TWO, input_image="a", last_image="b", conditioning_strength=0.7)
+    request = replace(TWO, input_image="a", last_image="b", conditioning_strength=0.7, num_inference_steps=1)
     images = {"image": FIRST, "last_image": LAST}
     pipe = films.ours()
     both = make(pipe, replace(request, num_images=2), **images)
