@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 CHOSEN = "budget"  # the name of a profile that was chosen for a budget; no option of conf/memory_profile has it
 MAX_BATCH = 16  # images, unless the size is given; small ones gain nothing from larger batches
+_LISTS = ("on_device", "streamed")  # a profile's fields that name components
 EVERY = "*"  # in a profile's on_device: every component the model has
 
 Profiles = Mapping[str, MemoryProfileConfig]
@@ -153,6 +154,12 @@ def includes(names: Sequence[str], name: str) -> bool:
     return name in names or EVERY in names
 
 
+def without_components(profile: MemoryProfileConfig, names: Sequence[str]) -> MemoryProfileConfig:
+    """Returns a profile that says nothing of components of these names, which a run does without."""
+    on_device, streamed = ([name for name in getattr(profile, field) if name not in names] for field in _LISTS)
+    return replace(profile, on_device=on_device, streamed=streamed)
+
+
 def check_components(profile: MemoryProfileConfig, names: Sequence[str], compiled: Compile) -> None:
     """Checks that a profile and a model with components of these names go together.
 
@@ -161,7 +168,7 @@ def check_components(profile: MemoryProfileConfig, names: Sequence[str], compile
             blocks are to be compiled as well.
     """
     known = ", ".join(names)
-    for field in ("on_device", "streamed"):
+    for field in _LISTS:
         for name in getattr(profile, field):
             if name != EVERY and name not in names:
                 has = f"it has {known} ({EVERY} for all)"

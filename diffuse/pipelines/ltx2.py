@@ -16,7 +16,7 @@ from torch import Tensor
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.device.memory import Memory
 from diffuse.errors import ConfigError
-from diffuse.models.text_encoder import gemma3, ltx2_connectors
+from diffuse.models.text_encoder import ltx2_connectors
 from diffuse.models.transformer import ltx2_config, transformer_ltx2
 from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 from diffuse.models.vocoder import ltx2_vocoder
@@ -28,6 +28,8 @@ from diffuse.pipelines.ltx2_guidance import FilmGuidance, Scales
 from diffuse.pipelines.ltx2_layout import FilmLayout
 from diffuse.pipelines.ltx2_prompts import FilmPrompts
 from diffuse.pipelines.ltx2_starts import FromFilmNoise, KnownTokens, first_frame_known
+from diffuse.pipelines.ltx2_text_encoder import COMPONENTS as TEXT_COMPONENTS
+from diffuse.pipelines.ltx2_text_encoder import NAME, LTX2TextEncoder
 from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import ReachedStep, denoise
@@ -39,15 +41,15 @@ from diffuse.schedulers.flow_match_euler import FlowMatchEuler
 from diffuse.schedulers.options import without_end
 from diffuse.schedulers.sampler import State
 from diffuse.schema import GenerationRequest
+from diffuse.text_backends.backend import TextBackend
 
 NUM_FRAMES, FPS = 121, 24.0  # where neither the request nor the model says it
 SIZE = 768, 512
-_TRANSFORMER = "transformer"
+_TRANSFORMER, _CONNECTORS = "transformer", "connectors"
 
 COMPONENTS: Components = {
-    "text_encoder": Component(Role.text_encoder, gemma3.Gemma3TextModel, gemma3.Gemma3TextConfig, gemma3.rename),
-    "tokenizer": Component(Role.tokenizer),
-    "connectors": Component(
+    **TEXT_COMPONENTS,
+    _CONNECTORS: Component(
         Role.text_connectors, ltx2_connectors.LTX2TextConnectors, ltx2_connectors.LTX2TextConnectorsConfig
     ),
     _TRANSFORMER: Component(
@@ -101,14 +103,17 @@ class LTX2(ModelPipeline):
     makes_films: ClassVar[bool] = True
     makes_sound: ClassVar[bool] = True
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says
+    text_encoder_name: ClassVar[str | None] = NAME
     text_tokens: ClassVar[int] = 1024  # of a text with its padding, as the model was trained
     halves: ClassVar[int] = 1  # what width and height are divided by before the film is made
 
-    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
+    def __init__(self, checkpoint: Checkpoint, memory: Memory, text_backend: TextBackend | None = None) -> None:
         super().__init__(checkpoint, memory)
-        self.components = choose_components(self.components, checkpoint)
+        names = self.component_names(own_text=text_backend is None)
+        self.components = choose_components({name: self.components[name] for name in names}, checkpoint)
         self.configs = read_configs(self.components, checkpoint)
-        self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens)
+        self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens, text_backend)
+        self.prompts.connectors = self.configs[_CONNECTORS]
         self.codec = FilmCodec(memory)
         self.check_configs()
         for name, component in self.components.items():
@@ -119,7 +124,7 @@ class LTX2(ModelPipeline):
 
     def check_configs(self) -> None:
         """Raises CheckpointError where two components do not fit together."""
-        check_film_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
+        check_film_components(self.configs, self.checkpoint, self.prompts.vocab_size)
 
     def default_size(self) -> tuple[int, int] | None:
         """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""
@@ -135,6 +140,26 @@ class LTX2(ModelPipeline):
     def check(self, request: GenerationRequest) -> None:
         """See `DiffusionPipeline`."""
         check_film(request, self.configs, halves=self.halves)
+        self.prompts.check([*self.texts(request).values()])
+
+    def text_record(self, request: GenerationRequest) -> dict[str, Any]:
+        """See `DiffusionPipeline`."""
+        return self.prompts.as_record([*self.texts(request).values()])
+
+    @classmethod
+    def build_text_encoder(cls, checkpoint: Checkpoint, memory: Memory) -> LTX2TextEncoder:
+        """See `ModelPipeline`."""
+        return LTX2TextEncoder.alone(checkpoint, memory, cls.text_tokens)
+
+    @staticmethod
+    def texts(request: GenerationRequest) -> dict[str, str]:
+        """Returns the texts that a film is made of, by what they are called."""
+        video, audio = _scales(request, ""), _scales(request, "audio_")
+        texts = {"prompt": request.prompt}
+        negative = request.negative_prompt or ""
+        if (video.guidance != 1 or audio.guidance != 1) and negative.strip() != request.prompt.strip():
+            texts["negative prompt"] = negative
+        return texts
 
     def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
         """Refuses them: a film's text has two kinds of embeddings."""
@@ -243,12 +268,9 @@ class LTX2(ModelPipeline):
     def guidance(self, request: GenerationRequest, layout: FilmLayout) -> tuple[FilmGuidance, list[str]]:
         """Encodes the prompts. Returns the guidance with one warning for each prompt that was cut."""
         video, audio = _scales(request, ""), _scales(request, "audio_")
-        texts = {"prompt": request.prompt}
-        negative = request.negative_prompt or ""
-        if (video.guidance != 1 or audio.guidance != 1) and negative.strip() != request.prompt.strip():
-            texts["negative prompt"] = negative
-        warnings = [line for name, text in texts.items() for line in self.prompts.cut_warnings(name, text)]
+        texts = self.texts(request)
         positive, *others = self.prompts.encode(list(texts.values()))
+        warnings = self.prompts.warnings(texts)
         guidance = FilmGuidance(positive, others[0] if others else None, video, audio, layout.audio_frames)
         return guidance, warnings
 

@@ -85,6 +85,7 @@ def start_run(
             **({} if choice is None else {"levers": list(choice.levers)}),
         },
         inputs=prepared.inputs_record,
+        text_backend=pipeline.text_record(request),
     )
     return _track(prepared, record, tracker, tags)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.config.lora import LORA, lora_values
+from diffuse.config.text_backend import is_own_encoder
 from diffuse.errors import MediaError
 from diffuse.media.files import TEMPORARY
 from diffuse.media.formats import OUTPUT_SUFFIXES, is_lossless, is_still
@@ -42,6 +43,7 @@ _LATER_PROFILE_FIELDS = {
     "host_gib": None,
     "step_down": True,
 }
+_TEXT_IDENTITY = ("name", "file", "text_encoder_sha256", "seed")  # who answers, and how soon, is no part of it
 _LATER_EVERYWHERE = ("align_your_steps",)
 
 
@@ -59,6 +61,9 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     lora = lora_values(values.pop("lora", None))
     if lora is not None:  # earlier sweeps lack it
         values["lora"] = lora
+    text_backend = values.pop("text_backend", None)
+    if text_backend is not None and not is_own_encoder(text_backend["name"]):  # earlier sweeps lack it
+        values["text_backend"] = {name: text_backend[name] for name in _TEXT_IDENTITY}
     values["output"].pop("dir")
     values["output"]["format"] = values["output"]["format"] or "png"  # what stood there before null
     values["model"].pop("download", None)
