@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -113,9 +114,8 @@ class TextService:
         except BaseException:
             self.queue.release(queued)
             raise
-        done = lambda: self.queue.release(queued)  # noqa: E731
-        abort = lambda: self.connections.abort(request)  # noqa: E731
-        return self._counted(_Answer(content, form, self.settings.timeout, done, abort))
+        release, abort = partial(self.queue.release, queued), partial(self.connections.abort, request)
+        return self._counted(_Answer(content, form, self.settings.timeout, release, abort))
 
     async def _result(self, queued: QueuedRequest, request: Request) -> list[TextStates]:
         """Waits for the states. A client that goes away has its request forgotten."""
@@ -232,15 +232,15 @@ class _Answer(Response):
     """Sends its content in parts, and ends the connection to a client that takes none for too long.
 
     Args:
-        done: called when nothing more is sent.
+        release: called when nothing more is sent.
         abort: ends the connection.
     """
 
     def __init__(
-        self, content: bytes, form: str, timeout: int, done: Callable[[], None], abort: Callable[[], None]
+        self, content: bytes, form: str, timeout: int, release: Callable[[], None], abort: Callable[[], None]
     ) -> None:
         super().__init__(content, media_type=form)
-        self.timeout, self.done, self.abort = timeout, done, abort
+        self.timeout, self.release, self.abort = timeout, release, abort
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         try:
@@ -254,7 +254,7 @@ class _Answer(Response):
             log.warning("a client took no part of its answer within %d s; its connection is closed", self.timeout)
             self.abort()
         finally:
-            self.done()
+            self.release()
 
 
 def _form(accept: str) -> str:

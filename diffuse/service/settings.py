@@ -12,7 +12,7 @@ from diffuse.errors import ConfigError
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """Where the service listens, and its limits."""
+    """The address of the service, and its limits."""
 
     host: str = "127.0.0.1"
     port: int = 8765  # 0: a free one

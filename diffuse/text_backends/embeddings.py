@@ -90,7 +90,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class TextNeeds:
-    """What a model takes: the width of the states, tokens of a prompt with its padding, and its own text encoder."""
+    """The needs of a model: the width of the states, tokens of a prompt with its padding, its own text encoder."""
 
     width: int
     max_sequence_length: int

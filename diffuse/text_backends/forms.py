@@ -43,7 +43,7 @@ def write_embeddings_file(embeddings: Embeddings, path: Path) -> None:
     except FileExistsError:
         raise ConfigError(f"{path}: exists already and is not overwritten; name another, or remove it") from None
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{path}: cannot be written: {_reason(error)}") from None
 
 
 def _contents(embeddings: Embeddings) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -176,6 +176,12 @@ def _embeddings(metadata: Any, tensor: Callable[[str], Tensor | None], where: st
             raise _nonsense(where, f"has states {list(found.shape)} with an attention_mask {list(mask.shape)}")
         states.append(TextStates(found, mask, end))
     return Embeddings(prompts, states, length, TextEncoderIdentity.of_json(encoder))
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a file could not be written, without the name of the temporary one."""
+    text = str(getattr(error, "strerror", None) or error)
+    return text.removeprefix("Error while serializing: I/O error: ").partition(" (os error")[0]
 
 
 def _nonsense(where: str, reason: str) -> ConfigError:
