@@ -29,7 +29,7 @@ from diffuse.config.tracking_settings import tracking_settings
 from diffuse.device import gpus, hardware, host
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
-from diffuse.device.profile import EVERY, auto_profile
+from diffuse.device.profile import EVERY, auto_profile, check_thresholds, lacks_room
 from diffuse.errors import DiffuseError, RunError
 from diffuse.paths import user_path
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig, TrackingConfig
@@ -232,6 +232,11 @@ def _models(
     rows = []
     for name, model in models.items():
         try:
+            check_thresholds(profiles, model.min_vram_gib)
+            if lacks_room(model.min_vram_gib, hw):
+                limits = ", ".join(f"{profile} from {gib:g} GiB" for profile, gib in model.min_vram_gib.items() if gib)
+                rows.append((name, f"[green]what fits, by prediction[/]{limits and f' ({limits})'}"))
+                continue
             chosen = auto_profile(profiles, model.min_vram_gib, hw)
         except DiffuseError as misfit:
             rows.append((name, f"[red]none[/]: {escape(str(misfit))}"))

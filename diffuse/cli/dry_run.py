@@ -12,7 +12,7 @@ from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import quote_value
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, NotFetched
-from diffuse.media.files import file_stem
+from diffuse.media.files import check_output, file_stem
 from diffuse.media.formats import FRAMES
 from diffuse.paths import user_path
 from diffuse.schema import Download
@@ -42,6 +42,8 @@ def _list_drafts(cfg: DictConfig) -> None:
         raise ConfigError(f"--dry-run: lists pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)
     _check_store(cfg)
+    folder = user_path(cfg.output.dir, "output.dir")
+    check_output(folder)
     are_here = _are_here(cfg)
     suffix = _suffix(cfg)
     for draft in drafts:
@@ -53,8 +55,7 @@ def _list_drafts(cfg: DictConfig) -> None:
         parts += [f"{count} pictures"] if count > 1 else []
         stem = file_stem(draft.prompt, draft.seed, cfg.output.name)
         file = "" if cfg.seed is None and cfg.output.name is None else f"{stem}{suffix}"
-        path = user_path(cfg.output.dir, "output.dir") / file
-        print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {path}")
+        print_line(f"make    {', '.join(parts)}: {' '.join(draft.prompt.split())} -> {folder / file}")
     runs = "1 run" if len(drafts) == 1 else f"{len(drafts)} runs"
     weights = "its weights are here" if are_here else "not all of its weights are here, they would be fetched"
     say(f"{runs} to make with model={cfg.model.name}; {weights}; {_NOTHING}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, PngImagePlugin
@@ -30,7 +30,7 @@ _HEADING = 18
 _LINE = 20
 _LINES = 3  # of a head or a caption
 _CAPTION = _LINES * _LINE + _GAP
-_HEAD = 2 * _MARGIN + _CAPTION + _LINE + 10  # above the first row, at most
+_HEAD = 2 * _MARGIN + _CAPTION + 2 * _LINE + 14  # above the first row, at most
 _ROW_HEAD = 190  # pixels wide
 _INK, _PAPER, _EMPTY = "#1d1f24", "#ffffff", "#f1f2f4"
 _NAME_CHARACTERS = 60
@@ -45,6 +45,7 @@ class Sheet:
     rows: Sequence[str]
     cells: Mapping[tuple[int, int], Cell]
     captions: Mapping[tuple[int, int], str] = field(default_factory=dict)  # above each, instead of heads
+    title: str = ""  # what all sheets are of
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,7 +70,7 @@ def draw_sheets(cells: Sequence[Cell], layout: Layout, folder: Path) -> list[Pat
     sheets = [sheet if sheet.rows else _run_on(sheet, size[0]) for sheet, size in zip(sheets, sizes, strict=True)]
     texts = [text for sheet in sheets for text in (*sheet.columns, *sheet.rows, *sheet.captions.values())]
     fonts.find_fonts("".join(texts))
-    fonts.find_fonts("".join(sheet.heading for sheet in sheets), bold=True)
+    fonts.find_fonts("".join(sheet.title + sheet.heading for sheet in sheets), bold=True)
     for sheet, size in zip(sheets, sizes, strict=True):
         pages = _pages(sheet, size)
         stem = re.sub(r"[^A-Za-z0-9.-]+", "_", f"sheet {sheet.heading}").strip("_.")[:_NAME_CHARACTERS]
@@ -104,11 +105,21 @@ def arrange_sheets(cells: Sequence[Cell], layout: Layout) -> list[Sheet]:
             again += 1
         piles[values, again][place] = cell
     sheets = []
+    title = _shared_title(cells)
     for (values, again), placed in piles.items():
         heads = [axis.title(axis.values[value]) for axis, value in zip(layout.sheets, values, strict=True)]
         heading = "   ".join([*heads, f"again {again + 1}"] if again else heads)
-        sheets.append(Sheet(heading, _titles(layout.x), _titles(layout.y), placed))
+        sheets.append(Sheet(heading, _titles(layout.x), _titles(layout.y), placed, title=title))
     return sheets
+
+
+def _shared_title(cells: Sequence[Cell]) -> str:
+    """Returns the model and the prompt, as far as all cells share them."""
+    found = []
+    for key in ("model", "prompt"):
+        values = {str(cell.config.get(key) or "") for cell in cells}
+        found += list(values) if len(values) == 1 else []
+    return ": ".join(" ".join(text.split()) for text in found if text.strip())
 
 
 def _titles(axis: Axis | None) -> list[str]:
@@ -129,7 +140,7 @@ def _run_on(sheet: Sheet, width: int) -> Sheet:
     places = {column: (column % across, column // across) for column, _ in sheet.cells}
     cells = {places[column]: cell for (column, _), cell in sheet.cells.items()}
     captions = {place: sheet.columns[column] for column, place in places.items()}
-    return Sheet(sheet.heading, (), (), cells, captions)
+    return replace(sheet, columns=(), rows=(), cells=cells, captions=captions)
 
 
 def _cell_size(cells: Sequence[Cell]) -> tuple[int, int]:
@@ -184,14 +195,15 @@ def _draw(sheet: Sheet, page: SheetPage, size: tuple[int, int], heading: str) ->
     captions = {place: fonts.wrap_text(text, width, _TEXT, _LINES) for place, text in sheet.captions.items()}
     above = max((len(lines) for lines in [*heads.values(), *captions.values()]), default=0) * _LINE
     left = _MARGIN + (_ROW_HEAD if sheet.rows else 0)
-    top = _MARGIN + (_LINE + 10 if heading else 0) + above + (_GAP if above else 0)
+    lines = [text for text in (sheet.title, heading) if text]
+    top = _MARGIN + (len(lines) * (_LINE + 4) + 6 if lines else 0) + above + (_GAP if above else 0)
     step = height + _GAP + (above + _GAP if captions else 0)
     right = left + len(page.columns) * (width + _GAP) - _GAP + _MARGIN
     canvas = Image.new("RGB", (max(right, 240), top + len(page.rows) * step - _GAP + _MARGIN), _PAPER)
     ink = ImageDraw.Draw(canvas)
-    if heading:
-        (line,) = fonts.wrap_text(heading, canvas.width - 2 * _MARGIN, _HEADING, 1, bold=True)
-        fonts.draw_text(canvas, (_MARGIN, _MARGIN), line, _INK, _HEADING, bold=True)
+    for number, text in enumerate(lines):
+        (line,) = fonts.wrap_text(text, canvas.width - 2 * _MARGIN, _HEADING, 1, bold=True)
+        fonts.draw_text(canvas, (_MARGIN, _MARGIN + number * (_LINE + 4)), line, _INK, _HEADING, bold=True)
     for across, column in enumerate(page.columns):
         x = left + across * (width + _GAP)
         _write(canvas, (x, top - _GAP), heads.get(column, ()))
@@ -204,8 +216,8 @@ def _draw(sheet: Sheet, page: SheetPage, size: tuple[int, int], heading: str) ->
                 ink.rectangle((x, y, x + width - 1, y + height - 1), _EMPTY)
     for down, row in enumerate(page.rows):
         if sheet.rows:
-            lines = fonts.wrap_text(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
-            _write(canvas, (_MARGIN, top + down * step + len(lines) * _LINE), lines)
+            heads_left = fonts.wrap_text(sheet.rows[row], _ROW_HEAD - 2 * _GAP, _TEXT, max(1, height // _LINE))
+            _write(canvas, (_MARGIN, top + down * step + len(heads_left) * _LINE), heads_left)
     return canvas
 
 

@@ -20,6 +20,7 @@ from diffuse.errors import ConfigError, raised_in
 
 _DEFAULTS = re.compile(
     r"Multiple values for (\S+?)\.|You must specify '([^']+)'|Could not override '([^']+)'\. No match|"
+    r"Could not override '(\w+@[^']+)'\.|"
     r"^(\S+) appears more than once"
 )  # what Hydra says of an entry of the defaults
 _SHOWN = 80  # characters of an override
@@ -235,8 +236,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
 
 def _is_no_option(override: str) -> bool:
     group, _, value = override.lstrip("+").partition("=")
-    is_group = group in ("", *GROUPS) or "/" in group
-    return is_group and (not re.match(r"[a-z_]", value, re.IGNORECASE) or value.lower() in _NO_NAMES)
+    is_group = group in ("", *GROUPS, *own_groups()) or "/" in group
+    names = [name.strip().lower() for name in value.split(",")]
+    return is_group and any(not re.match(r"[a-z_]", name) or name in _NO_NAMES for name in names)
 
 
 def _explain_option(override: str | None) -> ConfigError:
@@ -256,6 +258,10 @@ def _explain_default(group: str, message: str, overrides: Sequence[str]) -> Conf
         typed = next((each for each in overrides if each.partition("=")[0] == group), None)
         if typed is not None and group in own_groups():
             return ConfigError(f"{_shortened(typed)}: is a group of your own files, which is added: write +{typed}")
+        known_group = group.partition("@")[0]
+        if known_group in GROUPS:  # overridden in a file of another group, below which it is then looked for
+            there = f"write `override /{known_group}@_global_.{known_group}: OPTION` there"
+            return ConfigError(f"the defaults of a file override {known_group}, which is not below it; {there}")
         near = suggestion(group, GROUPS, f"there are {', '.join(GROUPS)}")
         return ConfigError(f"the defaults override {group}, and there is no such group{near}")
     return ConfigError(f"{group} is chosen twice; write `override /{group}: OPTION` in the defaults of a file")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -142,6 +142,12 @@ def reset_rss_peak() -> None:
     """Starts the count of this process's peak memory again on Linux; elsewhere it counts from the process's start."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+@cache
+def program_bytes() -> int:
+    """Returns the bytes of main memory that the process held when this was first called, before it read weights."""
+    return rss_now()
 
 
 def rss_now() -> int:

@@ -46,12 +46,11 @@ def choose_profile(
         need = min_vram_gib.get(named.name, 0.0)
         if hw.vram_free_gib is not None and need > hw.vram_free_gib:
             log.warning(
-                "memory_profile=%s asks for %g GiB and %s has %.1f GiB free; memory_profile=auto would choose %s",
+                "memory_profile=%s asks for %g GiB and %s has %.1f GiB free; memory_profile=auto chooses what fits",
                 named.name,
                 need,
                 hw.name,
                 hw.vram_free_gib,
-                auto_profile(profiles, min_vram_gib, hw).name,
             )
         return named
     chosen = auto_profile(profiles, min_vram_gib, hw)
@@ -77,30 +76,21 @@ def own_fields(config: MemoryProfileConfig | DictConfig, profiles: Profiles) -> 
 
 
 def auto_profile(profiles: Profiles, min_vram_gib: Mapping[str, float], hw: Hardware) -> MemoryProfileConfig:
-    """Returns the profile that `auto` stands for: of those whose threshold is free, the one with the highest.
+    """Returns the profile that `auto` stands for without a prediction: of those with a free threshold, the highest.
 
-    Where no threshold is free it is `cpu_only`, or else the first profile that keeps everything on the CPU.
+    Where no threshold is free it is that of `cpu_profile`.
 
     Raises:
         ConfigError: a threshold's profile does not exist, there are no thresholds, or no profile is left.
     """
-    for name in min_vram_gib:
-        if name not in profiles:
-            near = get_close_matches(name, profiles, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"model.min_vram_gib names the memory profile {name}, which does not exist{hint}")
+    check_thresholds(profiles, min_vram_gib)
     if hw.vram_free_gib is not None and not min_vram_gib:
         known = ", ".join(name for name in profiles if name != AUTO)
         raise ConfigError(f"memory_profile=auto needs the model's min_vram_gib, which is empty; name one of {known}")
     fits = [name for name, need in min_vram_gib.items() if hw.vram_free_gib is not None and need <= hw.vram_free_gib]
     if fits:
         return profiles[max(fits, key=lambda name: min_vram_gib[name])]
-    frugal = [name for name, profile in profiles.items() if name != AUTO and not profile.on_device]
-    if not frugal:
-        raise ConfigError(
-            "memory_profile=auto found no profile that keeps everything on the CPU; name a memory_profile"
-        )
-    return profiles["cpu_only" if "cpu_only" in frugal else frugal[0]]
+    return cpu_profile(profiles)
 
 
 def has_budget(cfg: DictConfig) -> bool:
@@ -113,6 +103,52 @@ def keeps_budget(cfg: DictConfig) -> bool:
     profile = cfg.memory_profile
     states = profile.budget_gib is not None or profile.host_gib is not None
     return states or (profile.name == AUTO and cfg.hardware.vram_gb is not None)
+
+
+def goes_by_prediction(cfg: DictConfig, profiles: Profiles, hw: Hardware) -> bool:
+    """Returns whether the profile of a run is predicted for its request.
+
+    It is where a budget is stated, and under `auto` on a card that has less memory free than the model's largest
+    threshold asks for, or whose model has no threshold.
+
+    Raises:
+        ConfigError: a threshold's profile does not exist.
+    """
+    if keeps_budget(cfg):
+        return True
+    if cfg.memory_profile.name != AUTO:
+        return False
+    thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
+    check_thresholds(profiles, thresholds)
+    return lacks_room(thresholds, hw)
+
+
+def lacks_room(min_vram_gib: Mapping[str, float], hw: Hardware) -> bool:
+    """Returns whether a card has less memory free than the largest threshold; True where there is no threshold."""
+    return hw.vram_free_gib is not None and max(min_vram_gib.values(), default=float("inf")) > hw.vram_free_gib
+
+
+def cpu_profile(profiles: Profiles) -> MemoryProfileConfig:
+    """Returns the profile that keeps everything on the CPU: `cpu_only`, or else the first that does.
+
+    Raises:
+        ConfigError: none does.
+    """
+    frugal = [name for name, profile in profiles.items() if name != AUTO and not profile.on_device]
+    if not frugal:
+        raise ConfigError(
+            "memory_profile=auto found no profile that keeps everything on the CPU; name a memory_profile"
+        )
+    return profiles["cpu_only" if "cpu_only" in frugal else frugal[0]]
+
+
+def check_thresholds(profiles: Profiles, min_vram_gib: Mapping[str, float]) -> None:
+    """Raises ConfigError for a threshold whose profile does not exist."""
+    for name in min_vram_gib:
+        if name not in profiles:
+            near = get_close_matches(name, profiles, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"model.min_vram_gib names the memory profile {name}, which does not exist{hint}")
 
 
 def lighter_profile(profile: MemoryProfileConfig, profiles: Profiles, min_vram_gib: Mapping[str, float]) -> str | None:

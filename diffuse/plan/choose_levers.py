@@ -22,7 +22,7 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import host
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
-from diffuse.device.profile import AUTO, CHOSEN, EVERY, MAX_BATCH, own_fields, profile_batch_size
+from diffuse.device.profile import AUTO, CHOSEN, EVERY, MAX_BATCH, cpu_profile, own_fields, profile_batch_size
 from diffuse.errors import ConfigError
 from diffuse.plan.predict import Prediction, complete_request, predict, reserved_bytes
 from diffuse.schema import (
@@ -41,16 +41,21 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile that keeps within a budget."""
+    """A profile that keeps within a budget, or within the memory that is free."""
 
     profile: MemoryProfileConfig
     levers: tuple[str, ...]  # such as `cleanup=phases`, in the order in which they are taken
     prediction: Prediction
     device_bytes: int  # predicted, with what the device needs for itself
+    free_gib: float | None = None  # of the device, where no budget was stated
 
     def line(self) -> str:
         """Returns the line for the terminal."""
         profile, host_bytes = self.profile, self.prediction.host_bytes
+        if self.free_gib is not None:
+            needs = f"predicted {_rounded_up(self.device_bytes)} of the device"
+            said = f"{' '.join(self.levers)}; {needs if profile.on_device else 'nothing fits there'}"
+            return f"memory_profile=auto in {self.free_gib:.3g} GiB free: {said}"
         budget = [] if profile.budget_gib is None else [f"{profile.budget_gib:g} GiB of the device"]
         budget += [] if profile.host_gib is None else [f"{profile.host_gib:g} GiB of main memory"]
         predicted = [] if profile.budget_gib is None else [f"{_rounded_up(self.device_bytes)} of the device"]
@@ -86,10 +91,11 @@ def choose_levers(
 ) -> Choice:
     """Returns the profile for a request: under `auto` the first that fits, and otherwise `named`, if it fits.
 
-    Fields of `auto` that the user set stay as they are.
+    Fields of `auto` that the user set stay as they are. Where no budget is stated it is the memory that the card has
+    free, and what does not fit there runs on the CPU.
 
     Args:
-        named: the configuration's `memory_profile`, which states a budget, or `hardware.vram_gb` does.
+        named: the configuration's `memory_profile`.
         profiles: those of `conf/memory_profile`, by name.
 
     Raises:
@@ -97,7 +103,8 @@ def choose_levers(
             budget that works.
     """
     _check_there_is(named, hw)
-    return _Chooser(cfg, request, named, profiles, hw, checkpoints).choose()
+    chooser = _Chooser(cfg, request, named, profiles, hw, checkpoints)
+    return chooser.choose() if chooser.free_gib is None else chooser.choose_for_free_memory(cpu_profile(profiles))
 
 
 class _Chooser:
@@ -118,6 +125,9 @@ class _Chooser:
         self.own_batch = self.own.get("batch_size") is not None or self.own.get("batch_pixels") is not None
         planned = hw.vram_total_gib if self.is_auto and hw.planned else None
         self.budget = planned if named.budget_gib is None else named.budget_gib
+        free = hw.vram_free_gib if self.is_auto and self.budget is None else None
+        self.device_gib = self.budget if free is None else free
+        self.free_gib = free if named.host_gib is None else None
         followed = _with_few_steps(request)
         self._predict = partial(predict, cfg, followed, hw=hw, checkpoints=checkpoints, repeated=True)
         self._tried: list[Choice] = []
@@ -130,10 +140,20 @@ class _Chooser:
             if not self._fits(choice):
                 raise self._refusal()
             return choice
-        for level in self._levels(start):
-            if (found := self._place(start, level)) is not None:
-                return found
-        raise self._refusal()
+        if (found := self._first_that_fits(start)) is None:
+            raise self._refusal()
+        return found
+
+    def choose_for_free_memory(self, on_cpu: MemoryProfileConfig) -> Choice:
+        """Returns the first choice that fits into the memory that is free, or else the profile `on_cpu`."""
+        found = self._first_that_fits(self._start())
+        if found is None:
+            found = replace(self._choice(replace(on_cpu, **self.own), {}), levers=(on_cpu.name,))
+        return replace(found, free_gib=self.free_gib)
+
+    def _first_that_fits(self, start: MemoryProfileConfig) -> Choice | None:
+        levels = self._levels(start)
+        return next((found for each in levels if (found := self._place(start, each)) is not None), None)
 
     def _start(self) -> MemoryProfileConfig:
         """Returns the profile without a lever. Its batch is no larger than the request, which is what is predicted."""
@@ -229,7 +249,7 @@ class _Chooser:
         return self._fits_device(choice) and choice.prediction.host_bytes <= _bytes(self.named.host_gib)
 
     def _fits_device(self, choice: Choice) -> bool:
-        return choice.device_bytes <= _bytes(self.budget)
+        return choice.device_bytes <= _bytes(self.device_gib)
 
     def _levers(self, profile: MemoryProfileConfig) -> Iterator[str]:
         """Yields the levers in words."""
@@ -259,7 +279,7 @@ class _Chooser:
         """Returns the error: the least budget that works, and with what."""
         least = min(self._tried, key=lambda choice: choice.device_bytes)
         field = "memory_profile.budget_gib" if self.named.budget_gib is not None else "hardware.vram_gb"
-        budget, needed = self.budget, least.device_bytes
+        budget, needed = self.device_gib, least.device_bytes
         within = [choice for choice in self._tried if self._fits_device(choice)]
         if within:
             least = min(within, key=lambda choice: choice.prediction.host_bytes)

@@ -16,7 +16,7 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import rss_now
 from diffuse.device.hardware import Hardware
-from diffuse.device.profile import MAX_BATCH, check_max_side, choose_profile, keeps_budget
+from diffuse.device.profile import MAX_BATCH, check_max_side, choose_profile, goes_by_prediction
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.lora import LoraFitter
@@ -69,15 +69,15 @@ class Setting:
         return None
 
     def with_levers(self, request: GenerationRequest) -> Setting:
-        """Returns the setting for a request: with the profile that is chosen where there is a budget to keep.
+        """Returns the setting for a request: with the profile that is chosen, where it goes by prediction.
 
         Raises:
             ConfigError: the budget is too small.
         """
-        if not keeps_budget(self.cfg):
+        profiles = load_group("memory_profile")
+        if not goes_by_prediction(self.cfg, profiles, self.hw):
             return self
         named = cast(MemoryProfileConfig, OmegaConf.to_object(self.cfg.memory_profile))
-        profiles = load_group("memory_profile")
         choice = choose_levers(self.cfg, request, named, profiles, self.hw, self.checkpoints)
         return replace(self, profile=choice.profile, choice=choice)
 
@@ -112,10 +112,11 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
         rates = measured.get(device_name(hw))
     hardware.check_dtype(hw)
     thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
-    if keeps_budget(cfg):  # chosen for each request, see `with_levers`
+    profiles = load_group("memory_profile")
+    if goes_by_prediction(cfg, profiles, hw):  # chosen for each request, see `with_levers`
         profile = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
     else:
-        profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
+        profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
     found = find_configurations(cfg, component_names(cfg))
     _check_loras(cfg, found)
     return Setting(cfg, found, hw, profile, card, rates, host_rates)

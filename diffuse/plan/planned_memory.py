@@ -72,6 +72,7 @@ class Residence:
     block_bytes: list[int] = field(default_factory=list)  # of the device's copies, where it streams
     rest_bytes: int = 0  # of the device's copies outside blocks
     resident: int = 0  # blocks that stay on the device
+    called: set[int] | None = None  # blocks since it came, where copies are made at the first call; None where at once
     loaded: bool = False
     present: bool = False
     packed_bytes: int = 0  # of the largest weight that is packed while the published one is still there
@@ -88,9 +89,15 @@ class Residence:
         """The bytes of its weights in one of both memories once it is loaded."""
         return self.nbytes if self.copied_bytes is None else self.copied_bytes
 
+    def go(self) -> None:
+        """Takes the component off the device."""
+        self.present = False
+        if self.called is not None:
+            self.called.clear()
+
     def device_bytes(self, block: int | None, looks_ahead: bool) -> int:
         """Returns the bytes of a streamed component's copies while `block` computes, or between two blocks (None)."""
-        there = set(range(self.resident))
+        there = {index for index in range(self.resident) if self.called is None or index in self.called}
         if block is not None:
             there.add(block)
             if looks_ahead:
@@ -216,6 +223,7 @@ class PlannedMemory(Memory):
             result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
             result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
             result.resident = min(component.resident_blocks, len(blocks))
+            result.called = set() if self.hw.device == "cpu" else None
             if component.from_disk:
                 result.copied_bytes = min(self._copied(full, net.module), result.nbytes)
                 mapped = result.nbytes - result.copied_bytes
@@ -262,7 +270,8 @@ class PlannedMemory(Memory):
         """Takes a component out of both memories."""
         if residence.loaded:
             self._weights[component.on_device and residence.present and not residence.streams] -= residence.held_bytes
-        residence.loaded = residence.present = False
+        residence.loaded = False
+        residence.go()
         self._note()
 
     def _leave(self, residence: Residence) -> None:
@@ -270,7 +279,7 @@ class PlannedMemory(Memory):
         if residence.present and not residence.streams:
             self._weights[True] -= residence.nbytes
             self._weights[False] += residence.nbytes
-        residence.present = False
+        residence.go()
         self._note()
 
     def _note(self, live: int = 0, copies: int = 0, on_device: bool = False, waiting: int = 0) -> None:
@@ -315,6 +324,8 @@ class PlannedMemory(Memory):
         call = net.calls[key]
         others = self._standing_bytes(without=residence)
         for block, live in call.segments:
+            if residence.called is not None and block is not None:
+                residence.called.add(block)
             copies = residence.device_bytes(block, self.looks_ahead) if residence.streams else 0
             packed = residence.packed_bytes if self._repeated else 0
             self._note(live + packed, copies + others, component.on_device, call.host + residence.read_bytes)

@@ -1,7 +1,8 @@
 """The prediction of a run beside what was measured, for its record.
 
-A prediction takes some tenths of a second, which is more than a hundredth of a small picture's time. It is made only
-where a budget was given, after the pictures, and once for each shape; for each prompt where it has weights or chunks.
+A prediction takes a second or two the first time, as long as several small pictures. It is made after the pictures:
+where a budget was given, where the profile was predicted anyway, and where the pictures took a minute or more.
+It is made once for each shape, and for each prompt where it has weights or chunks.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig
 
 from diffuse.checkpoints.checkpoint import Checkpoint
-from diffuse.device.allocator import rss_now
+from diffuse.device.allocator import program_bytes, rss_now
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.plan.predict import predict
@@ -26,12 +26,6 @@ LIBRARIES_GROWTH = 36 << 20  # bytes of code and tables that the first picture o
 _growth = [0]  # bytes that predictions themselves have added to the process
 
 log = logging.getLogger(__name__)
-
-
-@cache
-def program_bytes() -> int:
-    """Returns the bytes of main memory that the process held when this was first called, before it read weights."""
-    return rss_now()
 
 
 def memory_beside_prediction(

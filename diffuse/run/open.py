@@ -18,7 +18,7 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import choose_profile, keeps_budget, lighter_profile, without_components
+from diffuse.device.profile import choose_profile, goes_by_prediction, lighter_profile, without_components
 from diffuse.pipelines.families import component_names, load_family, models, replaced_components
 from diffuse.pipelines.pipeline import DiffusionPipeline
 from diffuse.pipelines.refined import build_pipeline
@@ -39,7 +39,7 @@ class OpenPipeline:
     hardware: Hardware
     profile: MemoryProfileConfig
     checkpoints: Sequence[Checkpoint]  # of the model and, where there is one, its refiner
-    choice: Choice | None = None  # of the profile, where it was chosen for a budget
+    choice: Choice | None = None  # of the profile, where it was chosen by prediction
 
 
 _pipelines: OrderedDict[str, DiffusionPipeline] = OrderedDict()
@@ -50,7 +50,7 @@ def open_pipeline(cfg: DictConfig, draft: RequestDraft | None = None) -> OpenPip
     """Finds the checkpoints, checks that their parts fit together and to the profile, and keeps the pipeline.
 
     Args:
-        draft: the request that the pipeline is opened for. A budget's levers are chosen for it; without it none are.
+        draft: the request that the pipeline is opened for. Levers are chosen for it; without it none are.
 
     Raises:
         ConfigError, HardwareError, CheckpointError: they do not.
@@ -63,7 +63,7 @@ def open_pipeline(cfg: DictConfig, draft: RequestDraft | None = None) -> OpenPip
     families = [load_family(target) for target in targets]
     checkpoints = locate_models(cfg, component_names(cfg))
     choice = None
-    if draft is not None and keeps_budget(cfg):
+    if draft is not None and goes_by_prediction(cfg, profiles, hw):
         from diffuse.plan.choose_levers import choose_for_draft
 
         choice = choose_for_draft(cfg, draft, profiles, hw, checkpoints)

@@ -17,6 +17,7 @@ from diffuse.checkpoints.tensor_reading import check_mapped_files
 from diffuse.config import objective
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.device import hardware
+from diffuse.device.allocator import program_bytes
 from diffuse.device.profile import has_budget
 from diffuse.device.step_down import explain_shortage
 from diffuse.errors import CheckpointError, RunError
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffuse.sampling.prompt_embeddings import PromptEmbeddings
+
+
+PREDICTED_FROM_S = 60.0  # of making pictures: the first prediction takes a second or two
 
 
 @dataclass(frozen=True)
@@ -188,10 +192,7 @@ def compute(
     hardware.apply(opened.hardware, keeps_memory=opened.profile.host_gib is None)
     if first.opened.choice is not None:
         release_others(first.opened.pipeline)
-    if has_budget(first.cfg):
-        from diffuse.plan.recorded import program_bytes
-
-        program_bytes()  # before weights are read
+    program_bytes()  # before weights are read
     first.opened.pipeline.memory.set_patches(first.patches)
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
@@ -263,12 +264,13 @@ def _with_text_backend(started: StartedRun) -> dict[str, Any]:
 
 
 def _memory(prepared: PreparedRun, output: PipelineOutput) -> dict[str, Any] | None:
-    """Returns the predicted and the measured peaks, where a budget was given."""
-    if not has_budget(prepared.cfg):
+    """Returns the predicted and the measured peaks, where the prediction costs little beside the pictures."""
+    opened = prepared.opened
+    if not (has_budget(prepared.cfg) or opened.choice is not None or output.timings["total_s"] >= PREDICTED_FROM_S):
         return None
     from diffuse.plan.recorded import memory_beside_prediction
 
-    opened, count = prepared.opened, len(output.batch_seeds) or len(output.frames)
+    count = len(output.batch_seeds) or len(output.frames)
     what = prepared.cfg, prepared.request, opened.profile, opened.hardware, opened.checkpoints
     return memory_beside_prediction(*what, output.memory, count)
 

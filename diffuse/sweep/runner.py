@@ -25,7 +25,6 @@ from diffuse.config.lora import LORA
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import unquote_overrides
 from diffuse.config.request import RequestDraft, draft_requests
-from diffuse.device.profile import keeps_budget
 from diffuse.errors import OutOfMemory, RunError, first_line
 from diffuse.media.files import file_stem
 from diffuse.media.formats import is_still, is_video
@@ -249,9 +248,10 @@ class JobRunner:
         from diffuse.run.open import open_pipeline
 
         level = job.levels[0]
-        if level not in self._pipelines or keeps_budget(cfg):  # whose levers depend on the request
-            self._pipelines[level] = open_pipeline(cfg, draft)
-        return self._pipelines[level]
+        known = self._pipelines.get(level)
+        if known is None or known.choice is not None:  # its levers depend on the request
+            known = self._pipelines[level] = open_pipeline(cfg, draft)
+        return known
 
     def _forget_pipeline(self, level: str) -> None:
         from diffuse.run.open import close_pipeline

@@ -128,6 +128,7 @@ def test_weights_that_are_not_here_are_not_fetched(tmp_path: Path, monkeypatch: 
         (("tracking.uri=foo://x",), "tracking.uri=foo://x is of a kind that MLflow does not know"),
         (("-m", "tracking.uri=foo://x", "seed=1,2"), "tracking.uri=foo://x is of a kind that MLflow does not know"),
         (("--junit", "x.xml"), "leave one of them out"),
+        (("output.dir=/dev/null",), "output.dir=/dev/null: /dev/null is a file; choose a folder"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from compared import pixels, save, sweep
 from PIL import Image
 
 from diffuse.compare import sheet
+from diffuse.compare.axes import place_axes
 from diffuse.compare.cells import cells_in_folder
 from diffuse.compare.report import compare_folder
 
@@ -35,6 +36,15 @@ def test_sheets_have_the_pictures_in_their_places(tmp_path: Path) -> None:
     assert len(found) == 6
     assert [x for x, _ in found[:3]] == sorted({x for x, _ in found}) == [x for x, _ in found[3:]]
     assert len({y for _, y in found[:3]}) == 1 and found[0][1] < found[3][1]
+
+
+def test_a_sheet_says_of_which_model_and_prompt_it_is(tmp_path: Path) -> None:
+    sweep(tmp_path / "a", 2, (4, 8))
+    cells = cells_in_folder(tmp_path).cells
+    first, *_ = sheet.arrange_sheets(cells, place_axes(cells, (), {}))
+    assert first.title == f"tiny: {cells[0].config['prompt']}" and len(first.title) > 8
+    cells[0].config["prompt"] = "something\nelse"  # type: ignore[index]
+    assert {each.title for each in sheet.arrange_sheets(cells, place_axes(cells, (), {}))} == {"tiny"}
 
 
 def test_sheets_are_one_a_value_and_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,12 @@ MISTAKES: dict[str, tuple[str, str | bytes, int, str]] = {
     "a default that is not there": ("model", "defaults:\n  - tinny\n", 2, "did you mean tiny?"),
     "an option that is not there": ("experiment", EXPERIMENT + "defaults:\n  - override /model: x\n", 3, "model=x"),
     "a group that is not there": ("model", "defaults:\n  - tiny\n  - override /schduler: x\n", 3, "mean scheduler?"),
+    "a group elsewhere": (
+        "model",
+        "defaults:\n  - tiny\n  - override /scheduler: x\n",
+        3,
+        "scheduler@_global_.scheduler: O",
+    ),
     "no override": ("experiment", EXPERIMENT + "defaults:\n  - /model: sd21\n", 3, "write `override /model: OPTION`"),
     "no override nor slash": ("experiment", EXPERIMENT + "defaults:\n  - model: x\n", 3, "write `override /model: x`"),
     "no option": ("experiment", EXPERIMENT + "defaults:\n  - override /model: ???\n", 3, "model is not chosen"),

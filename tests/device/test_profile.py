@@ -14,7 +14,7 @@ from diffuse.config.compose import compose_config
 from diffuse.config.groups import conf_dir, load_group
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import auto_profile, check_max_side, choose_profile, lighter_profile
+from diffuse.device.profile import auto_profile, check_max_side, choose_profile, goes_by_prediction, lighter_profile
 from diffuse.errors import ConfigError
 from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig
 
@@ -79,11 +79,33 @@ def test_a_named_profile_is_obeyed_with_a_warning(caplog: pytest.LogCaptureFixtu
     assert choose_profile(FULL, PROFILES, NEEDS, hw) == FULL
     assert len(caplog.records) == 1
     line = caplog.records[0].getMessage()
-    assert "\n" not in line and "16 GiB" in line and "7.5" in line and "unet_gpu" in line
+    assert "\n" not in line and "16 GiB" in line and "7.5" in line and "auto" in line
     caplog.clear()
     choose_profile(UNET, PROFILES, NEEDS, hw)
     choose_profile(FULL, PROFILES, NEEDS, Hardware("cpu"))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("free", "overrides", "expected"),
+    [
+        (24.0, [], False),
+        (0.5, [], False),
+        (0.49, [], True),
+        (None, [], False),
+        (0.3, ["memory_profile=unet_gpu"], False),
+        (24.0, ["prompt=no thresholds"], True),
+        (24.0, ["memory_profile.budget_gib=6"], True),
+        (24.0, ["memory_profile=unet_gpu", "memory_profile.budget_gib=6"], True),
+        (None, ["hardware.vram_gb=6"], True),
+    ],
+)
+def test_what_goes_by_prediction(free: float | None, overrides: list[str], expected: bool) -> None:
+    cfg = compose_config(["prompt=x", *overrides])
+    hw = Hardware("cpu" if free is None else "cuda", vram_free_gib=free)
+    if "prompt=no thresholds" in overrides:
+        cfg.model.min_vram_gib = {}
+    assert goes_by_prediction(cfg, PROFILES, hw) is expected
 
 
 def test_a_threshold_for_no_profile() -> None:

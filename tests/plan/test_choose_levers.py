@@ -162,6 +162,22 @@ def test_the_hardware_states_a_budget_too(setting: Setting) -> None:
         choose(setting, "hardware.vram_gb=0.001")
 
 
+def test_without_a_budget_what_is_free_decides(setting: Setting) -> None:
+    """Nothing is enforced there, and what does not fit runs on the CPU. A stated budget, or a named one, goes first."""
+    card = replace(setting.hw, device="cuda", vram_total_gib=24.0, vram_free_gib=0.54, capability=(8, 9))
+    roomy, tight, full = (choose(setting, hw=replace(card, vram_free_gib=gib)) for gib in (0.6, 0.54, 0.4))
+    assert roomy.levers == ("everything stays on the device",) and roomy.profile.budget_gib is None
+    assert tight.profile.streamed == ["*"] and tight.device_bytes <= 0.54 * GIB
+    line = tight.line()
+    assert line.startswith("memory_profile=auto in 0.54 GiB free: cleanup=phases streamed=") and "\n" not in line
+    assert (full.profile.name, full.levers, full.device_bytes) == ("cpu_only", ("cpu_only",), 0)
+    assert full.line() == "memory_profile=auto in 0.4 GiB free: cpu_only; nothing fits there"
+    assert choose(setting, "memory_profile.budget_gib=0.6", hw=card).levers == roomy.levers
+    assert choose(setting, "memory_profile.tiled_decode=true", hw=replace(card, vram_free_gib=0.4)).profile.tiled_decode
+    with pytest.raises(ConfigError, match=r"main memory|host_gib|is too little"):
+        choose(setting, "memory_profile.host_gib=0.5", hw=replace(card, vram_free_gib=0.4))
+
+
 def test_main_memory_is_kept_too() -> None:
     """Components whose phase is over are dropped, where they would not fit."""
     cfg = compose_config([*BASE, "memory_profile.host_gib=1"])

@@ -10,6 +10,7 @@ from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
 from diffuse.plan import recorded
 from diffuse.record.validate import check_record
+from diffuse.run import run as running
 from diffuse.run.generation import Generation
 from diffuse.run.run import generate
 
@@ -32,10 +33,12 @@ def test_a_run_under_a_budget_records_both() -> None:
     check_record(generation.record, "the record")
 
 
-def test_a_run_without_a_budget_predicts_nothing() -> None:
+def test_a_short_run_without_a_budget_predicts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generation = made("memory_profile=full_gpu")
     assert "memory" not in generation.record
     assert not [name for name in generation.metrics if "predicted" in name]
+    monkeypatch.setattr(running, "PREDICTED_FROM_S", generation.timings["total_s"] / 1e6)
+    assert "memory" in made("memory_profile=full_gpu").record
 
 
 def test_a_prediction_that_fails_loses_no_picture(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

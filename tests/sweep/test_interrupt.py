@@ -35,7 +35,7 @@ from diffuse.sweep.interrupt import (
 from diffuse.sweep.progress import SweepProgress
 from diffuse.terminal import Progress
 
-KILLS = 10
+KILLS = 6
 COMMAND = (
     "-m",
     "hardware=cpu",
@@ -85,7 +85,7 @@ def fresh(folder: Path, empty: Path) -> Path:
     return folder
 
 
-def test_killed_at_ten_moments(server: ForkServer, empty: Path, tmp_path: Path) -> None:
+def test_killed_at_six_moments(server: ForkServer, empty: Path, tmp_path: Path) -> None:
     """Starts of one sweep, each killed at its n-th touch of a file, until one comes to the end; then of another."""
     draw = random.Random(4)
     killed, sweeps = 0, 0
