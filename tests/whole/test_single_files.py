@@ -96,25 +96,6 @@ def test_pixels_are_those_of_the_folder_and_of_diffusers(
     parity.assert_same(ours, np.stack([np.asarray(image) for image in images]))
 
 
-@pytest.mark.parametrize("name", ["sd2", "sdxl"])
-def test_components_apart_are_the_same(name: str, made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    """Each from the whole file, or from one of its own without a prefix; the settings that no tensor tells are the
-    model's."""
-    folder, file = made[name]
-    whole = load_file(file)
-    prefixes = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
-    alone = {}
-    for component, prefix in prefixes.items():
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in whole.items() if key.startswith(prefix)}
-        save_file(tensors, tmp_path / f"{component}.safetensors")
-        alone[f"model.{component}.source"] = tmp_path / f"{component}.safetensors"
-    encoders = [each for each in ("text_encoder", "text_encoder_2") if (folder / each).is_dir()]
-    alone |= {f"model.{each}.source": file for each in encoders}
-    options = {**request(name, tmp_path), "model": "sdxl" if name == "sdxl" else "sd21"}
-    apart = parity.made(folder, tmp_path / "apart", **options, **alone)
-    assert np.array_equal(apart, parity.made(folder, tmp_path / "folder", **options))
-
-
 def test_the_record_names_the_file_and_makes_it_again(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     folder, file = made["sd2"]
     done = parity.run(file, tmp_path / "out", model="auto", width=64, height=64, **words(folder))
