@@ -34,7 +34,7 @@ from diffuse.pipelines.ltx2_conditions import (
 )
 from diffuse.pipelines.ltx2_denoiser import TransformerCalls
 from diffuse.pipelines.ltx2_guidance import FilmGuidance, guided_texts, scales_of
-from diffuse.pipelines.ltx2_layout import FilmLayout
+from diffuse.pipelines.ltx2_layout import FilmLayout, film_layout
 from diffuse.pipelines.ltx2_prompts import FilmPrompts
 from diffuse.pipelines.ltx2_starts import FromFilmNoise, KnownTokens, first_frame_known
 from diffuse.pipelines.ltx2_text_encoder import NAME, LTX2TextEncoder
@@ -108,8 +108,7 @@ class LTX2(ModelPipeline):
     @property
     def frame_multiple(self) -> int:
         """See `DiffusionPipeline`."""
-        frames: int = self.configs["vae"].frames
-        return frames
+        return self.multiples()[1]
 
     def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
         """See `DiffusionPipeline`: the transformer and the connectors are changed."""
@@ -172,18 +171,7 @@ class LTX2(ModelPipeline):
 
     def layout(self, request: GenerationRequest) -> FilmLayout:
         """Returns the layout of a film's latents."""
-        vae, audio_vae = self.configs["vae"], self.configs["audio_vae"]
-        frames, fps = request.num_frames, request.fps
-        assert frames is not None and fps is not None
-        return FilmLayout(
-            channels=vae.latent_channels,
-            frames=(frames - 1) // vae.frames + 1,
-            rows=request.height // vae.factor,
-            columns=request.width // vae.factor,
-            audio_channels=audio_vae.latent_channels,
-            audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
-            fps=fps,
-        )
+        return film_layout(request, self.configs["vae"], self.configs["audio_vae"])
 
     def first_layout(self, request: GenerationRequest) -> FilmLayout:
         """Returns the layout of what the first stage makes: with the whole film's sound."""
