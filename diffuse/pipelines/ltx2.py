@@ -24,7 +24,7 @@ from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_vi
 from diffuse.models.vocoder import ltx2_vocoder
 from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
 from diffuse.pipelines.lora import LoraFitter
-from diffuse.pipelines.ltx2_checks import check_film, check_film_components
+from diffuse.pipelines.ltx2_checks import check_film, check_film_components, fill_open
 from diffuse.pipelines.ltx2_codec import FilmCodec
 from diffuse.pipelines.ltx2_conditions import (
     FromGivenFrames,
@@ -150,9 +150,9 @@ class LTX2(ModelPipeline):
     def complete(self, request: GenerationRequest) -> GenerationRequest:
         """Fills the fields that are open; of the sound, with those of the film."""
         values: dict[str, Any] = {"num_frames": NUM_FRAMES, "fps": FPS, "modality_scale": 1.0, "stg_scale": 0.0}
-        request = _filled(request, values)
+        request = fill_open(request, values)
         names = ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
-        return _filled(request, {f"audio_{name}": getattr(request, name) for name in names})
+        return fill_open(request, {f"audio_{name}": getattr(request, name) for name in names})
 
     def check(self, request: GenerationRequest) -> None:
         """See `DiffusionPipeline`."""
@@ -300,7 +300,7 @@ class LTX2(ModelPipeline):
 
     def guidance(self, request: GenerationRequest, layout: FilmLayout) -> tuple[FilmGuidance, list[str]]:
         """Encodes the prompts. Returns the guidance with one warning for each prompt that was cut."""
-        video, audio = _scales(request, ""), _scales(request, "audio_")
+        video, audio = Scales.of_request(request), Scales.of_request(request, "audio_")
         texts = {"prompt": request.prompt}
         negative = request.negative_prompt or ""
         if (video.guidance != 1 or audio.guidance != 1) and negative.strip() != request.prompt.strip():
@@ -396,16 +396,3 @@ class LTX2Distilled(LTX2):
     """A checkpoint that was distilled to a few sigmas, which are visited as they are given."""
 
     shifts_sigmas = False
-
-
-def _filled(request: GenerationRequest, values: Mapping[str, Any]) -> GenerationRequest:
-    return replace(request, **{name: value for name, value in values.items() if getattr(request, name) is None})
-
-
-def _scales(request: GenerationRequest, prefix: str) -> Scales:
-    """Returns the scales of the film, or of its sound with the prefix `audio_`. At 0 and 1 guidance is off."""
-    guidance, rescale, modality, stg = (
-        getattr(request, f"{prefix}{name}")
-        for name in ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
-    )
-    return Scales(guidance or 1.0, rescale, modality, stg)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import GenerationRequest
+
+
+def fill_open(request: GenerationRequest, values: Mapping[str, Any]) -> GenerationRequest:
+    """Returns the request with `values` in those fields that were left open."""
+    return replace(request, **{name: value for name, value in values.items() if getattr(request, name) is None})
 
 
 def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from diffuse.models.text_encoder.ltx2_connectors import TextEmbeddings
+from diffuse.schema import GenerationRequest
 
 
 class Pass(NamedTuple):
@@ -36,6 +37,15 @@ class Scales(NamedTuple):
     rescale: float = 0.0
     modality: float = 1.0
     stg: float = 0.0
+
+    @classmethod
+    def of_request(cls, request: GenerationRequest, prefix: str = "") -> Scales:
+        """Returns the scales of the film, or of its sound with the prefix `audio_`. At 0 and 1 guidance is off."""
+        guidance, rescale, modality, stg = (
+            getattr(request, f"{prefix}{name}")
+            for name in ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
+        )
+        return cls(guidance or 1.0, rescale, modality, stg)
 
     def apply(
         self, positive: Tensor, negative: Tensor | None, perturbed: Tensor | None, isolated: Tensor | None
