@@ -63,6 +63,7 @@ def measured(*overrides: str) -> int:
         ("memory_profile=full_gpu", "memory_profile.tiled_decode=true", "num_images=3", "scheduler=dpmpp_2m"),
         ("memory_profile=full_gpu", "memory_profile.batch_size=1", "num_images=3"),
         ("memory_profile=balanced", "hardware.dtype=bfloat16", "num_inference_steps=1"),
+        ("memory_profile=streaming", "memory_profile.resident_blocks=7", "memory_profile.storage=int8"),
     ],
     ids=" ".join,
 )

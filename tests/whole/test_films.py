@@ -8,12 +8,14 @@ from typing import Any
 
 import film_peers
 import gguf_files
+import ltx2_files
 import numpy as np
 import pytest
 import torch
 from film_peers import TinyFilms, assert_same
 from gguf_files import lightricks_name
 from picture_parity import photograph
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import diffuse
@@ -79,17 +81,22 @@ def test_a_transformer_in_few_bits(films: TinyFilms, tmp_path: Path) -> None:
     stored = made("memory_profile.storage=fp8", "memory_profile=streaming")
     assert stored.record["quantized"].keys() == {"text_encoder", "transformer"}
 
-    scales = {key: weights[key].abs().amax() / 448 for key in linear}
-    rounded = {key: (weights[key] / scale).to(torch.float8_e4m3fn) for key, scale in scales.items()}
+    whole = ltx2_files.write(films.folder, tmp_path / "whole.safetensors")
+    with safe_open(whole, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    scales = {key: tensors[key].float().abs().amax() / 448 for key in linear}
+    rounded = {key: (tensors[key] / scale).to(torch.float8_e4m3fn) for key, scale in scales.items()}
     inputs = {key.replace(".weight", ".input_scale"): torch.ones(()) for key in linear}
-    scaled = {**weights, **rounded, **inputs, **{f"{key}_scale": scale for key, scale in scales.items()}}
-    save_file(scaled, tmp_path / "fp8.safetensors")
-    (file,) = SingleFile(tmp_path / "fp8.safetensors", "fp8", component="transformer").tensor_files("transformer")
-    assert file.tensors.keys() == source.keys()
-    read = file.read(dict.fromkeys(source, torch.float32), torch.device("cpu"))
-    products = {**weights, **{key: rounded[key].float() * scales[key] for key in linear}}
-    for published, theirs in zip(source, products.values(), strict=True):
-        assert torch.equal(read[published], theirs), published
+    save_file(
+        {**tensors, **rounded, **inputs, **{f"{key}_scale": scale for key, scale in scales.items()}},
+        tmp_path / "fp8.safetensors",
+        metadata,
+    )
+    (few,) = SingleFile(tmp_path / "fp8.safetensors", "fp8").tensor_files("transformer")
+    read = few.read(dict.fromkeys(source, torch.float32), torch.device("cpu"))
+    for key, published in zip(weights, source, strict=True):
+        product = rounded[key].float() * scales[key] if key in rounded else tensors[key].float()
+        assert torch.equal(read[published], product), published
 
 
 def test_a_model_of_pictures_makes_no_film() -> None:
