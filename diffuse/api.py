@@ -80,7 +80,7 @@ class Options(Fields, total=False):
 
     latents: Tensor | np.ndarray | Mapping[str, Tensor] | None
     """Initial noise of unit variance, `[N, C, h, w]`, instead of the noise that the seeds give; also by name, as
-    `{"image": ...}`."""
+    `{"image": ...}`, and for films `{"video": [N, C, F, h, w], "audio": [N, c, A, bins]}`."""
     prompt_embeds: Tensor | np.ndarray | None
     """What the text encoders make of a prompt, `[1, T, D]`, in its place; see `Pipeline.encode`."""
     negative_prompt_embeds: Tensor | np.ndarray | None
@@ -144,10 +144,21 @@ class Pipeline:
         return self._generate({"prompt": prompt}, {}, options, is_film=True)
 
     def img2vid(
-        self, prompt: str | None, input_image: ImageLike, *, resize: str | None = None, **options: Unpack[Options]
+        self,
+        prompt: str | None,
+        input_image: ImageLike | None = None,
+        *,
+        last_image: ImageLike | None = None,
+        input_video: str | Path | np.ndarray | None = None,
+        resize: str | None = None,
+        **options: Unpack[Options],
     ) -> Generation:
         """See `img2vid`."""
-        return self._generate({"prompt": prompt, "resize": resize}, {"input_image": input_image}, options, is_film=True)
+        given = {"input_image": input_image, "last_image": last_image, "input_video": input_video}
+        images = {name: image for name, image in given.items() if image is not None}
+        if not images:
+            raise ConfigError("input_image, last_image, input_video: none is given; give one, or call txt2vid")
+        return self._generate({"prompt": prompt, "resize": resize}, images, options, is_film=True)
 
     def encode(self, prompt: str | None = None, **fields: Unpack[Fields]) -> PromptEmbeddings:
         """Encodes a prompt and a negative prompt, and makes no picture.
@@ -162,7 +173,7 @@ class Pipeline:
         with own_configuration(overrides), kept_switches():
             cfg = _compose(overrides)
             prepared = prepare(cfg, _one_draft(cfg))
-            prepared.opened.pipeline.memory.set_patches(prepared.patches)
+            prepared.use()
             embeddings: PromptEmbeddings = prepared.opened.pipeline.embed_prompts(prepared.request)
             return embeddings
 
@@ -351,22 +362,30 @@ def txt2vid(prompt: str | None = None, *, model: str | Path = "ltx2", **options:
 
 def img2vid(
     prompt: str | None,
-    input_image: ImageLike,
+    input_image: ImageLike | None = None,
     *,
     model: str | Path = "ltx2",
+    last_image: ImageLike | None = None,
+    input_video: str | Path | np.ndarray | None = None,
     resize: str | None = None,
     **options: Unpack[Options],
 ) -> Generation:
-    """Makes films that begin with an image.
+    """Makes films that begin with an image, end with one, or go on from a clip.
 
     Args:
         prompt: the text, taken literally.
-        input_image: the first frame; its width and height are taken unless others are given.
+        input_image: the first frame, or that of `frame_index`; its width and height are taken unless others are given.
         model: a name in `conf/model`, or a folder or hub repository in the diffusers layout.
+        last_image: what the film ends with.
+        input_video: a film whose last `num_conditioning_frames` begin this one: a file, a folder of frames, or an array
+            `[F, H, W, 3]` of uint8.
         resize: see `img2img`.
         options: see `Options` and `Fields`.
 
     Raises:
         DiffuseError: as `txt2vid`; or the image cannot be read.
     """
-    return Pipeline(argument_overrides(model_fields(model))).img2vid(prompt, input_image, resize=resize, **options)
+    pipeline = Pipeline(argument_overrides(model_fields(model)))
+    return pipeline.img2vid(
+        prompt, input_image, last_image=last_image, input_video=input_video, resize=resize, **options
+    )

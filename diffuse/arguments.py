@@ -84,14 +84,16 @@ def take_embeddings(fields: dict[str, Any]) -> PromptEmbeddings | None:
     return embeddings
 
 
-def as_noise(latents: Any) -> Tensor:
-    """Returns latents of any kind as float32 on the CPU."""
+def as_noise(latents: Any) -> Tensor | dict[str, Tensor]:
+    """Returns latents of any kind as float32 on the CPU; by name where they are given so."""
+    if isinstance(latents, Mapping):
+        return {str(name): _as_noise(each) for name, each in latents.items()}
+    return _as_noise(latents)
+
+
+def _as_noise(latents: Any) -> Tensor:
     import torch
 
-    if isinstance(latents, Mapping):
-        if set(latents) != {"image"}:
-            raise ConfigError(f"latents: hold {', '.join(map(str, latents)) or 'nothing'}; give those of the image")
-        latents = latents["image"]
     try:
         tensor = torch.as_tensor(latents).detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:

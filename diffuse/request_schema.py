@@ -32,6 +32,11 @@ class PromptSyntax(Enum):
     weighted = "weighted"
 
 
+class SizeFit(Enum):
+    refuse = "refuse"
+    shrink = "shrink"
+
+
 # Help texts that two fields share; `diffuse --help` gives them one entry.
 _SECOND = "for SDXL's second text encoder; null is the first one's"
 _SIZE = "of the picture, in pixels"
@@ -74,6 +79,11 @@ class GenerationRequest:
     height: int = request_field(_SIZE, least=1)
     num_frames: int | None = request_field(
         "of the film: a multiple of 8, and one more", default=None, least=1, since="0.2"
+    )
+    fit: SizeFit = request_field(
+        "whether what is larger than the memory profile is for is refused, or made smaller",
+        default=SizeFit.refuse,
+        since="0.2",
     )
     fps: float | None = request_field(
         "frames of the film a second, such as 24 or 29.97", default=None, above=0, most=1000, since="0.2"
@@ -138,7 +148,7 @@ class GenerationRequest:
         "how a picture of another size is made to fit; stretch where not given", default=None
     )
     input_crf: int | None = request_field(
-        "of films: how strongly input_image is compressed first, as H.264 counts; 0: not at all",
+        "of films: how strongly given pictures are compressed first, as by H.264; 0: not at all",
         default=None,
         least=0,
         most=51,
@@ -146,6 +156,34 @@ class GenerationRequest:
     )
     keep_unmasked: bool = request_field(
         "true returns pixels outside the mask unchanged", default=False, config_default=False
+    )
+    last_image: str | None = request_field(
+        "of films: a picture that it ends with", default=None, is_file=True, since="0.2"
+    )
+    input_video: str | None = request_field(
+        "of films: a clip to go on from; width, height and fps are its own unless given",
+        default=None,
+        is_file=True,
+        since="0.2",
+    )
+    num_conditioning_frames: int | None = request_field(
+        "how many last frames of input_video: a multiple of 8, and one more; 17 if not set",
+        default=None,
+        least=1,
+        since="0.2",
+    )
+    frame_index: int | None = request_field(
+        "the frame of the film that input_image is; 0 where not given, -1 is the last", default=None, since="0.2"
+    )
+    conditioning_strength: float | None = request_field(
+        "above 0, up to 1: how far a film keeps what it is given; 1 where not given",
+        default=None,
+        above=0,
+        most=1,
+        since="0.2",
+    )
+    last_image_strength: float | None = request_field(
+        "the same of last_image alone", default=None, above=0, most=1, since="0.2"
     )
 
     @property
@@ -207,6 +245,15 @@ REQUEST_FIELDS = _request_fields()
 PROMPT_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_prompt)
 # Those of starting from an image.
 INPUT_FIELDS = ("input_image", "mask_image", "strength", "resize", "input_crf", "keep_unmasked")
+# Those of further frames that a film is given.
+FILM_INPUT_FIELDS = (
+    "last_image",
+    "input_video",
+    "num_conditioning_frames",
+    "frame_index",
+    "conditioning_strength",
+    "last_image_strength",
+)
 FILE_FIELDS = tuple(name for name, each in REQUEST_FIELDS.items() if each.is_file)
 # By name, defaults of fields that came later. A sweep's identity leaves such a field out while it has its default.
 LATER_FIELDS = {name: each.config_default for name, each in REQUEST_FIELDS.items() if each.since is not None}
@@ -229,6 +276,7 @@ class RequestArguments(TypedDict, total=False):
     width: int | None
     height: int | None
     num_frames: int | None
+    fit: str | None
     fps: float | None
     num_inference_steps: int | None
     timesteps: Sequence[int] | None
@@ -252,3 +300,7 @@ class RequestArguments(TypedDict, total=False):
     negative_aesthetic_score: float | None
     denoising_end: float | None
     input_crf: int | None
+    num_conditioning_frames: int | None
+    frame_index: int | None
+    conditioning_strength: float | None
+    last_image_strength: float | None

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffuse.request_schema import (
     FILE_FIELDS,
+    FILM_INPUT_FIELDS,
     INPUT_FIELDS,
     LATER_FIELDS,
     PROMPT_FIELDS,
@@ -22,11 +23,13 @@ from diffuse.request_schema import (
     RequestArguments,
     RequestField,
     Resize,
+    SizeFit,
     request_field,
 )
 
 __all__ = [  # those of the request
     "FILE_FIELDS",
+    "FILM_INPUT_FIELDS",
     "INPUT_FIELDS",
     "LATER_FIELDS",
     "PROMPT_FIELDS",
@@ -38,6 +41,7 @@ __all__ = [  # those of the request
     "RequestArguments",
     "RequestField",
     "Resize",
+    "SizeFit",
     "request_field",
 ]
 
@@ -87,6 +91,13 @@ class Cleanup(Enum):
 class ReleaseTo(Enum):
     host = "host"
     disk = "disk"
+
+
+class Storage(Enum):
+    full = "full"
+    fp8 = "fp8"
+    int8 = "int8"
+    nf4 = "nf4"
 
 
 class Suite(Enum):
@@ -181,6 +192,7 @@ class MemoryProfileConfig:
     guidance: GuidanceMode = GuidanceMode.batched
     streamed: list[str] = field(default_factory=list)  # of these, components whose blocks pass over it one by one
     resident_blocks: int = 0  # blocks of a streamed component that stay on the device
+    sharded: list[str] = field(default_factory=list)  # of on_device, components whose blocks are spread over all cards
     cleanup: Cleanup = Cleanup.none  # phases: a component leaves the device when its phase ends
     cleanup_every: int = 0  # steps between emptyings of the allocator's cache, 0 for never
     batch_size: int | None = None  # images denoised together; null: as many as batch_pixels have room for
@@ -189,11 +201,15 @@ class MemoryProfileConfig:
     tiled_encode: bool = False  # and encoded
     vae_tile_size: int = 32  # side of a square tile, in latents
     vae_tile_overlap: int | None = None  # of independent tiles, blended; null: parts that share norms and see no seam
+    vae_tile_frames: int = 11  # of a film: latents of a tile in time
     max_side: int | None = None  # the largest width or height
+    max_film_size: list[int] | None = None  # of a film, in the place of max_side: its longer and its shorter side
+    max_frames: int | None = None  # the longest film
     release_to: ReleaseTo = ReleaseTo.host  # disk: a component whose phase ends is dropped, and read again when used
     budget_gib: float | None = None  # of the device, which a run keeps within; auto chooses the other fields by it
     host_gib: float | None = None  # of tensors in main memory, likewise
     step_down: bool = True  # go on with less of it where memory runs out
+    storage: Storage = Storage.full  # fp8, int8, nf4: weights in fewer bits, which changes pictures
 
 
 @dataclass

@@ -156,8 +156,12 @@ def checkpoint_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def weights_tag(weights: Mapping[str, Any]) -> str:
-    """Returns the recorded weights in one line: the model's `source@sha256`, then those of its parts and LoRA files."""
+    """Returns the recorded weights in one line: the model's `source@sha256`, then those of parts and other files."""
     parts = [f"{name}={weights_tag(part)}" for name, part in weights.get("components", {}).items()]
     refiner = [f"refiner={weights_tag(weights['refiner'])}"] if "refiner" in weights else []
-    lora = [f"lora={each['source']}@{each['sha256']}" for each in weights.get("lora", {}).values()]
-    return "; ".join([f"{weights['source']}@{weights['sha256']}", *parts, *refiner, *lora])
+    files = [
+        f"{name}={each['source']}@{each['sha256']}"
+        for name in ("lora", "embedding")
+        for each in weights.get(name, {}).values()
+    ]
+    return "; ".join([f"{weights['source']}@{weights['sha256']}", *parts, *refiner, *files])

@@ -17,7 +17,7 @@ from diffuse.checkpoints.hub.download import download_files, fetch_small_files, 
 from diffuse.checkpoints.hub.errors import hub_errors
 from diffuse.checkpoints.hub.progress import readable_size
 from diffuse.checkpoints.hub.repository import DownloadPlan, plan_download, readable_sizes
-from diffuse.checkpoints.layout import PICKLES
+from diffuse.checkpoints.layout import PICKLES, SINGLE
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import LocalCheckpoint, Source
@@ -26,7 +26,7 @@ from diffuse.paths import user_path
 from diffuse.schema import Download
 from diffuse.terminal import confirm, say
 
-_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_WEIGHTS = (*SINGLE, ".ckpt", ".pt", ".pth", ".bin")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -216,9 +216,9 @@ def _local_checkpoint(source: Source) -> LocalCheckpoint | None:
             )
         return CheckpointFolder.open(folder, variant=source.variant, source=location, setting=setting)
     if is_file:
-        if folder.suffix.lower() not in (".safetensors", *PICKLES):
+        if folder.suffix.lower() not in (*SINGLE, *PICKLES):
             raise CheckpointError(
-                f"{location}: is no file of weights (.safetensors, {', '.join(PICKLES)}); {setting}.source is one, a "
+                f"{location}: is no file of weights ({', '.join((*SINGLE, *PICKLES))}); {setting}.source is one, a "
                 "folder in the diffusers layout, or a hub repository OWNER/NAME"
             )
         alone = source.components[0] if source.single and source.components else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffuse.checkpoints.scaled_weights import with_scales
 from diffuse.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit; only a damaged file c
 class StoredTensor:
     """A tensor's entry in the header. `start` counts bytes from the beginning of the file.
 
-    `axes` are the tensor's axes in the order in which they lie in the file, where that is another than theirs.
+    `axes` are the tensor's axes in the order in which they lie in the file, where that is another than theirs. `scale`
+    `[1]` or `[O]` multiplies the tensor, or each of its rows.
     """
 
     dtype: str
@@ -29,6 +31,12 @@ class StoredTensor:
     start: int
     nbytes: int
     axes: tuple[int, ...] | None = None
+    scale: StoredTensor | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Tells whether it has fewer bits than a tensor that is computed with."""
+        return self.dtype not in ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def _read_entries(path: Path, name: str) -> dict[str, StoredTensor]:
     entries = json.loads(header)
     entries.pop("__metadata__", None)
     data = 8 + len(header)
-    return {
+    stored = {
         key: StoredTensor(
             entry["dtype"],
             tuple(entry["shape"]),
@@ -120,6 +128,7 @@ def _read_entries(path: Path, name: str) -> dict[str, StoredTensor]:
         )
         for key, entry in entries.items()
     }
+    return with_scales(stored, name)
 
 
 def _explain_damage(path: Path, message: str) -> str:
@@ -129,6 +138,8 @@ def _explain_damage(path: Path, message: str) -> str:
         return "the file is empty; copy or download it again"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer and not the weights; run 'git lfs pull' in the checkpoint's folder"
+    if start.startswith(b"GGUF"):
+        return "is a GGUF file; rename it to end in .gguf"
     behind = _bytes_behind(path)
     if behind > 0:
         return (

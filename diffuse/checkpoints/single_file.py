@@ -32,6 +32,7 @@ _VOCABULARY = Path(diffuse.__file__).parent / "models" / "single_file" / "vocabu
 _OF_THE_MODEL = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "upcast_attention")
 _OF_A_SIZE = ("attention_head_dim", "num_attention_heads", "hidden_act", "eos_token_id")
 _SIZES = ("block_out_channels", "cross_attention_dim", "hidden_size", "num_hidden_layers", "projection_dim")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 _FILE_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
@@ -151,9 +152,9 @@ class SingleFile:
         config = self._description.configs.get(component)
         if config is None:
             raise self._no_component(component)
-        if self.component is None or self.model is None:
+        if self.component is None or self.model is None or "LTX2" in str(config.get("_class_name")):
             return config
-        if self._is_decoder:
+        if not config:  # no tensor tells its settings
             return dict(self.model.config(component))
         try:
             theirs = self.model.config(component)
@@ -166,8 +167,16 @@ class SingleFile:
         return config | {key: theirs[key] for key in names if key in theirs}
 
     def path(self, relative: str) -> Path:
-        """Returns the folder of a tokenizer, whose words are those of CLIP; other small files a single file has not."""
+        """Returns the folder of a tokenizer, whose words are those of CLIP; other small files a single file has not.
+
+        That of a model of films is beside its text encoder, which no file holds.
+
+        Raises:
+            CheckpointError: it is not.
+        """
         name = relative.partition("/")[0]
+        if name == "tokenizer" and self.component is None and "transformer" in self._description.configs:
+            return self._tokenizer_of_text_encoder()
         if name in ("tokenizer", "tokenizer_2"):
             return _VOCABULARY / ("open_clip" if self._pads_with_a_word(name) else "clip")
         return self.file.parent / relative if relative in _FILE_NAMES else self.file
@@ -240,7 +249,14 @@ class SingleFile:
             return describe_checkpoint(shapes, self._metadata, self.source)
         if self.component.startswith(("tokenizer", "scheduler")):
             raise CheckpointError(f"{self.setting}.source={self.source}: a file of weights holds no {self.component}")
-        config, origins = describe_component(shapes, self.component, self.source)
+        config, origins = describe_component(shapes, self.component, self.source, self._metadata)
+        if config is None:  # no tensor tells it
+            if self.model is None:
+                raise CheckpointError(
+                    f"{self.source}: does not say what {self.component} it holds; give it beside a checkpoint, as "
+                    f"model.{self.component}.source"
+                )
+            config = dict(self.model.config(self.component))
         return Description({}, {self.component: config}, {self.component: origins})
 
     @property
@@ -257,6 +273,18 @@ class SingleFile:
         encoder = tokenizer.replace("tokenizer", "text_encoder")
         config = self._description.configs.get(encoder) or {}
         return config.get("hidden_act") == "gelu"
+
+    def _tokenizer_of_text_encoder(self) -> Path:
+        encoder = self.parts.get("text_encoder")
+        if encoder is None:
+            raise self._no_component("text_encoder")
+        own = encoder.path("text_encoder")
+        for folder in (own, own.parent / "tokenizer"):
+            if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+                return folder
+        raise CheckpointError(
+            f"{encoder.source}: has no tokenizer beside the text encoder; name one in {self.setting}.tokenizer.source"
+        )
 
     def _no_component(self, component: str) -> CheckpointError:
         return CheckpointError(
@@ -279,4 +307,8 @@ def _place(stored: StoredTensor, origin: Origin, name: str) -> StoredTensor:
     if origin.third is None:
         return replace(stored, shape=shape)
     size = stored.nbytes // 3
-    return replace(stored, shape=shape, start=stored.start + origin.third * size, nbytes=size)
+    scale = stored.scale
+    if scale is not None and scale.shape != (1,):  # one for each row
+        rows = scale.nbytes // 3
+        scale = replace(scale, shape=shape[:1], start=scale.start + origin.third * rows, nbytes=rows)
+    return replace(stored, shape=shape, start=stored.start + origin.third * size, nbytes=size, scale=scale)

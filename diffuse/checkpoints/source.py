@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from diffuse.checkpoints.folder import CheckpointFolder
-from diffuse.checkpoints.layout import PICKLES
+from diffuse.checkpoints.layout import PICKLES, SINGLE
 from diffuse.checkpoints.single_file import SingleFile
 
 LocalCheckpoint: TypeAlias = CheckpointFolder | SingleFile
@@ -55,7 +55,7 @@ class Source:
     def hub_file(self) -> str | None:
         """Is the path of the file within the repository, for a source that is one file of it."""
         match = _HUB_FILE.fullmatch(self.location)
-        return match[2] if match and Path(match[2]).suffix in (".safetensors", *PICKLES) else None
+        return match[2] if match and Path(match[2]).suffix in (*SINGLE, *PICKLES) else None
 
     def checkpoint(self, folder: Path, commit: str | None = None, *, at_root: bool = False) -> LocalCheckpoint:
         """Returns the source's checkpoint, whose files are in `folder`; `commit` is None for a local folder."""

@@ -21,17 +21,22 @@ import mmap
 import os
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from diffuse.checkpoints.gguf.blocks import BLOCK_FORMATS
 from diffuse.checkpoints.safetensors_file import StoredTensor
 from diffuse.device.mapped_pages import add_mapping
 from diffuse.errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+READABLE = (*DTYPES, *_FLOAT8, *BLOCK_FORMATS)  # dtypes that tensors are read from
+_UNPACKED_AT_ONCE = 1 << 20  # weights
 _LARGE_BYTES = 256 << 10  # more than a layer has that is not packed
 _mapped: weakref.WeakKeyDictionary[mmap.mmap, tuple[str, int]] = weakref.WeakKeyDictionary()  # name and length needed
 _PARTS = 16  # mappings, each of which holds a file descriptor
@@ -45,7 +50,7 @@ def read_tensors(
 
     Args:
         path: the file.
-        entries: where its tensors lie, published key -> entry; every dtype in it is one of `DTYPES`.
+        entries: where its tensors lie, published key -> entry; every dtype in it is one of `READABLE`.
         dtypes: the published keys to read, each with the dtype that its tensor is to have.
         device: where the tensors are to be.
 
@@ -75,7 +80,7 @@ def read_tensors(
 
 def stays_in_file(entry: StoredTensor, dtype: torch.dtype) -> bool:
     """Returns whether a tensor that is wanted on the CPU is left in its file, mapped, and not copied."""
-    as_wanted = DTYPES.get(entry.dtype) == dtype and entry.axes is None
+    as_wanted = DTYPES.get(entry.dtype) == dtype and entry.axes is None and entry.scale is None
     return as_wanted and entry.start % dtype.itemsize == 0 and is_large(entry.nbytes)
 
 
@@ -162,7 +167,13 @@ class _Window:
 
 def _copy(window: _Window, entry: StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Reads one tensor piece by piece through a window on the file; on an accelerator it is converted there."""
-    stored = DTYPES[entry.dtype]
+    if entry.scale is not None:
+        scale = _copy(window, entry.scale, device, torch.float32)
+        whole = _copy(window, replace(entry, scale=None), device, torch.float32)
+        return whole.mul_(scale.view(-1, *[1] * (whole.ndim - 1)) if scale.numel() > 1 else scale).to(dtype)
+    if entry.dtype in BLOCK_FORMATS:
+        return _copy_blocks(window, entry, device, dtype)
+    stored = (DTYPES | _FLOAT8)[entry.dtype]
     result = torch.empty(entry.shape, dtype=dtype, device=device)
     flat = result.view(-1)
     at_most = _WINDOW_BYTES // stored.itemsize
@@ -178,4 +189,17 @@ def _copy(window: _Window, entry: StoredTensor, device: torch.device, dtype: tor
     if entry.axes is not None:
         places = [entry.axes.index(axis) for axis in range(len(entry.shape))]
         return flat.view([entry.shape[axis] for axis in entry.axes]).permute(places).contiguous()
+    return result
+
+
+def _copy_blocks(window: _Window, entry: StoredTensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Reads one tensor of a GGUF file, some blocks at a time."""
+    form = BLOCK_FORMATS[entry.dtype]
+    result = torch.empty(entry.shape, dtype=dtype, device=device)
+    blocks = result.view(-1, form.weights)
+    step = _UNPACKED_AT_ONCE // form.weights
+    for first in range(0, len(blocks), step):
+        target = blocks[first : first + step]
+        piece = window.numbers(entry.start + first * form.nbytes, torch.uint8, len(target) * form.nbytes)
+        target.copy_(form.unpack(piece.view(-1, form.nbytes).to(device)))
     return result

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffuse.checkpoints.checkpoint import Checkpoint, TensorFile
-from diffuse.checkpoints.tensor_reading import DTYPES, is_large
+from diffuse.checkpoints.tensor_reading import DTYPES, READABLE, is_large
 from diffuse.errors import CheckpointError, first_line
+from diffuse.layers.quantized import Quantization, QuantizedLayer, quantize_layers
 
 _GROUP_BYTES = 128 << 20  # of weights that are read at a time, where not all are needed at once
 _Match = list[tuple[TensorFile, dict[str, str]]]  # each file with {published key: the module's key}
@@ -55,6 +56,7 @@ def load_weights(
     dtype: torch.dtype,
     rename: Callable[[str], str | None] = lambda key: key,
     keep_float32: Callable[[str], bool] = lambda key: False,
+    quantization: Quantization | None = None,
 ) -> nn.Module:
     """Returns the module that `build` makes, filled, on `device`, in evaluation mode and without gradients.
 
@@ -70,6 +72,8 @@ def load_weights(
         rename: maps a published key to the module's own, or to None for a tensor the module has no use for, which is
             then not read.
         keep_float32: tells of the module's keys which ones are float32 whatever `dtype` is.
+        quantization: how the weights of linear layers and convolutions are stored, in place of `dtype`. They are read
+            some at a time, so that memory never holds all of them in full.
 
     Raises:
         CheckpointError: a file is damaged, or a key is missing, unexpected, there twice, of the wrong shape or of a
@@ -79,9 +83,15 @@ def load_weights(
     module = skeleton(build)
     expected = module.state_dict(keep_vars=True)
     match = _match(checkpoint.tensor_files(component), expected, rename, checkpoint, component)
+    stored = {} if quantization is None else quantize_layers(module, quantization)
     owners = dict(module.named_modules())
     for file, keys in match:
-        dtypes = {published: torch.float32 if keep_float32(key) else dtype for published, key in keys.items()}
+        _fill_quantized(file, {published: stored[key] for published, key in keys.items() if key in stored}, device)
+        dtypes = {
+            published: torch.float32 if keep_float32(key) else dtype
+            for published, key in keys.items()
+            if key not in stored
+        }
         try:
             tensors = file.read(dtypes, device)
         except OSError as error:
@@ -93,6 +103,21 @@ def load_weights(
             setattr(owners[owner], name, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
     _materialize(module, owners, device)
     return module.eval()
+
+
+def _fill_quantized(file: TensorFile, layers: Mapping[str, QuantizedLayer], device: torch.device) -> None:
+    """Reads the weights of quantized layers, by their published keys, and drops each once it is stored."""
+    for published, layer in layers.items():
+        try:
+            weight = file.read({published: torch.float32}, device)[published]
+            layer.fill(weight)
+        except OSError as error:
+            raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise CheckpointError(
+                f"{file.name}: {published} cannot be stored as {layer.storage.value}: {error}; use "
+                "memory_profile.storage=full"
+            ) from None
 
 
 def read_weights(
@@ -118,7 +143,7 @@ def read_weights(
         nbytes = 0
         for name in published:
             info = file.tensors[name]
-            if device.type == "cpu" and DTYPES[info.dtype] == dtype:
+            if device.type == "cpu" and DTYPES.get(info.dtype) == dtype:
                 groups[0].append(name)
                 continue
             size = math.prod(info.shape) * dtype.itemsize
@@ -135,23 +160,28 @@ def read_weights(
             yield {str(published[name]): tensors[name] for name in group}
 
 
-def copied_bytes(checkpoint: Checkpoint, component: str, module: nn.Module) -> int:
+def copied_bytes(
+    checkpoint: Checkpoint, component: str, module: nn.Module, rename: Callable[[str], str | None] = lambda key: key
+) -> int:
     """Returns the bytes of main memory that `load_weights` takes on the CPU, without what stays in the file, mapped.
 
     Args:
         module: of the component, in the dtype that is wanted. Where the weights are not here they are taken for such.
+        rename: as for `load_weights`.
     """
     dtype = max((each.dtype for each in module.parameters()), key=lambda each: each.itemsize)
+    layers = {f"{path}.weight": each for path, each in module.named_modules() if isinstance(each, QuantizedLayer)}
+    stored = sum(buffer.numel() * buffer.element_size() for each in layers.values() for buffer in each.buffers())
     try:
         files = checkpoint.tensor_files(component)
     except CheckpointError:
         sizes = (each.numel() * dtype.itemsize for each in module.parameters())
-        return sum(size for size in sizes if not is_large(size))
-    return sum(
+        return stored + sum(size for size in sizes if not is_large(size))
+    return stored + sum(
         math.prod(info.shape) * dtype.itemsize
         for file in files
         for key, info in file.tensors.items()
-        if not file.stays_in_file(key, dtype)
+        if not (file.stays_in_file(key, dtype) or (layers and rename(key) in layers))
     )
 
 
@@ -202,9 +232,9 @@ def _match(
                     f"{file.name}: {published} has the shape {list(info.shape)} where {component}/config.json asks for "
                     f"{list(shape)}; the two files are of different models"
                 )
-            if info.dtype not in DTYPES:
+            if info.dtype not in READABLE:
                 raise CheckpointError(
-                    f"{file.name}: {published} is stored as {info.dtype}; implemented: {', '.join(DTYPES)}; use a "
+                    f"{file.name}: {published} is stored as {info.dtype}; implemented: {', '.join(READABLE)}; use a "
                     "checkpoint that is not quantized"
                 )
             origin[key] = published

@@ -65,6 +65,7 @@ def _download(arguments: list[str]) -> None:
 
     check_targets(cfg)
 
+    from diffuse.checkpoints.listed_files import listed_sources
     from diffuse.checkpoints.locate import download_checkpoints
     from diffuse.checkpoints.model_sources import model_sources
     from diffuse.checkpoints.single_file import SingleFile
@@ -72,7 +73,8 @@ def _download(arguments: list[str]) -> None:
     from diffuse.schema import Download
 
     consent = Download.yes if yes else cfg.model.download
-    for checkpoint in download_checkpoints(model_sources(cfg, component_names(cfg)), consent):
+    sources = [*model_sources(cfg, component_names(cfg)), *listed_sources(cfg, consent)]
+    for checkpoint in download_checkpoints(sources, consent):
         print_line(checkpoint.file if isinstance(checkpoint, SingleFile) else checkpoint.folder)
 
 

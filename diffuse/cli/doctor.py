@@ -244,6 +244,10 @@ def _models(
         where = ", ".join(chosen.on_device).replace(EVERY, "everything") or "nothing"
         needs = model.min_vram_gib.get(chosen.name, 0)
         limit = "" if chosen.max_side is None else f", up to {chosen.max_side} a side"
+        if chosen.max_film_size is not None and "num_frames" in model.request_defaults:
+            longer, shorter = chosen.max_film_size
+            frames = "" if chosen.max_frames is None else f" and {chosen.max_frames} frames"
+            limit = f", up to {longer} x {shorter}{frames}"
         on = "" if hw.device == "cpu" and not hw.planned else f" (from {needs:g} GiB; {where} on the card{limit})"
         rows.append((name, f"[green]{chosen.name}[/]{on}"))
     return rows

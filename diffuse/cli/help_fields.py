@@ -11,6 +11,7 @@ FIELDS = """\
   num_images                      how many images a run makes
   width, height                   of the picture, in pixels
   num_frames                      of the film: a multiple of 8, and one more
+  fit=refuse|shrink               whether what is larger than the memory profile is for is refused, or made smaller
   fps                             frames of the film a second, such as 24 or 29.97
   num_inference_steps             more are slower and finer
   timesteps                       those to visit, such as [999,749,499,249], instead of the scheduler's own choice
@@ -35,6 +36,12 @@ FIELDS = """\
   mask_image                      of the same size: white is painted anew, black is kept
   strength                        above 0, up to 1: how far the picture may change; 0.8, or 1 with a mask
   resize=stretch|crop|pad         how a picture of another size is made to fit; stretch where not given
-  input_crf                       of films: how strongly input_image is compressed first, as H.264 counts; 0: not at all
+  input_crf                       of films: how strongly given pictures are compressed first, as by H.264; 0: not at all
   keep_unmasked                   true returns pixels outside the mask unchanged
+  last_image                      of films: a picture that it ends with
+  input_video                     of films: a clip to go on from; width, height and fps are its own unless given
+  num_conditioning_frames         how many last frames of input_video: a multiple of 8, and one more; 17 if not set
+  frame_index                     the frame of the film that input_image is; 0 where not given, -1 is the last
+  conditioning_strength           above 0, up to 1: how far a film keeps what it is given; 1 where not given
+  last_image_strength             the same of last_image alone
 """

@@ -44,6 +44,13 @@ class Cell:
     run_id: str | None = None
 
     @property
+    def weights_errors(self) -> dict[str, float]:
+        """The relative error of each component's weights that are stored in fewer bits, by its name."""
+        parts = _mapping(self.record.get("quantized")).items()
+        errors = {str(name): _mapping(part).get("relative_error") for name, part in parts}
+        return {name: float(error) for name, error in errors.items() if isinstance(error, float | int)}
+
+    @property
     def is_video(self) -> bool:
         return is_video(self.path)
 
@@ -97,7 +104,8 @@ def build_cell(path: Path, record: Mapping[str, Any], run_id: str | None = None,
     for group in GROUPS:
         values[group] = values.get(f"{group}.name")
     values = {key: value for key, value in values.items() if not _is_left_out(key)}
-    values |= _lora_fields(values.pop("lora", None))
+    for name in ("lora", "embedding"):
+        values |= _file_fields(name, values.pop(name, None))
     overrides = [str(override) for override in _sequence(record.get("overrides"))]
     if seconds is None:
         seconds = _seconds(_mapping(record.get("timings")))
@@ -211,15 +219,16 @@ def _seconds(timings: Mapping[str, Any]) -> float | None:
     return max(float(total) - float(load), 0.0) or None
 
 
-def _lora_fields(value: Any) -> dict[str, Any]:
-    """Returns LoRA files as one field, by their names, and the numbers of each as fields such as `lora.0.weight`."""
+def _file_fields(field: str, value: Any) -> dict[str, Any]:
+    """Returns LoRA files, or embeddings, as one field, by their names, and what is said of each as fields such as
+    `lora.0.weight`."""
     files = [_mapping(item) for item in _sequence(value)]
     if not files:
         return {}
-    fields: dict[str, Any] = {"lora": ", ".join(PurePath(str(each.get("source"))).name for each in files)}
+    fields: dict[str, Any] = {field: ", ".join(PurePath(str(each.get("source"))).name for each in files)}
     for index, each in enumerate(files):
         numbers = flatten({name: item for name, item in each.items() if name != "source" and item is not None})
-        fields |= {f"lora.{index}.{name}": item for name, item in numbers.items()}
+        fields |= {f"{field}.{index}.{name}": item for name, item in numbers.items()}
     return fields
 
 

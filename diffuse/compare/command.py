@@ -6,6 +6,7 @@ import shlex
 
 from diffuse.compare.axes import format_value
 from diffuse.compare.cells import Cell
+from diffuse.schema import FILE_FIELDS
 
 _WHERE = ("output.dir", "output.name")  # where a file was saved, and where its run was tracked, is not how it was made
 _TRACKING = "tracking"
@@ -34,6 +35,6 @@ def command_obstacle(cell: Cell) -> str:
     inputs = cell.record.get("inputs")
     if isinstance(inputs, dict) and inputs.get("latents"):
         return "its initial noise was given in Python and is not in the record"
-    if any(cell.config.get(name) == "a picture in memory" for name in ("input_image", "mask_image")):
-        return "it started from a picture that was given in Python and is in no file"
+    if any(cell.config.get(name) == "a picture in memory" for name in FILE_FIELDS):
+        return "it started from a picture or a clip that was given in Python and is in no file"
     return ""

@@ -33,7 +33,7 @@ function caption(i, without = []) {
 const decibels = (v) => (v === 'inf' ? '∞ dB' : `${v.toFixed(2)} dB`);
 const FORMATS = {
   seconds: (v) => `${v < 10 ? v.toFixed(2) : v.toFixed(1)} s`, psnr: decibels, sound_snr: decibels,
-  ssim: (v) => v.toFixed(4), flip: (v) => v.toFixed(4), name: (v) => v,
+  ssim: (v) => v.toFixed(4), flip: (v) => v.toFixed(4), weights_error: (v) => v.toPrecision(2), name: (v) => v,
 };
 
 function told(i, field) {

@@ -130,6 +130,7 @@ def _cell(
         "ssim": None if difference is None else difference.ssim,
         "flip": None if difference is None else difference.flip,
         "sound_snr": None if difference is None else _decibels(difference.sound_snr),
+        "weights_error": max(cell.weights_errors.values(), default=None),
         "reference": None if row.reference is None else numbers[row.reference],
     }
 

@@ -1,6 +1,6 @@
 // The table: a line a cell, sorted by any column.
 
-const NUMBERS = { seconds: 'Seconds', psnr: 'PSNR dB', ssim: 'SSIM', flip: 'FLIP', sound_snr: 'Sound dB' };
+const NUMBERS = { seconds: 'Seconds', psnr: 'PSNR dB', ssim: 'SSIM', flip: 'FLIP', sound_snr: 'Sound dB', weights_error: 'Weights off by' };
 
 function drawTable(cells) {
   nearby.disconnect();
@@ -8,7 +8,7 @@ function drawTable(cells) {
     ...data.axes.map((axis, a) => ({ key: a, label: axis.label, of: (i) => data.cells[i].at[a], text: (i) => value(i, a) })),
     ...Object.keys(NUMBERS).filter((key) => data.cells.some((cell) => cell[key] !== null)).map((key) => ({
       key, label: NUMBERS[key], number: true, of: (i) => number(data.cells[i][key]),
-      text: (i) => (data.cells[i].reference === i && key !== 'seconds' ? 'reference' : told(i, key).replace(/ (s|dB)$/, '')),
+      text: (i) => (data.cells[i].reference === i && key !== 'seconds' && key !== 'weights_error' ? 'reference' : told(i, key).replace(/ (s|dB)$/, '')),
     })),
     { key: 'name', label: 'File', of: (i) => data.cells[i].name, text: (i) => data.cells[i].name },
   ];

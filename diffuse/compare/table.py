@@ -22,18 +22,29 @@ def format_csv(rows: Sequence[CellQuality], axes: Sequence[Axis], folder: Path) 
     writer = csv.writer(out, lineterminator="\n")
     has_sound = any(row.difference is not None and row.difference.sound_snr is not None for row in rows)
     sound = ["sound_snr_db"] if has_sound else []
+    errors = ["weights_error"] if any(row.cell.weights_errors for row in rows) else []
     writer.writerow(
-        ["file", "run_id", *keys, "seconds", "psnr_db", "ssim", "flip", *sound, "reference", "pixels_sha256"]
+        ["file", "run_id", *keys, "seconds", "psnr_db", "ssim", "flip", *sound, *errors, "reference", "pixels_sha256"]
     )
     for row in rows:
         cell, difference = row.cell, row.difference
         values = [format_value(cell.config.get(key)) if cell.config.get(key) is not None else "" for key in keys]
         metrics = [None if difference is None else getattr(difference, name) for name in ("psnr", "ssim", "flip")]
         metrics += [None if difference is None else difference.sound_snr for _ in sound]
+        lost = [" ".join(f"{name}={error:.4g}" for name, error in cell.weights_errors.items()) for _ in errors]
         reference = "" if row.reference is None else relative_path(row.reference.path, folder)
         file = relative_path(cell.path, folder)
         writer.writerow(
-            [file, cell.run_id or "", *values, _number(cell.seconds), *map(_number, metrics), reference, cell.digest]
+            [
+                file,
+                cell.run_id or "",
+                *values,
+                _number(cell.seconds),
+                *map(_number, metrics),
+                *lost,
+                reference,
+                cell.digest,
+            ]
         )
     return out.getvalue()
 

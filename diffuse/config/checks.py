@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from diffuse.config import prompt_syntax
 from diffuse.config.compose import ConfigValues
+from diffuse.config.embedding import EMBEDDINGS_LIST
 from diffuse.config.groups import group_options
 from diffuse.config.inputs import check_input_fields
 from diffuse.config.lora import read_lora
@@ -50,7 +51,9 @@ _PROFILE_COUNTS = (
     ("cleanup_every", 0),
     ("resident_blocks", 0),
     ("max_side", 1),
+    ("max_frames", 1),
     ("vae_tile_size", 1),
+    ("vae_tile_frames", 2),
     ("vae_tile_overlap", 1),
 )
 _PROFILE_BUDGETS = ("budget_gib", "host_gib")
@@ -59,10 +62,14 @@ _HINTS = {
     "guidance_scale": "0 and 1 switch guidance off",
     "guidance_rescale": "0 leaves the contrast as guidance makes it",
     "strength": "1 forgets the input picture, and nothing goes beyond that",
+    "conditioning_strength": "1 keeps what is given as it is; leave the picture out where it is not to count",
+    "last_image_strength": "1 keeps the picture as it is; leave it out where it is not to count",
     "clip_skip": "0 or null leaves out none, 1 the last layer",
 }
 
 
+# What a model of films has instead of a field of pictures.
+_OF_FILMS = {"strength": "conditioning_strength says how far it keeps a picture; "}
 _GIVEN_STEPS = {"timesteps": "[999,749,499,249]", "sigmas": "[14.6,3.9,1.4,0.4]"}
 
 
@@ -74,6 +81,7 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     """
     check_targets(config)
     read_lora(config.lora)
+    EMBEDDINGS_LIST.read(config.embedding)
     check_options({key: value for key, value in config.scheduler.items() if key not in ("_target_", "name")})
     _check_given_steps(fields, config.num_inference_steps)
     for field in _NUMBERS:
@@ -93,6 +101,12 @@ def check_request(fields: Mapping[str, Any], config: ConfigValues) -> None:
     if overlap is not None and overlap >= tile:
         raise ConfigError(
             f"memory_profile.vae_tile_overlap={overlap}: should be less than memory_profile.vae_tile_size={tile}"
+        )
+    size = config.memory_profile.max_film_size
+    if size is not None and not (len(size) == 2 and min(size) >= 1):
+        shown = "[" + ",".join(map(str, size)) + "]"
+        raise ConfigError(
+            f"memory_profile.max_film_size={shown}: should be the longer and the shorter side, such as [1280,720]"
         )
     for name in _PROFILE_BUDGETS:
         value = config.memory_profile[name]
@@ -161,7 +175,8 @@ def check_known_fields(fields: Mapping[str, Any], known: Set[str], model: str) -
         if name not in known and value != default:
             shown = value.name if isinstance(value, Enum) else value
             others = ", ".join(sorted(known))
-            raise ConfigError(f"{name}={shown}: model={model} knows no {name}; beside the common it has {others}")
+            near = _OF_FILMS.get(name, "") if "conditioning_strength" in known else ""
+            raise ConfigError(f"{name}={shown}: model={model} knows no {name}; {near}beside the common it has {others}")
 
 
 def check_targets(config: DictConfig | ConfigValues) -> None:

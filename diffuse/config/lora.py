@@ -1,23 +1,25 @@
 """The LoRA files that a configuration asks for: `lora=FILE:0.8`, or a list of such texts or of fields by name.
 
-Each has `source` and `weight`; `unet`, `text_encoder` and `text_encoder_2` in place of the weight for one component;
-and `blocks`, by which the weight of parts of a component is multiplied. No torch.
+Each has `source` and `weight`; `unet`, `text_encoder`, `text_encoder_2`, `transformer` and `connectors` in place of the
+weight for one component; and `blocks`, by which the weight of parts of a component is multiplied. No torch.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from diffuse.config.file_lists import FileList, check_source
 from diffuse.errors import ConfigError
 
 LORA = "lora"
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer", "connectors")
+"""The components that may have a weight of their own."""
+_LATER = ("transformer", "connectors")  # which earlier records and sweeps lack
 _SHORT = re.compile(r"(?P<source>.+?):(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.DOTALL)
-_MOST = 100  # files at once; a list that is longer is a mistake
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class LoraSetting:
     unet: float | None = None
     text_encoder: float | None = None
     text_encoder_2: float | None = None
+    transformer: float | None = None
+    connectors: float | None = None
     blocks: Mapping[str, float] = field(default_factory=dict)  # path of a part of the model -> factor
 
     def strength(self, component: str, module: str) -> float:
@@ -37,14 +41,14 @@ class LoraSetting:
         Args:
             module: the layer's path in its component, such as `mid_block.attentions.0.proj_in`.
         """
-        own = getattr(self, component, None) if component in _COMPONENTS else None
+        own = getattr(self, component, None) if component in LORA_COMPONENTS else None
         weight = self.weight if own is None else own
         inside = [part for part in self.blocks if f"{module}.".startswith(f"{part}.")]
         return weight * self.blocks[max(inside, key=len)] if inside else weight
 
     def short(self) -> str:
         """Returns the setting as one types it: `FILE:0.8`, or with its fields where it has more of them."""
-        if all(getattr(self, name) is None for name in _COMPONENTS) and not self.blocks:
+        if all(getattr(self, name) is None for name in LORA_COMPONENTS) and not self.blocks:
             return self.source if self.weight == 1 and not _SHORT.fullmatch(self.source) else self._with_weight()
         values = {name: value for name, value in self.as_values().items() if value not in (None, {})}
         return "{" + ", ".join(f"{name}: {_text(value)}" for name, value in values.items()) + "}"
@@ -58,32 +62,6 @@ class LoraSetting:
 
 
 _FIELDS = tuple(each.name for each in fields(LoraSetting))
-_KEY = re.compile(rf"lora\.(?P<index>\d+)\.(?P<field>{'|'.join(_FIELDS)})(?P<block>(?<=blocks)\..+)?")
-
-
-def is_lora_source(key: str) -> bool:
-    """Tells whether an override's name is that of the file of one LoRA, such as `lora.0.source`."""
-    match = _KEY.fullmatch(key)
-    return match is not None and match["field"] == "source"
-
-
-def check_lora_key(key: str, override: str, overrides: Sequence[str]) -> None:
-    """Checks an override of one field, such as `lora.0.weight`.
-
-    Args:
-        key: its name.
-        override: as it was typed.
-        overrides: all of the command, of which one says which files there are, if no file of the user's does.
-
-    Raises:
-        ConfigError: there is no such field, or no file of that number.
-    """
-    match = _KEY.fullmatch(key)
-    if match is None:
-        raise ConfigError(f"{override}: should be lora.0.FIELD, where FIELD is one of {', '.join(_FIELDS)}")
-    files = [each.partition("=")[2] for each in overrides if each.startswith(f"{LORA}=")]
-    if int(match["index"]) > 0 and files and not files[-1].lstrip().startswith(("[", "choice", "$")):
-        raise ConfigError(f"{override}: lora has one file, which is lora.0")
 
 
 def read_lora(value: Any) -> tuple[LoraSetting, ...]:
@@ -95,33 +73,7 @@ def read_lora(value: Any) -> tuple[LoraSetting, ...]:
     Raises:
         ConfigError: it is something else, or a field is wrong.
     """
-    if value is None:
-        return ()
-    items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if len(items) > _MOST:
-        raise ConfigError(f"lora: has {len(items)} files; {_MOST} are the most")
-    return tuple(_read_one(item, f"lora.{index}") for index, item in enumerate(items))
-
-
-def lora_values(value: Any) -> list[dict[str, Any]] | None:
-    """Returns a configuration's `lora` with all fields by name; None where there are no files.
-
-    Raises:
-        ConfigError: as `read_lora`.
-    """
-    return [each.as_values() for each in read_lora(value)] or None
-
-
-def short_lora(value: Any) -> str:
-    """Returns a configuration's `lora` as one types it.
-
-    Raises:
-        ConfigError: as `read_lora`.
-    """
-    texts = [each.short() for each in read_lora(value)]
-    if not texts:
-        return "null"
-    return texts[0] if len(texts) == 1 and not texts[0].startswith("{") else f"[{', '.join(texts)}]"
+    return LORA_LIST.read(value)
 
 
 def _read_one(item: Any, where: str) -> LoraSetting:
@@ -133,12 +85,10 @@ def _read_one(item: Any, where: str) -> LoraSetting:
     for name in item:
         if name not in _FIELDS:
             raise ConfigError(f"{where}.{name}: there is no such field; a LoRA has {', '.join(_FIELDS)}")
-    source = item.get("source")
-    if not isinstance(source, str) or not source.strip():
-        raise ConfigError(f"{where}.source: should be a file; write lora=FILE:0.8")
+    source = check_source(item.get("source"), where, LORA_LIST.example)
     weight = item.get("weight", 1.0)
     numbers = {"weight": _number(1.0 if weight is None else weight, f"{where}.weight")}
-    for name in _COMPONENTS:
+    for name in LORA_COMPONENTS:
         if item.get(name) is not None:
             numbers[name] = _number(item[name], f"{where}.{name}")
     blocks = item.get("blocks")
@@ -173,3 +123,7 @@ def _text(value: Any) -> str:
         return value
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
+
+
+LORA_LIST = FileList(LORA, _FIELDS, _read_one, "lora=FILE:0.8", "weight: 0.8", "LoRA files", _LATER)
+"""The field `lora`."""

@@ -162,9 +162,10 @@ def unknown_field(key: str, override: str) -> ConfigError:
         then = "" if option != key else f"; with one of them write scheduler.{override.lstrip('+~')}"
         return ConfigError(f"{override}: {fault}; scheduler={'|'.join(samplers)} {have}{then}")
     names += [f"scheduler.{each}" for each in sampler_options() if f"scheduler.{each}" not in names]
-    if key.startswith("lora."):
+    if key.startswith(("lora.", "embedding.")):
         number = ".".join(key.split(".")[:2])
-        return ConfigError(f"{override}: there is no {number}; say which file, as in lora=FILE:0.8")
+        example = "lora=FILE:0.8" if key.startswith("lora.") else "embedding=FILE"
+        return ConfigError(f"{override}: there is no {number}; say which file, as in {example}")
     near = suggestion(key, names, "diffuse --help lists them")
     if own := get_close_matches(key, own_groups(), 1, 0.7):
         near = f"; did you mean +{own[0]}?"

@@ -17,9 +17,11 @@ from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from diffuse.config.embedding import EMBEDDINGS_LIST
+from diffuse.config.file_lists import FileList
 from diffuse.config.groups import group_options, known_keys
 from diffuse.config.hydra_settings import check_hydra_part
-from diffuse.config.lora import LORA, check_lora_key, is_lora_source, read_lora, short_lora
+from diffuse.config.lora import LORA_LIST
 from diffuse.config.mistakes import unknown_field
 from diffuse.config.own import SEARCHPATH, own_config, read_searchpath
 from diffuse.config.text_lists import is_quoted_list, read_text_list
@@ -30,6 +32,8 @@ _MARKS = "???"
 OmegaConf.register_new_resolver("diffuse_marks", lambda: _MARKS, replace=True)
 _MARKS_RESOLVED = "${diffuse_marks:}"
 
+FILE_LISTS = {each.name: each for each in (LORA_LIST, EMBEDDINGS_LIST)}
+"""The fields that list files, by name."""
 _TEXTS = frozenset({*PROMPT_FIELDS, "prompt_file", "output.name", "tracking.run_name"})
 _PATHS = frozenset(
     {
@@ -77,8 +81,8 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
         match = _OVERRIDE.fullmatch(override)
         assert match is not None
         sign, key, value = match["sign"], match["key"].strip(), match["value"]
-        if key.startswith(f"{LORA}."):
-            check_lora_key(key, override, overrides)
+        if (files := FILE_LISTS.get(key.partition(".")[0])) and "." in key:
+            files.check_key(key, override, overrides)
         if key == SEARCHPATH and value is not None:
             places = read_searchpath([override.lstrip("+")])
             quoted.append(f"{SEARCHPATH}=[{','.join(map(quote_value, places or ()))}]")
@@ -104,13 +108,20 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             quoted.append(f"{key}={listed}")
         elif key in _TEXTS:
             quoted.append(f"{key}={quote_text(value[1:])}")
-        elif key == LORA:
-            quoted.append(f"{key}={_quote_lora(value[1:], sweep)}")
+        elif key in FILE_LISTS:
+            quoted.append(f"{key}={_quote_files(FILE_LISTS[key], value[1:], sweep)}")
         elif _is_bare_path(key, value, sweep):
             quoted.append(f"{key}={quote_value(value[1:])}")
         else:
             quoted.append(override)
-    return _with_lora_fields(quoted) if sweep else quoted
+    for files in FILE_LISTS.values() if sweep else ():
+        quoted = _with_file_fields(files, quoted)
+    return quoted
+
+
+def is_listed_source(key: str) -> bool:
+    """Tells whether an override's name is that of one file of a list, such as `lora.0.source`."""
+    return any(files.is_source(key) for files in FILE_LISTS.values())
 
 
 def quote_text(text: str) -> str:
@@ -145,9 +156,9 @@ def unquote_overrides(overrides: Sequence[str]) -> list[str]:
 
 @lru_cache(1000)  # the jobs of a sweep have most in common
 def _unquote(override: str) -> str:
-    if override.startswith(f"{LORA}="):
+    if (files := FILE_LISTS.get(override.partition("=")[0])) is not None:
         value = OverridesParser.create().parse_override(override).value()
-        return f"{LORA}={short_lora(value)}" if isinstance(value, list | None) else override
+        return f"{files.name}={files.short(value)}" if isinstance(value, list | None) else override
     if override.partition("=")[0] not in _TEXTS | _PATHS:
         return override
     parsed = OverridesParser.create().parse_override(override)
@@ -165,63 +176,66 @@ def _unescape(value: str) -> str:
 
 def _is_bare_path(key: str, value: str, sweep: bool) -> bool:
     """Checks that an override `key` + `value`, which begins with `=`, is a path that is still to be quoted."""
-    if (key not in _PATHS and not is_lora_source(key)) or (sweep and key not in _SHARED_PATHS):
+    is_path = key in _PATHS or any(files.is_text(key) for files in FILE_LISTS.values())
+    if not is_path or (sweep and key not in _SHARED_PATHS):
         return False
     return value != "=null" and value[1:2] not in ("'", '"')
 
 
-def _quote_lora(text: str, sweep: bool) -> str:
-    """Returns the files of `lora` in Hydra's grammar, with all fields by name, so that each of them can be set."""
+def _quote_files(files: FileList, text: str, sweep: bool) -> str:
+    """Returns a list of files in Hydra's grammar, with all fields by name, so that each of them can be set."""
     if not re.search(r"[\[{'\"$]|^choice\s*\(|^null$", text):  # names of files, whatever they hold
         texts = [each.strip() for each in text.split(",")] if sweep else [text]
-        if "," in text and not sweep and _is_sweep(text):
+        if "," in text and not sweep and _is_sweep(files, text):
             return text  # and Hydra says so
-        quoted = ["null" if each == "null" else _lora_in_full(each) for each in texts]
+        quoted = ["null" if each == "null" else _in_full(files, each) for each in texts]
         return ",".join(quoted)  # `choice` would take no null
     try:
-        parsed = OverridesParser.create().parse_override(f"{LORA}={text}")
+        parsed = OverridesParser.create().parse_override(f"{files.name}={text}")
     except HydraException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{LORA}={text}: cannot be read ({reason}); write {LORA}='[{{source: \"FILE\", weight: 0.8}}]'"
+            f'{files.name}={text}: cannot be read ({reason}); write {files.name}=\'[{{source: "FILE", '
+            f"{files.field_example}}}]'"
         ) from None
     value = parsed.value()
     if isinstance(value, ChoiceSweep):
         items = [_plain_value(item) for item in value.list]
-        quoted = ["null" if item in (None, "null") else _lora_in_full(item) for item in items]
+        quoted = ["null" if item in (None, "null") else _in_full(files, item) for item in items]
         return ",".join(quoted) if len(quoted) > 1 else f"choice({quoted[0]})"
     is_files = isinstance(value, list | dict | str) and not (isinstance(value, str) and "${" in value)
-    return _lora_in_full(value) if is_files else text
+    return _in_full(files, value) if is_files else text
 
 
-def _is_sweep(text: str) -> bool:
+def _is_sweep(files: FileList, text: str) -> bool:
     with suppress(HydraException):
-        return bool(OverridesParser.create().parse_override(f"{LORA}={text}").is_sweep_override())
+        return bool(OverridesParser.create().parse_override(f"{files.name}={text}").is_sweep_override())
     return False
 
 
-def _with_lora_fields(quoted: list[str]) -> list[str]:
+def _with_file_fields(files: FileList, quoted: list[str]) -> list[str]:
     """Returns overrides of which a single value of `lora.0.weight` and its like is within each value of a swept `lora`.
 
-    The configuration that the jobs share has no LoRA, and no place for such a value.
+    The configuration that the jobs share has no files, and no place for such a value.
     """
     parse = OverridesParser.create().parse_override
-    own = [line for line in quoted if line.startswith(f"{LORA}=")]
-    fields = [line for line in quoted if line.startswith(f"{LORA}.")]
+    name = files.name
+    own = [line for line in quoted if line.startswith(f"{name}=")]
+    fields = [line for line in quoted if line.startswith(f"{name}.")]
     if not own or not fields or not isinstance(swept := parse(own[-1]).value(), ChoiceSweep):
         return quoted
     fixed = [each for each in map(parse, fields) if not each.is_sweep_override()]
     items = []
     for item in map(_plain_value, swept.list):
-        files = OmegaConf.create({LORA: None if item == "null" else item})
+        config = OmegaConf.create({name: None if item == "null" else item})
         for each in fixed:
-            if OmegaConf.select(files, ".".join(each.key_or_group.split(".")[:2])) is not None:
-                OmegaConf.update(files, each.key_or_group, _plain_value(each.value()))
-        values = OmegaConf.to_container(files)[LORA]  # type: ignore[call-overload, index]
-        items.append("null" if values is None else _lora_in_full(values))
+            if OmegaConf.select(config, ".".join(each.key_or_group.split(".")[:2])) is not None:
+                OmegaConf.update(config, each.key_or_group, _plain_value(each.value()))
+        values = OmegaConf.to_container(config)[name]  # type: ignore[call-overload, index]
+        items.append("null" if values is None else _in_full(files, values))
     lines = {each.input_line for each in fixed}
     text = ",".join(items) if len(items) > 1 else f"choice({items[0]})"
-    return [f"{LORA}={text}" if line == own[-1] else line for line in quoted if line not in lines]
+    return [f"{name}={text}" if line == own[-1] else line for line in quoted if line not in lines]
 
 
 def _plain_value(value: Any) -> Any:
@@ -233,10 +247,10 @@ def _plain_value(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _lora_in_full(value: Any) -> str:
+def _in_full(files: FileList, value: Any) -> str:
     if isinstance(value, dict):
         value = [value]
-    return f"[{','.join(_in_braces(each.as_values()) for each in read_lora(value))}]"
+    return f"[{','.join(_in_braces(each.as_values()) for each in files.read(value))}]"
 
 
 def _in_braces(values: Mapping[str, Any]) -> str:

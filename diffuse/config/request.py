@@ -15,7 +15,14 @@ from omegaconf import DictConfig
 
 from diffuse.config.checks import check_prompt, check_request, given_steps
 from diffuse.config.compose import ConfigValues, resolve_config
-from diffuse.config.inputs import Inputs, check_file_name, fill_input_fields, read_inputs
+from diffuse.config.inputs import (
+    Inputs,
+    check_file_name,
+    check_last_image,
+    fill_input_fields,
+    read_clip_frames,
+    read_inputs,
+)
 from diffuse.config.mistakes import explain_errors, suggestion
 from diffuse.config.objective import Reference, read_reference
 from diffuse.errors import ConfigError
@@ -151,8 +158,10 @@ def read_files(
     prompt, seed, width, height = (others.pop(name) for name in ("prompt", "seed", "width", "height"))
     inputs = read_inputs(fields, in_memory, reader)
     if inputs is not None:
+        check_last_image(inputs, fields, config)
         image_width, image_height = inputs.size(config.model.size_multiple)
         width, height = config.width or image_width, config.height or image_height
+        inputs = read_clip_frames(inputs, others, config, (width, height))
     prompts = [prompt]
     if config.prompt_file is not None:
         prompts = read_prompt_file(config.prompt_file)

@@ -54,6 +54,7 @@ class Config:
     suite: Suite | None = None  # a suite of checks to run in place of a request
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: Any = None  # files that change the model's weights: see diffuse.config.lora
+    embedding: Any = None  # files of textual inversion: see diffuse.config.embedding
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)

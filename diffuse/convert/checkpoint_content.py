@@ -92,6 +92,11 @@ def _tensors(
             key = component.rename(published)
             if key is not None:
                 dtype = precision or info.dtype
+                if dtype not in DTYPES:
+                    raise ConfigError(
+                        f"{file.name}: holds weights in fewer bits ({dtype}), which are not written as they are; add "
+                        "--precision float32, float16 or bfloat16"
+                    )
                 found.append(WrittenTensor(key, dtype, tuple(info.shape), _reader(file, published, dtype)))
     return sorted(found, key=lambda tensor: tensor.key)
 

@@ -54,6 +54,7 @@ class Hardware:
     capability: tuple[int, int] | None = None
     driver: str | None = None
     planned: bool = False
+    cards: int = 1  # of the kind of `device`, the first of which it is
 
     @property
     def strict(self) -> bool:
@@ -147,6 +148,7 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
         vram_free_gib=free,
         capability=capability,
         driver=driver,
+        cards=torch.cuda.device_count() if device == "cuda" else 1,
     )
     check_dtype(hw)
     check_compiler(hw)

@@ -23,9 +23,10 @@ from diffuse.device.hardware import Hardware
 from diffuse.device.patches import Patch, patch_key
 from diffuse.device.placement import Load, ManagedModule
 from diffuse.device.profile import check_components, includes, profile_batch_size
+from diffuse.device.sharding import cards_of, check_sharding
 from diffuse.device.step_down import Shortage, StepDowns, clear_traceback, is_out_of_memory
 from diffuse.errors import ConfigError, OutOfMemory, RunError
-from diffuse.schema import Cleanup, Compile, Dtype, MemoryProfileConfig, ReleaseTo
+from diffuse.schema import Cleanup, Compile, Dtype, MemoryProfileConfig, ReleaseTo, Storage
 
 _CPU = torch.device("cpu")
 _FREED_AT_LEAST = 16 << 20  # bytes: emptying the allocator's cache waits for the device, so it has to free something
@@ -133,6 +134,7 @@ class Memory:
             resident_blocks=self.profile.resident_blocks,
             from_disk=self.profile.release_to is ReleaseTo.disk,
             blocks=blocks,
+            cards=cards_of(self.hw) if blocks and includes(self.profile.sharded, name) else (),
         )
         self._checked = False
 
@@ -169,6 +171,15 @@ class Memory:
         """The dtype of each component's weights by its name, such as float32."""
         return {name: str(component.dtype).removeprefix("torch.") for name, component in self._components.items()}
 
+    @property
+    def quantized(self) -> dict[str, dict[str, Any]]:
+        """How the weights of components are stored in fewer bits, and by how much they are off, by their names."""
+        return {
+            name: {"storage": self.profile.storage.value, "relative_error": float(f"{each.relative_error:.4g}")}
+            for name, each in self._components.items()
+            if each.relative_error is not None
+        }
+
     def start(self) -> None:
         """Begins a run: memory peaks and `load_seconds` count from here."""
         self._load_seconds[0] = 0.0
@@ -182,10 +193,14 @@ class Memory:
         """Checks that the profile and this model go together.
 
         Raises:
-            ConfigError: a field names a component that this model has not, a streamed one is not on the device, or its
-                blocks are to be compiled as well.
+            ConfigError: a field names a component that this model has not, a streamed one is not on the device, its
+                blocks are to be compiled as well, there are too few cards to spread it over, or the device does not
+                know how weights are to be stored.
         """
         check_components(self.profile, list(self._components), self.hw.compile)
+        check_sharding(self.profile, self.hw)
+        if self.profile.storage is Storage.fp8 and self._device.type == "mps":
+            raise ConfigError("memory_profile.storage=fp8 needs a format that mps does not have; use int8 or nf4")
         self._checked = True
 
     @contextmanager
@@ -343,7 +358,8 @@ class Memory:
             company = any(other.on_device for other in self._components.values())
             return Shortage(phase, name, has_company=company)
         others = [other for other in self._components.values() if other is not component]
-        streams = component.on_device and component.blocks and self.hw.compile is not Compile.regional
+        compiled = self.hw.compile is Compile.regional
+        streams = component.on_device and component.blocks and not (compiled or component.cards)
         return Shortage(
             phase,
             self._prefix + name,

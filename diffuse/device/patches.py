@@ -1,6 +1,7 @@
 """Patches: what is put on some weights of a component after they are loaded, and taken off or changed between runs.
 
-Nothing is subtracted, which would not be exact: a weight that goes back to what it was is read again.
+Nothing is subtracted, which would not be exact: a weight that goes back to what it was is read again. A weight that is
+stored in fewer bits stays as it is: its layer keeps the change beside it, and puts it on at each call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from diffuse.layers.quantized import QuantizedLayer, WeightChange
 
 _GROUP_BYTES = 128 << 20  # of weights that are changed at a time
 
@@ -38,6 +41,10 @@ class Patch(Protocol):
 
     def patched(self, originals: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yields each weight's key, and what the patch makes of it, `[...]`, in a tensor of its own."""
+        ...
+
+    def changes(self, keys: Collection[str], device: torch.device) -> Iterator[tuple[str, WeightChange]]:
+        """Yields each weight's key, and its change, for layers that put it on at each call, its factors on `device`."""
         ...
 
 
@@ -69,6 +76,13 @@ def change_patch(
     """
     owners = dict(module.named_modules())
     old, new = (frozenset() if patch is None else frozenset(patch.weights) for patch in (before, after))
+    stored = {f"{path}.weight": each for path, each in owners.items() if isinstance(each, QuantizedLayer)}
+    for key in (old - new) & stored.keys():
+        stored[key].set_change(None)
+    if after is not None and new & stored.keys():
+        for key, change in after.changes(sorted(new & stored.keys()), host):
+            stored[key].set_change(change)
+    old, new = old - stored.keys(), new - stored.keys()
 
     def put_all(tensors: Mapping[str, Tensor]) -> None:
         for key, tensor in tensors.items():

@@ -12,15 +12,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffuse.device.hardware import Hardware
 from diffuse.errors import ConfigError
-from diffuse.schema import LEFT_TO_AUTO, Cleanup, Compile, MemoryProfileConfig, ReleaseTo
+from diffuse.schema import LEFT_TO_AUTO, Cleanup, Compile, MemoryProfileConfig, ReleaseTo, Storage
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
 CHOSEN = "budget"  # the name of a profile that was chosen for a budget; no option of conf/memory_profile has it
 MAX_BATCH = 16  # images, unless the size is given; small ones gain nothing from larger batches
-_LISTS = ("on_device", "streamed")  # a profile's fields that name components
 EVERY = "*"  # in a profile's on_device: every component the model has
+DENOISERS = ("unet", "transformer")  # names of one role: a profile that names one of them means whichever a model has
+_LISTS = ("on_device", "streamed", "sharded")  # fields that name components
 
 Profiles = Mapping[str, MemoryProfileConfig]
 
@@ -170,15 +171,6 @@ def profile_batch_size(profile: MemoryProfileConfig, width: int, height: int) ->
     return min(max((profile.batch_pixels or 0) // (width * height), 1), MAX_BATCH)
 
 
-def check_max_side(profile: MemoryProfileConfig, width: int, height: int) -> None:
-    """Raises ConfigError for an image (pixels) larger than the profile is meant for."""
-    if profile.max_side is not None and max(width, height) > profile.max_side:
-        raise ConfigError(
-            f"{width} x {height} is more than memory_profile={profile.name} is meant for, {profile.max_side} a side; "
-            "give a smaller width and height, choose a larger profile, or set memory_profile.max_side=null"
-        )
-
-
 def _reason(need: float, hw: Hardware) -> str:
     if hw.vram_free_gib is None:
         return "no card"
@@ -187,32 +179,44 @@ def _reason(need: float, hw: Hardware) -> str:
 
 def includes(names: Sequence[str], name: str) -> bool:
     """Returns whether a profile's list of components names this one, or all."""
-    return name in names or EVERY in names
+    return name in names or EVERY in names or (name in DENOISERS and any(each in names for each in DENOISERS))
+
+
+def _is_component(name: str, components: Sequence[str]) -> bool:
+    """Returns whether a model has what a profile's list names; a denoiser may have another name."""
+    own = [each.rpartition(".")[2] for each in components]
+    return name == EVERY or name in components or (name in DENOISERS and any(each in own for each in DENOISERS))
 
 
 def without_components(profile: MemoryProfileConfig, names: Sequence[str]) -> MemoryProfileConfig:
     """Returns a profile that says nothing of components of these names, which a run does without."""
-    on_device, streamed = ([name for name in getattr(profile, field) if name not in names] for field in _LISTS)
-    return replace(profile, on_device=on_device, streamed=streamed)
+    on_device, streamed, sharded = ([name for name in getattr(profile, field) if name not in names] for field in _LISTS)
+    return replace(profile, on_device=on_device, streamed=streamed, sharded=sharded)
 
 
 def check_components(profile: MemoryProfileConfig, names: Sequence[str], compiled: Compile) -> None:
     """Checks that a profile and a model with components of these names go together.
 
     Raises:
-        ConfigError: a field names a component that the model has not, a streamed one is not on the device, or its
-            blocks are to be compiled as well.
+        ConfigError: a field names a component that the model has not, a streamed one is not on the device, or blocks
+            are to be compiled that stream or whose weights are stored in fewer bits.
     """
     known = ", ".join(names)
     for field in _LISTS:
         for name in getattr(profile, field):
-            if name != EVERY and name not in names:
+            if not _is_component(name, names):
                 has = f"it has {known} ({EVERY} for all)"
                 raise ConfigError(f"memory_profile.{field} names {name}, which this model has not; {has}")
-    for name in profile.streamed:
-        if name != EVERY and not includes(profile.on_device, name):
-            said = f"memory_profile.streamed names {name}"
-            raise ConfigError(f"{said}, which memory_profile.on_device does not; add it there")
+    for field in _LISTS[1:]:
+        for name in getattr(profile, field):
+            if name != EVERY and not includes(profile.on_device, name):
+                said = f"memory_profile.{field} names {name}"
+                raise ConfigError(f"{said}, which memory_profile.on_device does not; add it there")
+    for name in (each.rpartition(".")[2] for each in names):
+        if includes(profile.streamed, name) and includes(profile.sharded, name):
+            raise ConfigError(
+                f"memory_profile.streamed and memory_profile.sharded both name {name}; leave it out of one of them"
+            )
     if profile.streamed and not profile.on_device:
         raise ConfigError(
             "memory_profile.streamed needs components on the device, and memory_profile.on_device is empty"
@@ -224,6 +228,11 @@ def check_components(profile: MemoryProfileConfig, names: Sequence[str], compile
     if profile.resident_blocks and not profile.streamed:
         raise ConfigError(
             "memory_profile.resident_blocks has no effect without memory_profile.streamed; set that, such as [unet]"
+        )
+    if profile.storage is not Storage.full and compiled is Compile.regional:
+        raise ConfigError(
+            "hardware.compile=regional does not compile layers whose weights are stored in fewer bits; use "
+            "hardware.compile=none, or set memory_profile.storage=full"
         )
     if profile.streamed and compiled is Compile.regional:
         raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from diffuse.device.profile import EVERY
+from diffuse.device.profile import includes
 from diffuse.errors import OutOfMemory
 from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig
 
@@ -199,7 +199,7 @@ class StepDowns:
         if shortage.blocks != 0:
             count = shortage.blocks or 0
             resident = min(profile.resident_blocks, count) if profile.streamed else count
-            if shortage.own_name in profile.streamed or EVERY in profile.streamed:
+            if includes(profile.streamed, shortage.own_name):
                 if resident:
                     yield "resident_blocks", resident // 2
             else:
@@ -219,7 +219,7 @@ class StepDowns:
         else:
             assert component is not None
             streamed, own_name = list(profile.streamed), component.rpartition(".")[2]
-            if own_name not in streamed and EVERY not in streamed:
+            if not includes(streamed, own_name):
                 streamed.append(own_name)
             self.profile = replace(profile, streamed=streamed, resident_blocks=value)
 

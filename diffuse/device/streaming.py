@@ -59,6 +59,7 @@ class BlockStream:
         self._resident = self._blocks[:resident_blocks]
         self._device = device
         self._transfer = transfer_to(device)
+        self._from_disk = from_disk
         if from_disk:
             _give_back_pages(module)
         else:
@@ -94,6 +95,14 @@ class BlockStream:
             }
         weights, place = self._owners[id(module), name]
         weights.replace(place, tensor)
+
+    def renew(self) -> None:
+        """Looks the tensors on the host up again, where layers have got others. Nothing is on the device."""
+        for weights in (self._rest, *self._blocks):
+            weights.look_up()
+        self._owners = None
+        if not self._from_disk:
+            self._transfer.prepare(self._blocks)
 
     @property
     def present_blocks(self) -> int:
@@ -139,8 +148,13 @@ class _Weights:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self.present = False
+        self._modules = list(modules)
+        self.look_up()
+
+    def look_up(self) -> None:
+        """Finds the tensors, all of which are on the host."""
         self.host: list[tuple[nn.Module, str, Tensor]] = []
-        for module in modules:
+        for module in self._modules:
             self.host += [(module, name, value) for name, value in module.named_parameters(recurse=False)]
             self.host += [(module, name, value) for name, value in module.named_buffers(recurse=False)]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 from diffuse.errors import MediaError
 
 _SECONDS = 120  # for one call that reads a file
+# What it says of a file whose end is missing, or which holds something else in between; other messages are of no harm.
+_DAMAGED = re.compile("partial file|ended prematurely|damaged|corrupt|Invalid data|error while decoding", re.IGNORECASE)
 
 
 def ffmpeg_program() -> str:
@@ -23,8 +27,11 @@ def ffmpeg_program() -> str:
     try:
         import imageio_ffmpeg
 
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
+        program = str(imageio_ffmpeg.get_ffmpeg_exe())
+        if shutil.which(program) is None:  # one that the environment names is not looked for there
+            raise FileNotFoundError(program)
+        return program
+    except (ImportError, RuntimeError, FileNotFoundError) as error:
         hint = "install imageio-ffmpeg with its program, or name one in IMAGEIO_FFMPEG_EXE"
         raise MediaError(f"films and sound are read and written by ffmpeg, and there is none; {hint}") from error
 
@@ -55,6 +62,40 @@ def feed_frames(options: Sequence[str], frames: Iterable[np.ndarray]) -> None:
             messages.seek(0)
             lines = messages.read().decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
             raise OSError(f"ffmpeg: {lines[-1]}")
+
+
+def stream_frames(
+    path: Path, size: tuple[int, int], *, before: Sequence[str] = (), after: Sequence[str] = ()
+) -> Iterator[np.ndarray]:
+    """Yields the frames of the first video stream of a file, uint8 RGB `[H, W, 3]`, one at a time.
+
+    Args:
+        size: width and height in pixels of the frames that come.
+        before: ffmpeg's options of the input.
+        after: those of the output.
+
+    Raises:
+        MediaError: there is no ffmpeg; or the file is cut short or damaged, which is known after the last frame.
+    """
+    command = [ffmpeg_program(), "-v", "error", "-nostdin", *before, "-i", file_url(path), "-map", "0:v:0", *after]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    width, height = size
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages)
+        try:
+            assert process.stdout is not None
+            while len(content := process.stdout.read(3 * width * height)) == 3 * width * height:
+                yield np.frombuffer(content, np.uint8).reshape(height, width, 3)
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        messages.seek(0)
+        text = messages.read().decode(errors="replace")
+    if process.returncode or content or _DAMAGED.search(text):
+        raise MediaError(f"{path} is cut short or damaged; copy it again")
 
 
 def convert_media(path: Path, *output: str, target: str = "-") -> bytes:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -31,7 +32,10 @@ from diffuse.schema import Resize
 INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "AVIF", "JPEG2000", "QOI", "ICO")
 MOST_PIXELS = 2**27  # a file of a few kilobytes may claim billions of them
 
+_Read = TypeVar("_Read")
 _WHITE, _BLACK = 255, 0
+# MP4 and QuickTime but for pictures in such files, Matroska and WebM, AVI, MPEG transport streams.
+_FILMS = re.compile(rb".{4}ftyp(?!avi[fs]|hei|hev|mif|msf)|\x1a\x45\xdf\xa3|RIFF.{4}AVI |\x47.{187}\x47", re.DOTALL)
 _PHOTOGRAPHS = ("MPO",)  # the further images in such a file are previews, or another view of the same
 _EXIF_ORIENTATION = 0x0112
 # How a stored image is turned upright: EXIF 2.32, tag 0x0112.
@@ -62,6 +66,11 @@ class InputImage:
         return self.pixels.shape[1], self.pixels.shape[0]
 
     @property
+    def nbytes(self) -> int:
+        """The size of the pixels."""
+        return self.pixels.nbytes
+
+    @property
     def pixels_sha256(self) -> str:
         """The value of `sha256` if the image had been in memory."""
         grey = self.pixels.ndim == 2
@@ -86,17 +95,18 @@ class InputImageCache:
 
     def __init__(self, max_bytes: int = 2**28) -> None:
         self._max_bytes = max_bytes
-        self._images: OrderedDict[tuple[Any, ...], InputImage] = OrderedDict()
+        self._images: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     def image(self, source: str | Image.Image | np.ndarray, field: str = "input_image") -> InputImage:
         """See `read_image`. An array is `[H, W]`, `[H, W, 3]` or `[H, W, 4]`."""
-        return self._get(read_image, source, field)
+        return self.get(read_image, source, field)
 
     def mask(self, source: str | Image.Image | np.ndarray, field: str = "mask_image") -> InputImage:
         """See `read_mask`. An array is `[H, W]`, `[H, W, 3]` or `[H, W, 4]`."""
-        return self._get(read_mask, source, field)
+        return self.get(read_mask, source, field)
 
-    def _get(self, read: Callable[[Any, str], InputImage], source: Any, field: str) -> InputImage:
+    def get(self, read: Callable[[Any, str], _Read], source: Any, field: str) -> _Read:
+        """Returns what `read` makes of a source, which has `nbytes`."""
         state = _file_state(source) if isinstance(source, str) else None
         if state is None:
             return read(source, field)
@@ -104,9 +114,10 @@ class InputImageCache:
         if key not in self._images:
             self._images[key] = read(source, field)
         self._images.move_to_end(key)
-        while len(self._images) > 1 and sum(each.pixels.nbytes for each in self._images.values()) > self._max_bytes:
+        while len(self._images) > 1 and sum(each.nbytes for each in self._images.values()) > self._max_bytes:
             self._images.popitem(last=False)
-        return self._images[key]
+        found: _Read = self._images[key]
+        return found
 
 
 def _file_state(path: str) -> tuple[int, ...] | None:
@@ -114,6 +125,8 @@ def _file_state(path: str) -> tuple[int, ...] | None:
     try:
         status = os.stat(user_path(path))
     except (OSError, ValueError, ConfigError):
+        return None
+    if stat.S_ISDIR(status.st_mode):  # of which no value says that a file in it is another
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -277,6 +290,9 @@ def _open(content: bytes, label: str) -> Image.Image:
         raise MediaError(f"{label}: has more than {_millions()} million pixels; scale it down first") from None
     except UnidentifiedImageError:
         what = "is empty" if not content else "is not a picture that can be read"
+        if _FILMS.match(content):
+            others = "; input_video=FILE goes on from a film" if label.startswith("input_image") else ""
+            raise MediaError(f"{label}: is a film; give a picture, such as one of its frames{others}") from None
         if is_tiff(content):
             raise MediaError(f"{label}: is a TIFF that is damaged or of a rare kind; save it as 8-bit RGB") from None
         if content.startswith(SIGNATURE):

@@ -79,7 +79,7 @@ class Video:
         Raises:
             MediaError: none can be decoded.
         """
-        if self._is_streamed:
+        if self.is_streamed:
             fps = min(self.fps, count / self.seconds) if self.seconds else self.fps
             # A little slower, or rounding would take the frame before the one that begins at that moment.
             options = ["-vf", f"fps=fps={fps * 0.999:.9f}:round=up", "-frames:v", str(count)]
@@ -97,10 +97,23 @@ class Video:
         Raises:
             MediaError: one cannot be decoded.
         """
-        if self._is_streamed:
+        if self.is_streamed:
             yield from self._decoded(["-fps_mode", "passthrough"])
         else:
             yield from self._chosen(range(self._count()))
+
+    def last_frames(self, count: int, fps: float | None = None) -> Iterator[np.ndarray]:
+        """Yields up to `count` of the last frames, uint8 RGB `[H, W, 3]`, of a film that is not streamed.
+
+        Args:
+            fps: frames a second, where they are to be others than the film's.
+
+        Raises:
+            MediaError: one cannot be decoded.
+        """
+        total, pace = self._count(), self.fps / (fps or self.fps)
+        indices = [total - 1 - math.floor(step * pace) for step in range(count)]
+        yield from self._chosen([index for index in reversed(indices) if index >= 0])
 
     def pixels_sha256(self) -> str:
         """Returns the digest of the frames of a folder, or of those that Pillow decodes; see `pixels.pixels_sha256`."""
@@ -128,7 +141,7 @@ class Video:
         options = ["-vf", scale, "-pix_fmt", "yuv420p", *picture, "-c:a", "libopus", "-b:a", "64k", "-f", "webm"]
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "preview.webm"  # not a pipe, into which no length can be written
-            if self._is_streamed:
+            if self.is_streamed:
                 convert_media(self.path, "-map", "0:v:0", "-map", "0:a:0?", *options, target=file_url(target))
             else:
                 size = ["-pix_fmt", "rgb24", "-s", f"{self.width}x{self.height}", "-framerate", f"{self.fps:.9f}"]
@@ -142,8 +155,8 @@ class Video:
             return target.read_bytes()
 
     @property
-    def _is_streamed(self) -> bool:
-        """Whether ffmpeg reads the file."""
+    def is_streamed(self) -> bool:
+        """Tells whether ffmpeg reads the file."""
         return self.path.suffix.lower() not in _BY_PILLOW and not is_frames_folder(self.path)
 
     def _decoded(self, options: Sequence[str]) -> Iterator[np.ndarray]:

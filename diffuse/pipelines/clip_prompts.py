@@ -22,7 +22,7 @@ from diffuse.config import prompt_syntax
 from diffuse.config.prompt_syntax import Part
 from diffuse.errors import ConfigError
 from diffuse.models.text_encoder.clip import CLIPTextOutput
-from diffuse.models.text_encoder.clip_tokenizer import CLIPTokenizer
+from diffuse.pipelines.learned_words import LearnedVectors, Words
 from diffuse.schema import GenerationRequest, LongPrompt, PromptSyntax
 
 SelectState = Callable[[CLIPTextOutput], Tensor]
@@ -37,6 +37,7 @@ class TokenizedPrompt(NamedTuple):
     empty: tuple[int, ...]  # the row of an empty prompt
     cut_text: str  # the end of the prompt that did not fit
     skipped_layers: int = 0  # last layers of the encoder that its states go without
+    learned: LearnedVectors | None = None  # behind words of textual inversion, where the prompt has any
 
     def padded(self, count: int) -> TokenizedPrompt:
         """Returns the prompt in `count` chunks, of which the further ones are empty."""
@@ -47,8 +48,9 @@ class TokenizedPrompt(NamedTuple):
         )
 
 
-def tokenize(tokenizer: CLIPTokenizer, text: str, request: GenerationRequest) -> TokenizedPrompt:
+def tokenize(words: Words, text: str, request: GenerationRequest) -> TokenizedPrompt:
     """Tokenizes `text` as the request's `long_prompt` and `prompt_syntax` ask."""
+    tokenizer, learned = words.tokenizer, words.learned
     weighted = request.prompt_syntax is PromptSyntax.weighted
     parts = prompt_syntax.parse_prompt(text) if weighted else [Part(text, 1.0)]
     # Tokenized as a whole, so that brackets change no token: one that two parts share has the weight of its beginning.
@@ -64,6 +66,7 @@ def tokenize(tokenizer: CLIPTokenizer, text: str, request: GenerationRequest) ->
         tuple((1.0, *weights[chunk], *[1.0] * (after_start - len(weights[chunk]))) for chunk in chunks),
         tuple(tokenizer.row([])),
         "" if is_chunked else split.beyond(tokenizer.room),
+        learned=learned if learned is not None and max(split.ids, default=0) >= learned.first else None,
     )
 
 
@@ -89,7 +92,7 @@ def check_clip_skip(request: GenerationRequest, most: int) -> None:
 
 
 def encode(
-    model: Callable[[Tensor, int], CLIPTextOutput],
+    model: Callable[[Tensor, int, Tensor | None], CLIPTextOutput],
     prompt: TokenizedPrompt,
     select_state: SelectState,
     device: torch.device,
@@ -102,7 +105,8 @@ def encode(
 
     def output(row: tuple[int, ...]) -> CLIPTextOutput:
         if row not in outputs:
-            outputs[row] = model(torch.tensor([row], device=device), prompt.skipped_layers)
+            learned = None if prompt.learned is None else prompt.learned.vectors
+            outputs[row] = model(torch.tensor([row], device=device), prompt.skipped_layers, learned)
         return outputs[row]
 
     states = []

@@ -14,6 +14,9 @@ from diffuse.checkpoints.architecture import read_architecture
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.weights import check_weights, load_weights
 from diffuse.device.memory import Memory
+from diffuse.layers.quantized import Quantization
+from diffuse.models.full_precision import FULL_PRECISION
+from diffuse.schema import Storage
 
 
 class Role(Enum):
@@ -76,6 +79,14 @@ def read_configs(components: Components, checkpoint: Checkpoint) -> dict[str, An
     return configs
 
 
+def component_quantization(component: Component, storage: Storage) -> Quantization | None:
+    """Returns how a component's weights are stored; None where they are stored as they are computed with."""
+    module = component.module
+    if storage is Storage.full or module is None or module.__name__ not in FULL_PRECISION:
+        return None
+    return Quantization(storage, FULL_PRECISION[module.__name__])
+
+
 def declare(
     name: str, component: Component, config: Any, checkpoint: Checkpoint, memory: Memory, *, float32: bool = False
 ) -> None:
@@ -91,12 +102,15 @@ def declare(
     """
     module, part = component.module, checkpoint.part(name)
     assert module is not None
+    quantization = component_quantization(component, memory.profile.storage)
 
     def build() -> nn.Module:
         return module(config)
 
     def load(device: torch.device, dtype: torch.dtype) -> nn.Module:
-        return load_weights(build, part, name, device=device, dtype=dtype, rename=component.rename)
+        return load_weights(
+            build, part, name, device=device, dtype=dtype, rename=component.rename, quantization=quantization
+        )
 
     if memory.reads_weights:
         check_weights(build, part, name, rename=component.rename)

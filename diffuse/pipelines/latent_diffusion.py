@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
@@ -25,6 +26,7 @@ from diffuse.models.vae import autoencoder_kl
 from diffuse.pipelines.components import Component, Role, declare, read_configs, with_role
 from diffuse.pipelines.image_codec import decode_image, encode_image
 from diffuse.pipelines.latent_checks import check_channels, check_text, paints_into
+from diffuse.pipelines.learned_words import Words, learn_words
 from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
@@ -98,6 +100,8 @@ class LatentDiffusion(ModelPipeline):
         check_channels(checkpoint.source, self.unet_config, self.vae_config, self.mismatch)
         self.check_conditioning()
         check_text(self.unet_config, [self.configs[name] for name in self.encoders], self.tokenizers, self.mismatch)
+        self._tokenizers = dict(zip(self.encoders, self.tokenizers, strict=True))
+        self.words = self.learn_words(())
         for name, component in self.components.items():
             if component.module is not None:
                 config = self.configs[name]
@@ -180,6 +184,15 @@ class LatentDiffusion(ModelPipeline):
         """See `DiffusionPipeline`."""
         return self.lora_fitter.patches(loras)
 
+    def learn_words(self, embeddings: Sequence[NamedEmbedding], *, strict: bool = True) -> Mapping[str, Words]:
+        """See `DiffusionPipeline`; where not `strict`, a file that fits no text encoder is left to another model."""
+        configs, model = {name: self.configs[name] for name in self.encoders}, f"model.source={self.checkpoint.source}"
+        return learn_words(embeddings, self._tokenizers, configs, model, strict=strict)
+
+    def use_words(self, words: Mapping[str, Words]) -> None:
+        """See `DiffusionPipeline`."""
+        self.words = words
+
     def default_size(self) -> tuple[int, int] | None:
         """See `DiffusionPipeline`."""
         size = self.unet_config.sample_size
@@ -230,8 +243,12 @@ class LatentDiffusion(ModelPipeline):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
-        """Returns one stage, from noise or an image `[H, W, 3]` with its mask `[H, W]` to latents without noise."""
+        """Returns one stage, from noise or an image `[H, W, 3]` with its mask `[H, W]` to latents without noise.
+
+        There is no `last_image`.
+        """
         sampler: Sampler = samplers
         set_timesteps(sampler, request, skip=request.skipped_steps)
         guidance, warnings = self.guidance(request, embeddings)

@@ -9,11 +9,11 @@ from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.checkpoints.lora.lora_file import Change, Shapes, layer_names, layer_shapes
 from diffuse.checkpoints.lora.patch import LoraPatch
+from diffuse.config.lora import LORA_COMPONENTS
 from diffuse.errors import ConfigError
 from diffuse.models.lora.names import LayerNames
-from diffuse.pipelines.components import Components, Role
+from diffuse.pipelines.components import Components, Role, with_role
 
-_CHANGED = (Role.denoiser, Role.text_encoder)
 _MAX_FILES = 32  # whose changes are kept for the next run
 
 
@@ -26,7 +26,9 @@ class LoraFitter:
     """
 
     def __init__(self, components: Components, checkpoint: Checkpoint) -> None:
-        self._components = {name: each for name, each in components.items() if each.role in _CHANGED}
+        with_connectors = bool(with_role(components, Role.text_connectors))
+        changed = (Role.denoiser, Role.text_connectors if with_connectors else Role.text_encoder)
+        self._components = {name: each for name, each in components.items() if each.role in changed}
         self._checkpoint = checkpoint
         self._changes: dict[str, list[Change]] = {}
 
@@ -59,7 +61,7 @@ class LoraFitter:
 
     def _check(self, index: int, lora: NamedLora, changes: Sequence[Change]) -> None:
         setting = lora.setting
-        for name in ("unet", "text_encoder", "text_encoder_2"):
+        for name in LORA_COMPONENTS:
             if getattr(setting, name) is not None and name not in self._components:
                 has = ", ".join(self._components)
                 raise ConfigError(

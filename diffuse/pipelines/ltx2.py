@@ -14,22 +14,30 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
+from diffuse.device.patches import Patch
 from diffuse.errors import ConfigError
-from diffuse.models.text_encoder import ltx2_connectors
-from diffuse.models.transformer import ltx2_config, transformer_ltx2
-from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 from diffuse.models.vocoder import ltx2_vocoder
-from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
+from diffuse.pipelines.components import choose_components, declare, read_configs
+from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.ltx2_checks import check_film, check_film_components
 from diffuse.pipelines.ltx2_codec import FilmCodec
+from diffuse.pipelines.ltx2_components import COMPONENTS, TRANSFORMER
+from diffuse.pipelines.ltx2_conditions import (
+    FromGivenFrames,
+    appended_tokens,
+    as_pixels,
+    check_given_frames,
+    give_tokens,
+    is_first_frame_alone,
+)
 from diffuse.pipelines.ltx2_denoiser import TransformerCalls
 from diffuse.pipelines.ltx2_guidance import FilmGuidance, Scales
 from diffuse.pipelines.ltx2_layout import FilmLayout
 from diffuse.pipelines.ltx2_prompts import FilmPrompts
 from diffuse.pipelines.ltx2_starts import FromFilmNoise, KnownTokens, first_frame_known
-from diffuse.pipelines.ltx2_text_encoder import COMPONENTS as TEXT_COMPONENTS
-from diffuse.pipelines.ltx2_text_encoder import NAME, LTX2TextEncoder
+from diffuse.pipelines.ltx2_text_encoder import CONNECTORS, NAME, LTX2TextEncoder
 from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import ReachedStep, denoise
@@ -40,42 +48,11 @@ from diffuse.schedulers.build import build_sampler
 from diffuse.schedulers.flow_match_euler import FlowMatchEuler
 from diffuse.schedulers.options import without_end
 from diffuse.schedulers.sampler import State
-from diffuse.schema import GenerationRequest
+from diffuse.schema import FILM_INPUT_FIELDS, GenerationRequest
 from diffuse.text_backends.backend import TextBackend
 
 NUM_FRAMES, FPS = 121, 24.0  # where neither the request nor the model says it
 SIZE = 768, 512
-_TRANSFORMER, _CONNECTORS = "transformer", "connectors"
-
-COMPONENTS: Components = {
-    **TEXT_COMPONENTS,
-    _CONNECTORS: Component(
-        Role.text_connectors, ltx2_connectors.LTX2TextConnectors, ltx2_connectors.LTX2TextConnectorsConfig
-    ),
-    _TRANSFORMER: Component(
-        Role.denoiser, transformer_ltx2.LTX2VideoTransformer3DModel, ltx2_config.LTX2VideoTransformer3DConfig
-    ),
-    "vae": Component(
-        Role.video_codec,
-        autoencoder_kl_ltx2_video.AutoencoderKLLTX2Video,
-        ltx2_video_config.AutoencoderKLLTX2VideoConfig,
-    ),
-    "audio_vae": Component(
-        Role.sound_codec,
-        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2Audio,
-        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2AudioConfig,
-    ),
-    "vocoder": Component(
-        Role.vocoder,
-        ltx2_vocoder.LTX2Vocoder,
-        ltx2_vocoder.LTX2VocoderConfig,
-        others={
-            "LTX2VocoderWithBWE": Component(
-                Role.vocoder, ltx2_vocoder.LTX2VocoderWithBWE, ltx2_vocoder.LTX2VocoderWithBWEConfig
-            )
-        },
-    ),
-}
 
 
 class LTX2(ModelPipeline):
@@ -98,6 +75,7 @@ class LTX2(ModelPipeline):
             "input_image",
             "resize",
             "input_crf",
+            *FILM_INPUT_FIELDS,
         }
     )
     makes_films: ClassVar[bool] = True
@@ -105,16 +83,16 @@ class LTX2(ModelPipeline):
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says
     text_encoder_name: ClassVar[str | None] = NAME
     text_tokens: ClassVar[int] = 1024  # of a text with its padding, as the model was trained
-    halves: ClassVar[int] = 1  # what width and height are divided by before the film is made
 
     def __init__(self, checkpoint: Checkpoint, memory: Memory, text_backend: TextBackend | None = None) -> None:
         super().__init__(checkpoint, memory)
         names = self.component_names(own_text=text_backend is None)
         self.components = choose_components({name: self.components[name] for name in names}, checkpoint)
         self.configs = read_configs(self.components, checkpoint)
-        self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens, text_backend)
-        self.prompts.connectors = self.configs[_CONNECTORS]
+        self.prompts = FilmPrompts(checkpoint, memory, TRANSFORMER, self.text_tokens, text_backend)
+        self.prompts.connectors = self.configs[CONNECTORS]
         self.codec = FilmCodec(memory)
+        self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.check_configs()
         for name, component in self.components.items():
             if component.module is not None:
@@ -125,6 +103,16 @@ class LTX2(ModelPipeline):
     def check_configs(self) -> None:
         """Raises CheckpointError where two components do not fit together."""
         check_film_components(self.configs, self.checkpoint, self.prompts.vocab_size)
+
+    @property
+    def frame_multiple(self) -> int:
+        """See `DiffusionPipeline`."""
+        frames: int = self.configs["vae"].frames
+        return frames
+
+    def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
+        """See `DiffusionPipeline`: the transformer and the connectors are changed."""
+        return self.lora_fitter.patches(loras)
 
     def default_size(self) -> tuple[int, int] | None:
         """Returns the size that the reference makes where none is given: no file of a checkpoint says it."""
@@ -139,7 +127,9 @@ class LTX2(ModelPipeline):
 
     def check(self, request: GenerationRequest) -> None:
         """See `DiffusionPipeline`."""
-        check_film(request, self.configs, halves=self.halves)
+        side, frames = self.multiples()
+        check_film(request, self.configs, side=side, frames=frames)
+        check_given_frames(request, frames)
         self.prompts.check([*self.texts(request).values()])
 
     def text_record(self, request: GenerationRequest) -> dict[str, Any]:
@@ -161,6 +151,14 @@ class LTX2(ModelPipeline):
             texts["negative prompt"] = negative
         return texts
 
+    def multiples(self) -> tuple[int, int]:
+        """Returns the multiples of pixels that a side is of, and of frames that a film is of, and one more."""
+        return self.configs["vae"].factor, self.configs["vae"].frames
+
+    def first_request(self, request: GenerationRequest) -> GenerationRequest:
+        """Returns what the first stage makes for a request: all of it."""
+        return request
+
     def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
         """Refuses them: a film's text has two kinds of embeddings."""
         raise ConfigError("prompt_embeds: are not implemented for films; give a prompt")
@@ -171,30 +169,40 @@ class LTX2(ModelPipeline):
 
     def batch_size(self, request: GenerationRequest) -> int:
         """See `DiffusionPipeline`: each frame of the latents counts as a picture."""
-        layout = self.layout(self.complete(request))
-        return self.memory.batch_size(request.width * layout.frames, request.height)
+        request = self.complete(request)
+        layout = self.layout(request)
+        frames = layout.frames + appended_tokens(request, layout) // layout.frame_tokens
+        return self.memory.batch_size(request.width * frames, request.height)
 
-    def layout(self, request: GenerationRequest, scale: int = 1) -> FilmLayout:
-        """Returns the layout of a film's latents, with `scale` times fewer rows and columns."""
+    def layout(self, request: GenerationRequest) -> FilmLayout:
+        """Returns the layout of a film's latents."""
         vae, audio_vae = self.configs["vae"], self.configs["audio_vae"]
         frames, fps = request.num_frames, request.fps
         assert frames is not None and fps is not None
         return FilmLayout(
             channels=vae.latent_channels,
             frames=(frames - 1) // vae.frames + 1,
-            rows=request.height // vae.factor // scale,
-            columns=request.width // vae.factor // scale,
+            rows=request.height // vae.factor,
+            columns=request.width // vae.factor,
             audio_channels=audio_vae.latent_channels,
             audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
             fps=fps,
         )
 
+    def first_layout(self, request: GenerationRequest) -> FilmLayout:
+        """Returns the layout of what the first stage makes: with the whole film's sound."""
+        return replace(self.layout(self.first_request(request)), audio_frames=self.layout(request).audio_frames)
+
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
         """Returns the shape `[T + A, C]` of the tokens of a film and its sound; see `DiffusionPipeline`."""
-        shape = self.layout(request, self.halves).shape
+        shape = self.first_layout(request).shape
         if latents is not None and tuple(latents.shape) != (request.num_images, *shape):
             raise ConfigError(f"latents are {tuple(latents.shape)}; this request needs {(request.num_images, *shape)}")
         return shape
+
+    def join_latents(self, latents: Mapping[str, Tensor], request: GenerationRequest) -> Tensor:
+        """Returns noise `video` `[N, C, F, h, w]` and `audio` `[N, c, A, bins]` as tokens `[N, T + A, C]`."""
+        return self.first_layout(request).join_named(latents, request.num_images)
 
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
         """See `DiffusionPipeline`."""
@@ -226,7 +234,8 @@ class LTX2(ModelPipeline):
         """
         count = request.num_inference_steps
         sigmas = request.sigmas or np.linspace(1, 1 / count, count).tolist()
-        mu = sampler.calculate_shift(self.layout(request, self.halves).video_tokens)
+        layout = self.first_layout(request)
+        mu = sampler.calculate_shift(layout.video_tokens + appended_tokens(request, layout))
         sampler.set_timesteps(count, sigmas=without_end(sigmas), mu=mu)
 
     def stages(
@@ -236,34 +245,49 @@ class LTX2(ModelPipeline):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
-        """Returns one stage, from noise, and from an image `[H, W, 3]` as the first frame, to latents without noise.
+        """Returns one stage, from noise, and from frames that the film is given, to latents without noise.
 
         There is no `mask` `[H, W]`, and no `embeddings`.
         """
         self.set_timesteps(samplers, request)
         layout = self.layout(request)
         guidance, warnings = self.guidance(request, layout)
-        start = self.start(layout, image)
+        start = self.start(layout, request, image, last_image)
         return [self.stage(layout, request, start, samplers, guidance)], [*self.checkpoint.notes, *warnings]
 
-    def start(self, layout: FilmLayout, image: np.ndarray | None) -> Start:
-        """Returns the start of a film, with an image `[H, W, 3]` as its first frame where there is one."""
-        noise = FromFilmNoise(layout)
-        if image is None:
-            return noise
-        pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255 * 2 - 1  # [1, 3, H, W]
-        device = self.memory.device(_TRANSFORMER)
-        return KnownTokens(
-            noise, self.codec.encode_picture(pixels, layout).to(device), first_frame_known(layout, device)
-        )
+    def start(
+        self, layout: FilmLayout, request: GenerationRequest, image: np.ndarray | None, last_image: np.ndarray | None
+    ) -> Start:
+        """Returns the start of a film, with what it is given: `image`, a picture `[H, W, 3]` or the frames of a clip
+        `[F, H, W, 3]`, and the last picture `[H, W, 3]`."""
+        if image is None and last_image is None:
+            return FromFilmNoise(layout)
+        if image is None or not is_first_frame_alone(request):
+            return self.start_given(layout, request, image, last_image)
+        device = self.memory.device(TRANSFORMER)
+        picture = self.codec.encode(as_pixels(image[None]), layout).to(device)
+        return KnownTokens(FromFilmNoise(layout), picture, first_frame_known(layout, device))
+
+    def start_given(
+        self, layout: FilmLayout, request: GenerationRequest, image: np.ndarray | None, last_image: np.ndarray | None
+    ) -> FromGivenFrames:
+        """Encodes the frames that a film is given, `[H, W, 3]` or `[F, H, W, 3]`. Returns its start with them."""
+        pictures = [each if each.ndim == 4 else each[None] for each in (image, last_image) if each is not None]
+        device = self.memory.device(TRANSFORMER)
+        encoded = [self.codec.encode(as_pixels(frames), layout).to(device) for frames in pictures]
+        conditions = give_tokens(request, layout, encoded, self.configs[TRANSFORMER])
+        return FromGivenFrames(layout, conditions, request.sigmas[0] if request.sigmas else 1.0)
 
     def stage(
         self, layout: FilmLayout, request: GenerationRequest, start: Start, sampler: Any, guidance: FilmGuidance
     ) -> Stage:
         """Returns the stage that denoises films of a layout."""
         blocks = request.stg_blocks or ()
-        return Stage(start, sampler, len(sampler.timesteps), guidance, partial(self.denoise_batch, layout, blocks))
+        appended = start.conditions.places if isinstance(start, FromGivenFrames) else torch.empty(0, 3)
+        denoise_batch = partial(self.denoise_batch, layout, appended, blocks)
+        return Stage(start, sampler, len(sampler.timesteps), guidance, denoise_batch)
 
     def guidance(self, request: GenerationRequest, layout: FilmLayout) -> tuple[FilmGuidance, list[str]]:
         """Encodes the prompts. Returns the guidance with one warning for each prompt that was cut."""
@@ -277,14 +301,18 @@ class LTX2(ModelPipeline):
     def denoise_batch(
         self,
         layout: FilmLayout,
+        appended: Tensor,
         stg_blocks: Sequence[int],
         state: InitialState,
         guidance: FilmGuidance,
         generators: Generators,
         steps: StepCounter,
     ) -> Tensor:
-        """Denoises a batch along the timesteps of its stepper, and returns tokens `[B, T + A, C]`."""
-        memory, config = self.memory, self.configs[_TRANSFORMER]
+        """Denoises a batch along the timesteps of its stepper, and returns tokens `[B, T + A, C]`.
+
+        `appended` are the places `[K, 3]` of tokens that stand between the film's and the sound's.
+        """
+        memory, config = self.memory, self.configs[TRANSFORMER]
         stepper: Any = state.stepper
         reached = ReachedStep(State(state.latents))
 
@@ -302,18 +330,18 @@ class LTX2(ModelPipeline):
             return guidance._replace(sigma=stepper.sigmas[reached.index])
 
         def go_on() -> Tensor:
-            with memory.use(_TRANSFORMER) as transformer:
-                device = memory.device(_TRANSFORMER)
+            with memory.use(TRANSFORMER) as transformer:
+                device = memory.device(TRANSFORMER)
                 if not reached.index:
                     reached.state = State(state.latents.to(device))
-                places = transformer.coordinates(
+                film, sound = transformer.coordinates(
                     layout.frames, layout.rows, layout.columns, fps=layout.fps, audio_frames=layout.audio_frames
                 )
                 calls = TransformerCalls(
                     transformer,
-                    transformer.rotations(*places, device),
+                    transformer.rotations(torch.cat((film.to(device), appended.to(device))), sound, device),
                     layout.audio_frames,
-                    memory.dtype(_TRANSFORMER),
+                    memory.dtype(TRANSFORMER),
                     stg_blocks,
                     use_cross_timestep=config.cross_attn_mod,
                     batched=lambda: memory.batch_guidance,
@@ -325,13 +353,15 @@ class LTX2(ModelPipeline):
                     reached,
                     current_guidance,
                     generators,
-                    dtype=memory.dtype(_TRANSFORMER),
+                    dtype=memory.dtype(TRANSFORMER),
                     input_dtype=torch.float32,
                     after_step=after_step,
                 )
 
         guided = len(guidance.passes) > 1
-        return memory.attempt(_TRANSFORMER, go_on, phase="denoise", rows=len(state.latents), guided=guided)
+        rows = len(state.latents)
+        tokens = memory.attempt(TRANSFORMER, go_on, phase="denoise", rows=rows, guided=guided)
+        return layout.join(*layout.split(tokens)) if len(appended) else tokens
 
     def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
         """Decodes the tokens `[B, T + A, C]` of every batch to frames `[N, F, H, W, 3]` and sound `[N, 2, S]`."""

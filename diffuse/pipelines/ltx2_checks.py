@@ -71,37 +71,35 @@ def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vo
             )
 
 
-def check_film(request: GenerationRequest, configs: Mapping[str, Any], *, halves: int = 1) -> None:
+def check_film(request: GenerationRequest, configs: Mapping[str, Any], *, side: int, frames: int) -> None:
     """Checks a request whose fields are all filled.
 
     Args:
-        halves: what its width and height are divided by before the film is made.
+        side: the pixels that width and height are multiples of.
+        frames: those that the number of frames is a multiple of, and one more.
 
     Raises:
         ConfigError: the checkpoint cannot make this.
     """
     transformer, vae = configs["transformer"], configs["vae"]
-    factor = vae.factor * halves
     # One latent has nothing that its edge could reflect.
-    smallest = factor * (2 if vae.decoder_spatial_padding_mode == "reflect" else 1)
+    smallest = side * (2 if vae.decoder_spatial_padding_mode == "reflect" else 1)
     for name, value in (("width", request.width), ("height", request.height)):
-        if value % factor or value < smallest:
-            near = max(smallest, round(value / factor) * factor)
+        if value % side or value < smallest:
+            near = max(smallest, round(value / side) * side)
             raise ConfigError(
-                f"{name}={value}: this checkpoint needs a multiple of {factor}, and {smallest} at least; try {near}"
+                f"{name}={value}: this checkpoint needs a multiple of {side}, and {smallest} at least; try {near}"
             )
-    frames, fps = request.num_frames, request.fps
-    assert frames is not None and fps is not None
-    if frames % vae.frames != 1 % vae.frames:
-        near = round((frames - 1) / vae.frames) * vae.frames + 1
-        raise ConfigError(
-            f"num_frames={frames}: this checkpoint needs a multiple of {vae.frames}, and one more; try {near}"
-        )
+    count, fps = request.num_frames, request.fps
+    assert count is not None and fps is not None
+    if count % frames != 1 % frames:
+        near = round((count - 1) / frames) * frames + 1
+        raise ConfigError(f"num_frames={count}: this checkpoint needs a multiple of {frames}, and one more; try {near}")
     longest = math.floor(transformer.pos_embed_max_pos * fps)
-    if frames > longest:
-        most = max((longest - 1) // vae.frames * vae.frames + 1, 1)
+    if count > longest:
+        most = max((longest - 1) // frames * frames + 1, 1)
         raise ConfigError(
-            f"num_frames={frames}: at fps={fps:g} is a film of {frames / fps:.4g} seconds, and this checkpoint makes "
+            f"num_frames={count}: at fps={fps:g} is a film of {count / fps:.4g} seconds, and this checkpoint makes "
             f"{transformer.pos_embed_max_pos} at most; try {most}"
         )
     _check_stg(request, transformer.num_layers)

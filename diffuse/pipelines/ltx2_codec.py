@@ -1,4 +1,4 @@
-"""Decoding of LTX-2's latents to frames and to sound, one film after the other, and encoding of a picture."""
+"""Decoding of LTX-2's latents to frames and to sound, one film after the other, and encoding of frames."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from diffuse.sampling.denoise import require_finite
 
 VAE, AUDIO_VAE, VOCODER = "vae", "audio_vae", "vocoder"  # the components that are used here
 _RUN = 8  # frames whose pixels are rounded at once
-_TILE_FRAMES = 11  # of the latents in a tile, which are 81 frames
-_TILE_FRAMES_OVERLAP = 3
 
 
 class FilmCodec:
@@ -53,13 +51,13 @@ class FilmCodec:
 
         return memory.attempt(VOCODER, decode_waveform, phase="decode")
 
-    def encode_picture(self, pixels: Tensor, layout: FilmLayout) -> Tensor:
-        """Encodes a picture `[1, 3, H, W]` in -1..1 as the denoiser's tokens of one frame `[1, K, C]`, in float32."""
+    def encode(self, pixels: Tensor, layout: FilmLayout) -> Tensor:
+        """Encodes frames `[1, 3, F, H, W]` in -1..1 as the denoiser's tokens `[1, K, C]`, in float32."""
         memory = self.memory
 
         def encode() -> Tensor:
             device, dtype = memory.device(VAE), memory.dtype(VAE)
-            film = pixels[:, :, None].to(device, dtype)
+            film = pixels.to(device, dtype)
             with memory.use(VAE) as vae:
                 tiled = memory.profile.tiled_encode
                 mean = encode_tiled(vae, film, _tiling(memory)) if tiled else vae.encode(film).mode()
@@ -109,4 +107,5 @@ def _tiling(memory: Memory) -> VideoTiling:
     """Returns the tiles of the memory profile, whose overlap may be that of pictures: none."""
     side = memory.profile.vae_tile_size
     overlap = memory.profile.vae_tile_overlap or max(side // 8, 1)
-    return VideoTiling(side, min(overlap, side - 1), _TILE_FRAMES, _TILE_FRAMES_OVERLAP)
+    frames = memory.profile.vae_tile_frames
+    return VideoTiling(side, min(overlap, side - 1), frames, max(round(frames / 4), 1))

@@ -6,12 +6,13 @@ wide, so that a batch of films with their sound is one tensor `[B, T + A, C]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffuse.errors import ConfigError
 from diffuse.sampling.denoise import initial_noise
 
 
@@ -43,8 +44,11 @@ class FilmLayout:
         return self.video_tokens + self.audio_frames, self.channels
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C]`."""
-        return tokens[:, : -self.audio_frames], tokens[:, -self.audio_frames :]
+        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C]`.
+
+        Tokens between them, which conditions append, are left out.
+        """
+        return tokens[:, : self.video_tokens], tokens[:, -self.audio_frames :]
 
     def join(self, video: Tensor, audio: Tensor) -> Tensor:
         """Returns a film's tokens `[B, T, C]` and its sound's `[B, A, C]` as one sequence `[B, T + A, C]`."""
@@ -65,6 +69,23 @@ class FilmLayout:
     def unpack_audio(self, tokens: Tensor) -> Tensor:
         """Returns a sound's tokens `[B, A, C]` as latents `[B, c, A, bins]`."""
         return tokens.unflatten(2, (self.audio_channels, -1)).transpose(1, 2)
+
+    def join_named(self, latents: Mapping[str, Tensor], count: int) -> Tensor:
+        """Returns the latents of `count` films by name, `video` and `audio`, as tokens `[N, T + A, C]`.
+
+        Raises:
+            ConfigError: others are given, or one is of another shape.
+        """
+        shapes = {
+            "video": (count, self.channels, self.frames, self.rows, self.columns),
+            "audio": (count, self.audio_channels, self.audio_frames, self.channels // self.audio_channels),
+        }
+        if set(latents) != set(shapes):
+            raise ConfigError(f"latents: hold {', '.join(latents) or 'nothing'}; give those of video and audio")
+        for name, shape in shapes.items():
+            if tuple(latents[name].shape) != shape:
+                raise ConfigError(f"latents: {name} is {tuple(latents[name].shape)}; this request needs {shape}")
+        return self.join(self.pack_video(latents["video"]), self.pack_audio(latents["audio"])).contiguous()
 
     def draw_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Draws unit noise `[B, T + A, C]` as the reference does: the film's in the shape of its latents, then the

@@ -61,7 +61,7 @@ class FromSmallerFilm:
             return InitialState(noisy, sampler)
         known = layout.frame_tokens
         clean = first_frame_known(layout, original.device)
-        return KnownTokens(_Ready(noisy), original[:, :known], clean).begin(sampler, generators, latents)
+        return KnownTokens(ReadyLatents(noisy), original[:, :known], clean).begin(sampler, generators, latents)
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,23 @@ class KnownTokens:
         start: of all tokens.
         tokens: the known ones, the first of the film, `[1, K, C]` or `[B, K, C]`.
         clean: `[1, T]` of the film's tokens: 1 where a token is to stay as it is, 0 where it is denoised freely.
+        mixes: puts the known tokens in the start, which otherwise has them.
     """
 
     start: Start
     tokens: Tensor
     clean: Tensor
+    mixes: bool = True
 
     def begin(self, sampler: Any, generators: Generators, latents: Tensor | None) -> InitialState:
         """See `Start`."""
         state = self.start.begin(sampler, generators, latents)
         known = self.tokens.shape[1]
         share = self.clean[:, :known, None]
-        mixed = self.tokens * share + state.latents[:, :known].to(self.tokens) * (1 - share)
-        noisy = torch.cat((mixed, state.latents[:, known:].to(mixed)), dim=1)
+        noisy = state.latents
+        if self.mixes:
+            mixed = self.tokens * share + noisy[:, :known].to(self.tokens) * (1 - share)
+            noisy = torch.cat((mixed, noisy[:, known:].to(mixed)), dim=1)
         return state._replace(
             latents=noisy,
             stepper=_KeepTokens(sampler, self.tokens, share),
@@ -115,7 +119,9 @@ class _KeepTokens:
 
 
 @dataclass(frozen=True)
-class _Ready:
+class ReadyLatents:
+    """Starts from latents `[B, T + A, C]` that are as noisy as the first step asks."""
+
     latents: Tensor
 
     def begin(self, sampler: Any, generators: Generators, latents: Tensor | None) -> InitialState:

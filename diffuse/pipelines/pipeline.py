@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
@@ -102,6 +103,21 @@ class DiffusionPipeline(ABC):
         """
         return None
 
+    def learn_words(self, embeddings: Sequence[NamedEmbedding]) -> Any:
+        """Returns what textual inversions add to the words of the text encoders, for `use_words`.
+
+        Raises:
+            ConfigError: the family takes none, or a word is one already.
+            CheckpointError: a file does not fit the model.
+        """
+        if embeddings:
+            source = embeddings[0].file.source
+            raise ConfigError(f"embedding={source}: this family of models takes no embeddings; leave it out")
+        return None
+
+    def use_words(self, words: Any) -> None:  # noqa: B027
+        """Sets which words the prompts are read with from now on, a result of `learn_words`."""
+
     @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
         """Returns the shape of one result's latents, such as `[C, h, w]`.
@@ -112,6 +128,16 @@ class DiffusionPipeline(ABC):
         Raises:
             ConfigError: `latents` are not of that shape.
         """
+
+    def join_latents(self, latents: Mapping[str, Tensor], request: GenerationRequest) -> Tensor:
+        """Returns initial noise that is given by name, as one tensor `[N, ...]`.
+
+        Raises:
+            ConfigError: the names are not those of this model's latents, or one is of another shape.
+        """
+        if set(latents) != {"image"}:
+            raise ConfigError(f"latents: hold {', '.join(latents) or 'nothing'}; give those of the image")
+        return latents["image"]
 
     @abstractmethod
     def plan(self, request: GenerationRequest, options: Mapping[str, Any]) -> Any:
@@ -129,13 +155,16 @@ class DiffusionPipeline(ABC):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """Encodes the prompts and the input image `[H, W, 3]`. Returns the stages, and a warning for each cut prompt.
 
         Args:
             samplers: the result of `plan`.
+            image: of a film also the frames of a clip, `[F, H, W, 3]`.
             mask: bool `[H, W]`, true where the image is painted anew.
             embeddings: in place of the prompts.
+            last_image: of a film, what it ends with, `[H, W, 3]`.
         """
 
     @abstractmethod
@@ -145,6 +174,11 @@ class DiffusionPipeline(ABC):
     @abstractmethod
     def name_latents(self, latents: Tensor, request: GenerationRequest) -> dict[str, Tensor]:
         """Returns all latents `[N, ...]` by the names of what they decode to, such as `image`."""
+
+    @property
+    def frame_multiple(self) -> int | None:
+        """Frames of a film are a multiple of it, and one more; None where `num_frames` is not asked for."""
+        return None
 
     def batch_size(self, request: GenerationRequest) -> int:
         """Returns how many results of a request are denoised in one batch."""
@@ -160,6 +194,7 @@ class DiffusionPipeline(ABC):
         mask: np.ndarray | None = None,
         latents: Tensor | None = None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> PipelineOutput:
@@ -167,10 +202,11 @@ class DiffusionPipeline(ABC):
 
         Args:
             samplers: the result of `plan`.
-            image: the image to start from, uint8 `[H, W, 3]` of the request's size.
+            image: the image to start from, uint8 `[H, W, 3]` of the request's size; or a clip, `[F, H, W, 3]`.
             mask: bool `[H, W]`, true where the image is painted anew.
             latents: initial noise `[N, ...]` of unit variance; drawn from the seeds where it is None.
             embeddings: in place of the prompts.
+            last_image: what a film ends with, uint8 `[H, W, 3]` of the request's size.
             seeds: one for each result, where they are not the request's own; so requests that differ in the seed alone
                 can be made as one.
             on_step: called with each step that has ended.
@@ -189,7 +225,7 @@ class DiffusionPipeline(ABC):
         # 1. The prompts become the denoisers' conditioning, and an image the distribution of its latents.
         with clock.phase("encode_s"):
             stages, warnings = self.memory.attempt(
-                None, lambda: self.stages(request, samplers, image, mask, embeddings), phase="encode"
+                None, lambda: self.stages(request, samplers, image, mask, embeddings, last_image), phase="encode"
             )
 
         # 2. Noise becomes latents. All batches pass a stage before the next one, so that denoisers change places once.
@@ -223,6 +259,7 @@ class DiffusionPipeline(ABC):
             memory=self.memory.peaks(),
             warnings=[*warnings, *self.memory.step_downs.notes],
             step_downs=self.memory.step_downs.events,
+            quantized=self.memory.quantized,
             fps=media.fps,
             sound=media.sound,
             sample_rate=media.sample_rate,

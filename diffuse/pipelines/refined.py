@@ -11,11 +11,13 @@ import numpy as np
 from torch import Tensor
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
+from diffuse.pipelines.learned_words import Words
 from diffuse.pipelines.pipeline import DiffusionPipeline, ModelPipeline, Stage
 from diffuse.sampling.denoise import Sampler, set_timesteps
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
@@ -27,7 +29,7 @@ from diffuse.text_backends.backend import TextBackend
 
 def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
     """Returns the request fields that one model knows, or two together, which start from noise alone."""
-    known = frozenset().union(*(family.request_fields for family in families))
+    known = frozenset({"fit"}).union(*(family.request_fields for family in families))
     return known if len(families) == 1 else (known | {"denoising_end"}) - set(INPUT_FIELDS)
 
 
@@ -110,6 +112,15 @@ class RefinedPipeline(DiffusionPipeline):
         """Returns what LoRA files put on the weights of the base: they are made for it."""
         return self.base.patches(loras)
 
+    def learn_words(self, embeddings: Sequence[NamedEmbedding]) -> tuple[Mapping[str, Words], Mapping[str, Words]]:
+        """Returns the words of the base and of the refiner, whose text encoder is the base's second one."""
+        return self.base.learn_words(embeddings), self.refiner.learn_words(embeddings, strict=False)
+
+    def use_words(self, words: tuple[Mapping[str, Words], Mapping[str, Words]]) -> None:
+        """See `DiffusionPipeline`."""
+        self.base.use_words(words[0])
+        self.refiner.use_words(words[1])
+
     def embed_prompts(self, request: GenerationRequest) -> PromptEmbeddings:
         """Refuses to; see `check_prompt_embeddings`."""
         raise ConfigError("encode(): a refiner encodes the prompt by itself; leave the refiner out")
@@ -147,10 +158,11 @@ class RefinedPipeline(DiffusionPipeline):
         image: np.ndarray | None,
         mask: np.ndarray | None,
         embeddings: PromptEmbeddings | None = None,
+        last_image: np.ndarray | None = None,
     ) -> tuple[list[Stage], list[str]]:
         """Returns two stages: from noise to latents `[B, C, h, w]` with some noise left, and from there to the end.
 
-        There is no `image` `[H, W, 3]`, no `mask` and no `embeddings`: a refiner refines the base's own images.
+        There is no `image` `[H, W, 3]`, `mask`, `last_image` or `embeddings`: a refiner refines the base's images.
         """
         relay: Relay = samplers
         set_timesteps(relay.first, request)

@@ -80,8 +80,9 @@ class StableDiffusion(LatentDiffusion):
         texts = [request.prompt]
         if guided and ((request.negative_prompt or "") != request.prompt or request.clip_skip):
             texts.append(request.negative_prompt or "")
-        (tokenizer,), (encoder,) = self.tokenizers, self.encoders
-        prompts = clip_prompts.same_length([clip_prompts.tokenize(tokenizer, text, request) for text in texts])
+        (encoder,) = self.encoders
+        words = self.words[encoder]
+        prompts = clip_prompts.same_length([clip_prompts.tokenize(words, text, request) for text in texts])
         warnings = [
             line
             for name, prompt in zip(("prompt", "negative prompt"), prompts, strict=False)

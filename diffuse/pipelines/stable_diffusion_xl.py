@@ -187,8 +187,8 @@ class StableDiffusionXL(LatentDiffusion):
         """Encodes the positive, and perhaps the negative texts. Returns the states of each, and warnings."""
         prompts = clip_prompts.same_length(
             [
-                clip_prompts.tokenize(tokenizer, each[place], request)
-                for place, tokenizer in enumerate(self.tokenizers)
+                clip_prompts.tokenize(self.words[encoder], each[place], request)
+                for place, encoder in enumerate(self.encoders)
                 for each in texts
             ]
         )

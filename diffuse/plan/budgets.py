@@ -47,6 +47,7 @@ def budgets(
         profile,
         on_device=[EVERY],
         streamed=[],
+        sharded=[],
         resident_blocks=0,
         cleanup=Cleanup.none,
         guidance=GuidanceMode.batched,

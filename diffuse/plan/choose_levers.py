@@ -24,7 +24,7 @@ from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import AUTO, CHOSEN, EVERY, MAX_BATCH, cpu_profile, own_fields, profile_batch_size
 from diffuse.errors import ConfigError
-from diffuse.plan.predict import Prediction, complete_request, predict, reserved_bytes
+from diffuse.plan.predict import Prediction, complete_fitted_request, predict, reserved_bytes
 from diffuse.schema import (
     Cleanup,
     Compile,
@@ -77,7 +77,7 @@ def choose_for_draft(
         ConfigError: the request is wrong, or as `choose_levers`.
     """
     named = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
-    request = complete_request(cfg, draft, hw, checkpoints)
+    request, _ = complete_fitted_request(cfg, draft, named, hw, checkpoints)
     return choose_levers(cfg, request, named, profiles, hw, checkpoints)
 
 
@@ -177,7 +177,8 @@ class _Chooser:
         guidances: list[Fields] = [{}]
         if not self.hw.strict and start.guidance is GuidanceMode.batched:
             guidances.append({"guidance": GuidanceMode.sequential})
-        tiled: Fields = {"tiled_decode": True} | ({} if self.request.input_image is None else {"tiled_encode": True})
+        given = self.request.input_image, self.request.last_image, self.request.input_video
+        tiled: Fields = {"tiled_decode": True} | ({"tiled_encode": True} if any(given) else {})
         tiles: list[Fields] = [{}, *([] if start.tiled_decode else [tiled])]
         for tile in self._left_to_choose(tiles):
             for guidance in self._left_to_choose(guidances):
@@ -196,7 +197,7 @@ class _Chooser:
     def _placements(self, start: MemoryProfileConfig) -> list[Fields]:
         """Returns the levers that change no bit: each with those before it."""
         phases: Fields = {"cleanup": Cleanup.phases}
-        can_stream = self.hw.compile is not Compile.regional
+        can_stream = self.hw.compile is not Compile.regional and not start.sharded
         streaming: Fields = {**phases, "streamed": start.streamed or [EVERY]}
         found = [{"resident_blocks": 0}, {**phases, "resident_blocks": 0}]
         if start.streamed or start.resident_blocks:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint
+from diffuse.checkpoints.embedding.locate_embedding import open_embeddings
 from diffuse.checkpoints.lora.locate_lora import open_loras
 from diffuse.config.checks import check_known_fields
 from diffuse.config.groups import load_group
@@ -16,15 +18,17 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import rss_now
 from diffuse.device.hardware import Hardware
-from diffuse.device.profile import MAX_BATCH, check_max_side, choose_profile, goes_by_prediction
+from diffuse.device.profile import MAX_BATCH, choose_profile, goes_by_prediction
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
+from diffuse.pipelines.learned_words import words_of_checkpoint
 from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
 from diffuse.plan.choose_levers import Choice, choose_levers
 from diffuse.plan.configurations import Configurations, find_configurations
-from diffuse.plan.predict import Prediction, complete_request, predict
+from diffuse.plan.predict import Prediction, complete_fitted_request, frame_multiple, predict
 from diffuse.plan.rates import Card, Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
 from diffuse.plan.report import Plan
 from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig, ReleaseTo
@@ -48,8 +52,20 @@ class Setting:
         """The checkpoints of the model and, where there is one, its refiner."""
         return self.configurations.checkpoints
 
+    @cached_property
+    def limits(self) -> SizeLimits:
+        """The limits of the profile for what the model makes."""
+        multiple = frame_multiple(self.cfg, self.hw, self.checkpoints)
+        return SizeLimits(self.profile, self.cfg.model.size_multiple, multiple)
+
     def request(self, draft: RequestDraft) -> GenerationRequest:
+        """Returns the request of a draft; see `fitted_request`."""
+        return self.fitted_request(draft)[0]
+
+    def fitted_request(self, draft: RequestDraft) -> tuple[GenerationRequest, Shrunk | None]:
         """Returns the request of a draft, checked, but for its size: see `oversize`.
+
+        It comes with what was asked for, where it was shrunk.
 
         Raises:
             ConfigError: the models cannot make it.
@@ -58,12 +74,12 @@ class Setting:
         known = request_fields([load_family(model._target_) for model in models(cfg)])
         check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
         choose_output_format(cfg)
-        return complete_request(cfg, draft, self.hw, self.checkpoints)
+        return complete_fitted_request(cfg, draft, self.profile, self.hw, self.checkpoints)
 
     def oversize(self, request: GenerationRequest) -> str | None:
         """Returns why the profile would refuse the size of a request; None where it would not."""
         try:
-            check_max_side(self.profile, request.width, request.height)
+            self.limits.check(request)
         except ConfigError as error:
             return str(error)
         return None
@@ -118,15 +134,18 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
     else:
         profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
     found = find_configurations(cfg, component_names(cfg))
-    _check_loras(cfg, found)
+    _check_files(cfg, found)
     return Setting(cfg, found, hw, profile, card, rates, host_rates)
 
 
-def _check_loras(cfg: DictConfig, configurations: Configurations) -> None:
-    """Raises CheckpointError for a LoRA file that is not there, or does not fit weights that are here."""
-    loras = open_loras(cfg)
+def _check_files(cfg: DictConfig, configurations: Configurations) -> None:
+    """Raises an error for a LoRA file or an embedding that is not there, or does not fit a model that is here."""
+    loras, embeddings = open_loras(cfg), open_embeddings(cfg)
+    components = load_family(cfg.model._target_).components
     if loras and configurations.here:
-        LoraFitter(load_family(cfg.model._target_).components, configurations.checkpoints[0]).patches(loras)
+        LoraFitter(components, configurations.checkpoints[0]).patches(loras)
+    if embeddings:
+        words_of_checkpoint(embeddings, components, configurations.checkpoints[0])
 
 
 def _planned_card(config: HardwareConfig, name: str, card: Card) -> Hardware:
@@ -165,7 +184,7 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
     """
     program = rss_now()
     cfg, hw, found = setting.cfg, setting.hw, setting.configurations
-    request = setting.request(draft)
+    request, shrunk = setting.fitted_request(draft)
     setting = setting.with_levers(request)
     prediction = setting.predict(request)
     seconds, reason = setting.seconds(prediction)
@@ -196,4 +215,5 @@ def make_plan(setting: Setting, draft: RequestDraft) -> Plan:
         setting.choice,
         loras,
         setting.oversize(request),
+        shrunk,
     )

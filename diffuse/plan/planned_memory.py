@@ -7,7 +7,7 @@ its peaks are known, block by block, under any profile.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffuse.device.allocator import Allocator
 from diffuse.device.hardware import Hardware
@@ -23,44 +23,13 @@ from diffuse.device.memory import Memory
 from diffuse.device.placement import ManagedModule
 from diffuse.device.streaming import outermost_blocks
 from diffuse.layers.packed import packed_bytes
+from diffuse.layers.quantized import quantized_layers
 from diffuse.plan.live_bytes import Call, Ledger, LiveBytes, describe, make_anew, specify
+from diffuse.plan.networks import Network, Plain, network, own_bytes, tensor_bytes
 from diffuse.schema import Cleanup, Dtype, MemoryProfileConfig, ReleaseTo
 
-MAX_NETWORKS = 16  # whose shapes and calls a process keeps; they have no storage
 _META = torch.device("meta")
 _ROWS_READ = 16 << 20  # bytes of a table's pages at most that the tokens of two prompts lie in
-
-
-class Network:
-    """A module without storage in one dtype, and the calls of it that were followed."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.calls: dict[Any, Call] = {}
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All parameters and buffers."""
-        return [*self.module.parameters(), *self.module.buffers()]
-
-
-_networks: OrderedDict[Any, Network] = OrderedDict()
-
-
-def network(key: Any, build: Callable[[], nn.Module], dtype: torch.dtype) -> Network:
-    """Returns the network that `build` makes, in `dtype`; kept by `key` for the next prediction of the process."""
-    key = key, dtype
-    if key not in _networks:
-        while len(_networks) >= MAX_NETWORKS:
-            _networks.popitem(last=False)
-        # Kernels lie channels last from the first use on; that they are brought to lie so is no activation.
-        module = build().to(dtype).eval().requires_grad_(False)
-        for parameter in module.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
-        _networks[key] = Network(module)
-    _networks.move_to_end(key)
-    return _networks[key]
 
 
 @dataclass
@@ -78,6 +47,8 @@ class Residence:
     packed_bytes: int = 0  # of the largest weight that is packed while the published one is still there
     copied_bytes: int | None = None  # in main memory, where it streams from the disk
     read_bytes: int = 0  # at once of what streams from the disk, while a layer or a block is copied
+    cards: int = 1  # that it is spread over, of which each has about as much
+    whole_bytes: int = 0  # of the largest weight that is read in full, to be stored in fewer bits
 
     @property
     def streams(self) -> bool:
@@ -87,7 +58,8 @@ class Residence:
     @property
     def held_bytes(self) -> int:
         """The bytes of its weights in one of both memories once it is loaded."""
-        return self.nbytes if self.copied_bytes is None else self.copied_bytes
+        held = self.nbytes if self.copied_bytes is None else self.copied_bytes
+        return -(-held // self.cards)
 
     def go(self) -> None:
         """Takes the component off the device."""
@@ -123,7 +95,7 @@ class PlannedMemory(Memory):
     """The components of one model under one profile, without their weights.
 
     Args:
-        build: makes a component's module without storage, by its full name; the second value tells networks apart.
+        build: returns how a component's module is made without storage, by its full name.
         phase: returns the name of the phase of a component's call, by its full name and method.
         copied: returns the bytes that a component's weights take in main memory beside what stays in their file, by
             its full name and module.
@@ -136,7 +108,7 @@ class PlannedMemory(Memory):
         profile: MemoryProfileConfig,
         hw: Hardware,
         half_dtype: Dtype,
-        build: Callable[[str], tuple[Callable[[], nn.Module], Any]],
+        build: Callable[[str], Plain],
         phase: Callable[[str, str], str],
         copied: Callable[[str, nn.Module], int],
     ) -> None:
@@ -210,15 +182,20 @@ class PlannedMemory(Memory):
         """Returns the bytes of a component by its full name."""
         if full not in self.residences:
             component = self._components[full]
-            build, key = self._build(full)
-            self.residences[full] = self._measure(full, network(key, build, component.dtype), component)
+            self.residences[full] = self._measure(full, network(self._build(full), component.dtype), component)
         return self.residences[full]
 
     def _measure(self, full: str, net: Network, component: ManagedModule) -> Residence:
-        result = Residence(net, _nbytes(net.tensors))
+        stored = [math.prod(each.shape) for each in quantized_layers(net.module)]
+        result = Residence(
+            net,
+            tensor_bytes(net.tensors),
+            whole_bytes=max(stored, default=0) * torch.float32.itemsize,
+            cards=max(len(component.cards), 1),
+        )
         if component.streamed_blocks:
             blocks = outermost_blocks(net.module, component.streamed_blocks)
-            copied = packed_bytes if self.hw.device == "cpu" else _own_bytes
+            copied = packed_bytes if self.hw.device == "cpu" else own_bytes
             inside = {id(part) for block in blocks for part in block.modules()}
             result.block_bytes = [sum(map(copied, block.modules())) for block in blocks]
             result.rest_bytes = sum(copied(part) for part in net.module.modules() if id(part) not in inside)
@@ -239,22 +216,24 @@ class PlannedMemory(Memory):
         """
         layers = []
         for each in module.modules():
-            own = _own_bytes(each)
+            own = own_bytes(each)
             # A convolution's weight is copied twice on its way into its packed order, as measured.
             twice = packed_bytes(each) if isinstance(each, nn.Conv2d) else 0
             layers.append(min(own, _ROWS_READ) if isinstance(each, nn.Embedding) else own + twice)
         if self.hw.device == "cpu":
             return max(layers, default=0)
-        whole = [_nbytes([*block.parameters(), *block.buffers()]) for block in blocks]
+        whole = [tensor_bytes([*block.parameters(), *block.buffers()]) for block in blocks]
         return (1 + self.looks_ahead) * max(whole, default=0)
 
     def _bring(self, component: ManagedModule, residence: Residence) -> None:
         """Loads a component, or brings it back to the device."""
         if not residence.loaded:
-            self._weights[component.on_device and not residence.streams] += residence.held_bytes
+            on_device = component.on_device and not residence.streams
+            self._weights[on_device] += residence.held_bytes
+            self._note(residence.whole_bytes, on_device=on_device)
         elif not residence.present and not residence.streams:
             self._weights[False] -= residence.nbytes
-            self._weights[True] += residence.nbytes
+            self._weights[True] += residence.held_bytes
         residence.loaded = residence.present = True
         self._note()
 
@@ -277,7 +256,7 @@ class PlannedMemory(Memory):
     def _leave(self, residence: Residence) -> None:
         """Moves a component to the host, where a streamed one is already."""
         if residence.present and not residence.streams:
-            self._weights[True] -= residence.nbytes
+            self._weights[True] -= residence.held_bytes
             self._weights[False] += residence.nbytes
         residence.go()
         self._note()
@@ -381,12 +360,3 @@ def follow(
     end_segment(None)
     call.flops = mode.flops - before
     return call
-
-
-def _nbytes(tensors: Sequence[Tensor]) -> int:
-    return sum({id(each): each.numel() * each.element_size() for each in tensors}.values())
-
-
-def _own_bytes(module: nn.Module) -> int:
-    """Returns the bytes of a module's own tensors, without those of its parts."""
-    return _nbytes([*module.parameters(recurse=False), *module.buffers(recurse=False)])

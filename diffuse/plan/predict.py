@@ -24,11 +24,14 @@ from diffuse.device import hardware
 from diffuse.device.allocator import CUDA_CONTEXT
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import without_components
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
-from diffuse.pipelines.components import Role
+from diffuse.layers.quantized import Quantization
+from diffuse.pipelines.components import Role, component_quantization
 from diffuse.pipelines.families import component_names, load_family, models, replaced_components
 from diffuse.pipelines.pipeline import ModelPipeline
 from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
+from diffuse.plan.networks import Plain
 from diffuse.plan.planned_memory import PhasePeak, PlannedMemory, Residence
 from diffuse.schema import (
     PROMPT_FIELDS,
@@ -39,6 +42,7 @@ from diffuse.schema import (
     LongPrompt,
     MemoryProfileConfig,
     PromptSyntax,
+    Storage,
     TextBackendConfig,
 )
 from diffuse.text_backends.backend import open_text_backend
@@ -64,6 +68,9 @@ class ComponentPlan:
     blocks: int = 0  # that stream; 0 where it does not
     resident_blocks: int = 0  # of these, those that stay
     streamed_bytes: int = 0  # that pass over the device at each call
+    cards: int = 1  # that its blocks are spread over; the bytes are those of all of them
+    storage: str = Storage.full.value  # how its weights are stored
+    full_bytes: int | None = None  # that they would take in `dtype`, where they are stored otherwise
 
 
 @dataclass(frozen=True)
@@ -175,15 +182,38 @@ def reserved_bytes(hw: Hardware) -> int:
 def complete_request(
     cfg: DictConfig, draft: RequestDraft, hw: Hardware, checkpoints: Sequence[Checkpoint]
 ) -> GenerationRequest:
-    """Returns the request of a draft with nothing left open, checked against the checkpoint.
+    """Returns the request of a draft with nothing left open, checked against the checkpoint, of whatever size.
+
+    Raises:
+        ConfigError: the checkpoint cannot make this.
+    """
+    return complete_fitted_request(cfg, draft, MemoryProfileConfig(name="none"), hw, checkpoints)[0]
+
+
+def complete_fitted_request(
+    cfg: DictConfig,
+    draft: RequestDraft,
+    profile: MemoryProfileConfig,
+    hw: Hardware,
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[GenerationRequest, Shrunk | None]:
+    """Returns the request of a draft as `complete_request` does, shrunk to the limits of a profile where it says so.
+
+    What was asked for comes with it then.
 
     Raises:
         ConfigError: the checkpoint cannot make this.
     """
     pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
-    request = pipeline.complete(draft.request(pipeline.default_size()))
+    limits = SizeLimits(profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
-    return request
+    return request, shrunk
+
+
+def frame_multiple(cfg: DictConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]) -> int | None:
+    """Returns what the frames of a model's films are a multiple of, and one more; None for pictures."""
+    return _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline.frame_multiple
 
 
 def _key(
@@ -231,6 +261,19 @@ def _fingerprint(family: type[ModelPipeline], checkpoint: Checkpoint, own: Seque
     return [checkpoint.part(name).config(name) for name in names]
 
 
+def _given_images(request: GenerationRequest) -> dict[str, tuple[int, ...]]:
+    """Returns the images that a request gives to its pipeline, by argument, with the frames of a clip."""
+    images: dict[str, tuple[int, ...]] = {}
+    if request.input_image:
+        images["image"] = ()
+    if request.input_video:
+        assert request.num_conditioning_frames is not None
+        images["image"] = (request.num_conditioning_frames,)
+    if request.last_image:
+        images["last_image"] = ()
+    return images
+
+
 def _work(peak: PhasePeak, images: float, batches: float) -> tuple[Work, ...]:
     """Returns the work of a phase, which was followed for `1 / images` of the images and `1 / batches` of the batches.
 
@@ -264,13 +307,14 @@ class _Planner:
         smaller = replace(request, num_images=count)
         samplers = pipeline.plan(smaller, options)
         size = (request.height, request.width)
-        image = np.zeros((*size, 3), np.uint8) if request.input_image else None
+        inputs = {name: np.zeros((*shape, *size, 3), np.uint8) for name, shape in _given_images(request).items()}
         mask = np.ones(size, bool) if request.mask_image else None
         components = tuple(self._component(name) for name in memory.dtypes)  # built before anything is followed
         if repeated:
             memory.load_all()
         with memory.following():
-            output = pipeline(smaller, samplers, image=image, mask=mask)
+            image, last_image = inputs.get("image"), inputs.get("last_image")
+            output = pipeline(smaller, samplers, image=image, mask=mask, last_image=last_image)
         kept = output.frames[0].nbytes + sum(latents[0].nbytes for latents in output.latents.values())
         more = (request.num_images - count) * kept  # bytes of the results that were not followed
         images = request.num_images / count
@@ -291,11 +335,11 @@ class _Planner:
     def _component(self, full: str) -> ComponentPlan:
         residence: Residence = self.memory.residence(full)
         component = self.memory.component(full)
-        blocks = residence.block_bytes
+        blocks, quantization = residence.block_bytes, self._quantization(full)
         return ComponentPlan(
             full,
             self._role(full).value,
-            sum(each.numel() for each in residence.network.module.parameters()),
+            residence.network.parameters,
             residence.nbytes,
             self.memory.dtypes[full],
             _PLACES[component.on_device],
@@ -303,6 +347,9 @@ class _Planner:
             len(blocks),
             residence.resident,
             sum(blocks[residence.resident :]),
+            residence.cards,
+            Storage.full.value if quantization is None else quantization.storage.value,
+            None if quantization is None else residence.network.full_bytes(component.dtype),
         )
 
     def _model(self, full: str) -> tuple[ModelPipeline, str]:
@@ -317,7 +364,11 @@ class _Planner:
         model, name = self._model(full)
         return model.components[name].role
 
-    def _build(self, full: str) -> tuple[Any, Any]:
+    def _quantization(self, full: str) -> Quantization | None:
+        model, name = self._model(full)
+        return component_quantization(model.components[name], self.memory.profile.storage)
+
+    def _build(self, full: str) -> Plain:
         model, name = self._model(full)
         module, config = model.components[name].module, model.configs[name]
         if module is None:
@@ -327,11 +378,11 @@ class _Planner:
             assert module is not None
             return module(config)
 
-        return partial(skeleton, build), (module, repr(config))
+        return Plain(partial(skeleton, build), (module, repr(config)), self._quantization(full))
 
     def _copied(self, full: str, module: nn.Module) -> int:
         model, name = self._model(full)
-        return copied_bytes(model.checkpoint.part(name), name, module)
+        return copied_bytes(model.checkpoint.part(name), name, module, model.components[name].rename)
 
     def _phase(self, full: str, method: str) -> str:
         role = self._role(full)

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
+from diffuse.device.size_limits import Shrunk
 from diffuse.plan.budgets import Budget
 from diffuse.plan.choose_levers import Choice
 from diffuse.plan.predict import ComponentPlan, Prediction, reserved_bytes
@@ -38,6 +39,7 @@ class Plan:
     choice: Choice | None = None  # of the levers, where there is a budget to keep
     loras: Sequence[tuple[str, int]] = ()  # LoRA files, and their bytes
     oversize: str | None = None  # why the profile would refuse the size
+    shrunk: Shrunk | None = None  # what was asked for, where it was larger
 
     @property
     def fits(self) -> bool | None:
@@ -57,6 +59,7 @@ class Plan:
                 "num_images": request.num_images,
                 "num_inference_steps": request.num_inference_steps,
                 "guidance_scale": request.guidance_scale,
+                **({} if request.num_frames is None else {"num_frames": request.num_frames, "fps": request.fps}),
             },
             "memory_profile": self.profile.name,
             "levers": None if self.choice is None else list(self.choice.levers),
@@ -82,6 +85,7 @@ class Plan:
             "vram_bytes": vram_bytes(self.hw),
             "fits": self.fits,
             "refused": self.oversize,
+            **({} if self.shrunk is None else {"shrunk_from": self.shrunk.as_record()}),
             "disk_bytes": self.disk_bytes,
             "download_bytes": self.download_bytes,
             "sizes_are_exact": self.sizes_are_exact,
@@ -95,15 +99,19 @@ class Plan:
     def lines(self) -> list[str]:
         """Returns the lines of the report; they fit 100 columns."""
         guess, request = self.prediction, self.request
-        pictures = "1 picture" if request.num_images == 1 else f"{request.num_images} pictures"
+        pictures = counted(request.num_images, "picture" if request.num_frames is None else "film")
         device = self.card or self.hw.name or self.hw.device
         on = (
             f"a card of {self.hw.vram_total_gib:g} GiB"
             if self.hw.planned and has_card(self.hw) and not self.card
             else device
         )
-        size = f"{request.width} x {request.height}, {counted(request.num_inference_steps, 'step')}"
+        size = f"{request.width} x {request.height}"
+        if request.num_frames is not None:
+            size += f", {counted(request.num_frames, 'frame')} at {request.fps:g} a second"
+        size += f", {counted(request.num_inference_steps, 'step')}"
         lines = [f"{self.model}: {pictures}, {size}, memory_profile={self.profile.name} on {on}"]
+        lines += [] if self.shrunk is None else [self.shrunk.line()]
         lines += ["", *([] if self.choice is None else [self.choice.line(), ""])]
         lines.append(f"{'component':24} {'parameters':>14} {'weights':>12}  {'dtype':9} where")
         lines += [_component_line(component) for component in guess.components]
@@ -117,11 +125,18 @@ class Plan:
             )
         lines.append("")
         lines += self._memory_lines()
+        lines += storage_lines(guess)
+        stored = any(each.full_bytes is not None for each in guess.components)
         about = "" if self.sizes_are_exact else "about "
         download = f"to download {about}{_size(self.download_bytes)}" if self.download_bytes else "nothing to download"
         lines.append(f"disk         {about}{_size(self.disk_bytes)}; {download}")
         lines += [
-            f"lora         {name}: {_size(size)}, added to the weights where they are: no second copy"
+            f"lora         {name}: {_size(size)}, "
+            + (
+                "kept beside the stored weights, on top"
+                if stored
+                else "added to the weights where they are: no second copy"
+            )
             for name, size in self.loras
         ]
         lines.append(f"arithmetic   {arithmetic(guess.flops)}, {guess.calls} calls of the denoiser")
@@ -165,14 +180,30 @@ def fits(hw: Hardware, prediction: Prediction) -> bool | None:
     return None if vram is None else prediction.device_bytes + reserved_bytes(hw) <= vram
 
 
+def storage_lines(guess: Prediction) -> list[str]:
+    """Returns a line on what quantized storage saves and costs; none where weights are stored in full."""
+    stored = [each for each in guess.components if each.full_bytes is not None]
+    if not stored:
+        return []
+    full, now = sum(each.full_bytes or 0 for each in stored), sum(each.nbytes for each in stored)
+    names = ", ".join(each.name for each in stored)
+    return [
+        f"storage      {stored[0].storage}: {_size(now)} in the place of {_size(full)} ({names})",
+        "             pictures change, and each call takes longer, which the time does not say",
+    ]
+
+
 def _component_line(component: ComponentPlan) -> str:
     if component.place == "host":
         where = "main memory"
+    elif component.cards > 1:
+        where = f"{component.cards} cards, {_size(-(-component.nbytes // component.cards))} on each"
     elif component.blocks:
         where = f"{component.blocks} blocks stream, {component.resident_blocks} stay"
     else:
         where = "device" if component.stays else "device, while its phase lasts"
-    return f"{component.name:24} {component.parameters:>14,} {_size(component.nbytes):>12}  {component.dtype:9} {where}"
+    kind = component.dtype if component.full_bytes is None else component.storage
+    return f"{component.name:24} {component.parameters:>14,} {_size(component.nbytes):>12}  {kind:9} {where}"
 
 
 def arithmetic(flops: int) -> str:

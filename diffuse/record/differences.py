@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffuse.record.values import flatten, short_text
-from diffuse.schema import COMPONENTS
+from diffuse.schema import COMPONENTS, FILE_FIELDS
 
 # Parts of the configuration that change no pixel, or are compared elsewhere in the record.
 _NOT_COMPARED = (
@@ -19,8 +19,7 @@ _NOT_COMPARED = (
     "text_backend",
     "seed",
     "num_images",
-    "input_image",
-    "mask_image",
+    *FILE_FIELDS,
 )
 _MODELS = ("source", "revision", "name", "download", "fetch_variant", "request_defaults", "min_vram_gib", *COMPONENTS)
 _HARDWARE = ("device", "name", "deterministic", "capability", "driver", "cuda", "cudnn", "cpu", "cpu_capability")
@@ -33,6 +32,9 @@ _LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "tokenizers", "accelera
 def record_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns the differences between two records, a line each, the likeliest cause first."""
     return [*_weights(then, now), *_settings(then, now), *_code(then, now)]
+
+
+_FILE_LISTS = ("lora", "embedding")
 
 
 def weights_differences(then: Any, now: Any, name: str) -> Iterator[str]:
@@ -48,11 +50,12 @@ def weights_differences(then: Any, now: Any, name: str) -> Iterator[str]:
 def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from weights_differences(then["weights"], now["weights"], "weights")
     yield from weights_differences(then["weights"].get("refiner"), now["weights"].get("refiner"), "refiner's weights")
-    files = [_mapping(part, "weights", "lora") for part in (then, now)]
-    for index in sorted({*files[0], *files[1]}):
-        before, after = (_value(part, index, "sha256") for part in files)
-        if before != after:
-            yield f"the file of lora.{index}: SHA-256 {_digest(before)} then, {_digest(after)} now"
+    for name in _FILE_LISTS:
+        files = [_mapping(part, "weights", name) for part in (then, now)]
+        for index in sorted({*files[0], *files[1]}):
+            before, after = (_value(part, index, "sha256") for part in files)
+            if before != after:
+                yield f"the file of {name}.{index}: SHA-256 {_digest(before)} then, {_digest(after)} now"
     for name in sorted({*then["inputs"], *now["inputs"]}):
         before, after = (_value(part["inputs"], name, "sha256") for part in (then, now))
         if before != after:
@@ -78,7 +81,8 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from _text_backends(then, now)
     old, new = flatten(then["config"]), flatten(now["config"])
     for flat in (old, new):
-        flat["lora"] = _lora_numbers(flat.get("lora"))
+        for name in _FILE_LISTS:
+            flat[name] = _file_settings(flat.get(name))
     for name in sorted({*old, *new}):
         group, *rest = name.split(".")
         if group not in _NOT_COMPARED and not (group in ("model", "refiner") and rest[0] in _MODELS):
@@ -92,14 +96,16 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in (*_PROFILE, *(_TILES if tiled else ())):
         values = (_value(part["hardware"], "memory_profile", name) for part in (then, now))
         yield from _line(f"memory_profile.{name}", *values)
+    stored = [profile.get("storage", "full") for profile in profiles]  # earlier records do not say
+    yield from _line("memory_profile.storage", *stored)
     yield from _line("where memory ran out", *(_step_downs(record) for record in (then, now)))
     old, new = flatten(then["determinism"]), flatten(now["determinism"])
     for name in sorted({*old, *new}):
         yield from _line(name.removeprefix("environment."), old.get(name), new.get(name))
 
 
-def _lora_numbers(value: Any) -> str | None:
-    """Returns how much of each LoRA file was put on; the files themselves are compared by their SHA-256."""
+def _file_settings(value: Any) -> str | None:
+    """Returns how much of each LoRA file was put on, or the words of embeddings; their SHA-256 compare the files."""
     files = [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
     numbers = [flatten({name: item for name, item in each.items() if name != "source"}) for each in files]
     texts = [" ".join(f"{name}={item}" for name, item in each.items() if item is not None) for each in numbers]

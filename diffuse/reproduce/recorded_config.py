@@ -149,7 +149,8 @@ def _profile(recorded: Mapping[str, Any]) -> DictConfig:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
         raise ConfigError(f"memory_profile={name}: there is no such memory profile; add memory_profile=auto")
     values: DictConfig = config_from_data({"memory_profile": _with_earlier_tiles(recorded)}).memory_profile
-    values.max_side = known[name if name in known else AUTO].max_side  # it may be one of the user's own files
+    here = known[name if name in known else AUTO]  # it may be one of the user's own files
+    values.max_side, values.max_frames, values.max_film_size = here.max_side, here.max_frames, here.max_film_size
     values.budget_gib = values.host_gib = None  # they were of the machine that it was made on
     return values
 

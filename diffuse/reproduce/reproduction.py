@@ -21,22 +21,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.config.compose import compose_config
 from diffuse.config.inputs import Inputs
-from diffuse.config.lora import is_lora_source
 from diffuse.config.own import SEARCHPATH
+from diffuse.config.quoting import is_listed_source
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, MediaError
-from diffuse.media.images import file_sha256
-from diffuse.media.load import read_record
-from diffuse.media.video import Video
+from diffuse.media.images import InputImage, file_sha256
+from diffuse.media.load import content_sha256, read_record
+from diffuse.media.video import Video, is_frames_folder
 from diffuse.paths import user_path
 from diffuse.record.recorded_run import RecordedRun, read_recorded_run, recorded_run
 from diffuse.reproduce.recorded_config import OWN_GROUPS, restore_config
-from diffuse.reproduce.recorded_loras import restore_loras
-from diffuse.schema import COMPONENTS, TrackingConfig
+from diffuse.reproduce.recorded_files import restore_files
+from diffuse.schema import COMPONENTS, FILE_FIELDS, TrackingConfig
 
 # Overrides that a user may add to a record: groups, the files of the images that it started from, and weights.
 _GROUPS = (*OWN_GROUPS, "hardware", "memory_profile", "text_backend")
-_INPUT_FILES = ("input_image", "mask_image")
+_INPUT_FILES = FILE_FIELDS
 _WEIGHTS = re.compile(rf"(model|refiner)(\.({'|'.join(COMPONENTS)}))?\.(source|revision|variant)|model\.download")
 _RUN_ID = re.compile(r"[\w-]{8,}")  # may be a run's id, because it has no suffix of a file
 
@@ -125,16 +125,17 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         MediaError: an image that it started from is missing, or another one.
     """
     given, overrides = overrides, [each for each in overrides if not each.startswith(f"{SEARCHPATH}=")]
-    own_loras = {name: value for name, _, value in (each.partition("=") for each in overrides) if is_lora_source(name)}
+    given_values = (each.partition("=") for each in overrides)
+    own_files = {name: value for name, _, value in given_values if is_listed_source(name)}
     for override in overrides:
         name = override.partition("=")[0]
-        if name in own_loras:
+        if name in own_files:
             continue
         if name.partition(".")[0] not in _GROUPS and name not in _INPUT_FILES and not _WEIGHTS.fullmatch(name):
-            choices = ", ".join((*_GROUPS, *_INPUT_FILES, "model.source", "lora.0.source"))
+            choices = ", ".join((*_GROUPS, *_INPUT_FILES, "model.source", "lora.0.source", "embedding.0.source"))
             raise ConfigError(f"{override}: that is for the record to say; what may be given is of {choices}")
-    own = compose_config([each for each in given if each.partition("=")[0] not in own_loras])
-    own_names = {override.partition("=")[0] for override in overrides} - own_loras.keys()
+    own = compose_config([each for each in given if each.partition("=")[0] not in own_files])
+    own_names = {override.partition("=")[0] for override in overrides} - own_files.keys()
     try:
         cfg, notes = restore_config(recorded.record, own, own_names)
     except ConfigError as error:
@@ -145,7 +146,7 @@ def build_reproduction(recorded: RecordedRun, overrides: Sequence[str] = ()) -> 
         if "." in name or name in _INPUT_FILES:
             OmegaConf.update(cfg, name, OmegaConf.select(own, name))
     _check_inputs(cfg, recorded, own_names)
-    notes += restore_loras(cfg, recorded, own_loras)
+    notes += restore_files(cfg, recorded, own_files)
     first = min(recorded.digests)
     before, after = _batch_neighbors(cfg, recorded)
     cfg.seed, cfg.num_images = cfg.seed + first, len(recorded.digests)
@@ -200,21 +201,29 @@ def _check_inputs(cfg: DictConfig, recorded: RecordedRun, own_names: set[str]) -
             )
         if str(file).startswith(("//", "\\\\")):
             raise MediaError(f"{name}={file}: is on another computer; copy it and add {name}=FILE")
-        digest = file_sha256(str(file))
+        digest = _file_digest(str(file))
         if digest is None or digest != entry.get("sha256"):
             fault = "there is no such file" if digest is None else "is another file now (its SHA-256 differs)"
-            raise MediaError(f"{label}: {name}={file}: {fault}; give the picture it started from: {name}=FILE")
+            raise MediaError(f"{label}: {name}={file}: {fault}; give what it started from: {name}=FILE")
         cfg[name] = str(file)
 
 
+def _file_digest(file: str) -> str | None:
+    """Returns the SHA-256 of a file, or of a folder of frames; None if there is none, or it cannot be read."""
+    with suppress(MediaError, ConfigError):
+        return content_sha256(user_path(file)) if is_frames_folder(user_path(file)) else file_sha256(file)
+    return None
+
+
 def _input_notes(inputs: Inputs | None, record: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each input image of the user that is not the recorded one."""
+    """Returns a line for each input file of the user that is not the recorded one."""
     if inputs is None:
         return []
     notes = []
-    for name, image in (("input_image", inputs.picture), ("mask_image", inputs.mask)):
+    for name, read in inputs.files.items():
         entry = record["inputs"].get(name)
         recorded = entry.get("sha256") if isinstance(entry, dict) else None
-        if image is not None and recorded not in (image.sha256, image.pixels_sha256):
+        digests = (read.sha256, read.pixels_sha256) if isinstance(read, InputImage) else (read.sha256,)
+        if recorded not in digests:
             notes.append(f"the {name} is not the recorded one: its SHA-256 differs")
     return notes

@@ -176,6 +176,8 @@ def result_record(
     finished: dict[str, Any] = {**run_record, "timings": dict(output.timings)}
     if output.step_downs:
         finished["step_downs"] = [dict(event) for event in output.step_downs]
+    if output.quantized:
+        finished["quantized"] = dict(output.quantized)
     if memory is not None:
         finished["memory"] = dict(memory)
     if len(output.batch_seeds) > len(output.frames):

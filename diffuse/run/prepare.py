@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.checkpoint import Checkpoint, checkpoint_record
+from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding, embedding_record, open_embeddings
 from diffuse.checkpoints.lora.locate_lora import NamedLora, lora_record, open_loras
 from diffuse.checkpoints.model_sources import locate_models
 from diffuse.config import objective
@@ -18,14 +19,14 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.patches import Patch
-from diffuse.device.profile import check_max_side
+from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.media.save import output_notes
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
 from diffuse.run.open import OpenPipeline, open_pipeline
 from diffuse.schedulers.labels import schedule_settings
 from diffuse.schedulers.sigmas import unused_ends_note
-from diffuse.schema import GenerationRequest
+from diffuse.schema import PROMPT_FIELDS, GenerationRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,11 +48,14 @@ class PreparedRun:
     reference: objective.Reference | None = None  # what quality is measured against
     loras: Sequence[NamedLora] = ()
     patches: Mapping[str, Patch] = field(default_factory=dict)  # what the LoRA files put on, by component
+    shrunk: Shrunk | None = None  # what was asked for, where it was larger
+    learned: Sequence[NamedEmbedding] = ()  # textual inversions
+    words: Any = None  # what they add, see `DiffusionPipeline.learn_words`
 
     @property
     def weights(self) -> dict[str, Any]:
         """The record of the weights that the run uses."""
-        return weights_record(self.opened.checkpoints, self.loras)
+        return weights_record(self.opened.checkpoints, self.loras, self.learned)
 
     @property
     def output_notes(self) -> list[str]:
@@ -69,7 +73,25 @@ class PreparedRun:
     def notes(self) -> list[str]:
         """Lines for the user on settings that have no effect."""
         note = unused_ends_note(getattr(self.samplers, "first", self.samplers), self.cfg.scheduler)
-        return [] if note is None else [note]
+        shrunk = None if self.shrunk is None else self.shrunk.line()
+        return [*(line for line in (note, shrunk) if line is not None), *self._unused_words()]
+
+    def _unused_words(self) -> list[str]:
+        """Returns a line on each textual inversion whose word is in none of the prompts."""
+        if self.embeddings is not None:
+            return []
+        texts = " ".join(getattr(self.request, name) or "" for name in PROMPT_FIELDS).lower()
+        return [
+            f"embedding.{index}: none of the prompts has its word {each.word}"
+            for index, each in enumerate(self.learned)
+            if each.word.lower() not in texts
+        ]
+
+    def use(self) -> None:
+        """Puts LoRA files on the weights, and takes the words of textual inversions into use; those before go."""
+        pipeline = self.opened.pipeline
+        pipeline.memory.set_patches(self.patches)
+        pipeline.use_words(self.words)
 
     @property
     def inputs_record(self) -> dict[str, Any]:
@@ -89,14 +111,14 @@ class PreparedRun:
 def prepare(
     cfg: DictConfig,
     draft: RequestDraft,
-    latents: Tensor | None = None,
+    latents: Tensor | Mapping[str, Tensor] | None = None,
     opened: OpenPipeline | None = None,
     embeddings: PromptEmbeddings | None = None,
 ) -> PreparedRun:
     """Opens the pipeline and completes the request of `draft`, which is one of `cfg`'s.
 
     Args:
-        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give; or by name.
         opened: the result of `open_pipeline` for `cfg` and `draft`, where there is one already.
         embeddings: in place of the prompts.
 
@@ -106,21 +128,24 @@ def prepare(
     known = request_fields([load_family(model._target_) for model in models(cfg)])
     check_known_fields(draft.fields, known, " refiner=".join(model.name for model in models(cfg)))
     choose_output_format(cfg)
-    loras = open_loras(cfg)
+    loras, learned = open_loras(cfg), open_embeddings(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
-    request = pipeline.complete(draft.request(pipeline.default_size()))
+    limits = SizeLimits(opened.profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
+    if isinstance(latents, Mapping):
+        latents = pipeline.join_latents(latents, request)
     pipeline.latent_shape(request, latents)
     if embeddings is not None:
         pipeline.check_prompt_embeddings(request, embeddings)
-    check_max_side(opened.profile, request.width, request.height)
+    limits.check(request)
     options = cast(dict[str, Any], OmegaConf.to_container(cfg.scheduler, resolve=True))
     samplers = pipeline.plan(request, options)
     objective.check_reference(draft.reference, request.width, request.height, is_film=pipeline.makes_films)
-    patches = pipeline.patches(loras)
+    patches, words = pipeline.patches(loras), pipeline.learn_words(learned)
     inputs = draft.inputs, latents, embeddings, draft.reference
-    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches)
+    return PreparedRun(cfg, request, opened, samplers, *inputs, loras, patches, shrunk, learned, words)
 
 
 def locate_weights(cfg: DictConfig) -> dict[str, Any]:
@@ -129,11 +154,13 @@ def locate_weights(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError, CheckpointError: they are not there.
     """
-    return weights_record(locate_models(cfg, component_names(cfg)), open_loras(cfg))
+    return weights_record(locate_models(cfg, component_names(cfg)), open_loras(cfg), open_embeddings(cfg))
 
 
-def weights_record(checkpoints: Sequence[Checkpoint], loras: Sequence[NamedLora] = ()) -> dict[str, Any]:
-    """Returns the record of a model's weights, of its refiner's where there is one, and of LoRA files."""
+def weights_record(
+    checkpoints: Sequence[Checkpoint], loras: Sequence[NamedLora] = (), learned: Sequence[NamedEmbedding] = ()
+) -> dict[str, Any]:
+    """Returns the record of a model's weights, of its refiner's where there is one, of LoRA files and embeddings."""
     model, *refiners = checkpoints
     refiner = {"refiner": checkpoint_record(refiners[0])} if refiners else {}
-    return checkpoint_record(model) | refiner | lora_record(loras)
+    return checkpoint_record(model) | refiner | lora_record(loras) | embedding_record(learned)

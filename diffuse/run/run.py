@@ -75,7 +75,7 @@ def generate(
     drafts: Sequence[RequestDraft],
     *,
     overrides: Sequence[str] = (),
-    latents: Tensor | None = None,
+    latents: Tensor | Mapping[str, Tensor] | None = None,
     embeddings: PromptEmbeddings | None = None,
     save: bool = False,
     neighbors: BatchNeighbors | None = None,
@@ -86,7 +86,7 @@ def generate(
 
     Args:
         overrides: the overrides that `cfg` was composed with.
-        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give.
+        latents: initial noise `[N, ...]` of unit variance, instead of that which the seeds give; or by name.
         embeddings: of prompts, in place of the prompts.
         save: whether files are written and the run is recorded in the tracking store.
         neighbors: images to be made in one batch with those of each run, and not kept.
@@ -139,7 +139,8 @@ def _run(
         callbacks.say(note)
     if prepared.inputs is not None:
         size = f"{request.width} x {request.height}"
-        callbacks.say(f"{request.input_image}: {_steps(prepared)} are run, at {size}")
+        first = request.input_image or request.input_video or request.last_image
+        callbacks.say(f"{first}: {_steps(prepared)} are run, at {size}")
 
     with started.recording_errors():
         # 5. The pipeline encodes, denoises and decodes.
@@ -193,15 +194,16 @@ def compute(
     if first.opened.choice is not None:
         release_others(first.opened.pipeline)
     program_bytes()  # before weights are read
-    first.opened.pipeline.memory.set_patches(first.patches)
+    first.use()
     inputs = {} if first.inputs is None else first.inputs.arrays(first.request)
     seeds = [seed for each in runs for seed in each.request.seeds]
     make = partial(
         first.opened.pipeline,
         first.request,
         first.samplers,
-        image=inputs.get("picture"),
+        image=inputs.get("image"),
         mask=inputs.get("mask"),
+        last_image=inputs.get("last_image"),
         latents=first.latents,
         embeddings=first.embeddings,
         seeds=seeds,

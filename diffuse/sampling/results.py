@@ -54,6 +54,7 @@ class PipelineOutput:
     memory: Mapping[str, float]  # GiB: peak_gib on the device, rss_peak_gib of the process
     warnings: Sequence[str] = ()
     step_downs: Sequence[Mapping[str, Any]] = ()  # what was done with less, and where, since memory ran out
+    quantized: Mapping[str, Any] = field(default_factory=dict)  # components whose weights are, and by how much off
     fps: float | None = None  # frames a second; None for images
     sound: np.ndarray | None = None  # float32 `[N, C, S]` from -1 to 1
     sample_rate: int | None = None  # of the sound, in Hz

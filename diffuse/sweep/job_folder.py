@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffuse.config.lora import LORA, lora_values
+from diffuse.config.quoting import FILE_LISTS
 from diffuse.config.text_backend import is_own_encoder
 from diffuse.errors import MediaError
 from diffuse.media.files import TEMPORARY
@@ -22,7 +22,7 @@ from diffuse.media.formats import OUTPUT_SUFFIXES, is_lossless, is_still
 from diffuse.media.load import content_sha256, image_sha256, read_record
 from diffuse.media.video import is_frames_folder
 from diffuse.record.values import json_values
-from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS
+from diffuse.schema import COMPONENTS, LATER_COMPONENTS, LATER_FIELDS, SizeFit
 
 JOB_FILE = "job.json"
 _VERSION = 1
@@ -42,8 +42,12 @@ _LATER_PROFILE_FIELDS = {
     "budget_gib": None,
     "host_gib": None,
     "step_down": True,
+    "sharded": [],
+    "vae_tile_frames": 11,
+    "storage": "full",
 }
 _TEXT_IDENTITY = ("name", "file", "text_encoder_sha256", "seed")  # who answers, and how soon, is no part of it
+_FILM_LIMITS = ("max_film_size", "max_frames")  # which refuse films, and decide on pixels only where they shrink them
 _LATER_EVERYWHERE = ("align_your_steps",)
 
 
@@ -58,9 +62,10 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     later = [name for name, default in LATER_FIELDS.items() if resolved[name] == default]  # earlier sweeps lack them
     parts = {name: part for name, part in resolved.items() if name not in (*_NOT_IDENTITY, *later)}
     values: dict[str, Any] = json_values(parts)
-    lora = lora_values(values.pop("lora", None))
-    if lora is not None:  # earlier sweeps lack it
-        values["lora"] = lora
+    for name, files in FILE_LISTS.items():
+        listed = files.values(values.pop(name, None))
+        if listed is not None:  # earlier sweeps lack it
+            values[name] = listed
     text_backend = values.pop("text_backend", None)
     if text_backend is not None and not is_own_encoder(text_backend["name"]):  # earlier sweeps lack it
         values["text_backend"] = {name: text_backend[name] for name in _TEXT_IDENTITY}
@@ -77,6 +82,8 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for name, default in _LATER_PROFILE_FIELDS.items():  # earlier sweeps lack these
         if profile.get(name, default) == default:
             profile.pop(name, None)
+    for name in _FILM_LIMITS if values.get("fit") != SizeFit.shrink.value else ():
+        profile.pop(name, None)
     tiles = [profile.get(name) for name in _LATER_TILES]
     if tiles == ([False, 64, 16] if profile.get("tiled_decode") else [False, 32, None]):  # as earlier sweeps were made
         for name in _LATER_TILES:
@@ -113,8 +120,8 @@ class JobFolders:
         if (existing := self._existing.get(key[:_KEY_CHARACTERS])) is not None:
             return existing
         values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
-        if LORA in self.axes:  # the names of its files are shorter without their folders
-            values[LORA] = re.sub(r"[^,\[ ]*/|\.safetensors", "", values.get(LORA, ""))
+        for name in FILE_LISTS.keys() & set(self.axes):  # the names of files are shorter without their folders
+            values[name] = re.sub(r"[^,\[ ]*/|\.safetensors", "", values.get(name, ""))
         parts = [f"{axis.rpartition('.')[2]}_{_file_name(values.get(axis, ''))}" for axis in self.axes] or ["job"]
         return self.sweep / f"{'-'.join(parts)[:_NAME_CHARACTERS]}-{key[:_KEY_CHARACTERS]}"
 

@@ -102,7 +102,7 @@ def main() -> None:
         memory.add("unet", load)
 
         def ours() -> None:
-            loras = open_loras({"lora": f"{file}:0.8"})
+            loras = open_loras({"lora": f"{file}:0.8", "model": {"name": "sdxl", "download": "never"}})
             memory.set_patches(LoraFitter(components, checkpoint).patches(loras))
             with memory.use("unet"):
                 pass

@@ -47,7 +47,7 @@ from diffuse.device.streaming import outermost_blocks
 from diffuse.errors import ConfigError
 from diffuse.plan.live_bytes import Ledger, LiveBytes
 from diffuse.plan.make_plan import Setting, open_setting
-from diffuse.plan.planned_memory import _networks
+from diffuse.plan.networks import _networks
 from diffuse.plan.predict import Prediction, reserved_bytes
 
 STEPS = 30

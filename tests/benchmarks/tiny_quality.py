@@ -1,6 +1,6 @@
 """How well the shipped tiny checkpoint draws what a prompt says, on pairs that it never saw in training.
 
-    python tests/benchmarks/tiny_quality.py [--count 100] [--steps 20] [--guidance 3] [--sheet FILE.png]
+    python tests/benchmarks/tiny_quality.py [--count 100] [--steps 20] [--guidance 3] [--storage fp8] [--sheet FILE.png]
 
 Draws held-out (object, colour) pairs and asks two questions of each picture. Is the background, the median of the
 outermost pixels, nearest to the colour that was asked for? And which object is it: the font's own rendering of every
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--source", default=None, help="another checkpoint folder")
+    parser.add_argument("--storage", default="full", help="how the weights are stored: full, fp8, int8 or nf4")
     parser.add_argument("--sheet", type=Path, default=None, help="write all pictures into one")
     args = parser.parse_args()
 
@@ -51,6 +52,7 @@ def main() -> None:
     pairs = sorted(data.held_out(len(names)))
     random.Random(0).shuffle(pairs)
     overrides = [f"num_inference_steps={args.steps}", f"guidance_scale={args.guidance}", "hardware=cpu"]
+    overrides += [f"memory_profile.storage={args.storage}"]
     overrides += [f"model.source={args.source}"] if args.source else []
 
     pictures, ranks, right = [], [], 0

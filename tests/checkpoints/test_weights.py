@@ -67,10 +67,7 @@ UNFIT = {
     "extra": (lambda t: t.update({"more.bias": torch.zeros(2)}), "has more.bias, which"),
     "shape": (lambda t: t.update({"out.weight": torch.zeros(5, 9)}), "out.weight has the shape [5, 9] where"),
     "int8": (lambda t: t.update({"out.weight": torch.zeros(5, 8, dtype=torch.int8)}), "out.weight is stored as I8"),
-    "float8": (
-        lambda t: t.update({"out.weight": torch.zeros(5, 8).to(torch.float8_e4m3fn)}),
-        "out.weight is stored as F8_E4M3",
-    ),
+    "uint8": (lambda t: t.update({"out.weight": torch.zeros(5, 8, dtype=torch.uint8)}), "out.weight is stored as U8"),
 }
 
 

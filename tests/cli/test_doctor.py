@@ -31,10 +31,12 @@ PROFILES = {
     "auto": MemoryProfileConfig(name="auto"),
     "full_gpu": MemoryProfileConfig(name="full_gpu", on_device=["*"]),
     "unet_gpu": MemoryProfileConfig(name="unet_gpu", on_device=["unet"], cleanup=Cleanup.phases, max_side=1024),
+    "medium": MemoryProfileConfig(name="medium", on_device=["*"], max_film_size=[1280, 720], max_frames=121),
     "cpu_only": MemoryProfileConfig(name="cpu_only", half=False),
 }
 MODELS = {
     "small": ModelConfig(name="small", min_vram_gib={"full_gpu": 1.0, "cpu_only": 0.0}),
+    "film": ModelConfig(name="film", request_defaults={"num_frames": 121}, min_vram_gib={"medium": 5.0}),
     "large": ModelConfig(name="large", min_vram_gib={"full_gpu": 16.0, "unet_gpu": 6.0, "cpu_only": 0.0}),
 }
 
@@ -106,6 +108,7 @@ def test_a_machine_with_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line_of(text, "NVIDIA 0") == "NVIDIA 0 NVIDIA L4, 7.0 of 22.0 GiB free, compute 8.9, driver 570.10"
     assert line_of(text, "would use") == "would use cuda: NVIDIA L4, free 7.0 GiB"
     assert line_of(text, "small").startswith("small full_gpu (from 1 GiB; everything on the card)")
+    assert "up to 1280 x 720 and 121 frames)" in " ".join(text.split())
     assert line_of(text, "large").startswith("large what fits, by prediction (full_gpu from 16 GiB, unet_gpu from 6")
     planned = text_of(nvml=OneCard(), config=HardwareConfig(name="auto", vram_gb=24.0))
     assert line_of(planned, "large").startswith("large full_gpu")

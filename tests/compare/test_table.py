@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compared import pixels, read_table, sweep
+from compared import job, pixels, read_table, record, save, sweep
 
 from diffuse.compare import metrics
 from diffuse.compare.report import compare_folder
@@ -29,3 +29,16 @@ def test_the_table_measures_against_the_most_steps(tmp_path: Path) -> None:
             assert float(row["psnr_db"]) == pytest.approx(expected.psnr, rel=1e-5)
             assert float(row["ssim"]) == pytest.approx(expected.ssim, rel=1e-5)
             assert float(row["flip"]) == pytest.approx(expected.flip, rel=1e-5)
+
+
+def test_the_error_of_stored_weights_has_a_column_where_there_is_one(tmp_path: Path) -> None:
+    for steps in (4, 8):
+        path = save(tmp_path / "s" / str(steps), 1, steps)
+        about = record(1, steps)
+        if steps == 8:
+            about["quantized"] = {"unet": {"storage": "nf4", "relative_error": 0.09187}, "odd": {"relative_error": "x"}}
+        job(path.parent, path, about)
+    rows = read_table(compare_folder(tmp_path / "s")[0].parent)
+    assert [row["weights_error"] for row in rows] == ["", "unet=0.09187"]
+    sweep(tmp_path / "full", 1, (4,))
+    assert "weights_error" not in read_table(compare_folder(tmp_path / "full")[0].parent)[0]

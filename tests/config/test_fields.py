@@ -54,7 +54,7 @@ def test_every_field_of_a_request_is_one_of_the_configuration() -> None:
 
 
 def test_arguments_in_python_are_the_fields_with_their_types() -> None:
-    functions = (api.txt2img, api.img2img, api.inpaint)
+    functions = (api.txt2img, api.img2img, api.inpaint, api.img2vid)
     parameters = {name for function in functions for name in inspect.signature(function).parameters}
     hints = get_type_hints(RequestArguments)
     assert list(hints) == [name for name in REQUEST_FIELDS if name not in parameters]

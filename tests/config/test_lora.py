@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffuse.config.compose import compose_config, resolve_config
-from diffuse.config.lora import LoraSetting, lora_values, read_lora, short_lora
+from diffuse.config.lora import LORA_LIST, LoraSetting, read_lora
 from diffuse.config.quoting import quote_overrides, unquote_overrides
 from diffuse.errors import ConfigError
 from diffuse.sweep.job_folder import job_identity, json_digest
@@ -37,10 +37,10 @@ def test_files_are_written_short_or_by_fields(typed: str, expected: list[tuple[s
         return
     value = resolve_config(compose_config(["prompt=x", f"lora={typed}"])).lora
     assert [(each.source, each.weight) for each in read_lora(value)] == expected
-    assert read_lora(lora_values(value)) == read_lora(value)
+    assert read_lora(LORA_LIST.values(value)) == read_lora(value)
     (short,) = unquote_overrides(quote_overrides([f"lora={typed}"]))
-    assert short == f"lora={short_lora(value)}"
-    assert short_lora(value) == short_lora(lora_values(value))
+    assert short == f"lora={LORA_LIST.short(value)}"
+    assert LORA_LIST.short(value) == LORA_LIST.short(LORA_LIST.values(value))
 
 
 def test_each_field_can_be_set(capsys: Any) -> None:

@@ -14,7 +14,7 @@ from diffuse.config.compose import compose_config
 from diffuse.config.groups import conf_dir, load_group
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import auto_profile, check_max_side, choose_profile, goes_by_prediction, lighter_profile
+from diffuse.device.profile import auto_profile, choose_profile, goes_by_prediction, includes, lighter_profile
 from diffuse.errors import ConfigError
 from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig
 
@@ -124,6 +124,45 @@ def test_the_lighter_profile() -> None:
     assert chain == ["balanced", "unet_gpu", "cpu_only", None]
 
 
+FILMS = {  # as the reference has them: the device's GiB, what computes there, guidance, the largest film
+    "high": (16, ["*"], GuidanceMode.batched, [1920, 1080], 121),
+    "medium": (12, ["*"], GuidanceMode.batched, [1280, 720], 121),
+    "low": (8, ["*"], GuidanceMode.sequential, [854, 480], 61),
+    "very_low": (6, ["text_encoder", "connectors", "transformer"], GuidanceMode.sequential, [640, 480], 33),
+    "cpu_only": (0, [], GuidanceMode.sequential, [640, 480], 33),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_the_profiles_of_films(name: str) -> None:
+    """Names and thresholds are a contract. All but `cpu_only` have one component on the device at a time."""
+    need, on_device, guidance, size, frames = FILMS[name]
+    profile = load_group("memory_profile")[name]
+    assert (profile.on_device, profile.guidance) == (on_device, guidance)
+    assert (profile.max_film_size, profile.max_frames) == (size, frames)
+    assert profile.half == (name != "cpu_only") == (profile.cleanup is Cleanup.phases) == bool(profile.streamed)
+    for model in ("ltx2", "ltx2_3", "ltx2_distilled", "ltx2_two_stages"):
+        needs = load_group("model")[model].min_vram_gib
+        assert needs[name] == need
+        for free in (need, need + 0.5):
+            hw = Hardware("cuda", vram_free_gib=free)
+            assert auto_profile(load_group("memory_profile"), needs, hw).name == name
+
+
+@pytest.mark.parametrize("components", [("text_encoder", "unet", "vae"), ("text_encoder", "transformer", "vae")])
+@pytest.mark.parametrize("name", ["unet", "transformer"])
+def test_both_names_of_a_denoiser_mean_the_one_there_is(name: str, components: tuple[str, ...]) -> None:
+    profile = MemoryProfileConfig(name="own", on_device=[name], streamed=[name], cleanup=Cleanup.phases)
+    memory = Memory(profile, Hardware("cpu"))
+    for component in components:
+        memory.add(component, lambda device, dtype: nn.Linear(1, 1), blocks=(nn.Linear,))
+    memory.check()
+    there = {each: memory._components[each] for each in components}
+    assert [each for each, it in there.items() if it.on_device] == [components[1]]
+    assert [each for each, it in there.items() if it.streamed_blocks] == [components[1]]
+    assert not includes(["vae"], name) and not includes([name], "vae")
+
+
 def test_the_profiles_that_ship() -> None:
     """Their names and thresholds are a contract; the components they name exist in Stable Diffusion."""
     shipped: dict[str, MemoryProfileConfig] = load_group("memory_profile")
@@ -133,24 +172,18 @@ def test_the_profiles_that_ship() -> None:
         "unet_gpu": (["unet"], True, GuidanceMode.sequential, Cleanup.phases, 10, 1024),
         "streaming": (["*"], True, GuidanceMode.batched, Cleanup.phases, 0, 1024),
         "cpu_only": ([], False, GuidanceMode.sequential, Cleanup.none, 0, 768),
+        "sharded": (["*"], True, GuidanceMode.batched, Cleanup.phases, 0, 1920),
     }
     for name, (on_device, half, guidance, cleanup, every, side) in table.items():
         p = shipped[name]
         assert (p.name, p.on_device, p.half, p.guidance) == (name, on_device, half, guidance)
         assert (p.cleanup, p.cleanup_every, p.max_side) == (cleanup, every, side)
-        memory = Memory(p, Hardware("cpu"))
+        memory = Memory(p, Hardware("cpu", cards=2))
         for component in ("text_encoder", "unet", "vae"):
             memory.add(component, lambda device, dtype: nn.Linear(1, 1), blocks=(nn.Linear,))
         memory.check()
-    assert {*shipped} == {"auto", *table}
+    assert {*shipped} == {"auto", *table, *FILMS}
     needs = OmegaConf.load(conf_dir() / "model" / "sd21.yaml").min_vram_gib
     assert (needs.full_gpu, needs.unet_gpu, needs.cpu_only) == (4, 3, 0)
     for free, expected in ((4.0, "full_gpu"), (3.2, "unet_gpu"), (2.0, "cpu_only")):
         assert auto_profile(shipped, needs, Hardware("cuda", vram_free_gib=free)).name == expected
-
-
-def test_the_largest_side() -> None:
-    check_max_side(CPU, 768, 64)
-    check_max_side(FULL, 9999, 64)
-    with pytest.raises(ConfigError, match="cpu_only is meant for, 768 a side"):
-        check_max_side(CPU, 64, 776)

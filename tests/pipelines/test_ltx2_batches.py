@@ -11,6 +11,7 @@ import torch
 from film_peers import REQUEST, TinyFilms, make, pipeline
 
 from diffuse.config.groups import load_group
+from diffuse.errors import ConfigError
 from diffuse.sampling.results import PipelineOutput, Step
 from diffuse.schema import Dtype, MemoryProfileConfig
 
@@ -70,6 +71,14 @@ def test_given_latents_replace_the_seed(films: TinyFilms) -> None:
     noise = pipe.layout(REQUEST).draw_noise([torch.Generator().manual_seed(REQUEST.seed)])
     assert noise.shape == (1, *pipe.latent_shape(REQUEST))
     assert_equal(make(pipe, replace(REQUEST, seed=0), latents=noise), make(pipe))
+    generator = torch.Generator().manual_seed(REQUEST.seed)
+    named = {"video": torch.randn(1, 8, 2, 2, 3, generator=generator)}
+    with pytest.raises(ConfigError, match="latents: hold video; give those of video and audio"):
+        pipe.join_latents(named, REQUEST)
+    named["audio"] = torch.randn(1, 2, 9, 4, generator=generator)
+    torch.testing.assert_close(pipe.join_latents(named, REQUEST), noise, rtol=0, atol=0)
+    with pytest.raises(ConfigError, match=r"audio is \(1, 2, 9\); this request needs \(1, 2, 9, 4\)"):
+        pipe.join_latents(named | {"audio": named["audio"][..., 0]}, REQUEST)
 
 
 def test_tiles_of_the_size_of_the_film_change_nothing(films: TinyFilms) -> None:

@@ -14,7 +14,7 @@ from real_bytes import RealBytes
 
 from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
-from diffuse.plan import planned_memory
+from diffuse.plan import networks
 from diffuse.plan import predict as predict_room
 from diffuse.plan.make_plan import Setting, open_setting
 from diffuse.plan.predict import Prediction, predict
@@ -63,6 +63,7 @@ def measured(*overrides: str) -> int:
         ("memory_profile=full_gpu", "memory_profile.tiled_decode=true", "num_images=3", "scheduler=dpmpp_2m"),
         ("memory_profile=full_gpu", "memory_profile.batch_size=1", "num_images=3"),
         ("memory_profile=balanced", "hardware.dtype=bfloat16", "num_inference_steps=1"),
+        ("memory_profile=streaming", "memory_profile.resident_blocks=7", "memory_profile.storage=int8"),
     ],
     ids=" ".join,
 )
@@ -188,7 +189,7 @@ def test_threads_that_predict_do_not_disturb_one_another() -> None:
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda each: replace(setting, profile=profile).predict(each), requests))
     predict_room._predictions.clear()
-    planned_memory._networks.clear()
+    networks._networks.clear()
     assert together == [replace(setting, profile=profile).predict(each) for each in requests]
 
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx2 import (
+    LTX2ConditionPipeline,
     LTX2ImageToVideoPipeline,
     LTX2LatentUpsamplePipeline,
     LTX2LatentUpsamplerModel,
     LTX2Pipeline,
     LTX2TextConnectors,
 )
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from gemma_peers import LAYERS, WIDTH, randomise, tokenizer_peer, whole_peer
 from ltx2_codec_peers import LATENTS, audio_peer, video_peer, vocoder_peer
 from ltx2_peers import AUDIO, HEADS, VIDEO, peer_transformer
@@ -155,6 +157,7 @@ class TinyFilms:
         self, request: GenerationRequest, image: np.ndarray | None = None, generator: Any = None, **more: Any
     ) -> tuple[Tensor, Tensor]:
         kind = LTX2Pipeline if image is None else LTX2ImageToVideoPipeline
+        kind = LTX2ConditionPipeline if "conditions" in more else kind
         pipeline = kind(**{**self.parts, "scheduler": self.scheduler(request.sigmas is None)})
         pipeline.set_progress_bar_config(disable=True)
         call = {theirs: getattr(request, ours) for ours, theirs in _NAMES.items()}
@@ -199,6 +202,11 @@ class TinyFilms:
                 text, do_classifier_free_guidance=False, max_sequence_length=self.tokens
             )[:2]
         return self._texts[text]
+
+
+def condition(frames: np.ndarray, index: int = 0, strength: float = 1.0) -> LTX2VideoCondition:
+    """Frames `[F, H, W, 3]` or one `[H, W, 3]` as diffusers takes them; `index` is of the latents."""
+    return LTX2VideoCondition(frames if frames.ndim == 4 else frames[None], index, strength, crf=0)
 
 
 _built: dict[str, TinyFilms] = {}
@@ -272,9 +280,9 @@ def make(pipe: ltx2.LTX2, request: GenerationRequest = REQUEST, **options: Any) 
     return pipe(request, pipe.plan(request, FLOW), **options)
 
 
-def picture(width: int = 96, height: int = 64) -> np.ndarray:
+def picture(width: int = 96, height: int = 64, seed: int = 0) -> np.ndarray:
     """A picture of noise, uint8 `[H, W, 3]`."""
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def assert_same(ours: PipelineOutput | Generation, theirs: Film) -> None:

@@ -77,8 +77,8 @@ def fork_server(log: Path) -> Iterator[ForkServer]:
 
 
 def _serve() -> None:
-    for module in ("diffuse.run.run", "diffuse.pipelines.stable_diffusion", "diffuse.tracking.worker"):
-        importlib.import_module(module)
+    for module in ("run.run", "pipelines.stable_diffusion", "pipelines.ltx2", "tracking.worker"):
+        importlib.import_module(f"diffuse.{module}")
     from diffuse.tracking.mlflow_store import import_mlflow
 
     import_mlflow()

@@ -159,6 +159,7 @@ def exports(folder: Path, place: Path, *, xl: bool = False) -> dict[str, Path]:
     """Writes the components of a checkpoint as they were exported, and returns the overrides that name them."""
     place.mkdir()
     prefixes = {"text_encoder": "enc.", "text_encoder_2": "enc."} if xl else {"text_encoder": "text_encoder."}
+    prefixes = {name: prefix for name, prefix in prefixes.items() if (folder / name).is_dir()}
     found = {}
     for name in ("unet", "vae", *prefixes):
         weights = ldm_files.component(folder, name)

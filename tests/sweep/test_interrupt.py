@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import film_peers
 import pytest
 from command import SMOKE, diffuse, finished, jobs_in, start, until
 from fork_server import ForkServer, fork_server
 from workers import LONG, QUICK, gone, on_a_terminal, processes_in, stopping, tracked
 from workers import runs as runs_in
 
-from diffuse.media.load import image_sha256, read_record
+from diffuse.media.load import content_sha256, image_sha256, read_record
 from diffuse.sweep.interrupt import (
     STOP_SIGNALS,
     Interruption,
@@ -101,6 +102,32 @@ def test_killed_at_six_moments(server: ForkServer, empty: Path, tmp_path: Path) 
         assert ended.status == 0 and len(ended.out.splitlines()) == JOBS, ended.err
         assert_complete(folder)
         assert runs(folder) == {(each["key"], "FINISHED"): 1 for each in jobs_in(folder / "out")}
+
+
+def test_films_killed_at_five_moments(
+    server: ForkServer, empty: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Twelve clips, in one file or a folder of frames each: one sweep, killed at its n-th touch of a file."""
+    model = film_peers.tiny("2.0", tmp_path_factory).folder
+    small = ("width=64", "height=64", "num_frames=9", "guidance_scale=1", "modality_scale=1", "stg_scale=0")
+    command = ("-m", *COMMAND[1:], "model=ltx2", f"model.source={model}", *small, "stg_blocks=[1]", "prompt=ring")
+    axes = ("output.format=mp4,frames", "seed=range(0,6)", "num_inference_steps=1")
+    folder, draw = fresh(tmp_path / "films", empty), random.Random(1)
+    for _ in range(5):
+        ended = server.run(*command, *axes, cwd=folder, kill_at=draw.randrange(30, 75))
+        assert ended.status == -signal.SIGKILL, ended.err
+    before = len(jobs_in(folder / "out"))
+    ended = server.run(*command, *axes, cwd=folder)
+    assert ended.status == 0 and len(ended.out.splitlines()) == JOBS and 0 < before < JOBS, ended.err
+    jobs = jobs_in(folder / "out")
+    assert {each["status"] for each in jobs} == {"done"} and len({each["key"] for each in jobs}) == len(jobs) == JOBS
+    for path, job in zip(sorted(folder.glob("out/*/job.json")), jobs, strict=True):
+        (entry,) = job["media"]
+        clip = path.parent / entry["file"]
+        assert {each.name for each in path.parent.iterdir()} == {"job.json", clip.name}
+        assert content_sha256(clip) == entry["sha256"] and clip.is_dir() == (not clip.suffix)
+        assert not clip.is_dir() or len(list(clip.glob("*.png"))) == 9
+    assert runs(folder) == {(each["key"], "FINISHED"): 1 for each in jobs}
 
 
 def test_a_file_that_cannot_be_written(server: ForkServer, tmp_path: Path) -> None:

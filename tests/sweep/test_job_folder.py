@@ -136,3 +136,17 @@ def test_options_that_earlier_sweeps_lack_count_where_they_are_given(sampler: st
     assert option not in plain
     assert given["scheduler"] == {**plain, option: value}
     assert "use_karras_sigmas" in plain  # which the first version had
+
+
+def test_limits_of_size_are_no_part_of_a_job_unless_they_shrink_it() -> None:
+    def identity(*overrides: str) -> dict[str, Any]:
+        given = ["prompt=x", "seed=1", "memory_profile=cpu_only", *overrides]
+        return job_identity(resolve_config(compose_config(given)))
+
+    plain = identity()
+    later = {"max_film_size", "max_frames", "sharded", "vae_tile_frames"}
+    assert "fit" not in plain and not later & set(plain["memory_profile"])
+    assert identity("memory_profile.max_frames=9") == plain != identity("memory_profile.vae_tile_frames=5")
+    shrunk = identity("fit=shrink")
+    assert shrunk["fit"] == "shrink" and shrunk["memory_profile"]["max_frames"] == 33
+    assert identity("fit=shrink", "memory_profile.max_frames=9") != shrunk

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import film_peers
+import gguf_files
+import ltx2_files
 import numpy as np
 import pytest
+import torch
 from film_peers import TinyFilms, assert_same
+from gguf_files import lightricks_name
 from picture_parity import photograph
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import diffuse
+from diffuse.checkpoints.single_file import SingleFile
 from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
@@ -54,6 +61,42 @@ def test_a_picture_is_the_first_frame(films: TinyFilms, tmp_path: Path) -> None:
     without = diffuse.txt2vid("the robot", model=films.folder, **options)
     assert made.frames.shape == without.frames.shape and made.frames.std() > 20
     assert (made.latents["video"][:, :, 0] - without.latents["video"][:, :, 0]).abs().min() > 0
+
+
+def test_a_transformer_in_few_bits(films: TinyFilms, tmp_path: Path) -> None:
+    """Published as GGUF or as fp8 with scales, under the names of Lightricks; and stored in fp8."""
+    source = load_file(films.folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    weights = {f"model.diffusion_model.{lightricks_name(key)}": value for key, value in source.items()}
+    blocks = [key for key in weights if "transformer_blocks" in key and key.endswith(".weight")]
+    linear = [key for key in blocks if weights[key].ndim == 2]
+    meant = gguf_files.write(tmp_path / "a.gguf", weights, dict.fromkeys(linear, "Q8_0"), "ltxv")
+    save_file(meant, tmp_path / "a.safetensors")
+    options: dict[str, Any] = {**SMALL, "num_inference_steps": 1, "hardware": "cpu", "progress": False}
+
+    def made(*overrides: str) -> diffuse.Generation:
+        return diffuse.txt2vid("the robot", model=films.folder, overrides=overrides, **options)
+
+    pair = [made(f"model.transformer.source={tmp_path / name}") for name in ("a.gguf", "a.safetensors")]
+    assert np.array_equal(pair[0].frames, pair[1].frames) and np.array_equal(pair[0].sound, pair[1].sound)
+    stored = made("memory_profile.storage=fp8", "memory_profile=streaming")
+    assert stored.record["quantized"].keys() == {"text_encoder", "transformer"}
+
+    whole = ltx2_files.write(films.folder, tmp_path / "whole.safetensors")
+    with safe_open(whole, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    scales = {key: tensors[key].float().abs().amax() / 448 for key in linear}
+    rounded = {key: (tensors[key] / scale).to(torch.float8_e4m3fn) for key, scale in scales.items()}
+    inputs = {key.replace(".weight", ".input_scale"): torch.ones(()) for key in linear}
+    save_file(
+        {**tensors, **rounded, **inputs, **{f"{key}_scale": scale for key, scale in scales.items()}},
+        tmp_path / "fp8.safetensors",
+        metadata,
+    )
+    (few,) = SingleFile(tmp_path / "fp8.safetensors", "fp8").tensor_files("transformer")
+    read = few.read(dict.fromkeys(source, torch.float32), torch.device("cpu"))
+    for key, published in zip(weights, source, strict=True):
+        product = rounded[key].float() * scales[key] if key in rounded else tensors[key].float()
+        assert torch.equal(read[published], product), published
 
 
 def test_a_model_of_pictures_makes_no_film() -> None:

@@ -63,6 +63,10 @@ def test_tiled_pictures_are_within_two_levels(kind: str, root: Path) -> None:
         ("vae_tile_overlap=-1", "1 or more"),
         ("vae_tile_overlap=32", "less than memory_profile.vae_tile_size=32"),
         ("vae_tile_overlap=40", "less than memory_profile.vae_tile_size=32"),
+        ("vae_tile_frames=1", "2 or more"),
+        ("max_frames=0", "1 or more"),
+        ("max_film_size=[640]", "should be the longer and the shorter side"),
+        ("max_film_size=[640,0]", "should be the longer and the shorter side"),
     ],
 )
 def test_tiles_that_cannot_be_are_refused(setting: str, said: str) -> None:

@@ -64,15 +64,17 @@ class LoraFile:
     Args:
         path: of the file.
         source: what the user asked for.
+        revision: the commit on the hub; None for a file of this machine.
     """
 
     path: Path
     source: str
     file: SafetensorsFile
     metadata: Mapping[str, str]
+    revision: str | None = None
 
     @classmethod
-    def open(cls, path: Path, source: str) -> LoraFile:
+    def open(cls, path: Path, source: str, revision: str | None = None) -> LoraFile:
         """Opens a file.
 
         Raises:
@@ -80,7 +82,7 @@ class LoraFile:
         """
         file = SafetensorsFile.open(path, source)
         metadata = json.loads(header_bytes(path)).get("__metadata__") or {}
-        lora = cls(path, source, file, {str(key): str(value) for key, value in metadata.items()})
+        lora = cls(path, source, file, {str(key): str(value) for key, value in metadata.items()}, revision)
         layers, others, _ = split_keys(file.tensors)
         if not layers:
             what = other_model(others)
@@ -101,8 +103,9 @@ class LoraFile:
             raise unreadable(self.source, error) from None
 
     def record(self) -> dict[str, Any]:
-        """Returns the file's source and digest, for the record."""
-        return {"source": self.source, "sha256": self.digest()}
+        """Returns the file's source, its commit if it is on the hub, and its digest, for the record."""
+        commit = {} if self.revision is None else {"revision": self.revision}
+        return {"source": self.source, **commit, "sha256": self.digest()}
 
     def changes(self, names: LayerNames, shapes: Mapping[str, Shapes], model: str) -> list[Change]:
         """Returns what the file changes of a model's weights.

@@ -18,9 +18,11 @@ from torch import Tensor
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.lora.factors import add_change
 from diffuse.checkpoints.lora.lora_file import Change, LoraFile
+from diffuse.checkpoints.tensor_reading import DTYPES
 from diffuse.checkpoints.weights import read_weights
 from diffuse.config.lora import LoraSetting
 from diffuse.errors import CheckpointError
+from diffuse.layers.quantized import WeightChange
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,30 @@ class LoraPatch:
 
     def patched(self, originals: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yields each weight's key, and what the files make of it, `[O, I, ...]`."""
-        factors: dict[tuple[str, str], Tensor] = {}
         device = next(iter(originals.values())).device if originals else torch.device("cpu")
+        factors = self._read(originals, device)
+        for key, original in originals.items():
+            change = _LoraChange(self._parts[key], factors)
+            yield key, change.change(original.float(), change.factors).to(original.dtype)
+
+    def changes(self, keys: Collection[str], device: torch.device) -> Iterator[tuple[str, WeightChange]]:
+        """Yields each weight's key, and its change, with the factors on `device` as the files have them."""
+        factors = self._read(keys, device, as_stored=True)
+        for key in keys:
+            yield key, _LoraChange(self._parts[key], factors)
+
+    def _read(
+        self, keys: Collection[str], device: torch.device, *, as_stored: bool = False
+    ) -> dict[tuple[str, str], Tensor]:
+        """Returns the factors of some weights' changes, by the identity of the file and their key in it."""
+        factors: dict[tuple[str, str], Tensor] = {}
         by_file: dict[str, tuple[LoraFile, dict[str, torch.dtype]]] = {}
-        for key in originals:
+        for key in keys:
             for part in self._parts[key]:
                 own = by_file.setdefault(part.identity, (part.lora, {}))[1]
-                own.update(dict.fromkeys(part.change.parts.values(), torch.float32))
+                stored = part.lora.file.tensors
+                for each in part.change.parts.values():
+                    own[each] = DTYPES.get(stored[each].dtype, torch.float32) if as_stored else torch.float32
         for identity, (lora, dtypes) in by_file.items():
             lora.check_unchanged(identity)
             try:
@@ -96,11 +115,30 @@ class LoraPatch:
             except OSError as error:
                 raise CheckpointError(f"{lora.source}: cannot be read: {error.strerror or error}") from None
             factors |= {(identity, name): tensor for name, tensor in tensors.items()}
-        for key, original in originals.items():
-            base = original.float().contiguous()
-            total = base.clone()
-            for part in self._parts[key]:
-                own_factors = {name: factors[part.identity, each] for name, each in part.change.parts.items()}
-                change = part.change
-                add_change(total, base, change.form, own_factors, change.scale, part.strength)
-            yield key, total.to(original.dtype)
+        return factors
+
+
+class _LoraChange:
+    """What all files change of one weight; see `diffuse.layers.quantized.WeightChange`.
+
+    Args:
+        parts: the changes.
+        factors: by the identity of a file and the key in it; those of other weights may be among them.
+    """
+
+    def __init__(self, parts: Sequence[_Part], factors: Mapping[tuple[str, str], Tensor]) -> None:
+        self._parts = parts
+        self.factors = {
+            f"{index} {name}": factors[part.identity, key]
+            for index, part in enumerate(parts)
+            for name, key in part.change.parts.items()
+        }
+
+    def change(self, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+        """Returns the changed weight, float32 as `weight` `[O, I, ...]`."""
+        base = weight.contiguous()
+        total = base.clone()
+        for index, part in enumerate(self._parts):
+            own = {name: factors[f"{index} {name}"].float() for name in part.change.parts}
+            add_change(total, base, part.change.form, own, part.change.scale, part.strength)
+        return total

@@ -7,11 +7,12 @@ safetensors file. Whatever else is in it, such as code, is never looked at.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuse.checkpoints.gguf.gguf_file import GGUF_MAGIC, open_gguf
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, StoredFile, unreadable
 from diffuse.checkpoints.torch_files.archive import DATA, MAGIC, Record, read_archive
 from diffuse.checkpoints.torch_files.declarations import (
@@ -62,8 +63,47 @@ class TorchFile(StoredFile):
     is_script: bool = False
 
 
-def open_weights_file(path: Path, name: str) -> StoredFile:
+def weights_by_name(root: Any, name: str) -> Mapping[str, Any]:
+    """Returns the tensors of what `torch.save` saved, which may have been saved with what training needs.
+
+    Args:
+        root: the pickle's value.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: there are none, or those of several models.
+    """
+    if not isinstance(root, dict):
+        raise CheckpointError(f"{name}: holds no weights by name; save the state_dict of the model as safetensors")
+    for key in _WEIGHTS:
+        if isinstance(root.get(key), dict):
+            others = list(tensors_below({k: v for k, v in root.items() if k not in (*_OF_TRAINING, key)}))
+            root = root[key]
+            break
+    else:
+        others = list(tensors_below({k: v for k, v in root.items() if isinstance(v, dict)}))
+    if others:
+        raise CheckpointError(
+            f"{name}: has the tensor {others[0]:.100} and {len(others) - 1} more beside the weights of one model; save "
+            "each model as a file of its own"
+        )
+    found = {key: value for key, value in root.items() if isinstance(key, str) and is_tensor(value)}
+    if not found:
+        raise CheckpointError(f"{name}: holds no weights; give a checkpoint")
+    return found
+
+
+Select = Callable[[Any, str], Mapping[str, Any]]
+"""Selects the tensors of a pickle's value by their names, given the file's name for messages."""
+
+
+def open_weights_file(path: Path, name: str, select: Select = weights_by_name) -> StoredFile:
     """Opens a file of weights, whatever its format, and checks where its tensors lie. No weight is read.
+
+    Args:
+        path: of the file.
+        name: of it, for messages.
+        select: for a file of `torch.save`.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, or has more in it than weights.
@@ -75,10 +115,12 @@ def open_weights_file(path: Path, name: str) -> StoredFile:
             start = file.read(32)
         if not start:
             raise CheckpointError(f"{name}: the file is empty; copy or download it again")
+        if start.startswith(GGUF_MAGIC):
+            return open_gguf(path, name)
         if start.startswith(MAGIC):
-            return _open_archive(path, name)
+            return _open_archive(path, name, select)
         if start[:1] == b"\x80":
-            return _open_legacy(path, name)
+            return _open_legacy(path, name, select)
     except OSError as error:
         raise unreadable(name, error) from None
     if start[8:9] == b"{":
@@ -88,18 +130,18 @@ def open_weights_file(path: Path, name: str) -> StoredFile:
     raise CheckpointError(f"{name}: holds no weights, neither of PyTorch nor as safetensors; it may be a text")
 
 
-def _open_archive(path: Path, name: str) -> TorchFile:
+def _open_archive(path: Path, name: str, select: Select) -> TorchFile:
     archive = read_archive(path, name)
     if "byteorder" in archive.records and archive.bytes_of("byteorder") != b"little":
         raise CheckpointError(f"{name}: was written by a computer with the other order of bytes; save it anew there")
     is_script = "constants.pkl" in archive.records
     root = read_pickle(archive.bytes_of("data.pkl"), _is_script_global if is_script else _is_allowed, name)
-    values = _module_tensors(root, name) if is_script else _weights(root, name)
+    values = _module_tensors(root, name) if is_script else select(root, name)
     storages = {key[len(DATA) :]: record for key, record in archive.records.items() if key.startswith(DATA)}
     return TorchFile(path, name, declare_tensors(values, storages, path.stat().st_size, name), is_script)
 
 
-def _open_legacy(path: Path, name: str) -> TorchFile:
+def _open_legacy(path: Path, name: str, select: Select) -> TorchFile:
     """Opens a file as PyTorch wrote it until version 1.6: pickles one after the other, and then the storages."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -122,7 +164,7 @@ def _open_legacy(path: Path, name: str) -> TorchFile:
                 raise CheckpointError(f"{name}: is cut short; copy or download it again")
             storages[key] = Record(file.tell(), nbytes)
             file.seek(nbytes, 1)
-    return TorchFile(path, name, declare_tensors(_weights(root, name), storages, size, name))
+    return TorchFile(path, name, declare_tensors(select(root, name), storages, size, name))
 
 
 def _note_storage(reference: Reference, used: dict[str, int]) -> None:
@@ -137,28 +179,6 @@ def _is_allowed(what: str) -> bool:
 def _is_script_global(what: str) -> bool:
     """Tells whether a TorchScript archive may name a global: a class of a module, a typed list, a tensor's maker."""
     return what.startswith(("__torch__.", "torch.jit._pickle.")) or what in TENSOR_GLOBALS
-
-
-def _weights(root: Any, name: str) -> Mapping[str, Any]:
-    """Returns the tensors of a `torch.save`, which may have been saved with what training needs."""
-    if not isinstance(root, dict):
-        raise CheckpointError(f"{name}: holds no weights by name; save the state_dict of the model as safetensors")
-    for key in _WEIGHTS:
-        if isinstance(root.get(key), dict):
-            others = list(tensors_below({k: v for k, v in root.items() if k not in (*_OF_TRAINING, key)}))
-            root = root[key]
-            break
-    else:
-        others = list(tensors_below({k: v for k, v in root.items() if isinstance(v, dict)}))
-    if others:
-        raise CheckpointError(
-            f"{name}: has the tensor {others[0]:.100} and {len(others) - 1} more beside the weights of one model; save "
-            "each model as a file of its own"
-        )
-    found = {key: value for key, value in root.items() if isinstance(key, str) and is_tensor(value)}
-    if not found:
-        raise CheckpointError(f"{name}: holds no weights; give a checkpoint")
-    return found
 
 
 def _module_tensors(root: Any, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _MARKS = (
         re.compile(r"joint_blocks|(?:^|[._])transformer_blocks[._]\d+[._](?:attn[._]add_|ff_context)"),
         "Stable Diffusion 3",
     ),
-    (re.compile(r"audio_attn|audio_to_video_attn"), "LTX-2"),
+    (re.compile(r"audio_attn|audio_to_video_attn|(?:video|audio)_(?:embeddings_)?connector[._]"), "LTX-2"),
     (re.compile(r"(?:^|[._])blocks[._]\d+[._](?:cross_attn|self_attn)[._]"), "Wan"),
     (re.compile(r"down_blocks.*motion_modules|temporal_transformer"), "AnimateDiff"),
     (re.compile(r"^lora_te2_|^text_encoder_2\.|^lora_unet_label_emb|add_embedding"), "Stable Diffusion XL"),
@@ -69,7 +69,7 @@ def other_model(names: Iterable[str]) -> str | None:
         ("decoder.", "an autoencoder"),
         ("encoder.", "an autoencoder"),
         ("text_model.", "a text encoder"),
-        ("emb_params", "a textual inversion"),
-        ("clip_l", "a textual inversion"),
+        ("emb_params", "a textual inversion, which is put on with embedding=FILE"),
+        ("clip_l", "a textual inversion, which is put on with embedding=FILE"),
     ]
     return next((what for start, what in begins if any(name.startswith(start) for name in names)), None)

@@ -1,5 +1,5 @@
 """The names that LoRA files have for the layers of a model: those of diffusers, and of the first implementations (LDM,
-SGM), with dots or, as kohya's scripts write them, with underscores.
+SGM; the authors of LTX-2), with dots or, as kohya's scripts write them, with underscores.
 
 Underscored names cannot be taken apart without knowing the model, so they are made of its layers and looked up.
 """
@@ -10,27 +10,37 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from diffuse.models.single_file.ldm_unet import ldm_layer_names
+from diffuse.models.single_file.ltx2_names import authors_connectors_name, authors_transformer_name
 
 UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
+TRANSFORMER, CONNECTORS = "transformer", "connectors"
+_DENOISER = (UNET, TRANSFORMER, CONNECTORS)  # whose names in one file are below one prefix
+_ALL = (UNET, TEXT_ENCODER, TEXT_ENCODER_2, TRANSFORMER, CONNECTORS)
 
 # What a name begins with, and the components that it may then be of. Of two that fit, the longer one counts.
 _PREFIXES: dict[str, tuple[str, ...]] = {
     "unet.": (UNET,),
-    "lora_unet_": (UNET,),
+    "lora_unet_": _DENOISER,
     "lycoris_unet_": (UNET,),
-    "diffusion_model.": (UNET,),
-    "model.diffusion_model.": (UNET,),
+    "diffusion_model.": _DENOISER,
+    "model.diffusion_model.": _DENOISER,
+    "transformer.": (TRANSFORMER,),
+    "connectors.": (CONNECTORS,),
+    "text_embedding_projection.": (CONNECTORS,),
     "text_encoder.": (TEXT_ENCODER,),
     "text_encoder_2.": (TEXT_ENCODER_2,),
     "lora_te_": (TEXT_ENCODER,),
     "lora_te1_": (TEXT_ENCODER,),
     "lora_te2_": (TEXT_ENCODER_2,),
-    "lycoris_": (UNET, TEXT_ENCODER),
-    "base_model.model.": (UNET, TEXT_ENCODER, TEXT_ENCODER_2),
-    "": (UNET, TEXT_ENCODER, TEXT_ENCODER_2),
+    "lycoris_": (UNET, TEXT_ENCODER, TRANSFORMER),
+    "base_model.model.": _ALL,
+    "": _ALL,
 }
 _BY_LENGTH = sorted(_PREFIXES, key=len, reverse=True)
 _TEXT = "text_model."
+
+
+_OF_LTX2 = {TRANSFORMER: authors_transformer_name, CONNECTORS: authors_connectors_name}
 
 
 class Layer(NamedTuple):
@@ -80,9 +90,11 @@ class LayerNames:
 
 def _names(component: str, modules: list[str]) -> Iterator[tuple[str, str]]:
     """Yields each name of each module, and the module."""
-    ldm = ldm_layer_names(modules) if component == UNET else {}
+    others = ldm_layer_names(modules) if component == UNET else {}
+    if component in _OF_LTX2:
+        others = {module: _OF_LTX2[component](module) for module in modules}
     for module in modules:
-        for name in (*_spelled(module), *([ldm[module]] if module in ldm else [])):
+        for name in (*_spelled(module), *([others[module]] if module in others else [])):
             yield name, module
             yield name.replace(".", "_"), module
 

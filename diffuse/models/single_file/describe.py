@@ -20,6 +20,13 @@ from diffuse.models.single_file.clip_names import (
 )
 from diffuse.models.single_file.ldm_unet import unet_config, unet_origins
 from diffuse.models.single_file.ldm_vae import vae_config, vae_origins
+from diffuse.models.single_file.ltx2_file import (
+    FILM_COMPONENTS,
+    describe_film_component,
+    describe_ltx2,
+    is_film_vae,
+    is_ltx2,
+)
 from diffuse.models.single_file.origin import Description, Origin, Origins, Shapes
 from diffuse.models.single_file.published_names import published_keys, unet_names, vae_names
 
@@ -29,6 +36,7 @@ UNKNOWN_PREDICTION = "unknown"
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _OPEN_CLIP_2 = ("cond_stage_model.model.",)
 _EMBEDDER = "conditioner.embedders."
+_COMFY_ENCODERS = {"text_encoder": ("clip_l.", "clip_h."), "text_encoder_2": ("clip_g.",)}
 # Written by training, or the same numbers that a scheduler makes of its settings.
 _NEVER_USED = (
     "model_ema.",
@@ -53,6 +61,8 @@ _NOT_IMPLEMENTED = {
     "double_blocks.0.img_attn.qkv.weight": "is Flux",
     "joint_blocks.0.x_block.attn.qkv.weight": "is Stable Diffusion 3",
     "control_model.input_blocks.0.0.weight": "is a ControlNet",
+    "patchify_proj.weight": "is a model of films without sound (LTX-Video)",
+    "blocks.0.self_attn.q.weight": "is a model of films without sound (Wan)",
 }
 _SCALE, _SCALE_XL = 0.18215, 0.13025  # of the published autoencoders' latents
 _BETAS = {
@@ -77,6 +87,8 @@ def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) 
     Raises:
         CheckpointError: it is of a family that is not implemented, is no checkpoint, or holds what nothing uses.
     """
+    if is_ltx2(shapes):
+        return describe_ltx2(shapes, metadata, name)
     _check_family(shapes, name)
     unet = _below(shapes, _UNET)
     if not unet:
@@ -112,29 +124,57 @@ def vae_settings(is_xl: bool) -> dict[str, Any]:
     }
 
 
-def describe_component(shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
+def describe_component(
+    shapes: Shapes, component: str, name: str, metadata: Mapping[str, str]
+) -> tuple[dict[str, Any] | None, Origins]:
     """Returns the settings of one component in a file, and where its tensors are.
 
     The file may hold a whole checkpoint, or that component alone, with its keys' prefix or without, or as it was
     exported under its published names. An export of an autoencoder may be its decoder alone, which has no settings.
+    They are None where nothing tells them, as of a component of LTX-2 without a header.
 
     Raises:
         CheckpointError: it holds no such component, or under names that are in no single file.
     """
+    if component in FILM_COMPONENTS and (component != "vae" or is_film_vae(shapes)):
+        return describe_film_component(shapes, component, metadata, name)
     exported = published_keys(shapes, component, name) if component in ("unet", "vae") else None
     if exported is not None:
         return _exported(exported, shapes, component, name)
     if component == "unet":
-        prefix = _UNET if _below(shapes, _UNET) else ""
+        prefix = _prefix_of(shapes, component, name)
         own = _below(shapes, prefix)
         return unet_config(own, name), _with_prefix(unet_origins(own, name), prefix)
     if component == "vae":
-        prefix = _VAE if _below(shapes, _VAE) else ""
-        own = {key: shape for key, shape in _below(shapes, prefix).items() if not key.startswith("loss.")}
+        prefix = _prefix_of(shapes, component, name)
+        inner = _below(shapes, prefix)
+        own = {key: shape for key, shape in inner.items() if not key.startswith(("loss.", "model_ema."))}
         return vae_config(own, name), _with_prefix(vae_origins(own, name), prefix)
     if component in ("text_encoder", "text_encoder_2"):
         return _text_encoder_alone(shapes, component, name)
-    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, vae and text encoders")
+    raise CheckpointError(f"{name}: holds no {component}; a single file holds unet, transformer, vae and text encoders")
+
+
+def _prefix_of(shapes: Shapes, component: str, name: str) -> str:
+    """Returns what the keys of a component in the layout of the first implementations begin with.
+
+    That is its prefix in a whole checkpoint, or, where it is alone in the file, any, such as ComfyUI's
+    `diffusion_model.`.
+
+    Raises:
+        CheckpointError: there is something beside it that is no checkpoint's.
+    """
+    marks = {"unet": (_UNET, "input_blocks.0.0.weight"), "vae": (_VAE, "decoder.mid.block_1.conv1.weight")}
+    usual, mark = marks[component]
+    if any(key.startswith(usual) for key in shapes):
+        return usual
+    found = [key[: -len(mark)] for key in shapes if key == mark or key.endswith(f".{mark}")]
+    if len(found) != 1:
+        return ""
+    beside = next((key for key in shapes if not key.startswith(found[0]) and not _is_known(key)), None)
+    if beside is not None:
+        raise CheckpointError(f"{name}: has the tensor {beside:.100} beside its {component}; it is another model")
+    return found[0]
 
 
 def _exported(keys: Mapping[str, str], shapes: Shapes, component: str, name: str) -> tuple[dict[str, Any], Origins]:
@@ -160,13 +200,18 @@ def _other_kind(shapes: Shapes) -> str:
         return "is a LoRA and no checkpoint; model.source is a whole checkpoint"
     if "input_blocks.0.0.weight" in shapes or "down_blocks.0.resnets.0.conv1.weight" in shapes:
         return "is a U-Net alone; give model.source a whole checkpoint, and this one as model.unet.source"
+    if "audio_patchify_proj.weight" in shapes or "audio_proj_in.weight" in shapes:
+        return (
+            "is LTX-2's transformer alone; give model.source a whole checkpoint, and this one as "
+            "model.transformer.source"
+        )
     if "decoder.conv_in.weight" in shapes:
         return "is an autoencoder alone; give model.source a whole checkpoint, and this one as model.vae.source"
     if any(key.startswith("text_model.") for key in keys):
         return (
             "is a text encoder alone; give model.source a whole checkpoint, and this one as model.text_encoder.source"
         )
-    return "is no checkpoint of a family that is implemented; give one of Stable Diffusion 1.x, 2.x or XL"
+    return "is no checkpoint of a family that is implemented; give one of Stable Diffusion 1.x, 2.x or XL, or LTX-2"
 
 
 def _below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -203,16 +248,29 @@ def _text_encoder_alone(shapes: Shapes, component: str, name: str) -> tuple[dict
     whole = _text_encoders(shapes, {"addition_embed_type": ""} if component == "text_encoder_2" else {}, name)
     if component in whole:
         return whole[component]
+    shapes, prefix = _of_one_encoder(shapes, component)
     if "transformer.resblocks.0.ln_1.weight" in shapes:
-        return _open_clip(shapes, "", name, projected=component == "text_encoder_2")
-    keys = published_keys(shapes, component, name)
+        return _open_clip(shapes, prefix, name, projected=component == "text_encoder_2")
+    keys = published_keys([key for key in shapes if key not in CLIP_UNUSED], component, name)
     if keys is not None:
         own = {published: shapes[key] for published, key in keys.items()}
         config = clip_config(own, name)
         if component == "text_encoder_2" or config["hidden_size"] != 768:  # the others are trained with plain GELU
             config["hidden_act"] = "gelu"
-        return config, {key: replace(origin, key=keys[origin.key]) for key, origin in clip_origins(own).items()}
+        origins = {key: replace(origin, key=keys[origin.key]) for key, origin in clip_origins(own).items()}
+        return config, _with_prefix(origins, prefix)
     raise CheckpointError(f"{name}: holds no {component}; give a text encoder, or a whole checkpoint that has one")
+
+
+def _of_one_encoder(shapes: Shapes, component: str) -> tuple[Shapes, str]:
+    """Returns the tensors of one text encoder, and what their keys begin with; ComfyUI's files may hold several."""
+    for start in ("", "text_encoders.", "cond_stage_model."):
+        for prefix in _COMFY_ENCODERS[component]:
+            if own := _below(shapes, f"{start}{prefix}"):
+                return own, f"{start}{prefix}"
+    mark = "transformer.resblocks.0.ln_1.weight"
+    found = [key[: -len(mark)] for key in shapes if key.endswith(f".{mark}") and ".visual." not in f".{key}"]
+    return (_below(shapes, found[0]), found[0]) if len(found) == 1 else (shapes, "")
 
 
 def _open_clip(own: Shapes, prefix: str, name: str, *, projected: bool) -> tuple[dict[str, Any], Origins]:

@@ -135,10 +135,16 @@ class _Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Maps ids `[B, T]` to `[B, T, D]`."""
-        result: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
-        return result
+    def forward(self, ids: Tensor, learned: Tensor | None = None) -> Tensor:
+        """Maps ids `[B, T]` to `[B, T, D]`; those behind the vocabulary stand for `learned` vectors `[N, D]`."""
+        if learned is None:
+            tokens: Tensor = self.token_embedding(ids)
+        else:
+            place = ids - self.token_embedding.num_embeddings
+            own = self.token_embedding(ids.masked_fill(place >= 0, 0))
+            other = learned.to(own.device, own.dtype)[place.clamp_min(0)]
+            tokens = torch.where(place[..., None] >= 0, other, own)
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
 
 
 class _TextTransformer(nn.Module):
@@ -149,9 +155,9 @@ class _TextTransformer(nn.Module):
         self.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Maps ids `[B, T]` to the normed last state and all states, `[B, T, D]` each."""
-        states = [self.embeddings(ids)]
+    def forward(self, ids: Tensor, learned: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Maps ids `[B, T]` to the normed last state and all states, `[B, T, D]` each; see `_Embeddings`."""
+        states = [self.embeddings(ids, learned)]
         for layer in self.encoder.layers:  # type: ignore[union-attr]
             states.append(layer(states[-1]))
         return self.final_layer_norm(states[-1]), tuple(states)
@@ -168,15 +174,17 @@ class CLIPTextModel(nn.Module):
         self.text_model = _TextTransformer(config)
         self.text_projection: Linear | None = None
 
-    def forward(self, input_ids: Tensor, skipped_layers: int = 0) -> CLIPTextOutput:
+    def forward(self, input_ids: Tensor, skipped_layers: int = 0, learned: Tensor | None = None) -> CLIPTextOutput:
         """Encodes token ids `[B, T]`, int64, to states `[B, T, D]`; see `CLIPTextOutput`.
 
+        Ids behind the vocabulary stand for `learned` vectors `[N, D]`, those of textual inversion.
         Without the last `skipped_layers` layers the states are those of a shorter encoder, with the same final norm.
         The pooled state is the end token's after all layers.
         """
-        last, states = self.text_model(input_ids)
+        last, states = self.text_model(input_ids, learned)
         if self.config.eos_token_id == 2:
-            # Published with a wrong end token: there it is the largest id of the vocabulary.
+            # Published with a wrong end token: there it is the largest id of the vocabulary. A learned word's is larger
+            # still, and its state is then the pooled one, as in diffusers, with which such words are trained.
             end = input_ids.argmax(dim=-1)
         else:
             end = (input_ids == self.config.eos_token_id).int().argmax(dim=-1)

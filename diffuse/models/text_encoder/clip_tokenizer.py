@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from diffuse.errors import CheckpointError
@@ -58,6 +58,11 @@ class Split:
         return [*chunks, slice(start, len(self.ids))]
 
 
+def vector_names(word: str, count: int) -> list[str]:
+    """Returns the names of an added word's vectors, as diffusers has them: `<cat>`, `<cat>_1`, `<cat>_2`."""
+    return [word, *(f"{word}_{number}" for number in range(1, count))]
+
+
 class CLIPTokenizer:
     """Byte-pair encoding as CLIP does it: lower case, white space folded, start and end tokens, padded to a length.
 
@@ -75,6 +80,8 @@ class CLIPTokenizer:
         self.max_length = files.max_length
         self.vocab_size = max(files.vocabulary.values()) + 1
         self._added = {token.content: files.vocabulary[token.content] for token in files.added}
+        self._files = files
+        self._whole: dict[int, Sequence[int]] = {}  # first vector of a word that was learned -> the others
 
     @classmethod
     def from_folder(cls, folder: Path) -> CLIPTokenizer:
@@ -91,6 +98,26 @@ class CLIPTokenizer:
             raise CheckpointError(
                 f"{folder}: the tokenizer cannot be read ({error}); copy or download it again"
             ) from error
+
+    def has_word(self, word: str) -> bool:
+        """Tells whether a word is one token, or is found in a text before it is split."""
+        vocabulary, lower = self._files.vocabulary, word.lower()
+        return word in vocabulary or f"{lower}{_WORD_END}" in vocabulary or lower in map(str.lower, self._added)
+
+    def with_words(self, words: Mapping[str, Sequence[int]]) -> CLIPTokenizer:
+        """Returns a tokenizer that has more words, each with the numbers of its vectors.
+
+        They are found whatever their case, and stand for all their vectors. Those of a word `<cat>` have names too,
+        `<cat>`, `<cat>_1`, `<cat>_2`, as in diffusers.
+        """
+        files = self._files
+        numbers: dict[str, int] = {}
+        for word, own in words.items():
+            numbers |= dict(zip(vector_names(word, len(own)), own, strict=True))
+        added = [*files.added, *(AddedToken(name, normalized=True) for name in numbers)]
+        tokenizer = CLIPTokenizer(replace(files, vocabulary={**files.vocabulary, **numbers}, added=added))
+        tokenizer._whole = {own[0]: own[1:] for own in words.values()}
+        return tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Returns the `Tokens` of texts, `[B, max_length]`; what does not fit is cut before the end token."""
@@ -117,7 +144,10 @@ class CLIPTokenizer:
         added = set(self._added.values())
         for name, id_, (start, end) in zip(encoding.tokens, encoding.ids, encoding.offsets, strict=True):
             # Offsets refer to the text as given. A word in another case stands for its first vector, as in diffusers.
-            vectors = [id_, *(self._vectors(name) if id_ in added and name in text[start:end] else [])]
+            further: Sequence[int] = self._whole.get(id_, ())
+            if id_ in added and id_ not in self._whole and name in text[start:end]:
+                further = self._vectors(name)
+            vectors = [id_, *further]
             ids += vectors
             starts += [start] * len(vectors)
             words += [False] * (len(vectors) - 1) + [name.endswith(_WORD_END) or id_ in added]

@@ -110,7 +110,7 @@ def test_components_under_their_published_names() -> None:
     for component, (theirs, state) in modules("sdxl").items():
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
         for prefix in ("", "wrapper.model."):
-            config, origins = describe_component({prefix + key: s for key, s in shapes.items()}, component, "FILE")
+            config, origins = describe_component({prefix + key: s for key, s in shapes.items()}, component, "FILE", {})
             assert {key: origin.key for key, origin in origins.items()} == {key: prefix + key for key in shapes}
             ours = read_architecture(NETWORKS[component][1], config, "FILE")
             field = "hidden_act" if component.startswith("text") else "block_out_channels"
@@ -118,13 +118,13 @@ def test_components_under_their_published_names() -> None:
         if component in ("unet", "vae"):
             wrong = {"unet": "vae", "vae": "unet"}[component]
             with pytest.raises(CheckpointError, match="another kind"):
-                describe_component(shapes, wrong, "FILE")
+                describe_component(shapes, wrong, "FILE", {})
     vae = {key: tuple(tensor.shape) for key, tensor in modules("sdxl")["vae"][1].items()}
     decoder = {key.removeprefix("decoder."): shape for key, shape in vae.items() if key.startswith("decoder.")}
-    config, origins = describe_component({f"dec.{key}": shape for key, shape in decoder.items()}, "vae", "FILE")
+    config, origins = describe_component({f"dec.{key}": shape for key, shape in decoder.items()}, "vae", "FILE", {})
     assert config == {} and set(origins) == {f"decoder.{key}" for key in decoder}
     with pytest.raises(CheckpointError, match="beside its vae"):
-        describe_component({f"dec.{key}": shape for key, shape in decoder.items()} | {"other": (1,)}, "vae", "FILE")
+        describe_component({f"dec.{key}": shape for key, shape in decoder.items()} | {"other": (1,)}, "vae", "FILE", {})
 
 
 def per_level(config: Any, field: str) -> Any:
@@ -164,3 +164,38 @@ def test_the_words_are_those_of_clip() -> None:
         # As published with CLIP: start, "a photo of a cat ,", the words of "in zürich", end.
         assert ids[:8] == [49406, 320, 1125, 539, 320, 2368, 267, 530]
         assert ids[-1] == padding and 49407 in ids and tokenizer.vocab_size == 49408
+
+
+def test_components_under_the_names_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of ComfyUI, both text encoders in a file among them, and OpenCLIP's own below a wrapper's."""
+    shapes = single("sdxl", monkeypatch)
+    whole = describe_checkpoint(shapes, {}, "FILE")
+
+    def below(prefix: str, new: str) -> dict[str, tuple[int, ...]]:
+        return {new + key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+    first, second = "conditioner.embedders.0.", "conditioner.embedders.1.model."
+    encoders = below(first, "clip_l.") | {"clip_l.logit_scale": ()}
+    encoders |= {
+        f"clip_g.transformer.{key}": tuple(tensor.shape) for key, tensor in modules("sdxl")["text_encoder_2"][1].items()
+    }
+    files = [
+        ("unet", below("model.diffusion_model.", "diffusion_model.")),
+        ("vae", below("first_stage_model.", "vae.")),
+        ("text_encoder", encoders),
+        ("text_encoder_2", encoders),
+        ("text_encoder_2", {f"text_encoders.{key}": shape for key, shape in encoders.items()}),
+        ("text_encoder_2", below(second, "model.") | {"model.visual.proj": (1280, 1280)}),
+    ]
+    for component, own in files:
+        config, origins = describe_component(own, component, "FILE", {})
+        assert config is not None
+        assert origins.keys() == whole.origins[component].keys(), component
+        for key, origin in origins.items():
+            other = whole.origins[component][key]
+            assert origin.shape(own[origin.key]) == other.shape(shapes[other.key]), key
+        for field in ("block_out_channels", "hidden_size", "hidden_act", "num_hidden_layers", "projection_dim"):
+            assert config.get(field) == whole.configs[component].get(field), (component, field)
+    for component, own in files[:2]:
+        with pytest.raises(CheckpointError, match=rf"has the tensor other beside its {component}"):
+            describe_component(own | {"other": (1,)}, component, "FILE", {})
