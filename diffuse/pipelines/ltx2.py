@@ -23,7 +23,7 @@ from diffuse.pipelines.components import choose_components, declare, read_config
 from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.ltx2_checks import check_film, check_film_components
 from diffuse.pipelines.ltx2_codec import FilmCodec
-from diffuse.pipelines.ltx2_components import COMPONENTS
+from diffuse.pipelines.ltx2_components import COMPONENTS, TRANSFORMER
 from diffuse.pipelines.ltx2_conditions import (
     FromGivenFrames,
     appended_tokens,
@@ -37,7 +37,7 @@ from diffuse.pipelines.ltx2_guidance import FilmGuidance, guided_texts, scales_o
 from diffuse.pipelines.ltx2_layout import FilmLayout, film_layout
 from diffuse.pipelines.ltx2_prompts import FilmPrompts
 from diffuse.pipelines.ltx2_starts import FromFilmNoise, KnownTokens, first_frame_known
-from diffuse.pipelines.ltx2_text_encoder import NAME, LTX2TextEncoder
+from diffuse.pipelines.ltx2_text_encoder import CONNECTORS, NAME, LTX2TextEncoder
 from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import ReachedStep, denoise
@@ -53,7 +53,6 @@ from diffuse.text_backends.backend import TextBackend
 
 NUM_FRAMES, FPS = 121, 24.0  # where neither the request nor the model says it
 SIZE = 768, 512
-_TRANSFORMER, _CONNECTORS = "transformer", "connectors"
 
 
 class LTX2(ModelPipeline):
@@ -90,8 +89,8 @@ class LTX2(ModelPipeline):
         names = self.component_names(own_text=text_backend is None)
         self.components = choose_components({name: self.components[name] for name in names}, checkpoint)
         self.configs = read_configs(self.components, checkpoint)
-        self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens, text_backend)
-        self.prompts.connectors = self.configs[_CONNECTORS]
+        self.prompts = FilmPrompts(checkpoint, memory, TRANSFORMER, self.text_tokens, text_backend)
+        self.prompts.connectors = self.configs[CONNECTORS]
         self.codec = FilmCodec(memory)
         self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.check_configs()
@@ -250,7 +249,7 @@ class LTX2(ModelPipeline):
             return FromFilmNoise(layout)
         if image is None or not is_first_frame_alone(request):
             return self.start_given(layout, request, image, last_image)
-        device = self.memory.device(_TRANSFORMER)
+        device = self.memory.device(TRANSFORMER)
         picture = self.codec.encode(as_pixels(image[None]), layout).to(device)
         return KnownTokens(FromFilmNoise(layout), picture, first_frame_known(layout, device))
 
@@ -259,9 +258,9 @@ class LTX2(ModelPipeline):
     ) -> FromGivenFrames:
         """Encodes the frames that a film is given, `[H, W, 3]` or `[F, H, W, 3]`. Returns its start with them."""
         pictures = [each if each.ndim == 4 else each[None] for each in (image, last_image) if each is not None]
-        device = self.memory.device(_TRANSFORMER)
+        device = self.memory.device(TRANSFORMER)
         encoded = [self.codec.encode(as_pixels(frames), layout).to(device) for frames in pictures]
-        conditions = give_tokens(request, layout, encoded, self.configs[_TRANSFORMER])
+        conditions = give_tokens(request, layout, encoded, self.configs[TRANSFORMER])
         return FromGivenFrames(layout, conditions, request.sigmas[0] if request.sigmas else 1.0)
 
     def stage(
@@ -296,7 +295,7 @@ class LTX2(ModelPipeline):
 
         `appended` are the places `[K, 3]` of tokens that stand between the film's and the sound's.
         """
-        memory, config = self.memory, self.configs[_TRANSFORMER]
+        memory, config = self.memory, self.configs[TRANSFORMER]
         stepper: Any = state.stepper
         reached = ReachedStep(State(state.latents))
 
@@ -314,8 +313,8 @@ class LTX2(ModelPipeline):
             return guidance._replace(sigma=stepper.sigmas[reached.index])
 
         def go_on() -> Tensor:
-            with memory.use(_TRANSFORMER) as transformer:
-                device = memory.device(_TRANSFORMER)
+            with memory.use(TRANSFORMER) as transformer:
+                device = memory.device(TRANSFORMER)
                 if not reached.index:
                     reached.state = State(state.latents.to(device))
                 film, sound = transformer.coordinates(
@@ -325,7 +324,7 @@ class LTX2(ModelPipeline):
                     transformer,
                     transformer.rotations(torch.cat((film.to(device), appended.to(device))), sound, device),
                     layout.audio_frames,
-                    memory.dtype(_TRANSFORMER),
+                    memory.dtype(TRANSFORMER),
                     stg_blocks,
                     use_cross_timestep=config.cross_attn_mod,
                     batched=lambda: memory.batch_guidance,
@@ -337,14 +336,14 @@ class LTX2(ModelPipeline):
                     reached,
                     current_guidance,
                     generators,
-                    dtype=memory.dtype(_TRANSFORMER),
+                    dtype=memory.dtype(TRANSFORMER),
                     input_dtype=torch.float32,
                     after_step=after_step,
                 )
 
         guided = len(guidance.passes) > 1
         rows = len(state.latents)
-        tokens = memory.attempt(_TRANSFORMER, go_on, phase="denoise", rows=rows, guided=guided)
+        tokens = memory.attempt(TRANSFORMER, go_on, phase="denoise", rows=rows, guided=guided)
         return layout.join(*layout.split(tokens)) if len(appended) else tokens
 
     def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:

@@ -1,4 +1,4 @@
-"""The components of LTX-2's checkpoints."""
+"""The components of LTX-2: the folders of its checkpoints, and the networks that they are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_vi
 from diffuse.models.vocoder import ltx2_vocoder
 from diffuse.pipelines.components import Component, Components, Role
 from diffuse.pipelines.ltx2_text_encoder import COMPONENTS as TEXT_COMPONENTS
+from diffuse.pipelines.ltx2_text_encoder import CONNECTORS
+
+TRANSFORMER = "transformer"
 
 COMPONENTS: Components = {
     **TEXT_COMPONENTS,
-    "connectors": Component(
+    CONNECTORS: Component(
         Role.text_connectors, ltx2_connectors.LTX2TextConnectors, ltx2_connectors.LTX2TextConnectorsConfig
     ),
-    "transformer": Component(
+    TRANSFORMER: Component(
         Role.denoiser, transformer_ltx2.LTX2VideoTransformer3DModel, ltx2_config.LTX2VideoTransformer3DConfig
     ),
     "vae": Component(
