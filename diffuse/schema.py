@@ -226,6 +226,21 @@ class HardwareConfig:
 
 
 @dataclass
+class TextBackendConfig:
+    """`conf/text_backend/*.yaml`: who encodes the prompts of a model of films. Which option has which settings is in
+    `config/text_backend.py`; those of the others are null."""
+
+    name: str = MISSING
+    file: str | None = None  # written by diffuse encode
+    url: str | None = None
+    token: str | None = None  # null: the environment variable DIFFUSE_TEXT_TOKEN
+    timeout: float | None = None  # seconds for an answer
+    retries: int | None = None
+    text_encoder_sha256: str | None = None  # of the only text encoder that may have made the embeddings
+    seed: int | None = None
+
+
+@dataclass
 class TrackingConfig:
     """`conf/tracking/*.yaml`: where the record goes. Null is what `config/tracking_settings.py` makes of it."""
 

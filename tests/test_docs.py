@@ -17,12 +17,14 @@ from PIL import Image
 
 import diffuse
 from diffuse.cli.main import COMMANDS
+from diffuse.cli.options import OUT, take_value
 from diffuse.compare import arguments
 from diffuse.config.compose import compose_config, own_configuration
 from diffuse.config.hydra_settings import check_hydra_overrides
 from diffuse.config.quoting import quote_overrides
 from diffuse.convert.arguments import parse_convert_arguments
 from diffuse.run import model_auto
+from diffuse.service.settings import parse_service_arguments
 from diffuse.sweep.globs import expand_globs
 
 PACKAGE = Path(diffuse.__file__).parent
@@ -166,6 +168,10 @@ def check_command(line: str) -> None:
     if name == "convert":  # its source is not there
         parse_convert_arguments(words)
         return
+    if name == "serve-text":
+        _, words = parse_service_arguments(words)
+    if name == "encode":
+        _, words = take_value(words, (OUT,), "FILE")
     if name == "reproduce":
         words = words[1:]
     overrides = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
-from diffuse.cli.options import MEASURE, YES
+from diffuse.cli.options import MEASURE, OUT, YES, take_value
 from diffuse.cli.output import print_line, writing_output
 from diffuse.errors import ConfigError, DiffuseError
 
@@ -25,6 +25,8 @@ def run_command(command: str, arguments: list[str]) -> None:
         "doctor": _doctor,
         "ui": _ui,
         "sync": _sync,
+        "encode": _encode,
+        "serve-text": _serve_text,
     }
     commands[command](arguments)
 
@@ -99,6 +101,33 @@ def _convert(arguments: list[str]) -> None:
     from diffuse.convert.convert import convert
 
     print_line(convert(said, cfg))
+
+
+def _encode(arguments: list[str]) -> None:
+    from diffuse.service.encode import embeddings_path, encode_prompts
+
+    yes, rest = _take_yes(arguments)
+    out, overrides = take_value(rest, (OUT,), "FILE.safetensors")
+    path = embeddings_path(out)
+    cfg = _compose([*overrides, *(["model.download=yes"] if yes else [])])
+
+    from diffuse.config.request import draft_requests
+
+    print_line(encode_prompts(cfg, draft_requests(cfg), path))
+
+
+def _serve_text(arguments: list[str]) -> None:
+    from diffuse.service.settings import parse_service_arguments
+
+    yes, rest = _take_yes(arguments)
+    settings, overrides = parse_service_arguments(rest)
+    cfg = _compose([*overrides, *(["model.download=yes"] if yes else [])])
+
+    from diffuse.config.checks import check_targets
+    from diffuse.service.serve import serve_text
+
+    check_targets(cfg)
+    serve_text(cfg, settings, print_line)
 
 
 def _reproduce(arguments: list[str]) -> None:

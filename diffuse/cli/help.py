@@ -17,6 +17,9 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
   diffuse convert SRC DST         write a checkpoint as a folder, or as one file DST.safetensors, see below
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
+  diffuse encode [OVERRIDES] --out FILE
+                                  write the embeddings of a film's prompts, for text_backend=precomputed
+  diffuse serve-text [OVERRIDES]  encode prompts for other machines, for text_backend=api; --host, --port and limits
   diffuse reproduce RUN_ID|FILE   make the pictures of a run or file again, and say whether they are the same
   diffuse experiment=smoke [--junit FILE]
                                   run and check every family of pipelines and every scheduler at its tiniest
@@ -74,6 +77,7 @@ _NOTES = {
     "scheduler": "its options too, such as scheduler.eta=0.5",
     "memory_profile": "what may be on the device when",
     "hardware": "hardware.dtype, .deterministic=strict, .compile=regional",
+    "text_backend": "who encodes the prompts of films",
     "tracking": "tracking.uri=SERVER",
     "experiment": "ready-made configurations",
 }

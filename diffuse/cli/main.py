@@ -25,7 +25,19 @@ from diffuse.cli.words import check_words
 from diffuse.errors import ConfigError, DiffuseError
 from diffuse.sweep.interrupt import stop_signals_as_ctrl_c
 
-COMMANDS = ("generate", "plan", "compare", "convert", "reproduce", "download", "doctor", "ui", "sync")
+COMMANDS = (
+    "generate",
+    "plan",
+    "compare",
+    "convert",
+    "reproduce",
+    "download",
+    "doctor",
+    "ui",
+    "sync",
+    "encode",
+    "serve-text",
+)
 _INTERRUPTED = 130
 _PRINTABLE = "diffuse-printable"  # the name of an error handler
 _SPINS = "10000"  # libgomp's own 300,000 are for machines with nothing else to do

@@ -13,6 +13,7 @@ CONFIG_DIR = ("--config-dir", "-cd")
 CONFIG_NAME = ("--config-name", "-cn")
 HELP = ("--help", "-h")
 VERSION = "--version"
+OUT = "--out"
 COMPLETION = ("--shell-completion", "-sc")
 
 OWN_FLAGS = (*YES, "--dry-run")  # of `generate`; the others are Hydra's
@@ -20,14 +21,28 @@ FLAGS = (*MULTIRUN, *OWN_FLAGS, "--resolve", "--hydra-help")
 CFG = ("--cfg", "-c")
 CFG_VALUES = ("job", "hydra", "all")
 FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {**dict.fromkeys(CFG, CFG_VALUES), "--package": (), "-p": ()}
-FILE_OPTIONS = (*CONFIG_DIR, "--junit", "--out")  # whose values are files, which the shell completes
+FILE_OPTIONS = (*CONFIG_DIR, "--junit", OUT)  # whose values are files, which the shell completes
+
+SERVICE = (  # those of `ServiceSettings`
+    "--host",
+    "--port",
+    "--max-body",
+    "--max-prompts",
+    "--max-prompt-length",
+    "--max-queue",
+    "--max-connections",
+    "--batch-size",
+    "--timeout",
+)
 
 _EVERYWHERE = (*CONFIG_DIR, *CONFIG_NAME, *HELP, VERSION)
 _OF_COMMANDS: dict[str, tuple[str, ...]] = {
     "generate": (*FLAGS, *FLAGS_WITH_VALUE, "--junit", *COMPLETION),
     "plan": ("--json", "--card", *MULTIRUN, *YES),
-    "compare": ("--out", "--x", "--y", "--z", "--reference", "--no-sheets"),
+    "compare": (OUT, "--x", "--y", "--z", "--reference", "--no-sheets"),
     "convert": ("--precision", "--shard-size", *YES),
+    "encode": (OUT, *YES),
+    "serve-text": (*SERVICE, *YES),
     "reproduce": YES,
     "download": YES,
     "doctor": (MEASURE,),

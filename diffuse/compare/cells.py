@@ -24,7 +24,7 @@ PAGE = "report.html"
 
 _FOREVER = 1e12  # seconds
 
-GROUPS = ("scheduler", "model", "refiner", "memory_profile", "hardware")
+GROUPS = ("scheduler", "model", "refiner", "memory_profile", "hardware", "text_backend")
 # Fields that cannot make one image different from another, or that the report shows elsewhere.
 _LEFT_OUT = ("output", "tracking", "report", "prompt_file", "num_images")
 _PARTS = ("_target_", "name", "request_defaults", "min_vram_gib", "download", "fetch_variant")

@@ -31,6 +31,7 @@ from diffuse.schema import (
     MemoryProfileConfig,
     ModelConfig,
     RefinerConfig,
+    TextBackendConfig,
     TrackingConfig,
 )
 
@@ -43,6 +44,7 @@ _CLASSES: dict[str, type[Any]] = {
     "refiner": RefinerConfig,
     "memory_profile": MemoryProfileConfig,
     "hardware": HardwareConfig,
+    "text_backend": TextBackendConfig,
     "tracking": TrackingConfig,
 }
 GROUPS = (*_CLASSES, "scheduler", "experiment")

@@ -45,6 +45,8 @@ _PATHS = frozenset(
         "tracking.artifact_location",
         "tracking.journal",
         "objective.reference",
+        "text_backend.file",
+        "text_backend.url",
     }
 )
 # All jobs of a sweep share these, so a comma in them is no sweep.

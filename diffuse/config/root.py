@@ -24,6 +24,7 @@ from diffuse.schema import (
     RefinerConfig,
     ReportConfig,
     Suite,
+    TextBackendConfig,
     TrackingConfig,
 )
 
@@ -58,6 +59,7 @@ class Config:
     scheduler: Any = MISSING  # keys are the chosen sampler's own, see conf/scheduler
     memory_profile: MemoryProfileConfig = field(default_factory=MemoryProfileConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    text_backend: TextBackendConfig = field(default_factory=lambda: TextBackendConfig(name="auto"))
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

@@ -188,6 +188,12 @@ def _is_component(name: str, components: Sequence[str]) -> bool:
     return name == EVERY or name in components or (name in DENOISERS and any(each in own for each in DENOISERS))
 
 
+def without_components(profile: MemoryProfileConfig, names: Sequence[str]) -> MemoryProfileConfig:
+    """Returns a profile that says nothing of components of these names, which a run does without."""
+    on_device, streamed, sharded = ([name for name in getattr(profile, field) if name not in names] for field in _LISTS)
+    return replace(profile, on_device=on_device, streamed=streamed, sharded=sharded)
+
+
 def check_components(profile: MemoryProfileConfig, names: Sequence[str], compiled: Compile) -> None:
     """Checks that a profile and a model with components of these names go together.
 

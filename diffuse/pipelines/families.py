@@ -8,6 +8,7 @@ from typing import Any, cast
 from omegaconf import DictConfig
 
 from diffuse.config.checks import check_target
+from diffuse.config.text_backend import AUTO, check_text_backend, is_own_encoder
 from diffuse.errors import ConfigError
 from diffuse.media.formats import check_film_output, chosen_format
 from diffuse.pipelines.pipeline import ModelPipeline
@@ -20,10 +21,38 @@ def models(cfg: DictConfig) -> list[DictConfig]:
 
 def component_names(cfg: DictConfig) -> dict[str, tuple[str, ...]]:
     """Returns for each of the groups `model` and `refiner` the folders of a checkpoint that it needs."""
+    check_model_text_backend(cfg)
+    own_text = is_own_encoder(cfg.text_backend.name)
     return {
-        group: (*load_family(model._target_).components, "scheduler")
+        group: (*load_family(model._target_).component_names(own_text=own_text), "scheduler")
         for group, model in zip(("model", "refiner"), models(cfg), strict=False)
     }
+
+
+def replaced_components(cfg: DictConfig) -> list[str]:
+    """Returns the components of a model that the text backend of `cfg` stands in for."""
+    family = load_family(cfg.model._target_)
+    kept = family.component_names(own_text=is_own_encoder(cfg.text_backend.name))
+    return [name for name in family.components if name not in kept]
+
+
+def check_model_text_backend(cfg: DictConfig) -> None:
+    """Checks the settings of the text backend, and that the model has such a one.
+
+    Raises:
+        ConfigError: one is wrong, or the model has none.
+    """
+    check_text_backend(cfg.text_backend)
+    name, family = cfg.text_backend.name, load_family(cfg.model._target_)
+    if name == AUTO or name == family.text_encoder_name:
+        return
+    if family.text_encoder_name is None:
+        raise ConfigError(
+            f"text_backend={name}: is for films, and model={cfg.model.name} encodes by itself; leave it out"
+        )
+    if is_own_encoder(cfg.text_backend.name):
+        own = family.text_encoder_name
+        raise ConfigError(f"text_backend={name}: the text encoder of model={cfg.model.name} is {own}; leave it out")
 
 
 def load_family(target: str) -> type[ModelPipeline]:

@@ -18,14 +18,12 @@ from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
 from diffuse.errors import ConfigError
-from diffuse.models.text_encoder import gemma3, ltx2_connectors
-from diffuse.models.transformer import ltx2_config, transformer_ltx2
-from diffuse.models.vae import autoencoder_kl_ltx2_audio, autoencoder_kl_ltx2_video, ltx2_video_config
 from diffuse.models.vocoder import ltx2_vocoder
-from diffuse.pipelines.components import Component, Components, Role, choose_components, declare, read_configs
+from diffuse.pipelines.components import choose_components, declare, read_configs
 from diffuse.pipelines.lora import LoraFitter
 from diffuse.pipelines.ltx2_checks import check_film, check_film_components
 from diffuse.pipelines.ltx2_codec import FilmCodec
+from diffuse.pipelines.ltx2_components import COMPONENTS, TRANSFORMER
 from diffuse.pipelines.ltx2_conditions import (
     FromGivenFrames,
     appended_tokens,
@@ -35,10 +33,11 @@ from diffuse.pipelines.ltx2_conditions import (
     is_first_frame_alone,
 )
 from diffuse.pipelines.ltx2_denoiser import TransformerCalls
-from diffuse.pipelines.ltx2_guidance import FilmGuidance, Scales
-from diffuse.pipelines.ltx2_layout import FilmLayout
+from diffuse.pipelines.ltx2_guidance import FilmGuidance, guided_texts, scales_of
+from diffuse.pipelines.ltx2_layout import FilmLayout, film_layout
 from diffuse.pipelines.ltx2_prompts import FilmPrompts
 from diffuse.pipelines.ltx2_starts import FromFilmNoise, KnownTokens, first_frame_known
+from diffuse.pipelines.ltx2_text_encoder import CONNECTORS, NAME, LTX2TextEncoder
 from diffuse.pipelines.pipeline import ModelPipeline, Stage
 from diffuse.sampling.batches import StepCounter
 from diffuse.sampling.denoise import ReachedStep, denoise
@@ -50,41 +49,10 @@ from diffuse.schedulers.flow_match_euler import FlowMatchEuler
 from diffuse.schedulers.options import without_end
 from diffuse.schedulers.sampler import State
 from diffuse.schema import FILM_INPUT_FIELDS, GenerationRequest
+from diffuse.text_backends.backend import TextBackend
 
 NUM_FRAMES, FPS = 121, 24.0  # where neither the request nor the model says it
 SIZE = 768, 512
-_TRANSFORMER = "transformer"
-
-COMPONENTS: Components = {
-    "text_encoder": Component(Role.text_encoder, gemma3.Gemma3TextModel, gemma3.Gemma3TextConfig, gemma3.rename),
-    "tokenizer": Component(Role.tokenizer),
-    "connectors": Component(
-        Role.text_connectors, ltx2_connectors.LTX2TextConnectors, ltx2_connectors.LTX2TextConnectorsConfig
-    ),
-    _TRANSFORMER: Component(
-        Role.denoiser, transformer_ltx2.LTX2VideoTransformer3DModel, ltx2_config.LTX2VideoTransformer3DConfig
-    ),
-    "vae": Component(
-        Role.video_codec,
-        autoencoder_kl_ltx2_video.AutoencoderKLLTX2Video,
-        ltx2_video_config.AutoencoderKLLTX2VideoConfig,
-    ),
-    "audio_vae": Component(
-        Role.sound_codec,
-        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2Audio,
-        autoencoder_kl_ltx2_audio.AutoencoderKLLTX2AudioConfig,
-    ),
-    "vocoder": Component(
-        Role.vocoder,
-        ltx2_vocoder.LTX2Vocoder,
-        ltx2_vocoder.LTX2VocoderConfig,
-        others={
-            "LTX2VocoderWithBWE": Component(
-                Role.vocoder, ltx2_vocoder.LTX2VocoderWithBWE, ltx2_vocoder.LTX2VocoderWithBWEConfig
-            )
-        },
-    ),
-}
 
 
 class LTX2(ModelPipeline):
@@ -113,13 +81,16 @@ class LTX2(ModelPipeline):
     makes_films: ClassVar[bool] = True
     makes_sound: ClassVar[bool] = True
     shifts_sigmas: ClassVar[bool] = True  # as the checkpoint's scheduler says
+    text_encoder_name: ClassVar[str | None] = NAME
     text_tokens: ClassVar[int] = 1024  # of a text with its padding, as the model was trained
 
-    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
+    def __init__(self, checkpoint: Checkpoint, memory: Memory, text_backend: TextBackend | None = None) -> None:
         super().__init__(checkpoint, memory)
-        self.components = choose_components(self.components, checkpoint)
+        names = self.component_names(own_text=text_backend is None)
+        self.components = choose_components({name: self.components[name] for name in names}, checkpoint)
         self.configs = read_configs(self.components, checkpoint)
-        self.prompts = FilmPrompts(checkpoint, memory, _TRANSFORMER, self.text_tokens)
+        self.prompts = FilmPrompts(checkpoint, memory, TRANSFORMER, self.text_tokens, text_backend)
+        self.prompts.connectors = self.configs[CONNECTORS]
         self.codec = FilmCodec(memory)
         self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.check_configs()
@@ -131,7 +102,7 @@ class LTX2(ModelPipeline):
 
     def check_configs(self) -> None:
         """Raises CheckpointError where two components do not fit together."""
-        check_film_components(self.configs, self.checkpoint, self.prompts.tokenizer.vocab_size)
+        check_film_components(self.configs, self.checkpoint, self.prompts.vocab_size)
 
     @property
     def frame_multiple(self) -> int:
@@ -158,6 +129,7 @@ class LTX2(ModelPipeline):
         side, frames = self.multiples()
         check_film(request, self.configs, side=side, frames=frames)
         check_given_frames(request, frames)
+        self.prompts.check([*self.texts(request).values()])
 
     def multiples(self) -> tuple[int, int]:
         """Returns the multiples of pixels that a side is of, and of frames that a film is of, and one more."""
@@ -166,6 +138,20 @@ class LTX2(ModelPipeline):
     def first_request(self, request: GenerationRequest) -> GenerationRequest:
         """Returns what the first stage makes for a request: all of it."""
         return request
+
+    def text_record(self, request: GenerationRequest) -> dict[str, Any]:
+        """See `DiffusionPipeline`."""
+        return self.prompts.as_record([*self.texts(request).values()])
+
+    @classmethod
+    def build_text_encoder(cls, checkpoint: Checkpoint, memory: Memory) -> LTX2TextEncoder:
+        """See `ModelPipeline`."""
+        return LTX2TextEncoder.alone(checkpoint, memory, cls.text_tokens)
+
+    @staticmethod
+    def texts(request: GenerationRequest) -> dict[str, str]:
+        """Returns the texts that a film is made of, by what they are called."""
+        return guided_texts(request)
 
     def check_prompt_embeddings(self, request: GenerationRequest, embeddings: PromptEmbeddings) -> None:
         """Refuses them: a film's text has two kinds of embeddings."""
@@ -184,18 +170,7 @@ class LTX2(ModelPipeline):
 
     def layout(self, request: GenerationRequest) -> FilmLayout:
         """Returns the layout of a film's latents."""
-        vae, audio_vae = self.configs["vae"], self.configs["audio_vae"]
-        frames, fps = request.num_frames, request.fps
-        assert frames is not None and fps is not None
-        return FilmLayout(
-            channels=vae.latent_channels,
-            frames=(frames - 1) // vae.frames + 1,
-            rows=request.height // vae.factor,
-            columns=request.width // vae.factor,
-            audio_channels=audio_vae.latent_channels,
-            audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
-            fps=fps,
-        )
+        return film_layout(request, self.configs["vae"], self.configs["audio_vae"])
 
     def first_layout(self, request: GenerationRequest) -> FilmLayout:
         """Returns the layout of what the first stage makes: with the whole film's sound."""
@@ -274,7 +249,7 @@ class LTX2(ModelPipeline):
             return FromFilmNoise(layout)
         if image is None or not is_first_frame_alone(request):
             return self.start_given(layout, request, image, last_image)
-        device = self.memory.device(_TRANSFORMER)
+        device = self.memory.device(TRANSFORMER)
         picture = self.codec.encode(as_pixels(image[None]), layout).to(device)
         return KnownTokens(FromFilmNoise(layout), picture, first_frame_known(layout, device))
 
@@ -283,9 +258,9 @@ class LTX2(ModelPipeline):
     ) -> FromGivenFrames:
         """Encodes the frames that a film is given, `[H, W, 3]` or `[F, H, W, 3]`. Returns its start with them."""
         pictures = [each if each.ndim == 4 else each[None] for each in (image, last_image) if each is not None]
-        device = self.memory.device(_TRANSFORMER)
+        device = self.memory.device(TRANSFORMER)
         encoded = [self.codec.encode(as_pixels(frames), layout).to(device) for frames in pictures]
-        conditions = give_tokens(request, layout, encoded, self.configs[_TRANSFORMER])
+        conditions = give_tokens(request, layout, encoded, self.configs[TRANSFORMER])
         return FromGivenFrames(layout, conditions, request.sigmas[0] if request.sigmas else 1.0)
 
     def stage(
@@ -299,13 +274,10 @@ class LTX2(ModelPipeline):
 
     def guidance(self, request: GenerationRequest, layout: FilmLayout) -> tuple[FilmGuidance, list[str]]:
         """Encodes the prompts. Returns the guidance with one warning for each prompt that was cut."""
-        video, audio = _scales(request, ""), _scales(request, "audio_")
-        texts = {"prompt": request.prompt}
-        negative = request.negative_prompt or ""
-        if (video.guidance != 1 or audio.guidance != 1) and negative.strip() != request.prompt.strip():
-            texts["negative prompt"] = negative
-        warnings = [line for name, text in texts.items() for line in self.prompts.cut_warnings(name, text)]
+        video, audio = scales_of(request, ""), scales_of(request, "audio_")
+        texts = self.texts(request)
         positive, *others = self.prompts.encode(list(texts.values()))
+        warnings = self.prompts.warnings(texts)
         guidance = FilmGuidance(positive, others[0] if others else None, video, audio, layout.audio_frames)
         return guidance, warnings
 
@@ -323,7 +295,7 @@ class LTX2(ModelPipeline):
 
         `appended` are the places `[K, 3]` of tokens that stand between the film's and the sound's.
         """
-        memory, config = self.memory, self.configs[_TRANSFORMER]
+        memory, config = self.memory, self.configs[TRANSFORMER]
         stepper: Any = state.stepper
         reached = ReachedStep(State(state.latents))
 
@@ -341,8 +313,8 @@ class LTX2(ModelPipeline):
             return guidance._replace(sigma=stepper.sigmas[reached.index])
 
         def go_on() -> Tensor:
-            with memory.use(_TRANSFORMER) as transformer:
-                device = memory.device(_TRANSFORMER)
+            with memory.use(TRANSFORMER) as transformer:
+                device = memory.device(TRANSFORMER)
                 if not reached.index:
                     reached.state = State(state.latents.to(device))
                 film, sound = transformer.coordinates(
@@ -352,7 +324,7 @@ class LTX2(ModelPipeline):
                     transformer,
                     transformer.rotations(torch.cat((film.to(device), appended.to(device))), sound, device),
                     layout.audio_frames,
-                    memory.dtype(_TRANSFORMER),
+                    memory.dtype(TRANSFORMER),
                     stg_blocks,
                     use_cross_timestep=config.cross_attn_mod,
                     batched=lambda: memory.batch_guidance,
@@ -364,14 +336,14 @@ class LTX2(ModelPipeline):
                     reached,
                     current_guidance,
                     generators,
-                    dtype=memory.dtype(_TRANSFORMER),
+                    dtype=memory.dtype(TRANSFORMER),
                     input_dtype=torch.float32,
                     after_step=after_step,
                 )
 
         guided = len(guidance.passes) > 1
         rows = len(state.latents)
-        tokens = memory.attempt(_TRANSFORMER, go_on, phase="denoise", rows=rows, guided=guided)
+        tokens = memory.attempt(TRANSFORMER, go_on, phase="denoise", rows=rows, guided=guided)
         return layout.join(*layout.split(tokens)) if len(appended) else tokens
 
     def decode(self, batches: Sequence[Tensor], request: GenerationRequest) -> DecodedMedia:
@@ -399,12 +371,3 @@ class LTX2Distilled(LTX2):
 
 def _filled(request: GenerationRequest, values: Mapping[str, Any]) -> GenerationRequest:
     return replace(request, **{name: value for name, value in values.items() if getattr(request, name) is None})
-
-
-def _scales(request: GenerationRequest, prefix: str) -> Scales:
-    """Returns the scales of the film, or of its sound with the prefix `audio_`. At 0 and 1 guidance is off."""
-    guidance, rescale, modality, stg = (
-        getattr(request, f"{prefix}{name}")
-        for name in ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
-    )
-    return Scales(guidance or 1.0, rescale, modality, stg)

@@ -11,18 +11,19 @@ from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import GenerationRequest
 
 
-def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int) -> None:
+def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vocabulary: int | None) -> None:
     """Checks the components' configurations against one another.
 
     Args:
         configs: by the component.
-        vocabulary: the number of ids that the tokenizer gives.
+        vocabulary: the number of ids that the tokenizer gives; None where no text is encoded here.
 
     Raises:
         CheckpointError: two do not fit together, or ask for what is not implemented.
     """
     transformer, vae, audio_vae = (configs[name] for name in ("transformer", "vae", "audio_vae"))
-    connectors, encoder, vocoder = (configs[name] for name in ("connectors", "text_encoder", "vocoder"))
+    connectors, encoder, vocoder = (configs.get(name) for name in ("connectors", "text_encoder", "vocoder"))
+    assert connectors is not None and vocoder is not None
     source = checkpoint.source
     for name, asked in {
         "timestep_conditioning": vae.timestep_conditioning,
@@ -45,15 +46,21 @@ def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vo
     channels = transformer.in_channels, transformer.out_channels or transformer.in_channels
     audio_channels = transformer.audio_in_channels, transformer.audio_out_channels or transformer.audio_in_channels
     bins = audio_vae.output_channels * audio_vae.mel_bins
-    factors, layers = tuple(transformer.vae_scale_factors), encoder.num_hidden_layers + 1
+    factors = tuple(transformer.vae_scale_factors)
+    texts: tuple[tuple[str, str, str, Any, Any], ...] = ()
+    if encoder is not None and vocabulary is not None:
+        layers, words = encoder.num_hidden_layers + 1, min(vocabulary, encoder.vocab_size)  # it may have more
+        texts = (
+            ("connectors", "text_encoder", "channels", connectors.caption_channels, encoder.hidden_size),
+            ("connectors", "text_encoder", "states", connectors.text_proj_in_factor, layers),
+            ("tokenizer", "text_encoder", "words", vocabulary, words),
+        )
     for one, other, what, ours, theirs in (
         ("transformer", "vae", "channels", channels, (film, film)),
         ("transformer", "vae", "frames, rows and columns a latent", factors, (vae.frames, vae.factor, vae.factor)),
         ("transformer", "audio_vae", "channels", audio_channels, (sound, sound)),
         ("transformer", "connectors", "channels of a text", text, given),
-        ("connectors", "text_encoder", "channels", connectors.caption_channels, encoder.hidden_size),
-        ("connectors", "text_encoder", "states", connectors.text_proj_in_factor, layers),
-        ("tokenizer", "text_encoder", "words", vocabulary, min(vocabulary, encoder.vocab_size)),  # it may have more
+        *texts,
         ("vocoder", "audio_vae", "mel bins", vocoder.in_channels, bins),
     ):
         if ours != theirs:

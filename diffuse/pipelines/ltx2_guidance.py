@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from diffuse.models.text_encoder.ltx2_connectors import TextEmbeddings
+from diffuse.schema import GenerationRequest
 
 
 class Pass(NamedTuple):
@@ -100,3 +101,22 @@ class FilmGuidance(NamedTuple):
 
 
 _KINDS = ("positive", "negative", "perturbed", "isolated")  # as `Scales.apply` takes them
+
+
+def scales_of(request: GenerationRequest, prefix: str) -> Scales:
+    """Returns the scales of the film, or of its sound with the prefix `audio_`. At 0 and 1 guidance is off."""
+    guidance, rescale, modality, stg = (
+        getattr(request, f"{prefix}{name}")
+        for name in ("guidance_scale", "guidance_rescale", "modality_scale", "stg_scale")
+    )
+    return Scales(guidance or 1.0, rescale, modality, stg)
+
+
+def guided_texts(request: GenerationRequest) -> dict[str, str]:
+    """Returns the texts that a film is made of, by what they are called."""
+    texts = {"prompt": request.prompt}
+    negative = request.negative_prompt or ""
+    is_guided = any(scales_of(request, prefix).guidance != 1 for prefix in ("", "audio_"))
+    if is_guided and negative.strip() != request.prompt.strip():
+        texts["negative prompt"] = negative
+    return texts

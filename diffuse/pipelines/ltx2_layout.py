@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffuse.errors import ConfigError
 from diffuse.sampling.denoise import initial_noise
+from diffuse.schema import GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,18 @@ class FilmLayout:
     def _draw_audio(self, generators: Sequence[torch.Generator]) -> Tensor:
         bins = self.channels // self.audio_channels
         return self.pack_audio(initial_noise((self.audio_channels, self.audio_frames, bins), generators))
+
+
+def film_layout(request: GenerationRequest, vae: Any, audio_vae: Any) -> FilmLayout:
+    """Returns the layout of a film's latents `[B, T + A, C]`, by the configurations of the autoencoders."""
+    frames, fps = request.num_frames, request.fps
+    assert frames is not None and fps is not None
+    return FilmLayout(
+        channels=vae.latent_channels,
+        frames=(frames - 1) // vae.frames + 1,
+        rows=request.height // vae.factor,
+        columns=request.width // vae.factor,
+        audio_channels=audio_vae.latent_channels,
+        audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
+        fps=fps,
+    )

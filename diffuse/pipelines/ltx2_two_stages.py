@@ -18,7 +18,8 @@ from torch import Tensor
 from diffuse.errors import CheckpointError
 from diffuse.models.upsampler import latent_upsampler_ltx2
 from diffuse.pipelines.components import Component, Role
-from diffuse.pipelines.ltx2 import COMPONENTS, LTX2Distilled
+from diffuse.pipelines.ltx2 import LTX2Distilled
+from diffuse.pipelines.ltx2_components import COMPONENTS
 from diffuse.pipelines.ltx2_conditions import FromGivenFrames
 from diffuse.pipelines.ltx2_guidance import Scales
 from diffuse.pipelines.ltx2_layout import FilmLayout

@@ -17,13 +17,15 @@ from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.pipelines.components import Components
+from diffuse.pipelines.components import Components, Role
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
 from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia, PipelineOutput, Step
 from diffuse.sampling.start import Generators, InitialState, Start
 from diffuse.schema import GenerationRequest
+from diffuse.text_backends.backend import TextBackend
+from diffuse.text_backends.embeddings import TextEncoder
 
 
 class DenoiseBatch(Protocol):
@@ -108,6 +110,13 @@ class DiffusionPipeline(ABC):
 
     def use_words(self, words: Any) -> None:  # noqa: B027
         """Sets which words the prompts are read with from now on, a result of `learn_words`."""
+
+    def text_record(self, request: GenerationRequest) -> dict[str, Any] | None:
+        """Returns which text backend encodes, for the record; None where the group has no say.
+
+        After the request was made, it has the SHA-256 of embeddings that came from elsewhere.
+        """
+        return None
 
     @abstractmethod
     def latent_shape(self, request: GenerationRequest, latents: Tensor | None = None) -> tuple[int, ...]:
@@ -277,10 +286,24 @@ class ModelPipeline(DiffusionPipeline):
 
     components: Components  # by the folders of a checkpoint
     request_fields: ClassVar[frozenset[str]]  # those that not every family knows
+    text_encoder_name: ClassVar[str | None] = None
+    """The option of `text_backend` that is the model's own text encoder; None where no other can take its place."""
 
-    def __init__(self, checkpoint: Checkpoint, memory: Memory) -> None:
+    def __init__(self, checkpoint: Checkpoint, memory: Memory, text_backend: TextBackend | None = None) -> None:
+        assert text_backend is None or self.text_encoder_name is not None
         self.checkpoint, self.memory = checkpoint, memory
         self.configs: dict[str, Any] = {}  # of the components that have a network
+
+    @classmethod
+    def component_names(cls, *, own_text: bool = True) -> list[str]:
+        """Returns the names of the components; without `own_text`, those that a text backend leaves."""
+        replaced = () if own_text else (Role.text_encoder, Role.tokenizer)
+        return [name for name, component in cls.components.items() if component.role not in replaced]
+
+    @classmethod
+    def build_text_encoder(cls, checkpoint: Checkpoint, memory: Memory) -> TextEncoder:
+        """Builds the text encoder alone, for `diffuse encode` and `diffuse serve-text`."""
+        raise NotImplementedError
 
     def mismatch(self, reason: str, family: str = "") -> CheckpointError:
         """Builds the error for components that do not belong together.

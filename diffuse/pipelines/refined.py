@@ -24,6 +24,7 @@ from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
 from diffuse.schema import INPUT_FIELDS, GenerationRequest
+from diffuse.text_backends.backend import TextBackend
 
 
 def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
@@ -33,16 +34,23 @@ def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
 
 
 def build_pipeline(
-    families: Sequence[type[ModelPipeline]], checkpoints: Sequence[Checkpoint], memory: Memory
+    families: Sequence[type[ModelPipeline]],
+    checkpoints: Sequence[Checkpoint],
+    memory: Memory,
+    text_backend: TextBackend | None = None,
 ) -> DiffusionPipeline:
     """Builds the pipeline of one model, or of a model and its refiner.
+
+    Args:
+        text_backend: encodes in place of the model's own text encoder.
 
     Raises:
         CheckpointError: the parts do not fit together.
         ConfigError: a model that has no refiner is given one.
     """
     if len(families) == 1:
-        return families[0](checkpoints[0], memory)
+        others = {} if text_backend is None else {"text_backend": text_backend}
+        return families[0](checkpoints[0], memory, **others)
     for family in families:
         if not issubclass(family, LatentDiffusion):
             raise ConfigError(f"refiner: {family.__name__} neither has one nor is one; leave the refiner out")

@@ -23,11 +23,12 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import CUDA_CONTEXT
 from diffuse.device.hardware import Hardware
+from diffuse.device.profile import without_components
 from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
 from diffuse.layers.quantized import Quantization
 from diffuse.pipelines.components import Role, component_quantization
-from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.pipelines.families import component_names, load_family, models, replaced_components
 from diffuse.pipelines.pipeline import ModelPipeline
 from diffuse.pipelines.refined import RefinedPipeline, build_pipeline
 from diffuse.plan.networks import Plain
@@ -42,7 +43,9 @@ from diffuse.schema import (
     MemoryProfileConfig,
     PromptSyntax,
     Storage,
+    TextBackendConfig,
 )
+from diffuse.text_backends.backend import open_text_backend
 
 MAX_PREDICTIONS = 256  # that a process keeps
 _REFINER = "refiner."  # before the names of its components
@@ -223,8 +226,10 @@ def _key(
     values = asdict(request) | prompt_kinds(request) | {"seed": 0}
     scheduler = OmegaConf.to_container(cfg.scheduler, resolve=True)
     sources = [f"{each.source}@{each.revision}" for each in checkpoints]
+    names = component_names(cfg).values()
     configs = [
-        _fingerprint(load_family(model._target_), each) for model, each in zip(models(cfg), checkpoints, strict=True)
+        _fingerprint(load_family(model._target_), each, own)
+        for model, each, own in zip(models(cfg), checkpoints, names, strict=True)
     ]
     precisions = cfg.model.half_dtype, hw.half(Dtype.bfloat16)  # a card's age decides on the second
     parts = [values, asdict(profile), hw.key, precisions, scheduler, sources, configs]
@@ -250,9 +255,9 @@ def _has_own_costs(text: str, request: GenerationRequest) -> bool:
     return request.prompt_syntax is PromptSyntax.weighted and any(part.weight != 1 for part in parse_prompt(text))
 
 
-def _fingerprint(family: type[ModelPipeline], checkpoint: Checkpoint) -> list[Any]:
-    """Returns the configurations of a checkpoint's components."""
-    names = [name for name, component in family.components.items() if component.config is not None]
+def _fingerprint(family: type[ModelPipeline], checkpoint: Checkpoint, own: Sequence[str]) -> list[Any]:
+    """Returns the configurations of those components of a checkpoint that are its `own`, by their names."""
+    names = [name for name, component in family.components.items() if component.config is not None and name in own]
     return [checkpoint.part(name).config(name) for name in names]
 
 
@@ -284,9 +289,12 @@ class _Planner:
         self, cfg: DictConfig, profile: MemoryProfileConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]
     ) -> None:
         self.cfg, self.hw = cfg, hw
+        text_backend = open_text_backend(cast(TextBackendConfig, OmegaConf.to_object(cfg.text_backend)))
+        if text_backend is not None:
+            profile = without_components(profile, replaced_components(cfg))
         self.memory = PlannedMemory(profile, hw, cfg.model.half_dtype, self._build, self._phase, self._copied)
         families = [load_family(model._target_) for model in models(cfg)]
-        self.pipeline = build_pipeline(families, checkpoints, self.memory)
+        self.pipeline = build_pipeline(families, checkpoints, self.memory, text_backend)
 
     def predict(self, request: GenerationRequest, *, repeated: bool = False) -> Prediction:
         """Runs the request and returns what it took."""

@@ -16,6 +16,7 @@ _NOT_COMPARED = (
     "objective",
     "hardware",
     "memory_profile",
+    "text_backend",
     "seed",
     "num_images",
     *FILE_FIELDS,
@@ -61,7 +62,23 @@ def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield f"the {name}: SHA-256 {_digest(before)} then, {_digest(after)} now"
 
 
+def _text_backends(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line for another text backend, another text encoder of it, and other embeddings of the same prompt."""
+    names = [_value(part, "text_backend", "name") for part in (then, now)]
+    if None not in names:
+        yield from _line("text_backend", *names)
+    encoders = [_value(part, "text_backend", "text_encoder", "text_encoder") for part in (then, now)]
+    if None not in encoders and encoders[0] != encoders[1]:
+        yield f"the text encoder: SHA-256 {_digest(encoders[0])} then, {_digest(encoders[1])} now"
+    before, after = (_mapping(part, "text_backend", "embeddings") for part in (then, now))
+    for prompt in sorted({*before} & {*after}):
+        if before[prompt] != after[prompt]:
+            digests = _digest(before[prompt]), _digest(after[prompt])
+            yield f"the embeddings of {short_text(prompt)!r}: SHA-256 {digests[0]} then, {digests[1]} now"
+
+
 def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    yield from _text_backends(then, now)
     old, new = flatten(then["config"]), flatten(now["config"])
     for flat in (old, new):
         for name in _FILE_LISTS:

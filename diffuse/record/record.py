@@ -13,6 +13,7 @@ from typing import Any
 
 import diffuse
 from diffuse.config.quoting import FILE_LISTS
+from diffuse.config.text_backend import AUTO, is_own_encoder
 from diffuse.config.tracking_settings import tracking_record
 from diffuse.record.environment import determinism_settings, git_commit, library_versions, user_commit
 from diffuse.record.values import json_values, redact, resolved_values
@@ -39,6 +40,7 @@ OPTIONAL_PARTS: dict[str, type] = {
     "step_downs": list,  # what was done with less, and from where on, since memory ran out
     "memory": dict,  # the predicted and the measured peaks in GiB, where a budget was given
     "quantized": dict,  # by component: how its weights were stored, and their relative error
+    "text_backend": dict,  # who encoded the prompts of a film, and the SHA-256 of embeddings that came from elsewhere
     "tracking": dict,  # by field of it of which the environment says something: whether that held
 }
 
@@ -52,6 +54,7 @@ def run_record(
     hardware: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     shrunk_from: Mapping[str, Any] | None = None,
+    text_backend: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Builds the record of one run, before any image is made.
 
@@ -62,12 +65,15 @@ def run_record(
         hardware: Hardware.as_record().
         inputs: Inputs.as_record(), if the run starts from an image.
         shrunk_from: Shrunk.as_record(), if the request asked for more than the profile is meant for.
+        text_backend: who encodes the prompts of a film.
     """
     fields = asdict(request)
     resolved = _without_own_components(resolved_values(config))
     resolved |= {key: value for key, value in fields.items() if key in resolved}
     if resolved.get("prompt_file"):
         resolved["prompt_file"] = None  # the run has one prompt of the file, now under `prompt`
+    if is_own_encoder((resolved.get("text_backend") or {}).get("name", AUTO)):
+        resolved.pop("text_backend", None)  # earlier records lack it
     for name, files in FILE_LISTS.items():
         if name in resolved:
             resolved[name] = files.values(resolved[name])
@@ -93,6 +99,8 @@ def run_record(
         record["user_git"] = user_git
     if shrunk_from is not None:
         record["shrunk_from"] = dict(shrunk_from)
+    if text_backend is not None:
+        record["text_backend"] = dict(text_backend)
     if origins:
         record["tracking"] = origins
     redacted: dict[str, Any] = redact(json_values(record))

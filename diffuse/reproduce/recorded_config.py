@@ -19,6 +19,7 @@ from diffuse.config.request import SET_FIELDS
 from diffuse.config.root import Config
 from diffuse.device.profile import AUTO
 from diffuse.errors import ConfigError
+from diffuse.media.images import file_sha256
 from diffuse.paths import user_path
 from diffuse.schema import COMPONENTS
 
@@ -47,6 +48,7 @@ def restore_config(record: Mapping[str, Any], own: DictConfig, own_names: set[st
     cfg = _configuration(record)
     notes = _restore_hardware(cfg, record, own, own_names)
     _restore_weights(cfg, record, own, own_names)
+    _restore_text_backend(cfg, record, own, own_names)
     _check_limits(cfg)
     return cfg, notes
 
@@ -119,6 +121,25 @@ def _restore_weights(cfg: DictConfig, record: Mapping[str, Any], own: DictConfig
                 for name in COMPONENTS:
                     recorded_part = parts.get(name) if isinstance(parts, dict) else None
                     _locate_weights(cfg, f"{model}.{name}", recorded_part, own_names)
+
+
+def _restore_text_backend(cfg: DictConfig, record: Mapping[str, Any], own: DictConfig, own_names: set[str]) -> None:
+    """Sets who encodes the prompts. A service is asked, and a file read, only if the user or its SHA-256 says so."""
+    if any(name.partition(".")[0] == "text_backend" for name in own_names):
+        cfg.text_backend = own.text_backend
+        return
+    name, file = str(cfg.text_backend.name), cfg.text_backend.file
+    ways = "add text_backend=auto to encode the prompt here, or text_backend="
+    if name == "api":
+        raise ConfigError(f"was made with embeddings of a text service; {ways}api text_backend.url=URL to ask one")
+    if name == "precomputed":
+        part = record.get("text_backend")
+        recorded = part.get("sha256") if isinstance(part, Mapping) else None
+        if file is None or recorded is None or file_sha256(file) != recorded:
+            raise ConfigError(
+                f"was made with the embeddings in {file}, which is not here or is another file; {ways}precomputed "
+                "text_backend.file=FILE"
+            )
 
 
 def _profile(recorded: Mapping[str, Any]) -> DictConfig:

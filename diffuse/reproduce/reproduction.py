@@ -35,7 +35,7 @@ from diffuse.reproduce.recorded_files import restore_files
 from diffuse.schema import COMPONENTS, FILE_FIELDS, TrackingConfig
 
 # Overrides that a user may add to a record: groups, the files of the images that it started from, and weights.
-_GROUPS = (*OWN_GROUPS, "hardware", "memory_profile")
+_GROUPS = (*OWN_GROUPS, "hardware", "memory_profile", "text_backend")
 _INPUT_FILES = FILE_FIELDS
 _WEIGHTS = re.compile(rf"(model|refiner)(\.({'|'.join(COMPONENTS)}))?\.(source|revision|variant)|model\.download")
 _RUN_ID = re.compile(r"[\w-]{8,}")  # may be a run's id, because it has no suffix of a file

@@ -18,11 +18,12 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import choose_profile, goes_by_prediction, lighter_profile
-from diffuse.pipelines.families import component_names, load_family, models
+from diffuse.device.profile import choose_profile, goes_by_prediction, lighter_profile, without_components
+from diffuse.pipelines.families import component_names, load_family, models, replaced_components
 from diffuse.pipelines.pipeline import DiffusionPipeline
 from diffuse.pipelines.refined import build_pipeline
-from diffuse.schema import HardwareConfig, MemoryProfileConfig
+from diffuse.schema import HardwareConfig, MemoryProfileConfig, TextBackendConfig
+from diffuse.text_backends.backend import open_text_backend
 
 if TYPE_CHECKING:
     from diffuse.plan.choose_levers import Choice
@@ -67,14 +68,19 @@ def open_pipeline(cfg: DictConfig, draft: RequestDraft | None = None) -> OpenPip
 
         choice = choose_for_draft(cfg, draft, profiles, hw, checkpoints)
     profile = choice.profile if choice else choose_profile(cfg.memory_profile, profiles, thresholds, hw)
+    text_backend = open_text_backend(cast(TextBackendConfig, OmegaConf.to_object(cfg.text_backend)))
+    if text_backend is not None:
+        profile = without_components(profile, replaced_components(cfg))
     identities = [[checkpoint.identity, target] for checkpoint, target in zip(checkpoints, targets, strict=True)]
-    key = json.dumps([identities, hw.key, cfg.model.half_dtype, asdict(profile)], default=str)
+    key = json.dumps(
+        [identities, hw.key, cfg.model.half_dtype, asdict(profile), text_backend and text_backend.key], default=str
+    )
     if key in _pipelines:
         _pipelines.move_to_end(key)
     else:
         lighter = lighter_profile(profile, profiles, thresholds)
         components = Memory(profile, hw, cfg.model.half_dtype, lighter)
-        _keep(key, build_pipeline(families, checkpoints, components))
+        _keep(key, build_pipeline(families, checkpoints, components, text_backend))
     pipeline = _pipelines[key]
     pipeline.memory.check()
     return OpenPipeline(pipeline, hw, profile, checkpoints, choice)

@@ -23,7 +23,7 @@ from diffuse.device.step_down import explain_shortage
 from diffuse.errors import CheckpointError, RunError
 from diffuse.media.files import check_output, file_stem
 from diffuse.paths import user_path
-from diffuse.record.values import indented_json
+from diffuse.record.values import indented_json, json_values, redact
 from diffuse.run.callbacks import Callbacks
 from diffuse.run.generation import Generation, result_record
 from diffuse.run.open import release_others
@@ -235,7 +235,7 @@ def _finish(
         list(output.step_seconds),
         output.memory,
         list(output.warnings),
-        result_record(started.record, output, _memory(prepared, output)),
+        result_record(_with_text_backend(started), output, _memory(prepared, output)),
         quality=objective.reference_quality(output.frames, prepared.reference),
         fps=output.fps,
         sound=output.sound,
@@ -256,6 +256,13 @@ def _finish(
     tracked.log_metrics(generation.metrics)
     tracked.finish(None)
     return generation
+
+
+def _with_text_backend(started: StartedRun) -> dict[str, Any]:
+    """Returns the record with what is known of the text backend since it has given the embeddings."""
+    prepared = started.prepared
+    text = prepared.opened.pipeline.text_record(prepared.request)
+    return started.record if text is None else {**started.record, "text_backend": redact(json_values(text))}
 
 
 def _memory(prepared: PreparedRun, output: PipelineOutput) -> dict[str, Any] | None:

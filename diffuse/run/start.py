@@ -86,6 +86,7 @@ def start_run(
         },
         inputs=prepared.inputs_record,
         shrunk_from=None if prepared.shrunk is None else prepared.shrunk.as_record(),
+        text_backend=pipeline.text_record(request),
     )
     return _track(prepared, record, tracker, tags)
 

@@ -27,6 +27,11 @@ class PromptCache:
         self.denoiser = denoiser  # the component that takes the states
         self._states: OrderedDict[tuple[str, str, Hashable], States] = OrderedDict()
 
+    def missing(self, encoder: str, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Returns those of the prompts, each once, whose states `encode` would have to make."""
+        patch = self.memory.patch_key(encoder)
+        return [prompt for prompt in dict.fromkeys(prompts) if (encoder, patch, prompt) not in self._states]
+
     def encode(self, encoder: str, prompts: Sequence[Prompt], encode: Callable[[Any, Prompt], States]) -> list[States]:
         """Returns the states of each prompt, `[1, ...]` each.
 

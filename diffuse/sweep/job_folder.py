@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.config.quoting import FILE_LISTS
+from diffuse.config.text_backend import is_own_encoder
 from diffuse.errors import MediaError
 from diffuse.media.files import TEMPORARY
 from diffuse.media.formats import OUTPUT_SUFFIXES, is_lossless, is_still
@@ -46,6 +47,7 @@ _LATER_PROFILE_FIELDS = {
     "storage": "full",
 }
 _FILM_LIMITS = ("max_film_size", "max_frames")  # which refuse films, and decide on pixels only where they shrink them
+_TEXT_IDENTITY = ("name", "file", "text_encoder_sha256", "seed")  # who answers, and how soon, is no part of it
 _LATER_EVERYWHERE = ("align_your_steps",)
 
 
@@ -64,6 +66,9 @@ def job_identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
         listed = files.values(values.pop(name, None))
         if listed is not None:  # earlier sweeps lack it
             values[name] = listed
+    text_backend = values.pop("text_backend", None)
+    if text_backend is not None and not is_own_encoder(text_backend["name"]):  # earlier sweeps lack it
+        values["text_backend"] = {name: text_backend[name] for name in _TEXT_IDENTITY}
     values["output"].pop("dir")
     values["output"]["format"] = values["output"]["format"] or "png"  # what stood there before null
     values["model"].pop("download", None)

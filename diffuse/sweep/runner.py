@@ -45,7 +45,13 @@ if TYPE_CHECKING:
     from diffuse.run.start import StartedRun
     from diffuse.sampling.results import PipelineOutput, Step
 
-_MODEL_GROUPS = ("model", "refiner", "hardware", "memory_profile")  # a change of these loads models again
+_MODEL_GROUPS = (
+    "model",
+    "refiner",
+    "hardware",
+    "memory_profile",
+    "text_backend",
+)  # a change of these loads models again
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -19,7 +19,7 @@ from diffuse.checkpoints.lora.lora_file import LoraFile
 from diffuse.config.lora import LoraSetting
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.lora import LoraFitter
-from diffuse.pipelines.ltx2 import COMPONENTS
+from diffuse.pipelines.ltx2_components import COMPONENTS
 from diffuse.schema import MemoryProfileConfig
 
 CPU = torch.device("cpu")

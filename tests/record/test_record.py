@@ -56,6 +56,7 @@ def test_the_configuration_is_whole_and_resolved(made: dict[str, Any]) -> None:
     assert isinstance(composed, dict)
     for group in ("model", "refiner"):  # a component that is the checkpoint's own is not said
         assert {source for name in COMPONENTS for source in composed[group].pop(name).values()} == {None}
+    assert composed.pop("text_backend")["name"] == "auto"  # nor is a text encoder that is
 
     def compare(ours: Any, theirs: Any) -> None:
         assert set(ours) == set(theirs)

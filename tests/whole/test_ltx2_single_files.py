@@ -22,7 +22,7 @@ from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, DiffuseError
 from diffuse.pipelines.components import choose_components
-from diffuse.pipelines.ltx2 import COMPONENTS
+from diffuse.pipelines.ltx2_components import COMPONENTS
 from diffuse.run.model_auto import resolve_model
 from diffuse.schema import Device, HardwareConfig, MemoryProfileConfig
 

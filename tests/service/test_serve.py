@@ -1,0 +1,214 @@
+"""The text service: many clients, restarts, wrong requests, slow clients, the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import film_peers
+import pytest
+import torch
+from command import diffuse as command
+from command import finished, start, until
+from processes import LIMIT
+from text_services import NEEDS, TOKENS, LetterEncoder, client, running
+
+from diffuse.errors import RunError
+from diffuse.service.serve import TextServer
+from diffuse.text_backends.forms import JSON, SAFETENSORS, from_json, from_safetensors
+
+TOKEN = "a-token-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TextServer]:
+    with running(LetterEncoder(), TOKEN, max_body=2000, max_prompts=3, max_prompt_length=500) as server:
+        yield server
+
+
+def ask(server: TextServer, body: Any, method: str = "POST", path: str = "/encode", **headers: str) -> tuple[int, Any]:
+    """The status of an answer, and its content."""
+    address = urlsplit(server.url)
+    connection = HTTPConnection(str(address.hostname), address.port, timeout=LIMIT)
+    sent = {"Content-Type": JSON, "Authorization": f"Bearer {TOKEN}", "Accept": JSON}
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), sent)
+        answer = connection.getresponse()
+        data = answer.read()
+    finally:
+        connection.close()
+    return answer.status, json.loads(data) if answer.headers.get_content_type() == JSON else data
+
+
+def test_both_forms_hold_the_states_to_the_bit(server: TextServer) -> None:
+    body = {"prompts": ["a fox", "an owl at night"], "max_sequence_length": 16}
+    status, values = ask(server, body)
+    assert status == 200 and [len(row) for row in values["embeddings"]] == [16, 16]
+    assert values["attention_mask"][0] == [0] * 10 + [1] * 6
+    _, data = ask(server, body, path="/", Accept=f"{SAFETENSORS}, {JSON};q=0.5")
+    for found in (from_json(json.dumps(values).encode(), body["prompts"], 16, "x"), from_safetensors(data, "x")):
+        for prompt, states in zip(body["prompts"], found.states, strict=True):
+            expected = LetterEncoder().states(prompt, 16)
+            assert torch.equal(states.states, expected.states) and torch.equal(states.mask, expected.mask)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "said"),
+    [
+        ({"prompts": ["x"]}, {"Authorization": ""}, 401, "a bearer token is needed"),
+        ({"prompts": ["x"]}, {"Authorization": f"Bearer {TOKEN}x"}, 401, "the bearer token is wrong"),
+        ({"prompts": ["x"]}, {"Authorization": "Bearer \xe9"}, 401, "the bearer token is wrong"),
+        ({"prompts": ["x"]}, {"Content_Type": "text/plain"}, 415, "the request should be application/json"),
+        ({"prompts": ["x"]}, {"Accept": "image/png"}, 406, "the answer is application/json or"),
+        (b"{" * 1000, {}, 400, "the request is no JSON"),
+        (b"[" * 1900, {}, 400, "the request is no JSON"),
+        (b"\xff\xfe", {}, 400, "the request is no JSON"),
+        ({"prompts": "x"}, {}, 400, "the request should be"),
+        ({"prompts": []}, {}, 400, "the request should be"),
+        ({"prompts": [1]}, {}, 400, "the request should be"),
+        (["x"], {}, 400, "the request should be"),
+        ({"prompts": ["x"], "max_sequence_length": TOKENS + 1}, {}, 400, "should be a whole number from 8 to 32"),
+        ({"prompts": ["x"], "max_sequence_length": True}, {}, 400, "should be a whole number from 8 to 32"),
+        (b'{"prompts": ["\\ud800"]}', {}, 400, "half a letter"),
+        ({"prompts": ["x"] * 4}, {}, 413, "4 prompts; a request may have 3"),
+        ({"prompts": ["x" * 501]}, {}, 413, "a prompt of 501 letters; it may have 500"),
+        ({"prompts": ["x" * 2000]}, {}, 413, "the request is larger than 2000 bytes"),
+        ({"prompts": ["nan"]}, {}, 500, "the text encoder gave NaN"),
+        ({"prompts": ["fail"]}, {}, 500, "could not be encoded"),
+    ],
+)
+def test_a_wrong_request_is_refused(
+    server: TextServer, body: Any, headers: dict[str, str], status: int, said: str
+) -> None:
+    found, values = ask(server, body, **headers)
+    assert found == status and said in values["error"] and "\n" not in values["error"]
+    assert server.queue.held == 0
+
+
+def test_a_body_without_a_length_is_limited_too(server: TextServer) -> None:
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), LIMIT) as link:
+        link.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode())
+        link.sendall(b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        link.sendall(b"7d1\r\n" + b"x" * 2001 + b"\r\n")
+        assert link.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_health_and_metrics(server: TextServer) -> None:
+    status, values = ask(server, b"", "GET", "/health", Authorization="")
+    assert status == 200 and values["status"] == "ok" and values["text_encoder"]["text_encoder"] == "a" * 64
+    assert ask(server, b"", "GET", "/metrics", Authorization="")[0] == 401
+    ask(server, {"prompts": ["counted"]})
+    status, data = ask(server, b"", "GET", "/metrics")
+    lines = dict(line.rsplit(" ", 1) for line in data.decode().splitlines() if not line.startswith("#"))
+    assert status == 200 and int(lines['diffuse_text_requests_total{status="401"}']) >= 1
+    assert int(lines["diffuse_text_prompts_encoded_total"]) >= 1 and lines["diffuse_text_prompts_waiting"] == "0"
+    assert ask(server, b"", "GET", "/nowhere")[1] == {"error": "Not Found"}
+    assert ask(server, b"", "GET", "/encode")[0] == 405
+
+
+def test_eight_clients_through_a_kill_and_a_restart() -> None:
+    """While their prompts wait, the service is killed; the next one, on the same port, answers all of them."""
+    first, restarted = LetterEncoder(), threading.Event()
+    first.gate.clear()
+    prompts = [[f"prompt {index}", "negative"] for index in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        with running(first, max_queue=16) as server:
+            port = urlsplit(server.url).port
+            clients = [client(server, retries=100, wait=lambda _: restarted.wait(LIMIT)) for _ in prompts]
+            results = [pool.submit(each.encode, texts, NEEDS) for each, texts in zip(clients, prompts, strict=True)]
+            until(lambda: server.queue.waiting == 16)
+            server.server.force_exit = True
+            server.stop()
+            first.gate.set()
+        second = LetterEncoder()
+        with running(second, port=port, max_queue=16):
+            restarted.set()
+            for texts, result in zip(prompts, results, strict=True):
+                for text, states in zip(texts, result.result(LIMIT), strict=True):
+                    assert torch.equal(states.states, second.states(text).states)
+    assert all(len(call) == 1 for call in second.calls)  # one by one, as for a local film
+
+
+def test_what_is_computed_is_finished_and_what_waits_refused() -> None:
+    """At the end of the service."""
+    encoder = LetterEncoder()
+    encoder.gate.clear()
+    with ThreadPoolExecutor(2) as pool, running(encoder) as server:
+        computed = pool.submit(client(server).encode, ["now"], NEEDS)
+        assert encoder.begun.acquire(timeout=LIMIT)
+        waiting = pool.submit(client(server).encode, ["later"], NEEDS)
+        until(lambda: server.queue.waiting == 2)
+        server.stop()
+        encoder.gate.set()
+        assert torch.equal(computed.result(LIMIT)[0].states, encoder.states("now").states)
+        with pytest.raises(RunError, match="answers 503: the service stops; try again later; asked once"):
+            waiting.result(LIMIT)
+    with pytest.raises(RunError, match="cannot be reached: Connection refused; asked once; start diffuse serve-text"):
+        client(server).encode(["x"], NEEDS)
+
+
+def test_a_full_queue_refuses_and_a_client_that_leaves_makes_room() -> None:
+    encoder = LetterEncoder()
+    encoder.gate.clear()
+    with running(encoder, max_queue=2) as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port), LIMIT) as link:
+            body = b'{"prompts": ["a", "b"]}'
+            head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
+            link.sendall(head.encode() + body)
+            assert encoder.begun.acquire(timeout=LIMIT)
+            status, values = ask(server, {"prompts": ["c"]})
+            assert status == 429 and values["error"] == "2 prompts wait already; try again later"
+        until(lambda: server.queue.waiting == 0)
+        encoder.gate.set()
+        assert ask(server, {"prompts": ["c"]})[0] == 200
+        until(lambda: server.queue.held == 0)  # which comes after the client has its answer
+
+
+def test_slow_clients_are_let_go(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether they are slow with the head of a request, with its body, or in taking an answer of 50 MB."""
+    with running(LetterEncoder(width=800_000), timeout=1) as server:
+        address = urlsplit(server.url)
+        head = f"POST / HTTP/1.1\r\nHost: x\r\nAccept: {SAFETENSORS}\r\nContent-Type: {JSON}\r\nContent-Length: 30\r\n"
+        texts = (head, f"{head}\r\n{{", f'{head}\r\n{{"prompts": ["a long prompt"]}} ')
+        links = [socket.create_connection((address.hostname, address.port), LIMIT) for _ in texts]
+        try:
+            for link, text in zip(links, texts, strict=True):
+                link.sendall(text.encode())
+            with pytest.raises(ConnectionResetError):
+                if not links[0].recv(100):
+                    raise ConnectionResetError
+            assert links[1].recv(100).startswith(b"HTTP/1.1 408")
+            until(lambda: "a client took no part of its answer within 1 s" in caplog.text)
+            until(lambda: server.queue.held == 0)
+        finally:
+            for link in links:
+                link.close()
+
+
+def test_the_command_ends_cleanly(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By SIGTERM, with status 0, after an answer; others than this machine are not let in without a token."""
+    model = ("model=ltx2", f"model.source={film_peers.tiny('2.0', tmp_path_factory).folder}", "hardware=cpu")
+    refused = command("serve-text", *model, "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
+    assert refused.status == 2 and "--host 0.0.0.0: other machines reach it, and would need no token" in refused.err
+    process = start("serve-text", *model, "--port", "0", cwd=tmp_path)
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    address = urlsplit(url if isinstance(url, str) else url.decode())
+    connection = HTTPConnection(str(address.hostname), address.port, timeout=LIMIT)
+    connection.request("POST", "/", '{"prompts": ["the robot"]}', {"Content-Type": JSON})
+    assert json.loads(connection.getresponse().read())["max_sequence_length"] == 1024
+    connection.close()
+    process.send_signal(signal.SIGTERM)
+    done = finished(process)
+    assert done.status == 0 and done.err.splitlines()[-1] == "stopped"
