@@ -190,7 +190,8 @@ def _is_component(name: str, components: Sequence[str]) -> bool:
 
 def without_components(profile: MemoryProfileConfig, names: Sequence[str]) -> MemoryProfileConfig:
     """Returns a profile that says nothing of components of these names, which a run does without."""
-    on_device, streamed, sharded = ([name for name in getattr(profile, field) if name not in names] for field in _LISTS)
+    lists = ([name for name in getattr(profile, field) if not includes(names, name)] for field in _LISTS)
+    on_device, streamed, sharded = lists
     return replace(profile, on_device=on_device, streamed=streamed, sharded=sharded)
 
 

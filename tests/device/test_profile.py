@@ -14,7 +14,14 @@ from diffuse.config.compose import compose_config
 from diffuse.config.groups import conf_dir, load_group
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import auto_profile, choose_profile, goes_by_prediction, includes, lighter_profile
+from diffuse.device.profile import (
+    auto_profile,
+    choose_profile,
+    goes_by_prediction,
+    includes,
+    lighter_profile,
+    without_components,
+)
 from diffuse.errors import ConfigError
 from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig
 
@@ -162,6 +169,8 @@ def test_both_names_of_a_denoiser_mean_the_one_there_is(name: str, components: t
     assert [each for each, it in there.items() if it.on_device] == [components[1]]
     assert [each for each, it in there.items() if it.streamed_blocks] == [components[1]]
     assert not includes(["vae"], name) and not includes([name], "vae")
+    assert without_components(profile, ["transformer"]).on_device == []
+    assert without_components(profile, ["vae"]) == profile
 
 
 def test_the_profiles_that_ship() -> None:
