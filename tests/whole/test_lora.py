@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import lora_files
 import numpy as np
 import oracle
@@ -110,6 +111,41 @@ def test_each_spelling_makes_the_weights_of_its_formula(
         if expected is not None:
             assert torch.allclose(back[place].double(), expected, rtol=1e-3, atol=1e-3), place
             assert back[place].dtype == torch.float16
+
+
+# diffusers 0.42 takes these into peft's layers; of the others it reads a part, or nothing.
+FUSED = {
+    "sd15": ("peft", "first diffusers", "kohya", "kohya without alpha"),
+    "sdxl": ("peft", "first diffusers", "kohya of LDM", "kohya without alpha"),
+}
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_weights_are_those_that_diffusers_fuses_with_peft(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    maker = LoraMaker(folders[family])
+    kind = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
+    pipeline = kind.from_pretrained(folders[family], safety_checker=None, torch_dtype=torch.float32)
+    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, part)]
+    for dialect in FUSED[family]:
+        file = lora_files.write(tmp_path / f"{dialect}.safetensors", DIALECTS[dialect](maker))
+        ours = patched(fitter(family, folders), named(file, 0.8))
+        pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+        pipeline.fuse_lora(lora_scale=0.8)
+        theirs = {
+            (part, key.removeprefix("text_model.").removesuffix(".weight").removesuffix(".base_layer")): value
+            for part in parts
+            for key, value in getattr(pipeline, part).state_dict().items()
+        }
+        for (part, name), weight in ours.items():
+            fused = theirs[part, name.removeprefix("text_model.")]
+            assert float((weight - fused).abs().max()) < 1e-6, (dialect, part, name)
+        changed = {place for place, weight in ours.items() if not torch.equal(weight, maker.weights[place])}
+        assert changed == ours.keys() != set()
+        pipeline.unfuse_lora()
+        pipeline.unload_lora_weights()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
