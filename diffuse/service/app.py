@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -94,12 +95,11 @@ class TextService:
     async def encode(self, request: Request) -> Response:
         """Returns the embeddings `[B, T, D]` of a request's prompts, as JSON or as safetensors, as it accepts."""
         self.connections.arrived(request)
-        self._authorize(request)
-        if len(self.connections) > self.settings.max_connections:
-            raise _refusal(503, "too many clients at once; try again later")
-        form = _form(request.headers.get("accept", "*/*"))
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
-            raise _refusal(415, f"the request should be {JSON}")
+        try:
+            form = self._check_head(request)
+        except HTTPException:
+            await self._skip_body(request)
+            raise
         prompts, length = self._read_request(await self._body(request))
         try:
             queued = self.queue.submit([prompt.strip() for prompt in prompts], length)
@@ -156,12 +156,32 @@ class TextService:
         except ValueError:
             raise _refusal(500, "the text encoder gave NaN or an infinity; use another precision") from None
 
+    def _check_head(self, request: Request) -> str:
+        """Checks all but the body of a request. Returns the media type of the answer."""
+        self._authorize(request)
+        if len(self.connections) > self.settings.max_connections:
+            raise _refusal(503, "too many clients at once; try again later")
+        form = _form(request.headers.get("accept", "*/*"))
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+            raise _refusal(415, f"the request should be {JSON}")
+        return form
+
+    async def _skip_body(self, request: Request) -> None:
+        """Reads the body of a request that is refused: a client that still sends may miss the answer."""
+        left = self.settings.max_body
+        with suppress(TimeoutError, ClientDisconnect):
+            async with asyncio.timeout(self.settings.timeout):
+                async for block in request.stream():
+                    left -= len(block)
+                    if left < 0:
+                        break
+
     async def _body(self, request: Request) -> bytes:
         """Reads the body of a request, within its limits of size and time."""
         most = self.settings.max_body
         refusal = _refusal(413, f"the request is larger than {most} bytes; send fewer or shorter prompts")
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length[:20]) > most:
+        if length.isascii() and length.isdigit() and int(length[:20]) > most:
             raise refusal
         body = bytearray()
         try:
@@ -190,7 +210,7 @@ class TextService:
         for prompt in prompts:
             if len(prompt) > self.settings.max_prompt_length:
                 most = self.settings.max_prompt_length
-                raise _refusal(413, f"a prompt of {len(prompt)} letters; it may have {most}")
+                raise _refusal(413, f"a prompt of {len(prompt)} characters; it may have {most}")
             try:
                 prompt.encode()
             except UnicodeEncodeError:
@@ -215,13 +235,13 @@ class TextService:
             headers["Retry-After"] = _RETRY_SECONDS
         if error.status_code == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if error.status_code in (408, 413):
-            headers["Connection"] = "close"  # what else the client sends is not read
+        headers["Connection"] = "close"  # what else the client sends is not read
         return self._counted(JSONResponse({"error": error.detail}, error.status_code, headers))
 
     async def _failed(self, _: Request, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
-        return self._counted(JSONResponse({"error": "the service failed; see its messages"}, 500))
+        said = {"error": "the service failed; see its messages"}
+        return self._counted(JSONResponse(said, 500, {"Connection": "close"}))
 
     def _counted(self, response: Response) -> Response:
         self.statuses[response.status_code] += 1

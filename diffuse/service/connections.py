@@ -1,4 +1,4 @@
-"""The connections of clients: those that send no request in time are closed."""
+"""The connections of clients: those that send no request in time are closed, and those that are too many."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ class Connections:
     """The open connections by the client's address.
 
     Args:
-        timeout: seconds that a client has to send the head of its request.
+        timeout: seconds that a client has to send the head of its request, the first and each after an answer.
+        most: connections; what comes above is closed unread.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float, most: int) -> None:
+        self.timeout, self.most = timeout, most
         self._transports: dict[Address, asyncio.Transport] = {}
         self._waiting: dict[Address, asyncio.TimerHandle] = {}
 
@@ -39,13 +40,27 @@ class Connections:
                 super().connection_lost(exc)
                 connections.closed(self.client)
 
+            def on_response_complete(self) -> None:
+                connections.answered(self.client)
+                super().on_response_complete()
+
         return Protocol
 
     def opened(self, client: Address | None, transport: asyncio.Transport) -> None:
-        """Begins to wait for the request of a client."""
-        if client is not None:
+        """Begins to wait for the request of a client, or closes the connection where there are too many."""
+        if len(self) >= self.most:
+            transport.abort()
+        elif client is not None:
             self._transports[client] = transport
-            self._waiting[client] = asyncio.get_running_loop().call_later(self.timeout, transport.abort)
+            self._wait(client)
+
+    def answered(self, client: Address | None) -> None:
+        """Begins to wait for the next request of a client, and for its taking the rest of the answer.
+
+        uvicorn waits for five seconds, too, but no more once a byte has come.
+        """
+        if client in self._transports:
+            self._wait(client)
 
     def closed(self, client: Address | None) -> None:
         """Forgets a connection."""
@@ -54,7 +69,7 @@ class Connections:
             self._stop_waiting(client)
 
     def arrived(self, request: Request) -> None:
-        """Ends the wait for a request. Between two of one connection, uvicorn waits for five seconds."""
+        """Ends the wait for a request, until it is answered."""
         if request.client is not None:
             self._stop_waiting((request.client.host, request.client.port))
 
@@ -64,6 +79,11 @@ class Connections:
             transport = self._transports.get((request.client.host, request.client.port))
             if transport is not None:
                 transport.abort()
+
+    def _wait(self, client: Address) -> None:
+        self._stop_waiting(client)
+        abort = self._transports[client].abort
+        self._waiting[client] = asyncio.get_running_loop().call_later(self.timeout, abort)
 
     def _stop_waiting(self, client: Address) -> None:
         timer = self._waiting.pop(client, None)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 128
 _LIBRARIES = ("starlette", "uvicorn", "h11")
+_MOST_CONNECTIONS = 2  # times the limit: those above it are told so, and those above this are closed unread
 _GRACE_SECONDS = 600  # for what is being computed, and its way to the client
 
 
@@ -47,15 +48,15 @@ class TextServer:
         self.socket = _listen(settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.socket.getsockname()[1]}"
-        connections = Connections(settings.timeout)
+        connections = Connections(settings.timeout, _MOST_CONNECTIONS * settings.max_connections)
         self.queue = TextQueue(
             lambda prompts, length: encoder.encode(prompts, length),
             capacity=settings.max_queue,
             batch_size=settings.batch_size,
         )
-        service = TextService(self.queue, encoder.identity(), encoder.tokens, settings, token, connections)
+        self.service = TextService(self.queue, encoder.identity(), encoder.tokens, settings, token, connections)
         config = uvicorn.Config(
-            service.app(),
+            self.service.app(),
             http=connections.protocol(),
             ws="none",
             lifespan="off",

@@ -18,7 +18,7 @@ class ServiceSettings:
     port: int = 8765  # 0: a free one
     max_body: int = 1 << 20  # bytes of a request
     max_prompts: int = 8  # of a request
-    max_prompt_length: int = 4000  # letters of a prompt
+    max_prompt_length: int = 4000  # characters of a prompt
     max_queue: int = 64  # prompts that wait
     max_connections: int = 128
     batch_size: int = 1  # prompts that are computed together; 1 gives each the bits of a local film

@@ -28,7 +28,7 @@ _FIRST_WAIT, _MOST_WAIT = 0.5, 30.0  # seconds, which double from one attempt to
 _BLOCK = 1 << 16
 _MARGIN = 1 << 20  # bytes of an answer beside its numbers
 _NUMBER_BYTES = {JSON: 30, SAFETENSORS: 4}  # of a number at most
-_MOST_SHOWN = 200  # letters of a service's own message
+_MOST_SHOWN = 200  # characters of a service's own message
 
 
 class _Again(Exception):
@@ -162,7 +162,7 @@ class ApiTexts:
             if time.monotonic() > deadline:
                 raise TimeoutError
         length = answer.headers.get("Content-Length")
-        if length is not None and length.isdigit() and size < int(length):
+        if length is not None and length.isascii() and length.isdigit() and size < int(length):
             raise http.client.IncompleteRead(b"", int(length) - size)
         return b"".join(blocks)
 
@@ -176,7 +176,7 @@ class ApiTexts:
         reason = f"answers {error.code}" + (f": {_shortened(str(text))}" if text else f" {_shortened(error.reason)}")
         if error.code in _BUSY:
             after = error.headers.get("Retry-After", "")
-            return _Again(reason, float(after) if after.isdigit() and len(after) < 6 else None)
+            return _Again(reason, float(after) if after.isascii() and after.isdigit() and len(after) < 6 else None)
         if error.code in (401, 403):
             way = "another text_backend.token" if self._token else "text_backend.token or DIFFUSE_TEXT_TOKEN"
             return ConfigError(f"{self.url}: {reason}; set {way}")

@@ -8,7 +8,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,7 +81,7 @@ def test_both_forms_hold_the_states_to_the_bit(server: TextServer) -> None:
         ({"prompts": ["x"], "max_sequence_length": True}, {}, 400, "should be a whole number from 8 to 32"),
         (b'{"prompts": ["\\ud800"]}', {}, 400, "half a letter"),
         ({"prompts": ["x"] * 4}, {}, 413, "4 prompts; a request may have 3"),
-        ({"prompts": ["x" * 501]}, {}, 413, "a prompt of 501 letters; it may have 500"),
+        ({"prompts": ["x" * 501]}, {}, 413, "a prompt of 501 characters; it may have 500"),
         ({"prompts": ["x" * 2000]}, {}, 413, "the request is larger than 2000 bytes"),
         ({"prompts": ["nan"]}, {}, 500, "the text encoder gave NaN"),
         ({"prompts": ["fail"]}, {}, 500, "could not be encoded"),
@@ -194,6 +195,36 @@ def test_slow_clients_are_let_go(caplog: pytest.LogCaptureFixture) -> None:
         finally:
             for link in links:
                 link.close()
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/encode"])
+def test_a_client_that_is_slow_after_an_answer_is_let_go(path: str) -> None:
+    """With the head of its next request, of which it has sent some; a refusal ends the connection at once."""
+    with running(LetterEncoder(), TOKEN, timeout=1) as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port), LIMIT) as link:
+            link.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += link.recv(1000)
+            assert (b"connection: close" in answer.lower()) is (path != "/health")
+            with suppress(ConnectionError):
+                link.sendall(b"GET /health HTTP/1.1\r\n")
+                assert not link.recv(100)
+            until(lambda: len(server.service.connections) == 0)
+
+
+def test_connections_above_the_limit_are_told_and_then_closed() -> None:
+    with running(LetterEncoder(), max_connections=1) as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port), LIMIT):
+            until(lambda: len(server.service.connections) == 1)
+            assert ask(server, {"prompts": ["x"]}) == (503, {"error": "too many clients at once; try again later"})
+            until(lambda: len(server.service.connections) == 1)
+            with socket.create_connection((address.hostname, address.port), LIMIT):
+                until(lambda: len(server.service.connections) == 2)
+                with pytest.raises((ConnectionError, HTTPException)):
+                    ask(server, {"prompts": ["x"]})
 
 
 def test_the_command_ends_cleanly(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -121,6 +121,7 @@ def other(**changes: Any) -> bytes:
         (says(b"", status=404), ConfigError, "answers 404 Not Found; is it a service"),
         (says(b"", status=302, Location="http://127.0.0.1:1/"), ConfigError, "answers 302 Found: it is somewhere else"),
         (says(b'{"error": "it broke"}', status=500), RunError, "answers 500: it broke; see the messages"),
+        (says(b'{"error": "full"}', status=429, Retry_After="\xb2"), RunError, "answers 429: full; asked 3 times"),
         (
             says(b'{"error": "full"}', status=429),
             RunError,
