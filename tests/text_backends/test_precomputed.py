@@ -36,6 +36,7 @@ def test_it_has_the_prompts_of_its_file(tmp_path: Path) -> None:
     before = texts.key
     texts.path.unlink()
     write_embeddings_file(embeddings("a fox"), texts.path)
+    assert texts.as_record() == record, "of the file that was read"
     assert texts.key != before  # so that a process does not go on with the earlier ones
 
 
