@@ -94,8 +94,8 @@ def local_file(source: str, setting: str, kind: FileKind) -> Path | None:
         return path
     if _hub_name(source, kind) is None:
         raise CheckpointError(
-            f"{setting}={source}: there is no such file; copy it there, or give a {kind.suffixes[0]} file of this "
-            "machine, or one on the hub as OWNER/NAME/FILE"
+            f"{setting}={source}: there is no such file; copy it there, or give a {' or '.join(kind.suffixes)} file of "
+            "this machine, or one on the hub as OWNER/NAME/FILE"
         )
     return None
 

@@ -5,12 +5,11 @@ Each has `source`, and `token`, the word that stands for it in prompts. No torch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from diffuse.config.file_lists import FileList, check_source
+from diffuse.config.file_lists import FileList, check_source, typed_text
 from diffuse.errors import ConfigError
 
 EMBEDDING = "embedding"
@@ -29,8 +28,7 @@ class EmbeddingSetting:
         """Returns the setting as one types it: the file, or with its fields where the word is given."""
         if self.token is None:
             return self.source
-        token = re.sub(r"([\\\"])", r"\\\1", self.token)
-        return f'{{source: {self.source}, token: "{token}"}}'
+        return f"{{source: {typed_text(self.source)}, token: {typed_text(self.token)}}}"
 
     def as_values(self) -> dict[str, Any]:
         """Returns the fields as plain values."""

@@ -11,6 +11,15 @@ from typing import Any, Protocol
 from diffuse.errors import ConfigError
 
 MOST_FILES = 100  # at once; a list that is longer is a mistake
+_PLAIN = re.compile(r"[\w./~@+-][\w./~@+:-]*")  # which Hydra reads as a text in braces, too
+
+
+def typed_text(text: str) -> str:
+    """Returns a text as one types it in braces: in quotes, unless it is a plain word."""
+    if _PLAIN.fullmatch(text):
+        return text
+    quoted = re.sub(r"([\\\"])", r"\\\1", text)
+    return f'"{quoted}"'
 
 
 class FileSetting(Protocol):

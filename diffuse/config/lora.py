@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from diffuse.config.file_lists import FileList, check_source
+from diffuse.config.file_lists import FileList, check_source, typed_text
 from diffuse.errors import ConfigError
 
 LORA = "lora"
@@ -120,7 +120,7 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_text(number)}" for name, number in value.items()) + "}"
     if isinstance(value, str):
-        return value
+        return typed_text(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 

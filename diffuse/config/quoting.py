@@ -51,6 +51,8 @@ _PATHS = frozenset(
 )
 # All jobs of a sweep share these, so a comma in them is no sweep.
 _SHARED_PATHS = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")
+_NAMED_GROUPS = ("scheduler", "memory_profile", "hardware", "tracking", "text_backend")
+_OPTION_NAMES = tuple(f"{group}.name" for group in _NAMED_GROUPS)
 _TAGS = re.compile(r"tracking\.tags(\..+)?")  # which may be set without `+`, as a field may
 _OPEN = (
     "hydra",
@@ -91,6 +93,9 @@ def quote_overrides(overrides: Sequence[str], sweep: bool = False) -> list[str]:
             raise ConfigError(f"{override}: should be NAME=VALUE, or GROUP=OPTION")
         if sign and not _is_open(key) and not (sign == "+" and _is_own_group(key)):
             raise _refuse_sign(sign, key, value)
+        if key in _OPTION_NAMES and value is not None:
+            group = key.partition(".")[0]
+            raise ConfigError(f"{override}: is the name of an option, which {group}=OPTION chooses; write that")
         check_hydra_part(override)
         if _TAGS.fullmatch(key) and value is not None and not sign:
             quoted.append(f"++{override.lstrip()}")

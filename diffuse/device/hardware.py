@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA compute capability (Ampere) with bfloat16 arithmetic
 
+_MOST_VRAM_GIB = 10_000  # no card has a tenth of it
 _MOST_THREADS = 1024
 
 _default_threads: int | None = None  # torch's own number, which apply() must be able to put back
@@ -116,6 +117,8 @@ def detect(config: HardwareConfig, nvml: Any | None = None) -> Hardware:
 
     if config.vram_gb is not None and not config.vram_gb > 0:
         raise HardwareError(f"hardware.vram_gb={config.vram_gb:g} must be more than 0 GiB; null uses the card's own")
+    if config.vram_gb is not None and config.vram_gb > _MOST_VRAM_GIB:
+        raise HardwareError(f"hardware.vram_gb={config.vram_gb:g} must be at most {_MOST_VRAM_GIB} GiB")
     if config.threads is not None and config.threads < 1:
         raise HardwareError(f"hardware.threads={config.threads} must be at least 1; null leaves the choice to torch")
     most = max(_MOST_THREADS, cpu_cores()[0])

@@ -47,10 +47,10 @@ def choose_profile(
         need = min_vram_gib.get(named.name, 0.0)
         if hw.vram_free_gib is not None and need > hw.vram_free_gib:
             log.warning(
-                "memory_profile=%s asks for %g GiB and %s has %.1f GiB free; memory_profile=auto chooses what fits",
+                "memory_profile=%s asks for %g GiB and %s has %.3g GiB free; memory_profile=auto chooses what fits",
                 named.name,
                 need,
-                hw.name,
+                hw.name or "the planned card",
                 hw.vram_free_gib,
             )
         return named

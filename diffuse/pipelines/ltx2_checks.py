@@ -106,12 +106,11 @@ def check_film(request: GenerationRequest, configs: Mapping[str, Any], *, side: 
 
 
 def _check_stg(request: GenerationRequest, layers: int) -> None:
-    for name in ("stg_scale", "audio_stg_scale"):
-        if getattr(request, name) and not request.stg_blocks:
-            raise ConfigError(
-                f"{name}={getattr(request, name):g}: perturbs the attention of stg_blocks, which names none; add "
-                f"stg_blocks=[N], with N from 0 to {layers - 1}"
-            )
+    scales = {name: scale for name in ("stg_scale", "audio_stg_scale") if (scale := getattr(request, name))}
     blocks = list(request.stg_blocks or ())
-    if any(not 0 <= block < layers for block in blocks):
-        raise ConfigError(f"stg_blocks={blocks}: this model has the blocks 0 to {layers - 1}")
+    advice = f"set stg_blocks=[N], with N from 0 to {layers - 1}, or {' and '.join(f'{name}=0' for name in scales)}"
+    for name, scale in scales.items():
+        if not blocks:
+            raise ConfigError(f"{name}={scale:g}: perturbs the attention of stg_blocks, which names none; {advice}")
+        if any(not 0 <= block < layers for block in blocks):
+            raise ConfigError(f"stg_blocks={blocks}: this model has the blocks 0 to {layers - 1}; {advice}")

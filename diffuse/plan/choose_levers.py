@@ -36,6 +36,7 @@ from diffuse.schema import (
 
 _MOST_STEPS = 8  # that are followed: more than any sampler looks back, and later ones take no more memory
 _EVERYTHING_STAYS = "everything stays on the device"
+_NOTHING_THERE = "nothing is on the device"
 Fields = dict[str, Any]
 
 
@@ -197,7 +198,7 @@ class _Chooser:
     def _placements(self, start: MemoryProfileConfig) -> list[Fields]:
         """Returns the levers that change no bit: each with those before it."""
         phases: Fields = {"cleanup": Cleanup.phases}
-        can_stream = self.hw.compile is not Compile.regional and not start.sharded
+        can_stream = bool(start.on_device) and self.hw.compile is not Compile.regional and not start.sharded
         streaming: Fields = {**phases, "streamed": start.streamed or [EVERY]}
         found = [{"resident_blocks": 0}, {**phases, "resident_blocks": 0}]
         if start.streamed or start.resident_blocks:
@@ -258,7 +259,7 @@ class _Chooser:
             yield profile.name
             return
         if profile.cleanup is Cleanup.none:
-            yield _EVERYTHING_STAYS
+            yield _EVERYTHING_STAYS if profile.on_device else _NOTHING_THERE
         else:
             yield f"cleanup={profile.cleanup.value}"
         if profile.release_to is ReleaseTo.disk:

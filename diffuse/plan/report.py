@@ -43,8 +43,8 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """True where the device has room; None where its size is not known; False where the profile refuses it."""
-        return False if self.oversize else fits(self.hw, self.prediction)
+        """True where the device has room; None where its size is not known. `oversize` has what a profile refuses."""
+        return fits(self.hw, self.prediction)
 
     def as_json(self) -> dict[str, Any]:
         """Returns plain JSON values, sizes in bytes."""

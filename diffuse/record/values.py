@@ -19,6 +19,10 @@ _HIDDEN = "***"
 _ADDRESS = re.compile(r"(?<=://)[^/?#\s]*@")
 _QUERY = re.compile(r"(?i)([?&;][\w.-]*(?:token|secret|passw|pwd|key|sig|credential)[\w.-]*=)[^&;#\s]+")
 _TOKEN = re.compile(r"\b(hf|gh[opsu]|glpat|sk|xox[bp])[-_][A-Za-z0-9_-]{16,}|(?i:\bBearer\s+)\S{8,}")
+_IN_BRACES = re.compile(
+    r"(?i)\b(\w*(?:token|secret|password|passwd|api_?key|credentials?)['\"]?\s*:\s*)(\"[^\"]*\"|'[^']*'|[^,}\]\s]+)"
+)
+_WORDS = "embedding"  # whose `token` is a word for prompts
 _SECRET_KEY = re.compile(r"(?i)(^|_)(token|secret|password|passwd|api_?key|credentials?)$")
 
 
@@ -88,6 +92,8 @@ def redact(value: Any, key: str = "") -> Any:
         value: strings, lists and dictionaries of them, or anything else, which stays as it is.
         key: the name that the value has.
     """
+    if key == _WORDS:
+        return value
     if isinstance(value, dict):
         return {name: redact(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -98,8 +104,12 @@ def redact(value: Any, key: str = "") -> Any:
         return _HIDDEN
     name, equals, rest = value.partition("=")
     if key == "overrides" and equals:
-        last = name.lstrip("+~").rpartition(".")[2]
-        return f"{name}={redact(rest, last)}"
+        path = name.lstrip("+~").split(".")
+        if path[0] == _WORDS:
+            return value
+        if rest.lstrip().startswith(("{", "[")):
+            rest = _IN_BRACES.sub(rf"\g<1>{_HIDDEN}", rest)
+        return f"{name}={redact(rest, path[-1])}"
     return _without_secrets(value)
 
 

@@ -13,7 +13,6 @@ from diffuse.config.file_lists import FileList
 from diffuse.config.quoting import FILE_LISTS
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.record.recorded_run import RecordedRun
-from diffuse.schema import Download
 
 
 def restore_files(cfg: DictConfig, recorded: RecordedRun, own: Mapping[str, str]) -> list[str]:
@@ -57,7 +56,7 @@ def _restore(files: FileList, cfg: DictConfig, recorded: RecordedRun, own: Mappi
             raise CheckpointError(f"{name}={source}: is on another computer; copy it and add {name}=FILE")
         if given is None:
             source = _at_commit(source, entry.get("revision"))
-        fault = _fault(source, name, files.name, entry.get("sha256"), cfg.model.download)
+        fault = _fault(source, name, files.name, entry.get("sha256"), cfg)
         if fault and given is None:
             advice = f"give the file that it was made with: {name}=FILE"
             raise CheckpointError(f"{recorded.label}: {name}={source}: {fault}; {advice}")
@@ -75,17 +74,19 @@ def _at_commit(source: str, revision: Any) -> str:
     return at_revision(source, revision) if isinstance(revision, str) else source
 
 
-def _fault(source: str, name: str, kind: str, sha256: Any, consent: Download) -> str:
+def _fault(source: str, name: str, kind: str, sha256: Any, cfg: DictConfig) -> str:
     """Returns what is wrong with a file; nothing where it is the one with this SHA-256."""
     # These import torch, which a refusal needs not.
     from diffuse.checkpoints.embedding.locate_embedding import EMBEDDING_KIND
     from diffuse.checkpoints.lora.locate_lora import LORA_KIND
-    from diffuse.checkpoints.named_file import locate_file
+    from diffuse.checkpoints.named_file import download_command, locate_file
 
+    file_kind, command = LORA_KIND if kind == "lora" else EMBEDDING_KIND, download_command(cfg, kind, source)
     try:
-        path = locate_file(source, name, LORA_KIND if kind == "lora" else EMBEDDING_KIND, consent, "").path
-    except CheckpointError:
-        return "there is no such file"
+        path = locate_file(source, name, file_kind, cfg.model.download, command).path
+    except CheckpointError as error:
+        fault = str(error).removeprefix(f"{name}={source}: ")
+        return fault.partition("; ")[0] if fault.startswith("there is no such file") else fault
     try:
         digest = file_digest(path)
     except OSError as error:

@@ -30,7 +30,7 @@ def open_text_encoder(cfg: DictConfig) -> TextEncoder:
     check_model_text_backend(cfg)
     family, name = load_family(cfg.model._target_), cfg.text_backend.name
     if family.text_encoder_name is None:
-        raise ConfigError(f"model={cfg.model.name}: encodes its prompts by itself; this is for a model of films")
+        raise ConfigError(f"model={cfg.model.name}: is a model of pictures; choose one of films, such as model=ltx2")
     if not is_own_encoder(name):
         raise ConfigError(f"text_backend={name}: here the model's own text encoder encodes; leave it out")
     if has_budget(cfg):

@@ -162,6 +162,13 @@ def test_the_hardware_states_a_budget_too(setting: Setting) -> None:
         choose(setting, "hardware.vram_gb=0.001")
 
 
+def test_nothing_on_the_device_fits_any_budget(setting: Setting) -> None:
+    choice = choose(setting, "memory_profile.on_device=[]", "memory_profile.budget_gib=0.001")
+    assert choice.levers == ("nothing is on the device",) and choice.device_bytes == 0
+    with pytest.raises(ConfigError, match=r"memory_profile.name=full_gpu: is the name of an option, which memory_pro"):
+        compose_config(["memory_profile.name=full_gpu"])
+
+
 def test_without_a_budget_what_is_free_decides(setting: Setting) -> None:
     """Nothing is enforced there, and what does not fit runs on the CPU. A stated budget, or a named one, goes first."""
     card = replace(setting.hw, device="cuda", vram_total_gib=24.0, vram_free_gib=0.54, capability=(8, 9))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from diffuse.record.record import run_record
-from diffuse.record.values import flatten, indented_json, json_values
+from diffuse.record.values import flatten, indented_json, json_values, redact
 from diffuse.schema import GenerationRequest
 
 SECRETS = {
@@ -108,3 +108,18 @@ def test_values_keep_what_they_say() -> None:
         "a.c.d": [2, 3],
         "f": None,
     }
+
+
+def test_a_secret_in_braces_is_taken_out_and_the_word_of_an_embedding_is_none() -> None:
+    hidden = [
+        'text_backend={name: api, url: "http://h", token: abcdefgh}',
+        "text_backend={token: 'ab, cd', name: api}",
+        "x=[{api_key: abcdefgh}, {b: 1}]",
+    ]
+    for override in hidden:
+        (found,) = redact([override], "overrides")
+        assert "***" in found and "abcd" not in found and "ab, cd" not in found, found
+    words = {"embedding": [{"source": "a.pt", "token": "<cat>"}]}
+    assert redact(words) == words
+    typed = ['embedding=[{source: a.pt, token: "<cat>"}]', "embedding.0.token=<cat>"]
+    assert redact(typed, "overrides") == typed

@@ -191,6 +191,10 @@ def test_records_say_which_file_it_was(folders: dict[str, Path], toy: Path, tmp_
     recorded = read_recorded_run(picture)
     assert build_reproduction(recorded).cfg.embedding[0].source == str(file)
 
+    word = f"embedding=[{{source: {file}, token: 'tom'}}]"
+    (other,) = made("sd15", folders, "a tom", word, "tracking=none", save=tmp_path / "word").paths
+    assert build_reproduction(read_recorded_run(other)).cfg.embedding[0].token == "tom"
+
     plain = made("sd15", folders, f"a {WORD}").record
     assert plain["config"]["embedding"] is None and "embedding" not in plain["weights"]
     lines = [line for line in record_differences(generation.record, plain) if not line.startswith("the code")]

@@ -209,7 +209,9 @@ def test_encode_writes_a_file_once(folder: Path, file: Path, tmp_path: Path) -> 
     again = command("encode", *words, cwd=tmp_path)
     assert again.status == 2 and "exists already and is not overwritten" in again.err
     other = command("encode", "model=tiny", "prompt=x", "--out", "y.safetensors", cwd=tmp_path)
-    assert other.status == 2 and "model=tiny: encodes its prompts by itself; this is for a model of films" in other.err
+    assert (
+        other.status == 2 and "model=tiny: is a model of pictures; choose one of films, such" in other.err
+    )
     nowhere = command("encode", *overrides(folder), cwd=tmp_path)
     assert nowhere.status == 2 and "add --out FILE.safetensors" in nowhere.err
 

@@ -149,7 +149,8 @@ class _Header:
         own = settings.get(_SHAPE + key)
         if own is None:
             return shape
-        if not isinstance(own, tuple) or math.prod(own) != math.prod(shape) or min(own, default=1) < 0:
+        is_shape = isinstance(own, tuple) and all(type(each) is int for each in own)
+        if not is_shape or math.prod(own) != math.prod(shape) or min(own, default=1) < 0:
             raise self._damaged(f"{key:.100} cannot have the shape {str(own)[:60]}")
         return own
 
