@@ -22,8 +22,10 @@ from command import finished, start, until
 from processes import LIMIT
 from text_services import NEEDS, TOKENS, LetterEncoder, client, running
 
-from diffuse.errors import RunError
-from diffuse.service.serve import TextServer
+from diffuse.config.compose import compose_config
+from diffuse.errors import ConfigError, RunError
+from diffuse.service.serve import TextServer, serve_text
+from diffuse.service.settings import ServiceSettings
 from diffuse.text_backends.forms import JSON, SAFETENSORS, from_json, from_safetensors
 
 TOKEN = "a-token-of-this-test"
@@ -225,6 +227,19 @@ def test_connections_above_the_limit_are_told_and_then_closed() -> None:
                 until(lambda: len(server.service.connections) == 2)
                 with pytest.raises((ConnectionError, HTTPException)):
                     ask(server, {"prompts": ["x"]})
+
+
+def test_mistakes_are_told_before_the_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port in use, and a token that no header carries. The model is nowhere."""
+    cfg = compose_config(["model=ltx2", "model.source=/nowhere"])
+    with running(LetterEncoder()) as server:
+        port = urlsplit(server.url).port
+        with pytest.raises(ConfigError, match=rf"^--host 127.0.0.1 --port {port}: cannot be used: Address already"):
+            serve_text(cfg, ServiceSettings(port=port or 0), print)
+    monkeypatch.setenv("DIFFUSE_TEXT_TOKEN", "secret\r")
+    with pytest.raises(ConfigError, match=r"^DIFFUSE_TEXT_TOKEN: should be letters") as caught:
+        serve_text(cfg, ServiceSettings(port=0), print)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_command_ends_cleanly(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
