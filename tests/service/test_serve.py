@@ -109,6 +109,7 @@ def test_a_body_without_a_length_is_limited_too(server: TextServer) -> None:
 def test_health_and_metrics(server: TextServer) -> None:
     status, values = ask(server, b"", "GET", "/health", Authorization="")
     assert status == 200 and values["status"] == "ok" and values["text_encoder"]["text_encoder"] == "a" * 64
+    assert "source" not in values["text_encoder"]
     assert ask(server, b"", "GET", "/metrics", Authorization="")[0] == 401
     ask(server, {"prompts": ["counted"]})
     status, data = ask(server, b"", "GET", "/metrics")
@@ -197,6 +198,23 @@ def test_slow_clients_are_let_go(caplog: pytest.LogCaptureFixture) -> None:
         finally:
             for link in links:
                 link.close()
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", JSON),
+        (f"{SAFETENSORS};q=0, */*", JSON),
+        (f"{JSON};q=0.0, application/*", SAFETENSORS),
+        (f"{SAFETENSORS}; Q=0.01", SAFETENSORS),
+        (f"{JSON};q=0", None),
+        ("*/*;q=0", None),
+    ],
+)
+def test_a_kind_of_weight_0_is_not_sent(server: TextServer, accept: str, kind: str | None) -> None:
+    status, answer = ask(server, {"prompts": ["x"]}, Accept=accept)
+    found = None if status == 406 else JSON if isinstance(answer, dict) else SAFETENSORS
+    assert found == kind
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/encode"])
