@@ -237,7 +237,7 @@ def read_clip_frames(
         The inputs with a note where the clip is not as it was asked for.
 
     Raises:
-        ConfigError: it has too few frames.
+        ConfigError: it has too few frames, or the film has no more than are taken.
         MediaError: it cannot be read to its end.
     """
     clip, notes = inputs.clip, []
@@ -246,7 +246,12 @@ def read_clip_frames(
     if config["fps"] is None and clip.fps is not None and fields["fps"] is not None:
         fields["fps"] = clip.fps
     fps = fields["fps"] or clip.fps or _USUAL_RATE
-    asked = fields["num_conditioning_frames"]
+    asked, whole_film = fields["num_conditioning_frames"], fields["num_frames"]
+    if asked is not None and whole_film is not None and asked >= whole_film:  # before frames in any number are read
+        raise ConfigError(
+            f"num_conditioning_frames={asked}: leaves nothing to make of num_frames={whole_film}, which counts them "
+            f"too; make num_frames {(asked - 1) // _STEP * _STEP + 1 + _STEP} at least"
+        )
     frames = len(clip.last_frames(asked or CLIP_FRAMES, fps, *size, fields["resize"]))
     whole = (frames - 1) // _STEP * _STEP + 1
     if asked is None:

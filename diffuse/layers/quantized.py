@@ -150,11 +150,10 @@ class QuantizedLayer(nn.Module):
 
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """Returns the weight that the codes stand for, `[O, I, ...]`, with the change that is put on it."""
-        weight = self._unpacked(dtype)
         if self._change is None:
-            return weight
+            return self._unpacked(dtype)
         factors = {name: getattr(self, buffer) for buffer, name in self._factors.items()}
-        return self._change.change(weight.float(), factors).to(dtype)
+        return self._change.change(self._unpacked(torch.float32), factors).to(dtype)  # rounded once
 
     def set_change(self, change: WeightChange | None) -> None:
         """Sets what is put on the weight at each call; None for nothing. The codes stay as they are."""

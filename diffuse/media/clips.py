@@ -1,14 +1,15 @@
 """Clips that a film goes on from: the last frames of a file, of a folder of frames, or of an array in memory.
 
-A file is read as a stream, from shortly before the frames that are wanted; only those are kept.
+A file is read as a stream, from shortly before the frames that are wanted; only those are kept, resized.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +66,27 @@ class InputClip:
         key = count, fps, width, height, mode
         if key not in self._read:
             rate = fps if self.differs_from(fps) else None
-            frames = [resize_image(frame, width, height, mode) for frame in self._last(count, rate)]
+            frames = self._last(count, rate, lambda frame: resize_image(frame, width, height, mode))
             if len(frames) < 2 and count > 1:
                 raise MediaError(f"{self.label}: holds one frame; give a picture as input_image=FILE")
             self._read.clear()
             self._read[key] = np.stack(frames)
         return self._read[key]
 
-    def _last(self, count: int, fps: float | None) -> deque[np.ndarray]:
-        """Returns the last frames, `[h, w, 3]` each; `fps` where it is not the clip's own."""
+    def _last(self, count: int, fps: float | None, resize: Callable[[np.ndarray], np.ndarray]) -> deque[np.ndarray]:
+        """Returns the last frames, each resized, `[H, W, 3]`; `fps` where it is not the clip's own."""
         if isinstance(self.source, np.ndarray):
-            return deque(self.source, count)
+            return deque(map(resize, self.source[-count:]), count)
         if not self.source.is_streamed:
-            return deque(self.source.last_frames(count, fps), count)
+            return deque(map(resize, self.source.last_frames(count, fps)), count)
         rate = fps or self.source.fps
         begin = max(self.source.seconds - count / rate - _MARGIN, 0.0)
         try:
-            found = deque(self._streamed(begin, fps), count)
-            if len(found) < count and begin:  # the container lasts longer than its frames
-                found = deque(self._streamed(0.0, fps), count)
+            found = deque(map(resize, self._streamed(begin, fps)), count)
+            if len(found) < count and begin:  # the container lasts longer than its frames, which are counted first
+                total = sum(1 for _ in self._streamed(0.0, fps))
+                wanted = islice(self._streamed(0.0, fps), max(total - count, 0), None)
+                found = deque(map(resize, wanted), count)
         except MediaError as error:
             raise MediaError(f"{self.label}: is cut short or damaged; copy it again") from error
         return found

@@ -109,6 +109,11 @@ class LTX2(ModelPipeline):
         """See `DiffusionPipeline`."""
         return self.multiples()[1]
 
+    @property
+    def size_multiple(self) -> int:
+        """See `DiffusionPipeline`."""
+        return self.multiples()[0]
+
     def patches(self, loras: Sequence[NamedLora]) -> Mapping[str, Patch]:
         """See `DiffusionPipeline`: the transformer and the connectors are changed."""
         return self.lora_fitter.patches(loras)

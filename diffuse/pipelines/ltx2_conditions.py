@@ -87,9 +87,10 @@ def check_given_frames(request: GenerationRequest, step: int) -> None:
     if not request.input_video or taken is None:
         return
     if (taken - 1) % step:
-        near = round((taken - 1) / step) * step + 1
+        fewer = (taken - 1) // step * step + 1  # which the clip has, whether the user or its length said `taken`
         raise ConfigError(
-            f"num_conditioning_frames={taken}: this checkpoint needs a multiple of {step}, and one more; try {near}"
+            f"num_conditioning_frames={taken}: this checkpoint needs a multiple of {step}, and one more; try {fewer}, "
+            f"or with a clip that is long enough {fewer + step}"
         )
     if taken >= frames:
         raise ConfigError(

@@ -67,7 +67,7 @@ class FilmPrompts:
             missing = self._cache.missing(CONNECTORS, texts)
             if missing and self.memory.reads_weights:  # before the connectors are loaded, and all at once
                 self._states = dict(zip(missing, self.backend.encode(missing, self._needs), strict=True))
-                self._keep_facts()
+            self._keep_facts(texts)
         try:
             return [TextEmbeddings(*states) for states in self._cache.encode(CONNECTORS, texts, self._encode)]
         finally:
@@ -105,9 +105,13 @@ class FilmPrompts:
         identity = TextEncoderIdentity() if planned else text_identity(self.checkpoint)
         return TextNeeds(config.caption_channels * config.text_proj_in_factor, self.tokens, identity)
 
-    def _keep_facts(self) -> None:
+    def _keep_facts(self, texts: Sequence[str]) -> None:
+        """Keeps the facts of texts that are about to be used; as with the embeddings, the longest unused go first."""
         for text, states in self._states.items():
             self._facts[text] = states.digest(), states.cut
+        for text in texts:
+            if text in self._facts:
+                self._facts[text] = self._facts.pop(text)  # to the end
         while len(self._facts) > 2 * MAX_PROMPTS:  # more than the embeddings that are kept
             del self._facts[next(iter(self._facts))]
 

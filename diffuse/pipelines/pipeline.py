@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from diffuse.checkpoints.embedding.locate_embedding import NamedEmbedding
 from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
+from diffuse.device.size_limits import SizeLimits
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.pipelines.components import Components, Role
 from diffuse.sampling.batches import PhaseClock, StepCounter, split_batches
@@ -23,7 +25,7 @@ from diffuse.sampling.denoise import Sampler
 from diffuse.sampling.prompt_embeddings import PromptEmbeddings
 from diffuse.sampling.results import DecodedMedia, PipelineOutput, Step
 from diffuse.sampling.start import Generators, InitialState, Start
-from diffuse.schema import GenerationRequest
+from diffuse.schema import GenerationRequest, MemoryProfileConfig
 from diffuse.text_backends.backend import TextBackend
 from diffuse.text_backends.embeddings import TextEncoder
 
@@ -179,6 +181,19 @@ class DiffusionPipeline(ABC):
     def frame_multiple(self) -> int | None:
         """Frames of a film are a multiple of it, and one more; None where `num_frames` is not asked for."""
         return None
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height are a multiple of it, as far as the checkpoint says so."""
+        return 1
+
+    def size_limits(self, profile: MemoryProfileConfig, multiple: int) -> SizeLimits:
+        """Returns the limits of a profile, for sizes that the checkpoint and the configuration allow.
+
+        Args:
+            multiple: of the configuration.
+        """
+        return SizeLimits(profile, math.lcm(multiple, self.size_multiple), self.frame_multiple)
 
     def batch_size(self, request: GenerationRequest) -> int:
         """Returns how many results of a request are denoised in one batch."""

@@ -28,7 +28,7 @@ from diffuse.pipelines.refined import request_fields
 from diffuse.plan.budgets import budgets
 from diffuse.plan.choose_levers import Choice, choose_levers
 from diffuse.plan.configurations import Configurations, find_configurations
-from diffuse.plan.predict import Prediction, complete_fitted_request, frame_multiple, predict
+from diffuse.plan.predict import Prediction, complete_fitted_request, predict, size_limits
 from diffuse.plan.rates import Card, Rates, card_rates, device_name, main_memory_rates, predicted_seconds, read_rates
 from diffuse.plan.report import Plan
 from diffuse.schema import Device, Dtype, GenerationRequest, HardwareConfig, MemoryProfileConfig, ReleaseTo
@@ -55,8 +55,7 @@ class Setting:
     @cached_property
     def limits(self) -> SizeLimits:
         """The limits of the profile for what the model makes."""
-        multiple = frame_multiple(self.cfg, self.hw, self.checkpoints)
-        return SizeLimits(self.profile, self.cfg.model.size_multiple, multiple)
+        return size_limits(self.cfg, self.profile, self.hw, self.checkpoints)
 
     def request(self, draft: RequestDraft) -> GenerationRequest:
         """Returns the request of a draft; see `fitted_request`."""

@@ -205,15 +205,18 @@ def complete_fitted_request(
         ConfigError: the checkpoint cannot make this.
     """
     pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
-    limits = SizeLimits(profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    limits = pipeline.size_limits(profile, cfg.model.size_multiple)
     request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
     return request, shrunk
 
 
-def frame_multiple(cfg: DictConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]) -> int | None:
-    """Returns what the frames of a model's films are a multiple of, and one more; None for pictures."""
-    return _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline.frame_multiple
+def size_limits(
+    cfg: DictConfig, profile: MemoryProfileConfig, hw: Hardware, checkpoints: Sequence[Checkpoint]
+) -> SizeLimits:
+    """Returns the limits of a profile for what a model makes; see `DiffusionPipeline.size_limits`."""
+    pipeline = _Planner(cfg, MemoryProfileConfig(name="none"), hw, checkpoints).pipeline
+    return pipeline.size_limits(profile, cfg.model.size_multiple)
 
 
 def _key(

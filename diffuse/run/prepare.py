@@ -19,7 +19,7 @@ from diffuse.config.inputs import Inputs
 from diffuse.config.mistakes import name_own_places
 from diffuse.config.request import RequestDraft
 from diffuse.device.patches import Patch
-from diffuse.device.size_limits import Shrunk, SizeLimits
+from diffuse.device.size_limits import Shrunk
 from diffuse.media.save import output_notes
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
 from diffuse.pipelines.refined import request_fields
@@ -131,7 +131,7 @@ def prepare(
     loras, learned = open_loras(cfg), open_embeddings(cfg)
     opened = opened or open_pipeline(cfg, draft)
     pipeline = opened.pipeline
-    limits = SizeLimits(opened.profile, cfg.model.size_multiple, pipeline.frame_multiple)
+    limits = pipeline.size_limits(opened.profile, cfg.model.size_multiple)
     request, shrunk = limits.fit(pipeline.complete(draft.request(pipeline.default_size())))
     pipeline.check(request)
     if isinstance(latents, Mapping):

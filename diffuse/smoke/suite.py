@@ -167,7 +167,10 @@ def record_faults(generation: Generation) -> list[str]:
     """Returns what the record of a run lacks; empty where nothing."""
     content = generation.record
     missing = [name for name, kind in PARTS.items() if not isinstance(content.get(name, ...), kind)]
-    required = {"config": Config.__dataclass_fields__, "request": GenerationRequest.__dataclass_fields__}
+    config = [
+        name for name in Config.__dataclass_fields__ if name != "text_backend"
+    ]  # its own part, where it says much
+    required = {"config": config, "request": [*GenerationRequest.__dataclass_fields__]}
     for part, names in required.items():
         missing += [f"{part}.{name}" for name in names if name not in content.get(part, {})]
     for dotted in ("weights.source", "weights.sha256", "hardware.device", "hardware.dtypes", "versions.torch"):

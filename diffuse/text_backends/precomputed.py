@@ -27,11 +27,8 @@ class PrecomputedTexts:
     @property
     def key(self) -> list[Any]:
         """All that determines the embeddings, as far as a process can tell without reading them."""
-        try:
-            status = self.path.stat()
-        except OSError:
-            return [self.name, str(self.path)]
-        return [self.name, str(self.path), status.st_size, status.st_mtime_ns, status.st_ino, self.sha256]
+        state = self._state()
+        return [self.name, str(self.path), *([] if state is None else [*state, self.sha256])]
 
     @cached_property
     def embeddings(self) -> Embeddings:
@@ -40,7 +37,7 @@ class PrecomputedTexts:
         Raises:
             ConfigError: it is not there, or is no such file.
         """
-        return read_embeddings_file(self.path, self.where)
+        return self._content[0]
 
     def check(self, prompts: Sequence[str], needs: TextNeeds) -> list[str]:
         """Checks that the file has the prompts, made by the model's own text encoder. Returns notes for the user.
@@ -75,13 +72,31 @@ class PrecomputedTexts:
     def as_record(self) -> dict[str, Any]:
         """Returns the file and its SHA-256, and who made the embeddings, for the record."""
         encoder = self.embeddings.encoder.as_json()
-        return {"name": self.name, "file": str(self.path), "sha256": self._sha256, "text_encoder": encoder}
+        return {"name": self.name, "file": str(self.path), "sha256": self._content[1], "text_encoder": encoder}
 
     @cached_property
-    def _sha256(self) -> str:
-        """The SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def _content(self) -> tuple[Embeddings, str]:
+        """The content of the file, and the SHA-256 of what was read: it may be another by the time of the record."""
+        before = self._state()
+        embeddings = read_embeddings_file(self.path, self.where)
+        try:
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.where}: cannot be read: {error.strerror}; give a file of diffuse encode"
+            ) from None
+        if self._state() != before:
+            raise ConfigError(f"{self.where}: was changed while it was read; run it again")
+        return embeddings, digest
+
+    def _state(self) -> tuple[int, ...] | None:
+        """Returns what changes with the file's content; None where there is no file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns, status.st_ino
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -25,10 +25,9 @@ from diffuse.config.compose import compose_config
 from diffuse.config.request import draft_requests
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
-from diffuse.device.size_limits import SizeLimits
 from diffuse.pipelines.families import component_names
 from diffuse.plan.configurations import find_configurations
-from diffuse.plan.predict import complete_request, frame_multiple, predict, reserved_bytes
+from diffuse.plan.predict import complete_request, predict, reserved_bytes, size_limits
 from diffuse.schema import MemoryProfileConfig
 
 CARD = Hardware("cuda", vram_total_gib=80, vram_free_gib=80, capability=(9, 0), planned=True)
@@ -103,7 +102,7 @@ def peak(version: str, folder: Path, name: str) -> tuple[str, float]:
     profile = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
     checkpoints = find_configurations(cfg, component_names(cfg)).checkpoints
     request = complete_request(cfg, draft_requests(cfg)[0], CARD, checkpoints)
-    limits = SizeLimits(profile, cfg.model.size_multiple, frame_multiple(cfg, CARD, checkpoints))
+    limits = size_limits(cfg, profile, CARD, checkpoints)
     longer, shorter = (side // limits.multiple * limits.multiple for side in limits.sides or (request.width,) * 2)
     request = limits.largest(replace(request, width=longer, height=shorter, num_inference_steps=1))
     guess = predict(cfg, request, profile, hw=CARD, checkpoints=checkpoints)

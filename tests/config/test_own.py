@@ -227,7 +227,7 @@ def test_python_calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_group_of_ones_own(folder: Path) -> None:
     base = ["--config-dir", "my conf", "experiment=base", "--cfg", "job", "-p", "negative_prompt"]
     assert run(*base, "+style=oil", cwd=folder).out.strip() == "photo"
-    assert "+style=null: should be NAME=VALUE" in run("--dry-run", *base, "+style=null", cwd=folder).err
+    assert "+style=null: should be NAME=VALUE" in diffuse(*base, "+style=null", cwd=folder).err
     for wrong, said in (("+style=oill", "did you mean oil?"), ("+stile=oil", "there is no field or group stile")):
         done = diffuse(*base, wrong, cwd=folder)
         assert done.status == 2 and said in done.err, done.err

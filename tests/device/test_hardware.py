@@ -125,7 +125,9 @@ def test_metal_asked_where_there_is_none() -> None:
     assert "hardware=mps" in one_line(error)
 
 
-@pytest.mark.parametrize("bad", [{"vram_gb": 0.0}, {"vram_gb": float("nan")}, {"vram_gb": 1e30}, {"threads": 0}, {"threads": 10**6}])
+@pytest.mark.parametrize(
+    "bad", [{"vram_gb": 0.0}, {"vram_gb": float("nan")}, {"vram_gb": 1e30}, {"threads": 0}, {"threads": 10**6}]
+)
 def test_numbers_that_make_no_sense(bad: dict[str, Any]) -> None:
     with pytest.raises(HardwareError) as error:
         hardware.detect(config(device=Device.cpu, **bad), nvml=Nvml())

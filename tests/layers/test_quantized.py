@@ -132,6 +132,9 @@ def test_a_change_is_put_on_at_each_call_and_leaves_no_trace() -> None:
         stored.set_change(Doubling({"by": torch.tensor(by)}))
         torch.testing.assert_close(stored(x) - stored.bias, by * (before - stored.bias), rtol=1e-4, atol=1e-5)
         assert len(dict(stored.named_buffers())) == 3, "it moves with the layer"
+    stored.set_change(Doubling({"by": torch.tensor(1.3)}))
+    once = stored.weight_as(torch.float32).bfloat16()
+    assert torch.equal(stored.weight_as(torch.bfloat16), once), "rounded once"
     stored.set_change(None)
     assert torch.equal(stored(x), before) and torch.equal(stored.codes, codes)
     assert len(dict(stored.named_buffers())) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_another_rate_keeps_the_pace(folder: Path, name: str, rate: float, pace:
 def test_frames_are_resized_as_pictures_are(folder: Path) -> None:
     clip = read_clip(str(folder / "clip.mp4"))
     assert clip.last_frames(1, 8.0, 16, 24, Resize.crop).shape == (1, 24, 16, 3)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_large_frames_are_never_held_together(sound: bool, tmp_path: Path) -> None:
+    """Nor where the sound lasts longer, and the clip is read from its beginning."""
+    longer = ["-f", "lavfi", "-i", "sine=440:duration=9"] if sound else []
+    ffmpeg("-f", "lavfi", "-i", "color=gray:size=480x320:rate=8:duration=3", *longer, tmp_path / "clip.mp4")
+    clip = read_clip(str(tmp_path / "clip.mp4"))
+    tracemalloc.start()
+    try:
+        frames = clip.last_frames(24, 8.0, 24, 16, Resize.stretch)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(frames) == 24 and most < 8 * 480 * 320 * 3
 
 
 def test_more_than_there_are(folder: Path) -> None:

@@ -74,7 +74,8 @@ def test_the_first_version_agrees_too(tmp_path_factory: pytest.TempPathFactory) 
         ({"last_image": "b", "num_frames": 1}, "last_image: is one of several frames, and num_frames=1; make it 9"),
         (
             {"input_video": "c", "num_conditioning_frames": 10},
-            "num_conditioning_frames=10: this checkpoint needs a multiple of 8, and one more; try 9",
+            "num_conditioning_frames=10: this checkpoint needs a multiple of 8, and one more; try 9, "
+            "or with a clip that is long enough 17",
         ),
         (
             {"input_video": "c", "num_conditioning_frames": 17},

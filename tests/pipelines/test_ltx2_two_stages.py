@@ -31,7 +31,7 @@ from PIL import Image
 
 from diffuse.errors import ConfigError
 from diffuse.pipelines.ltx2_two_stages import SECOND_SIGMAS
-from diffuse.schema import GenerationRequest
+from diffuse.schema import GenerationRequest, MemoryProfileConfig
 
 SMALL = replace(REQUEST, guidance_scale=1.0, audio_guidance_scale=1.0, sigmas=DISTILLED[-3:], num_inference_steps=3)
 
@@ -119,7 +119,10 @@ def test_an_upsampler_of_frames_doubles_their_rate(films: TinyFilms, tmp_path: P
     assert_same(made, expected)
     for changes, said in (
         ({"num_frames": 25}, "num_frames=25: this checkpoint needs a multiple of 16, and one more; try 33"),
-        ({"num_conditioning_frames": 9}, "num_conditioning_frames=9: this checkpoint needs a multiple of 16"),
+        (
+            {"num_conditioning_frames": 9},
+            "num_conditioning_frames=9: this checkpoint needs a multiple of 16, and one more; try 1, ",
+        ),
     ):
         with pytest.raises(ConfigError, match=said):
             make(films.ours(ShortTextsTwoStages), replace(request, **changes), image=clip)
@@ -132,6 +135,11 @@ def test_an_upsampler_of_one_and_a_half(films: TinyFilms, tmp_path: Path) -> Non
     assert_same(make(films.ours(ShortTextsTwoStages), request), expected)
     with pytest.raises(ConfigError, match="width=128: this checkpoint needs a multiple of 96, and 96 at least; try 96"):
         make(films.ours(ShortTextsTwoStages), replace(request, width=128))
+    profile = MemoryProfileConfig(name="small", max_film_size=[1280, 704])
+    for configured, found in ((32, (1248, 672)), (64, (1152, 576))):  # of both, so that neither refuses it
+        limits = films.ours(ShortTextsTwoStages).size_limits(profile, configured)
+        largest = limits.largest(replace(request, width=1920, height=1088))
+        assert (largest.width, largest.height, limits.frame_multiple) == (*found, 8)
 
 
 def test_an_upsampler_that_makes_films_smaller_is_refused(films: TinyFilms, tmp_path: Path) -> None:

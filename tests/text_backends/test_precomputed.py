@@ -30,12 +30,12 @@ def test_it_has_the_prompts_of_its_file(tmp_path: Path) -> None:
     states = texts.encode(["an owl ", "a fox"], NEEDS)
     for name, each in zip(("an owl", "a fox"), states, strict=True):
         assert torch.equal(each.states, embeddings(name).states[0].states)
-    record = texts.as_record()
-    assert record["sha256"] == hashlib.sha256(texts.path.read_bytes()).hexdigest()
-    assert record["text_encoder"] == IDENTITY.as_json()
-    before = texts.key
+    before, digest = texts.key, hashlib.sha256(texts.path.read_bytes()).hexdigest()
     texts.path.unlink()
     write_embeddings_file(embeddings("a fox"), texts.path)
+    record = texts.as_record()
+    assert record["sha256"] == digest, "of the file that was read"
+    assert record["text_encoder"] == IDENTITY.as_json()
     assert texts.key != before  # so that a process does not go on with the earlier ones
 
 

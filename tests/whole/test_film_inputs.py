@@ -131,6 +131,11 @@ def test_a_clip_says_its_size_and_rate(files: dict[str, Path]) -> None:
         ("input_image={picture} mask_image={clip}", "mask_image={clip}: is a film; give a picture"),
         ("input_image={picture} input_video={clip}", "input_image and input_video both begin the film"),
         ("input_video={clip} num_conditioning_frames=25", "clip.mp4 has 24 at 8 frames a second; try 17"),
+        (
+            "input_video={clip} num_conditioning_frames=17 num_frames=17",
+            "num_conditioning_frames=17: leaves nothing to",
+        ),
+        ("input_video={short} num_conditioning_frames=99999", "leaves nothing to make of num_frames=121, which counts"),
         ("input_video={short} num_conditioning_frames=17", "short.mp4 has 12 at 8 frames a second; try 9"),
         ("input_image={picture} last_image={upright}", "is 64 x 96 pixels and the input_image 96 x 64; give them the"),
         ("input_video={clip} last_image={upright}", "is 64 x 96 pixels and the input_video 48 x 32"),

@@ -21,8 +21,10 @@ from diffuse.checkpoints.single_file import SingleFile
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
 from diffuse.errors import CheckpointError, DiffuseError
+from diffuse.media.images import file_sha256
 from diffuse.pipelines.components import choose_components
 from diffuse.pipelines.ltx2_components import COMPONENTS
+from diffuse.pipelines.ltx2_text_encoder import text_identity
 from diffuse.run.model_auto import resolve_model
 from diffuse.schema import Device, HardwareConfig, MemoryProfileConfig
 
@@ -84,6 +86,16 @@ def test_the_film_is_the_folders_to_the_bit(films: TinyFilms, file: Path) -> Non
     assert found.frames.tobytes() == expected.frames.tobytes()
     assert found.sound is not None and found.sound.tobytes() == expected.sound.tobytes()  # type: ignore[union-attr]
     assert any("use model=ltx2_distilled" in line for line in found.warnings)
+
+
+def test_of_a_text_encoder_that_it_lacks_it_says_nothing(films: TinyFilms, file: Path) -> None:
+    """Embeddings from elsewhere are compared with those connectors that are there."""
+    alone, beside = (
+        text_identity(each) for each in (SingleFile(file, str(file)), with_text_encoder(file, films.folder))
+    )
+    folder = text_identity(CheckpointFolder.open(films.folder))
+    assert (alone.text_encoder, beside.text_encoder) == (None, folder.text_encoder) and folder.text_encoder
+    assert alone.connectors == beside.connectors == file_sha256(str(file))
 
 
 def test_components_alone_are_read_under_each_name(films: TinyFilms, tmp_path: Path) -> None:

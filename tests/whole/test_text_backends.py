@@ -20,6 +20,7 @@ from diffusers.pipelines.ltx2 import LTX2Pipeline
 from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.request import draft_requests
 from diffuse.errors import ConfigError
+from diffuse.pipelines import ltx2_prompts
 from diffuse.pipelines.families import component_names
 from diffuse.plan.make_plan import open_setting
 from diffuse.record.differences import record_differences
@@ -28,6 +29,7 @@ from diffuse.run.generation import Generation
 from diffuse.run.prepare import prepare
 from diffuse.run.run import generate
 from diffuse.run.text_encoder import open_text_encoder
+from diffuse.sampling import prompt_cache
 from diffuse.service.encode import encode_prompts
 from diffuse.service.serve import TextServer
 from diffuse.service.settings import ServiceSettings
@@ -127,6 +129,18 @@ def test_a_service_gives_the_local_film_to_the_bit(
     assert "text_backend: gemma3 then, api now" in record_differences(local.record, made.record)
 
 
+def test_a_prompt_in_use_keeps_its_record(without_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many others were encoded beside it, as a sweep over prompts does with one negative prompt."""
+    for module in (ltx2_prompts, prompt_cache):
+        monkeypatch.setattr(module, "MAX_PROMPTS", 2)
+    cfg = compose_config(overrides(without_encoder, "text_backend=random"))
+    prompts = prepare(cfg, draft_requests(cfg)[0]).opened.pipeline.prompts
+    for number in range(5):
+        texts = [f"{number}", NEGATIVE]
+        prompts.encode(texts)
+        assert set(prompts.as_record(texts)["embeddings"]) == set(texts)
+
+
 def test_noise_says_that_it_is(without_encoder: Path, local: Generation) -> None:
     made = film(without_encoder, "text_backend=random", "text_backend.seed=1")
     assert any(line.startswith("text_backend=random: the embeddings are noise") for line in made.warnings)
@@ -195,9 +209,7 @@ def test_encode_writes_a_file_once(folder: Path, file: Path, tmp_path: Path) -> 
     again = command("encode", *words, cwd=tmp_path)
     assert again.status == 2 and "exists already and is not overwritten" in again.err
     other = command("encode", "model=tiny", "prompt=x", "--out", "y.safetensors", cwd=tmp_path)
-    assert (
-        other.status == 2 and "model=tiny: is a model of pictures; choose one of films, such" in other.err
-    )
+    assert other.status == 2 and "model=tiny: is a model of pictures; choose one of films, such" in other.err
     nowhere = command("encode", *overrides(folder), cwd=tmp_path)
     assert nowhere.status == 2 and "add --out FILE.safetensors" in nowhere.err
 
