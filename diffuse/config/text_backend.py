@@ -67,5 +67,11 @@ def _check_service(config: Any) -> None:
         raise ConfigError(f"text_backend.timeout={config.timeout}: should be seconds, above 0")
     if config.retries is not None and not 0 <= config.retries <= _MOST_RETRIES:
         raise ConfigError(f"text_backend.retries={config.retries}: should be from 0 to {_MOST_RETRIES}")
-    if config.token is not None and (not config.token or any(not "!" <= letter <= "~" for letter in config.token)):
-        raise ConfigError("text_backend.token: should be letters, digits and signs without spaces")
+    if config.token is not None:
+        check_text_token("text_backend.token", config.token)
+
+
+def check_text_token(name: str, token: str) -> None:
+    """Raises ConfigError, with the name of the setting and without its value, for what no header can carry."""
+    if not token or any(not "!" <= letter <= "~" for letter in token):
+        raise ConfigError(f"{name}: should be letters, digits and signs of ASCII, without spaces or an end of line")

@@ -6,8 +6,10 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 MAX_JSON_NUMBERS = 8_000_000  # of an answer; as JSON each takes 20 bytes, and 100 in a program that reads it
 _BLOCK = 256 << 10  # bytes of an answer that are handed to a client at once
 _RETRY_SECONDS = "1"
+_NO_WEIGHT = re.compile(r"q\s*=\s*0(\.0*)?")  # of a kind in Accept (RFC 9110, 12.4.2)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -54,6 +57,7 @@ class TextService:
     ) -> None:
         self.queue, self.identity, self.tokens, self.settings, self.token = queue, identity, tokens, settings, token
         self.connections = connections
+        self._answers = ThreadPoolExecutor(1, "answers")  # one by one: what JSON is made of is ten times the states
         self.statuses: Counter[int] = Counter()
 
     def app(self) -> Starlette:
@@ -69,10 +73,16 @@ class TextService:
         )
 
     async def health(self, request: Request) -> Response:
-        """Returns that the service is there, and for which text encoder. It needs no token."""
+        """Returns that the service is there, and for which text encoder. It needs no token.
+
+        Where the others do, whoever has none is not told the folder of the model.
+        """
         self.connections.arrived(request)
+        encoder = self.identity.as_json()
+        if self.token is not None:
+            del encoder["source"]
         values = {"status": "ok", "max_sequence_length": self.tokens, "waiting": self.queue.waiting}
-        return self._counted(JSONResponse(values | {"text_encoder": self.identity.as_json()}))
+        return self._counted(JSONResponse(values | {"text_encoder": encoder}))
 
     async def metrics(self, request: Request) -> Response:
         """Returns counts and times in Prometheus' text format."""
@@ -110,7 +120,8 @@ class TextService:
         try:
             states = await self._result(queued, request)
             loop = asyncio.get_running_loop()
-            content = await loop.run_in_executor(None, self._content, form, queued.prompts, states, length)
+            content = await loop.run_in_executor(self._answers, self._content, form, queued.prompts, states, length)
+            self.queue.hold_answer(queued, len(content))
         except BaseException:
             self.queue.release(queued)
             raise
@@ -278,12 +289,22 @@ class _Answer(Response):
 
 
 def _form(accept: str) -> str:
-    """Returns the media type of the answer that a client asks for, the binary one where it takes both."""
-    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    """Returns the media type of the answer that a client asks for.
+
+    That is the binary one where it is named, and JSON where it is not: for `*/*` and `application/*`, too. A kind of
+    weight 0 is one that the client does not take.
+    """
+    parts = [[each.strip().lower() for each in part.split(";")] for part in accept.split(",")]
+    refused = {kind for kind, *parameters in parts if any(map(_NO_WEIGHT.fullmatch, parameters))}
+    kinds = {kind for kind, *_ in parts} - refused
     if SAFETENSORS in kinds:
         return SAFETENSORS
-    if kinds & {JSON, "application/*", "*/*", ""}:
+    if JSON in kinds:
         return JSON
+    if kinds & {"application/*", "*/*", ""}:
+        for form in (JSON, SAFETENSORS):
+            if form not in refused:
+                return form
     raise _refusal(406, f"the answer is {JSON} or {SAFETENSORS}; send one of them as Accept")
 
 

@@ -34,18 +34,29 @@ class TextServer:
     Args:
         encoder: the text encoder.
         token: that requests must carry; None for none.
+        bound: a socket with the address of `settings`; None for a new one.
 
     Raises:
         ConfigError: it cannot listen there.
     """
 
-    def __init__(self, encoder: TextEncoder, settings: ServiceSettings, token: str | None = None) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        settings: ServiceSettings,
+        token: str | None = None,
+        bound: socket.socket | None = None,
+    ) -> None:
         import uvicorn
 
         from diffuse.service.app import TextService
         from diffuse.service.connections import Connections
 
-        self.socket = _listen(settings)
+        self.socket = _bind(settings) if bound is None else bound
+        try:
+            self.socket.listen(_BACKLOG)
+        except OSError as error:
+            raise _unusable(settings, error) from None
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{self.socket.getsockname()[1]}"
         connections = Connections(settings.timeout, _MOST_CONNECTIONS * settings.max_connections)
@@ -99,13 +110,14 @@ def serve_text(cfg: DictConfig, settings: ServiceSettings, show: Callable[[str],
             "secret, here and for them"
         )
     cfg.text_backend.token = None  # for the service and not for its model
-    encoder = open_text_encoder(cfg)
-    encoder.encode([""])  # loads the weights, and shows mistakes now
-    server = TextServer(encoder, settings, token)
-    show(server.url)
-    say(f"answers POST {server.url}/encode until Ctrl-C; prompts of {encoder.tokens} tokens with their padding")
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it is done
-        server.run()
+    with _bind(settings) as bound:  # before the weights, which take minutes; clients are let in after them
+        encoder = open_text_encoder(cfg)
+        encoder.encode([""])  # loads the weights, and shows mistakes now
+        server = TextServer(encoder, settings, token, bound)
+        show(server.url)
+        say(f"answers POST {server.url}/encode until Ctrl-C; prompts of {encoder.tokens} tokens with their padding")
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it is done
+            server.run()
     say("stopped")
 
 
@@ -116,20 +128,21 @@ def check_libraries() -> None:
             raise ConfigError(f"diffuse serve-text: needs {name}; pip install 'diffuse[serve]'")
 
 
-def _listen(settings: ServiceSettings) -> socket.socket:
+def _bind(settings: ServiceSettings) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(_BACKLOG)
         except OSError:
             listener.close()
             raise
     except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(
-            f"--host {settings.host} --port {settings.port}: cannot be used: {reason}; choose another"
-        ) from None
+        raise _unusable(settings, error) from None
     return listener
+
+
+def _unusable(settings: ServiceSettings, error: OSError) -> ConfigError:
+    reason = error.strerror or error
+    return ConfigError(f"--host {settings.host} --port {settings.port}: cannot be used: {reason}; choose another")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from diffuse.text_backends.embeddings import TextStates
 
-MAX_HELD = 2 << 30  # bytes of states that are computed and not yet sent; more are not begun
+MAX_HELD = 2 << 30  # bytes of states and answers that are computed and not yet sent; more are not begun
 
 Encode = Callable[[Sequence[str], int], list[TextStates]]
 
@@ -31,7 +31,7 @@ class QueuedRequest:
     max_sequence_length: int
     future: Future[list[TextStates]] = field(default_factory=Future)
     states: dict[str, TextStates] = field(default_factory=dict)
-    held: int = 0  # bytes of the states, once there are all
+    held: int = 0  # bytes of the states once there are all, and then of the answer
 
 
 class TextQueue:
@@ -41,7 +41,7 @@ class TextQueue:
         encode: returns the states of prompts that are computed together, of a length.
         capacity: prompts that may wait.
         batch_size: prompts that are computed together.
-        max_held: bytes of states that may be computed and not yet sent.
+        max_held: bytes of states and answers that may be computed and not yet sent.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TextQueue:
     @property
     def waiting(self) -> int:
         """Prompts that wait or are computed."""
-        return sum(len(each.prompts) - len(each.states) for each in [*self._requests])
+        return sum(len({*each.prompts}) - len(each.states) for each in [*self._requests])
 
     def submit(self, prompts: Sequence[str], max_sequence_length: int) -> QueuedRequest:
         """Puts a request at the end.
@@ -79,11 +79,19 @@ class TextQueue:
         with self._changed:
             if self._closed or self.is_stopping():
                 raise QueueClosed
-            if self._requests and self.waiting + len(prompts) > self.capacity:
+            if self._requests and self.waiting + len({*prompts}) > self.capacity:
                 raise QueueFull
             self._requests.append(request)
             self._changed.notify_all()
         return request
+
+    def hold_answer(self, request: QueuedRequest, size: int) -> None:
+        """Counts `size` bytes of an answer in place of the states, which the request forgets."""
+        with self._changed:
+            request.states, request.future = {}, Future()
+            self.held += size - request.held
+            request.held = size
+            self._changed.notify_all()
 
     def release(self, request: QueuedRequest) -> None:
         """Forgets a request, whose answer was sent or whose client has gone."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from diffuse.config.text_backend import check_text_backend, is_own_encoder
+from diffuse.config.text_backend import check_text_backend, check_text_token, is_own_encoder
 from diffuse.paths import user_path
 from diffuse.schema import TextBackendConfig
 from diffuse.text_backends.api import ApiTexts
@@ -77,5 +77,15 @@ def open_text_backend(config: TextBackendConfig) -> TextBackend | None:
 
 
 def text_token(config: TextBackendConfig) -> str | None:
-    """Returns the bearer token of the configuration or the environment; None where there is none."""
-    return config.token or os.environ.get(TOKEN_VARIABLE) or None
+    """Returns the bearer token of the configuration or the environment; None where there is none.
+
+    Raises:
+        ConfigError: it is none that a header can carry.
+    """
+    name, token = "text_backend.token", config.token
+    if not token:
+        name, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        return None
+    check_text_token(name, token)
+    return token

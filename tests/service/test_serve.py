@@ -22,8 +22,10 @@ from command import finished, start, until
 from processes import LIMIT
 from text_services import NEEDS, TOKENS, LetterEncoder, client, running
 
-from diffuse.errors import RunError
-from diffuse.service.serve import TextServer
+from diffuse.config.compose import compose_config
+from diffuse.errors import ConfigError, RunError
+from diffuse.service.serve import TextServer, serve_text
+from diffuse.service.settings import ServiceSettings
 from diffuse.text_backends.forms import JSON, SAFETENSORS, from_json, from_safetensors
 
 TOKEN = "a-token-of-this-test"
@@ -107,6 +109,7 @@ def test_a_body_without_a_length_is_limited_too(server: TextServer) -> None:
 def test_health_and_metrics(server: TextServer) -> None:
     status, values = ask(server, b"", "GET", "/health", Authorization="")
     assert status == 200 and values["status"] == "ok" and values["text_encoder"]["text_encoder"] == "a" * 64
+    assert "source" not in values["text_encoder"]
     assert ask(server, b"", "GET", "/metrics", Authorization="")[0] == 401
     ask(server, {"prompts": ["counted"]})
     status, data = ask(server, b"", "GET", "/metrics")
@@ -197,6 +200,23 @@ def test_slow_clients_are_let_go(caplog: pytest.LogCaptureFixture) -> None:
                 link.close()
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", JSON),
+        (f"{SAFETENSORS};q=0, */*", JSON),
+        (f"{JSON};q=0.0, application/*", SAFETENSORS),
+        (f"{SAFETENSORS}; Q=0.01", SAFETENSORS),
+        (f"{JSON};q=0", None),
+        ("*/*;q=0", None),
+    ],
+)
+def test_a_kind_of_weight_0_is_not_sent(server: TextServer, accept: str, kind: str | None) -> None:
+    status, answer = ask(server, {"prompts": ["x"]}, Accept=accept)
+    found = None if status == 406 else JSON if isinstance(answer, dict) else SAFETENSORS
+    assert found == kind
+
+
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/encode"])
 def test_a_client_that_is_slow_after_an_answer_is_let_go(path: str) -> None:
     """With the head of its next request, of which it has sent some; a refusal ends the connection at once."""
@@ -225,6 +245,19 @@ def test_connections_above_the_limit_are_told_and_then_closed() -> None:
                 until(lambda: len(server.service.connections) == 2)
                 with pytest.raises((ConnectionError, HTTPException)):
                     ask(server, {"prompts": ["x"]})
+
+
+def test_mistakes_are_told_before_the_model_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port in use, and a token that no header carries. The model is nowhere."""
+    cfg = compose_config(["model=ltx2", "model.source=/nowhere"])
+    with running(LetterEncoder()) as server:
+        port = urlsplit(server.url).port
+        with pytest.raises(ConfigError, match=rf"^--host 127.0.0.1 --port {port}: cannot be used: Address already"):
+            serve_text(cfg, ServiceSettings(port=port or 0), print)
+    monkeypatch.setenv("DIFFUSE_TEXT_TOKEN", "secret\r")
+    with pytest.raises(ConfigError, match=r"^DIFFUSE_TEXT_TOKEN: should be letters") as caught:
+        serve_text(cfg, ServiceSettings(port=0), print)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_command_ends_cleanly(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -47,6 +47,24 @@ def test_nothing_is_begun_while_too_much_is_held() -> None:
         queue.close()
 
 
+def test_a_prompt_that_a_request_has_twice_waits_once_and_an_answer_is_held_for_its_states() -> None:
+    encoder = LetterEncoder()
+    encoder.gate.clear()
+    queue = TextQueue(encoder.encode, capacity=3)
+    try:
+        first, second = queue.submit(["a", "a"], TOKENS), queue.submit(["b", "b", "c"], TOKENS)
+        assert queue.waiting == 3
+        encoder.gate.set()
+        assert len(first.future.result(LIMIT)) == 2 and len(second.future.result(LIMIT)) == 3
+        queue.release(second)
+        queue.hold_answer(first, 1000)
+        assert queue.held == 1000 and not first.states
+        queue.release(first)
+        assert queue.held == queue.waiting == 0
+    finally:
+        queue.close()
+
+
 def test_an_error_ends_those_that_it_concerns() -> None:
     encoder = LetterEncoder()
     queue = TextQueue(encoder.encode, capacity=8)

@@ -14,7 +14,9 @@ import torch
 from text_services import NEEDS, TOKENS, WIDTH, embeddings
 
 from diffuse.errors import ConfigError, DiffuseError, RunError
+from diffuse.schema import TextBackendConfig
 from diffuse.text_backends.api import ApiTexts
+from diffuse.text_backends.backend import open_text_backend
 from diffuse.text_backends.embeddings import TextEncoderIdentity
 from diffuse.text_backends.forms import JSON, SAFETENSORS, to_json, to_safetensors
 
@@ -163,3 +165,13 @@ def test_only_the_text_encoder_that_the_user_names() -> None:
         ApiTexts(url, text_encoder_sha256="f" * 64).encode(["x"], NEEDS)
         with pytest.raises(ConfigError, match="text_encoder_sha256 asks for 000000000000"):
             ApiTexts(url, text_encoder_sha256="0" * 64).encode(["x"], NEEDS)
+
+
+@pytest.mark.parametrize("token", ["secret\r", "s\u00e9cret", "sec\u0159et", "sec ret", "sec\udcffret"])
+def test_a_token_of_the_environment_is_checked(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """It is named, and not shown."""
+    monkeypatch.setenv("DIFFUSE_TEXT_TOKEN", token)
+    with pytest.raises(ConfigError) as caught:
+        open_text_backend(TextBackendConfig(name="api", url="http://localhost:1"))
+    assert str(caught.value).startswith("DIFFUSE_TEXT_TOKEN: should be letters") and token not in str(caught.value)
+    assert open_text_backend(TextBackendConfig(name="api", url="http://localhost:1", token="own")) is not None
