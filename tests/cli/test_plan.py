@@ -73,7 +73,7 @@ def test_the_lines(tmp_path: Path) -> None:
 
 def test_a_size_that_the_profile_refuses_is_planned(tmp_path: Path) -> None:
     plan = values("hardware=cpu", "memory_profile.max_side=32", "num_inference_steps=1", cwd=tmp_path)
-    assert plan["fits"] is False and plan["refused"].startswith("64 x 64 is more than memory_profile=")
+    assert plan["fits"] is None and plan["refused"].startswith("64 x 64 is more than memory_profile=")
     text = planned("hardware=cpu", "memory_profile.max_side=32", "num_inference_steps=1", cwd=tmp_path).out
     assert "refused      64 x 64 is more than memory_profile=" in text and "1 step," in text
     assert max(len(line) for line in text.splitlines() if line.startswith("refused")) <= 100

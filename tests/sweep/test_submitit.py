@@ -47,13 +47,13 @@ def test_a_task_whose_time_is_over_is_queued_again(tmp_path: Path) -> None:
 
 def test_a_task_of_submitit_that_dies_goes_to_another_process(tmp_path: Path, empty: Path) -> None:
     store = tracked(tmp_path, empty)
-    jobs = ("hardware.deterministic=strict", "num_inference_steps=24", "seed=range(0,4)", "tracking=mlflow")
+    jobs = ("hardware.deterministic=strict", "num_inference_steps=16", "seed=range(0,3)", "tracking=mlflow")
     limited = ("hydra/launcher=submitit_local", "hydra.launcher.workers=1")
     process = start("-m", *QUICK, *jobs, *limited, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     first = until(lambda: jobs_in(tmp_path / "out"))[0]
     kill_in_a_job(int(first["worker"].rpartition("/")[2]), tmp_path)
     done = finished(process)
-    check(done, tmp_path, 4)
+    check(done, tmp_path, 3)
     assert done.err.count(" died (") == 1, done.err
     workers = by_worker(jobs_in(tmp_path / "out"))
     assert len(workers) > 1 and {loads(made) for made in workers.values()} == {1}
