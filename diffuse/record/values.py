@@ -92,10 +92,9 @@ def redact(value: Any, key: str = "") -> Any:
         value: strings, lists and dictionaries of them, or anything else, which stays as it is.
         key: the name that the value has.
     """
-    if key == _WORDS:
-        return value
     if isinstance(value, dict):
-        return {name: redact(item, name) for name, item in value.items()}
+        is_word = key == _WORDS
+        return {name: item if is_word and name == "token" else redact(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [redact(item, key) for item in value]
     if not isinstance(value, str) or key in _LITERAL:
@@ -106,7 +105,7 @@ def redact(value: Any, key: str = "") -> Any:
     if key == "overrides" and equals:
         path = name.lstrip("+~").split(".")
         if path[0] == _WORDS:
-            return value
+            return value if path[-1] == "token" else f"{name}={_without_secrets(rest)}"
         if rest.lstrip().startswith(("{", "[")):
             rest = _IN_BRACES.sub(rf"\g<1>{_HIDDEN}", rest)
         return f"{name}={redact(rest, path[-1])}"

@@ -123,3 +123,6 @@ def test_a_secret_in_braces_is_taken_out_and_the_word_of_an_embedding_is_none() 
     assert redact(words) == words
     typed = ['embedding=[{source: a.pt, token: "<cat>"}]', "embedding.0.token=<cat>"]
     assert redact(typed, "overrides") == typed
+    secret = "https://x/a.pt?token=abcdefgh"
+    assert "abcdefgh" not in str(redact({"embedding": [{"source": secret, "token": "<cat>"}]}))
+    assert "abcdefgh" not in str(redact([f"embedding={secret}"], "overrides"))
