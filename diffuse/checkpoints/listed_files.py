@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffuse.checkpoints.embedding.locate_embedding import EMBEDDING_KIND
 from diffuse.checkpoints.lora.locate_lora import LORA_KIND
 from diffuse.checkpoints.named_file import hub_file_source, local_file
 from diffuse.checkpoints.source import Source
-from diffuse.config.embedding import EMBEDDINGS_LIST
-from diffuse.config.lora import LORA_LIST
+from diffuse.config.embedding import EMBEDDING, EMBEDDINGS_LIST
+from diffuse.config.lora import LORA, LORA_LIST
 from diffuse.schema import Download
+
+FILE_KINDS = {LORA: LORA_KIND, EMBEDDING: EMBEDDING_KIND}
+"""The files that each field may name."""
 
 
 def listed_sources(cfg: DictConfig | Mapping[str, Any], consent: Download) -> list[Source]:
@@ -23,10 +26,9 @@ def listed_sources(cfg: DictConfig | Mapping[str, Any], consent: Download) -> li
         ConfigError, CheckpointError: as `locate_file`.
     """
     sources = []
-    for files, kind in ((LORA_LIST, LORA_KIND), (EMBEDDINGS_LIST, EMBEDDING_KIND)):
-        value = cfg[files.name]
-        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for index, setting in enumerate(files.read(plain)):
+    for files in (LORA_LIST, EMBEDDINGS_LIST):
+        kind = FILE_KINDS[files.name]
+        for index, setting in enumerate(files.read_config(cfg)):
             where = f"{files.name}.{index}.source"
             if local_file(setting.source, where, kind) is None:
                 sources.append(hub_file_source(setting.source, where, kind, consent))

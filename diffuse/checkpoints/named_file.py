@@ -8,7 +8,7 @@ names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from diffuse.checkpoints.locate import locate_checkpoints
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import Source
+from diffuse.config.file_lists import FileList
 from diffuse.errors import CheckpointError, NotFetched
 from diffuse.paths import user_path
 from diffuse.schema import Download
@@ -74,6 +75,20 @@ def locate_file(source: str, setting: str, kind: FileKind, consent: Download, co
     (found,) = locate_checkpoints([hub_file_source(source, setting, kind, consent)], consent, command)
     assert isinstance(found, SingleFile)
     return NamedFile(found.file, found.revision)
+
+
+def locate_listed(
+    cfg: DictConfig | Mapping[str, Any], files: FileList, kind: FileKind
+) -> Iterator[tuple[Any, str, NamedFile]]:
+    """Yields each setting of a field that lists files, the name of its place such as `lora.0`, and the file.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no consent.
+        CheckpointError: as `locate_file`.
+    """
+    for index, setting in enumerate(files.read_config(cfg)):
+        place, command = f"{files.name}.{index}", download_command(cfg, files.name, setting.source)
+        yield setting, place, locate_file(setting.source, f"{place}.source", kind, cfg["model"]["download"], command)
 
 
 def local_file(source: str, setting: str, kind: FileKind) -> Path | None:

@@ -30,6 +30,7 @@ from diffuse.device import gpus, hardware, host
 from diffuse.device.gpus import GIB
 from diffuse.device.hardware import Hardware
 from diffuse.device.profile import EVERY, auto_profile, check_thresholds, lacks_room
+from diffuse.device.size_limits import SizeLimits
 from diffuse.errors import DiffuseError, RunError
 from diffuse.paths import user_path
 from diffuse.schema import HardwareConfig, MemoryProfileConfig, ModelConfig, TrackingConfig
@@ -234,8 +235,8 @@ def _models(
         try:
             check_thresholds(profiles, model.min_vram_gib)
             if lacks_room(model.min_vram_gib, hw):
-                limits = ", ".join(f"{profile} from {gib:g} GiB" for profile, gib in model.min_vram_gib.items() if gib)
-                rows.append((name, f"[green]what fits, by prediction[/]{limits and f' ({limits})'}"))
+                needed = ", ".join(f"{profile} from {gib:g} GiB" for profile, gib in model.min_vram_gib.items() if gib)
+                rows.append((name, f"[green]what fits, by prediction[/]{needed and f' ({needed})'}"))
                 continue
             chosen = auto_profile(profiles, model.min_vram_gib, hw)
         except DiffuseError as misfit:
@@ -243,11 +244,8 @@ def _models(
             continue
         where = ", ".join(chosen.on_device).replace(EVERY, "everything") or "nothing"
         needs = model.min_vram_gib.get(chosen.name, 0)
-        limit = "" if chosen.max_side is None else f", up to {chosen.max_side} a side"
-        if chosen.max_film_size is not None and "num_frames" in model.request_defaults:
-            longer, shorter = chosen.max_film_size
-            frames = "" if chosen.max_frames is None else f" and {chosen.max_frames} frames"
-            limit = f", up to {longer} x {shorter}{frames}"
+        limits = SizeLimits(chosen, model.size_multiple, 1 if "num_frames" in model.request_defaults else None)
+        limit = f", up to {words}" if (words := limits.words()) else ""
         on = "" if hw.device == "cpu" and not hw.planned else f" (from {needs:g} GiB; {where} on the card{limit})"
         rows.append((name, f"[green]{chosen.name}[/]{on}"))
     return rows

@@ -5,11 +5,10 @@ Each has `source`, and `token`, the word that stands for it in prompts. No torch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from diffuse.config.file_lists import FileList, check_source, typed_text
+from diffuse.config.file_lists import FileList, check_fields, check_source, typed_text
 from diffuse.errors import ConfigError
 
 EMBEDDING = "embedding"
@@ -38,11 +37,7 @@ class EmbeddingSetting:
 def _read_one(item: Any, where: str) -> EmbeddingSetting:
     if isinstance(item, str):
         item = {"source": item}
-    if not isinstance(item, Mapping):
-        raise ConfigError(f"{where}={item}: should be FILE, or '{{source: FILE, token: \"<word>\"}}'")
-    for name in item:
-        if name not in _FIELDS:
-            raise ConfigError(f"{where}.{name}: there is no such field; an embedding has {', '.join(_FIELDS)}")
+    item = check_fields(item, where, "FILE, or '{source: FILE, token: \"<word>\"}'", _FIELDS, "an embedding")
     source = check_source(item.get("source"), where, EMBEDDINGS_LIST.example)
     token = item.get("token")
     if token is not None:

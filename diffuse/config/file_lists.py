@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
+
+from omegaconf import DictConfig, OmegaConf
 
 from diffuse.errors import ConfigError
 
@@ -74,6 +76,15 @@ class FileList:
             raise ConfigError(f"{self.name}: has {len(items)} files; {MOST_FILES} are the most")
         return tuple(self.read_one(item, f"{self.name}.{index}") for index, item in enumerate(items))
 
+    def read_config(self, cfg: DictConfig | Mapping[str, Any]) -> tuple[Any, ...]:
+        """Returns the settings that a configuration has in this field.
+
+        Raises:
+            ConfigError: as `read`.
+        """
+        value = cfg[self.name]
+        return self.read(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
+
     def values(self, value: Any) -> list[dict[str, Any]] | None:
         """Returns a configuration's value with all fields by name; None where there are no files.
 
@@ -132,6 +143,26 @@ class FileList:
     def _key(self) -> re.Pattern[str]:
         fields = "|".join(self.fields)
         return re.compile(rf"{self.name}\.(?P<index>\d+)\.(?P<field>{fields})(?P<block>(?<=blocks)\..+)?")
+
+
+def check_fields(item: Any, where: str, forms: str, fields: Sequence[str], words: str) -> Mapping[str, Any]:
+    """Returns the fields of a file by name.
+
+    Args:
+        item: what stands at the place `where`, such as `lora.0`.
+        forms: in which a file may be written; for the message.
+        fields: that there are.
+        words: what such a file is called.
+
+    Raises:
+        ConfigError: they are no fields by name, or there is no such field.
+    """
+    if not isinstance(item, Mapping):
+        raise ConfigError(f"{where}={item}: should be {forms}")
+    for name in item:
+        if name not in fields:
+            raise ConfigError(f"{where}.{name}: there is no such field; {words} has {', '.join(fields)}")
+    return item
 
 
 def check_source(source: Any, where: str, example: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from diffuse.config.file_lists import FileList, check_source, typed_text
+from diffuse.config.file_lists import FileList, check_fields, check_source, typed_text
 from diffuse.errors import ConfigError
 
 LORA = "lora"
@@ -80,11 +80,7 @@ def _read_one(item: Any, where: str) -> LoraSetting:
     if isinstance(item, str):
         match = _SHORT.fullmatch(item)
         item = {"source": match["source"], "weight": float(match["weight"])} if match else {"source": item}
-    if not isinstance(item, Mapping):
-        raise ConfigError(f"{where}={item}: should be FILE, FILE:WEIGHT or '{{source: FILE, weight: 0.8}}'")
-    for name in item:
-        if name not in _FIELDS:
-            raise ConfigError(f"{where}.{name}: there is no such field; a LoRA has {', '.join(_FIELDS)}")
+    item = check_fields(item, where, "FILE, FILE:WEIGHT or '{source: FILE, weight: 0.8}'", _FIELDS, "a LoRA")
     source = check_source(item.get("source"), where, LORA_LIST.example)
     weight = item.get("weight", 1.0)
     numbers = {"weight": _number(1.0 if weight is None else weight, f"{where}.weight")}

@@ -119,9 +119,14 @@ def goes_by_prediction(cfg: DictConfig, profiles: Profiles, hw: Hardware) -> boo
         return True
     if cfg.memory_profile.name != AUTO:
         return False
-    thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
+    thresholds = model_thresholds(cfg)
     check_thresholds(profiles, thresholds)
     return lacks_room(thresholds, hw)
+
+
+def model_thresholds(cfg: DictConfig) -> dict[str, float]:
+    """Returns the GiB that each memory profile needs free, as the model of a configuration has them."""
+    return {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
 
 
 def lacks_room(min_vram_gib: Mapping[str, float], hw: Hardware) -> bool:

@@ -93,7 +93,7 @@ class SizeLimits:
             fields[0] = "max_side"
         off = " and ".join(f"memory_profile.{name}=null" for name in fields if getattr(self.profile, name) is not None)
         raise ConfigError(
-            f"{_size(request)} is more than memory_profile={self.profile.name} is meant for, {self._words()}; {found}; "
+            f"{_size(request)} is more than memory_profile={self.profile.name} is meant for, {self.words()}; {found}; "
             f"or choose a larger profile, or set {off}"
         )
 
@@ -109,7 +109,8 @@ class SizeLimits:
         nearest = round(side / self.multiple) * self.multiple
         return max(min(nearest, most // self.multiple * self.multiple), self.multiple)
 
-    def _words(self) -> str:
+    def words(self) -> str:
+        """Returns the limits in words, such as `640 x 480 and 33 frames`; empty where there are none."""
         parts = []
         if self.sides is not None:
             longer, shorter = self.sides

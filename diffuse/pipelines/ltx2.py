@@ -89,8 +89,8 @@ class LTX2(ModelPipeline):
         names = self.component_names(own_text=text_backend is None)
         self.components = choose_components({name: self.components[name] for name in names}, checkpoint)
         self.configs = read_configs(self.components, checkpoint)
-        self.prompts = FilmPrompts(checkpoint, memory, TRANSFORMER, self.text_tokens, text_backend)
-        self.prompts.connectors = self.configs[CONNECTORS]
+        connectors = self.configs[CONNECTORS]
+        self.prompts = FilmPrompts(checkpoint, memory, TRANSFORMER, connectors, self.text_tokens, text_backend)
         self.codec = FilmCodec(memory)
         self.lora_fitter = LoraFitter(self.components, checkpoint)
         self.check_configs()

@@ -28,17 +28,24 @@ class FilmPrompts:
 
     Args:
         denoiser: the component that takes the embeddings.
+        connectors: the settings of those that the hidden states go through.
         tokens: of a text with its padding; fewer where the tokenizer says so.
         backend: gives the hidden states in place of the model's own text encoder.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, memory: Memory, denoiser: str, tokens: int, backend: TextBackend | None = None
+        self,
+        checkpoint: Checkpoint,
+        memory: Memory,
+        denoiser: str,
+        connectors: LTX2TextConnectorsConfig,
+        tokens: int,
+        backend: TextBackend | None = None,
     ) -> None:
         self.checkpoint, self.memory, self.backend = checkpoint, memory, backend
         self.encoder = LTX2TextEncoder(checkpoint, memory, tokens) if backend is None else None
         self.tokens = tokens if self.encoder is None else self.encoder.tokens
-        self.connectors: LTX2TextConnectorsConfig | None = None  # set by the pipeline, which reads it
+        self.connectors = connectors
         self._cache = PromptCache(memory, denoiser)
         self._states: dict[str, TextStates] = {}  # of a backend, while they are needed
         self._facts: dict[str, tuple[str, str]] = {}  # of a backend's texts: the SHA-256 of the states, the end cut off
@@ -98,9 +105,8 @@ class FilmPrompts:
 
     @cached_property
     def _needs(self) -> TextNeeds:
-        """What the model takes."""
+        """Says what the model takes."""
         config = self.connectors
-        assert config is not None
         planned = not self.memory.reads_weights
         identity = TextEncoderIdentity() if planned else text_identity(self.checkpoint)
         return TextNeeds(config.caption_channels * config.text_proj_in_factor, self.tokens, identity)
@@ -139,7 +145,6 @@ class FilmPrompts:
             tokens = encoder.tokenize([text])
             return tokens.mask, lambda receive: encoder.read_states(tokens, receive)
         config = self.connectors
-        assert config is not None
         if not self.memory.reads_weights:  # as many as there can be
             device = self.memory.device(CONNECTORS)
             states = torch.empty(self.tokens, self._needs.width, dtype=torch.bfloat16, device=device)

@@ -18,7 +18,7 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.allocator import rss_now
 from diffuse.device.hardware import Hardware
-from diffuse.device.profile import MAX_BATCH, choose_profile, goes_by_prediction
+from diffuse.device.profile import MAX_BATCH, choose_profile, goes_by_prediction, model_thresholds
 from diffuse.device.size_limits import Shrunk, SizeLimits
 from diffuse.errors import ConfigError
 from diffuse.pipelines.families import choose_output_format, component_names, load_family, models
@@ -126,12 +126,11 @@ def open_setting(cfg: DictConfig, card_name: str | None = None) -> Setting:
         hw = _plan_hardware(config)
         rates = measured.get(device_name(hw))
     hardware.check_dtype(hw)
-    thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
     profiles = load_group("memory_profile")
     if goes_by_prediction(cfg, profiles, hw):  # chosen for each request, see `with_levers`
         profile = cast(MemoryProfileConfig, OmegaConf.to_object(cfg.memory_profile))
     else:
-        profile = choose_profile(cfg.memory_profile, profiles, thresholds, hw)
+        profile = choose_profile(cfg.memory_profile, profiles, model_thresholds(cfg), hw)
     found = find_configurations(cfg, component_names(cfg))
     _check_files(cfg, found)
     return Setting(cfg, found, hw, profile, card, rates, host_rates)

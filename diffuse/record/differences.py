@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diffuse.config.quoting import FILE_LISTS
 from diffuse.record.values import flatten, short_text
 from diffuse.schema import COMPONENTS, FILE_FIELDS
 
@@ -34,9 +35,6 @@ def record_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     return [*_weights(then, now), *_settings(then, now), *_code(then, now)]
 
 
-_FILE_LISTS = ("lora", "embedding")
-
-
 def weights_differences(then: Any, now: Any, name: str) -> Iterator[str]:
     """Yields a line for each difference between the recorded weights of a model, its components among them."""
     before, after = (part.get("sha256") if isinstance(part, Mapping) else None for part in (then, now))
@@ -50,7 +48,7 @@ def weights_differences(then: Any, now: Any, name: str) -> Iterator[str]:
 def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from weights_differences(then["weights"], now["weights"], "weights")
     yield from weights_differences(then["weights"].get("refiner"), now["weights"].get("refiner"), "refiner's weights")
-    for name in _FILE_LISTS:
+    for name in FILE_LISTS:
         files = [_mapping(part, "weights", name) for part in (then, now)]
         for index in sorted({*files[0], *files[1]}):
             before, after = (_value(part, index, "sha256") for part in files)
@@ -81,7 +79,7 @@ def _settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     yield from _text_backends(then, now)
     old, new = flatten(then["config"]), flatten(now["config"])
     for flat in (old, new):
-        for name in _FILE_LISTS:
+        for name in FILE_LISTS:
             flat[name] = _file_settings(flat.get(name))
     for name in sorted({*old, *new}):
         group, *rest = name.split(".")

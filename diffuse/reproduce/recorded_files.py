@@ -77,13 +77,12 @@ def _at_commit(source: str, revision: Any) -> str:
 def _fault(source: str, name: str, kind: str, sha256: Any, cfg: DictConfig) -> str:
     """Returns what is wrong with a file; nothing where it is the one with this SHA-256."""
     # These import torch, which a refusal needs not.
-    from diffuse.checkpoints.embedding.locate_embedding import EMBEDDING_KIND
-    from diffuse.checkpoints.lora.locate_lora import LORA_KIND
+    from diffuse.checkpoints.listed_files import FILE_KINDS
     from diffuse.checkpoints.named_file import download_command, locate_file
 
-    file_kind, command = LORA_KIND if kind == "lora" else EMBEDDING_KIND, download_command(cfg, kind, source)
+    command = download_command(cfg, kind, source)
     try:
-        path = locate_file(source, name, file_kind, cfg.model.download, command).path
+        path = locate_file(source, name, FILE_KINDS[kind], cfg.model.download, command).path
     except CheckpointError as error:
         fault = str(error).removeprefix(f"{name}={source}: ")
         return fault.partition("; ")[0] if fault.startswith("there is no such file") else fault

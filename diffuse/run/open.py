@@ -18,7 +18,13 @@ from diffuse.config.request import RequestDraft
 from diffuse.device import hardware
 from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import choose_profile, goes_by_prediction, lighter_profile, without_components
+from diffuse.device.profile import (
+    choose_profile,
+    goes_by_prediction,
+    lighter_profile,
+    model_thresholds,
+    without_components,
+)
 from diffuse.pipelines.families import component_names, load_family, models, replaced_components
 from diffuse.pipelines.pipeline import DiffusionPipeline
 from diffuse.pipelines.refined import build_pipeline
@@ -58,7 +64,7 @@ def open_pipeline(cfg: DictConfig, draft: RequestDraft | None = None) -> OpenPip
     hw = hardware.detect(cast(HardwareConfig, OmegaConf.to_object(cfg.hardware)))
     hardware.apply(hw)
     profiles = load_group("memory_profile")
-    thresholds = {str(name): float(need) for name, need in cfg.model.min_vram_gib.items()}
+    thresholds = model_thresholds(cfg)
     targets = [model._target_ for model in models(cfg)]
     families = [load_family(target) for target in targets]
     checkpoints = locate_models(cfg, component_names(cfg))

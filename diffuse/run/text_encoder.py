@@ -11,7 +11,7 @@ from diffuse.config.groups import load_group
 from diffuse.config.text_backend import is_own_encoder
 from diffuse.device import hardware
 from diffuse.device.memory import Memory
-from diffuse.device.profile import choose_profile, has_budget, without_components
+from diffuse.device.profile import choose_profile, has_budget, model_thresholds, without_components
 from diffuse.errors import ConfigError
 from diffuse.pipelines.components import Role
 from diffuse.pipelines.families import check_model_text_backend, load_family
@@ -42,8 +42,7 @@ def open_text_encoder(cfg: DictConfig) -> TextEncoder:
     components = family.components
     names = tuple(each for each, component in components.items() if component.role in _ROLES)
     (checkpoint,) = locate_models(cfg, {"model": names})
-    thresholds = {str(profile): float(need) for profile, need in cfg.model.min_vram_gib.items()}
-    profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), thresholds, hw)
+    profile = choose_profile(cfg.memory_profile, load_group("memory_profile"), model_thresholds(cfg), hw)
     encoders = [each for each in names if components[each].role is Role.text_encoder]
     profile = without_components(profile, [each for each in components if each not in encoders])
     return family.build_text_encoder(checkpoint, Memory(profile, hw, cfg.model.half_dtype))

@@ -69,8 +69,7 @@ def open_text_backend(config: TextBackendConfig) -> TextBackend | None:
         return ApiTexts(
             config.url,
             token=text_token(config),
-            timeout=300.0 if config.timeout is None else config.timeout,
-            retries=6 if config.retries is None else config.retries,
+            **{name: value for name in ("timeout", "retries") if (value := getattr(config, name)) is not None},
             text_encoder_sha256=config.text_encoder_sha256,
         )
     return RandomTexts(config.seed or 0)

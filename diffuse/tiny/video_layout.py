@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor, nn
 
+from diffuse.models.single_file.ltx2_settings import SCHEDULER
 from diffuse.tiny.layout import write_json
 
 TEXT_LENGTH = 32  # tokens, as many as the connectors have registers
@@ -158,19 +159,6 @@ TRANSFORMER: dict[str, Any] = {
     "timestep_scale_multiplier": 1000,
     "cross_attn_timestep_scale_multiplier": 1000,
     "rope_type": "split",
-}
-
-SCHEDULER: dict[str, Any] = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "use_dynamic_shifting": True,
-    "base_shift": 0.95,
-    "max_shift": 2.05,
-    "base_image_seq_len": 1024,
-    "max_image_seq_len": 4096,
-    "shift_terminal": 0.1,
-    "time_shift_type": "exponential",
 }
 
 MODEL_INDEX: dict[str, Any] = {

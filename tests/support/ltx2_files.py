@@ -9,22 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf_files import lightricks_name
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PARTS = ("transformer", "connectors", "vae", "audio_vae", "vocoder")
-_TOP = (
-    ("audio_proj_in.", "audio_patchify_proj."),
-    ("proj_in.", "patchify_proj."),
-    ("audio_time_embed.", "audio_adaln_single."),
-    ("time_embed.", "adaln_single."),
-    ("audio_prompt_adaln.", "audio_prompt_adaln_single."),
-    ("prompt_adaln.", "prompt_adaln_single."),
-    ("av_cross_attn_video_scale_shift.", "av_ca_video_scale_shift_adaln_single."),
-    ("av_cross_attn_audio_scale_shift.", "av_ca_audio_scale_shift_adaln_single."),
-    ("av_cross_attn_video_a2v_gate.", "av_ca_a2v_gate_adaln_single."),
-    ("av_cross_attn_audio_v2a_gate.", "av_ca_v2a_gate_adaln_single."),
-)
 _VOCODER = (
     ("upsamplers.", "ups."),
     ("resnets.", "resblocks."),
@@ -38,13 +27,9 @@ _SIZES = {"spatial": "space", "temporal": "time", "spatiotemporal": "all"}
 def authors_key(part: str, key: str, levels: int) -> str:
     """The authors' key; `levels` of the video autoencoder's encoder."""
     if part == "transformer":
-        new, old = next((each for each in _TOP if key.startswith(each[0])), ("", ""))
-        key = old + key[len(new) :]
-        for table in ("video", "audio"):
-            key = key.replace(f"{table}_a2v_cross_attn_scale_shift_table", f"scale_shift_table_a2v_ca_{table}")
-    if part in ("transformer", "connectors"):
-        key = re.sub(r"\.norm_([qk])\.", r".\1_norm.", key)
+        key = lightricks_name(key)
     if part == "connectors":
+        key = re.sub(r"\.norm_([qk])\.", r".\1_norm.", key)
         if "text_proj_in." in key:
             return "text_embedding_projection." + key.replace("text_proj_in.", "aggregate_embed.")
         key = re.sub(r"^(video|audio)_connector\.", r"\1_embeddings_connector.", key)

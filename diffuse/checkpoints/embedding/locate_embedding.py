@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffuse.checkpoints.embedding.embedding_file import EmbeddingFile
-from diffuse.checkpoints.named_file import FileKind, download_command, locate_file
+from diffuse.checkpoints.named_file import FileKind, locate_listed
 from diffuse.config.embedding import EMBEDDING, EMBEDDINGS_LIST, check_word
 
 EMBEDDING_KIND = FileKind(
@@ -34,16 +34,11 @@ def open_embeddings(cfg: DictConfig | Mapping[str, Any]) -> list[NamedEmbedding]
         ConfigError: a setting is wrong, or a file may not be fetched.
         CheckpointError: a file is not there, or no textual inversion.
     """
-    value = cfg[EMBEDDING]
-    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     named = []
-    for index, setting in enumerate(EMBEDDINGS_LIST.read(plain)):
-        command = download_command(cfg, EMBEDDING, setting.source)
-        name = f"{EMBEDDING}.{index}"
-        found = locate_file(setting.source, f"{name}.source", EMBEDDING_KIND, cfg["model"]["download"], command)
+    for setting, place, found in locate_listed(cfg, EMBEDDINGS_LIST, EMBEDDING_KIND):
         file = EmbeddingFile.open(found.path, setting.source, found.revision)
         word = setting.token or file.word or PurePosixPath(found.path.name).stem
-        check_word(word, f"{name}.token")
+        check_word(word, f"{place}.token")
         named.append(NamedEmbedding(file, word))
     return named
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffuse.checkpoints.lora.lora_file import LoraFile
-from diffuse.checkpoints.named_file import FileKind, download_command, locate_file
+from diffuse.checkpoints.named_file import FileKind, locate_listed
 from diffuse.config.lora import LORA, LORA_LIST, LoraSetting
 
 LORA_KIND = FileKind(
@@ -33,14 +33,10 @@ def open_loras(cfg: DictConfig | Mapping[str, Any]) -> list[NamedLora]:
         ConfigError: a setting is wrong, or a file may not be fetched.
         CheckpointError: a file is not there, or no LoRA.
     """
-    value = cfg[LORA]
-    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    named = []
-    for index, setting in enumerate(LORA_LIST.read(plain)):
-        command = download_command(cfg, LORA, setting.source)
-        found = locate_file(setting.source, f"lora.{index}.source", LORA_KIND, cfg["model"]["download"], command)
-        named.append(NamedLora(LoraFile.open(found.path, setting.source, found.revision), setting))
-    return named
+    return [
+        NamedLora(LoraFile.open(found.path, setting.source, found.revision), setting)
+        for setting, _, found in locate_listed(cfg, LORA_LIST, LORA_KIND)
+    ]
 
 
 def lora_record(loras: Sequence[NamedLora]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class LoraPatch:
 
 
 class _LoraChange:
-    """What all files change of one weight; see `diffuse.layers.quantized.WeightChange`.
+    """Changes one weight by all files; see `diffuse.layers.quantized.WeightChange`.
 
     Args:
         parts: the changes.
