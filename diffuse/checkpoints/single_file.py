@@ -304,6 +304,8 @@ def _place(stored: StoredTensor, origin: Origin, name: str) -> StoredTensor:
     Raises:
         CheckpointError: it is a part of one whose rows do not lie one after the other.
     """
+    if origin.third is None and not origin.drop_axes:  # as nearly all are
+        return stored
     shape = replace(origin, transposed=False).shape(stored.shape)
     if stored.axes is not None:
         if origin.third is not None:

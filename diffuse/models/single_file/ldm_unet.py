@@ -180,10 +180,9 @@ def _resnets(shapes: Iterable[str], name: str) -> int:
 
 def _depth(shapes: Iterable[str], block: str) -> int:
     """Returns the number of transformer layers of a block."""
-    found = [
-        int(match[1]) for key in shapes if (match := re.match(rf"{re.escape(block)}\.transformer_blocks\.(\d+)\.", key))
-    ]
-    return 1 + max(found, default=-1)
+    start = f"{block}.transformer_blocks."
+    found = {key[len(start) :].partition(".")[0] for key in shapes if key.startswith(start)}
+    return 1 + max((int(index) for index in found if index.isdecimal()), default=-1)
 
 
 def _published(key: str, n: int, shapes: Shapes) -> str | None:
