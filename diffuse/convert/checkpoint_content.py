@@ -18,7 +18,7 @@ from diffuse.checkpoints.tensor_reading import DTYPES
 from diffuse.checkpoints.weights import check_weights
 from diffuse.convert.weights_writer import WrittenTensor
 from diffuse.errors import CheckpointError, ConfigError
-from diffuse.pipelines.components import Component, Role
+from diffuse.pipelines.components import Component, Role, choose_components, with_role
 from diffuse.pipelines.families import component_names, load_family
 from diffuse.schedulers.build import UNKNOWN
 
@@ -33,6 +33,7 @@ class CheckpointContent:
     architectures: Mapping[str, Any]  # component -> the same, as its module takes them
     tensors: Mapping[str, list[WrittenTensor]]  # component -> its tensors
     tokenizers: Mapping[str, Path]  # component -> its folder
+    is_film: bool  # whether the model makes films
 
     @property
     def nbytes(self) -> int:
@@ -49,8 +50,9 @@ def open_content(cfg: DictConfig, precision: str | None) -> CheckpointContent:
     Raises:
         ConfigError, CheckpointError: they are not there or do not fit, or what no file tells has not been said.
     """
-    components = load_family(cfg.model._target_).components
     (checkpoint,) = locate_models(cfg, {"model": component_names(cfg)["model"]})
+    components = choose_components(load_family(cfg.model._target_).components, checkpoint)
+    is_film = bool(with_role(components, Role.video_codec))
     configs: dict[str, dict[str, Any]] = {}
     architectures: dict[str, Any] = {}
     tensors: dict[str, list[WrittenTensor]] = {}
@@ -63,9 +65,10 @@ def open_content(cfg: DictConfig, precision: str | None) -> CheckpointContent:
             configs[name] = dict(part.config(name))
             file = part.display_name(name, "config.json")
             architectures[name] = read_architecture(component.config, configs[name], file)
-            tensors[name] = _tensors(name, component, architectures[name], part, precision)
+            whole = is_film and component.role is Role.text_encoder
+            tensors[name] = _tensors(name, component, architectures[name], part, precision, whole=whole)
     configs["scheduler"] = _scheduler(dict(checkpoint.part("scheduler").config("scheduler")), cfg, checkpoint.source)
-    return CheckpointContent(checkpoint, checkpoint.index, configs, architectures, tensors, tokenizers)
+    return CheckpointContent(checkpoint, checkpoint.index, configs, architectures, tensors, tokenizers, is_film)
 
 
 def _scheduler(config: dict[str, Any], cfg: DictConfig, source: str) -> dict[str, Any]:
@@ -81,15 +84,21 @@ def _scheduler(config: dict[str, Any], cfg: DictConfig, source: str) -> dict[str
 
 
 def _tensors(
-    name: str, component: Component, architecture: Any, part: Checkpoint, precision: str | None
+    name: str, component: Component, architecture: Any, part: Checkpoint, precision: str | None, *, whole: bool
 ) -> list[WrittenTensor]:
+    """Returns a component's tensors.
+
+    Args:
+        whole: with those that the module has no use for, such as the eyes of a language model, and under their
+            published keys.
+    """
     module = component.module
     assert module is not None
     check_weights(lambda: module(architecture), part, name, rename=component.rename)
     found = []
     for file in part.tensor_files(name):
         for published, info in file.tensors.items():
-            key = component.rename(published)
+            key = published if whole else component.rename(published)
             if key is not None:
                 dtype = precision or info.dtype
                 if dtype not in DTYPES:

@@ -24,7 +24,7 @@ _CARD = """\
 ---
 library_name: diffusers
 tags:
-- text-to-image
+- {task}
 ---
 
 # {title}
@@ -48,6 +48,10 @@ def convert(arguments: ConvertArguments, cfg: DictConfig) -> Path:
         RunError: it could not be written; nothing of it is left.
     """
     content = open_content(cfg, arguments.precision)
+    if content.is_film and arguments.single:
+        raise ConfigError(
+            f"{arguments.target}: a model of films is written as a folder only; name one without .safetensors"
+        )
     for note in content.checkpoint.notes:
         say(note)
     sources = list(_sources(checkpoint_record(content.checkpoint), "all"))
@@ -62,7 +66,7 @@ def convert(arguments: ConvertArguments, cfg: DictConfig) -> Path:
         if arguments.single:
             _write_file(arguments.target, content, sources)
         else:
-            card = _card(arguments, sources)
+            card = _card(arguments, sources, "text-to-video" if content.is_film else "text-to-image")
             write_new(
                 lambda folder: write_folder(folder, content, arguments.shard_bytes, card), arguments.target, folder=True
             )
@@ -91,9 +95,10 @@ def _sources(record: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, s
         yield from _sources(each, part)
 
 
-def _card(arguments: ConvertArguments, sources: list[tuple[str, str, str]]) -> str:
+def _card(arguments: ConvertArguments, sources: list[tuple[str, str, str]], task: str) -> str:
     """Returns the text of the model card."""
     names = {stored: name for name, stored in PRECISIONS.items()}
     precision = names[arguments.precision] if arguments.precision else "as stored"
     rows = "\n".join(f"| {name} | `{source}` | `{digest}` |" for name, source, digest in sources)
-    return _CARD.format(title=arguments.target.name, version=diffuse.__version__, precision=precision, rows=rows)
+    title, version = arguments.target.name, diffuse.__version__
+    return _CARD.format(title=title, version=version, precision=precision, rows=rows, task=task)

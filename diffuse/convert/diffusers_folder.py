@@ -20,14 +20,23 @@ _CLASSES = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
 }
+_FILM_LIBRARIES = {  # of the components of films; the class is the one that their settings name
+    "transformer": "diffusers",
+    "vae": "diffusers",
+    "audio_vae": "diffusers",
+    "connectors": "ltx2",
+    "vocoder": "ltx2",
+}
 _ABSENT = {  # what diffusers' pipelines take beside, and what is not there
     "StableDiffusion": ("safety_checker", "feature_extractor"),
     "StableDiffusionXL": ("text_encoder", "tokenizer"),
+    "LTX2": (),
 }
 _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -43,7 +52,7 @@ def write_folder(folder: Path, content: CheckpointContent, shard_bytes: int, car
         CheckpointError: a weight cannot be read.
     """
     for name, tensors in content.tensors.items():
-        _write_component(folder / name, name, content.configs[name], tensors, shard_bytes)
+        _write_component(folder / name, _class_of(name, content), content.configs[name], tensors, shard_bytes)
     for name, source in content.tokenizers.items():
         _write_tokenizer(folder / name, source)
     _write_json(folder / "scheduler" / "scheduler_config.json", content.configs["scheduler"])
@@ -55,21 +64,37 @@ def _index(content: CheckpointContent) -> dict[str, Any]:
     names = [*content.tensors, *content.tokenizers]
     # The flags of the pipeline; what is a list is a component.
     index = {key: value for key, value in content.index.items() if not isinstance(value, list)}
-    kind = "StableDiffusionXL" if "XL" in str(index["_class_name"]) else "StableDiffusion"
-    index |= {name: list(_CLASSES[name]) for name in names}
+    kind = (
+        "LTX2" if content.is_film else "StableDiffusionXL" if "XL" in str(index["_class_name"]) else "StableDiffusion"
+    )
+    index |= {name: list(_class_of(name, content)) for name in names}
     index["scheduler"] = ["diffusers", content.configs["scheduler"]["_class_name"]]
     index |= {name: [None, None] for name in _ABSENT[kind] if name not in names}
-    return index if kind == "StableDiffusionXL" else index | {"requires_safety_checker": False}
+    return index | {"requires_safety_checker": False} if kind == "StableDiffusion" else index
+
+
+def _class_of(name: str, content: CheckpointContent) -> tuple[str, str]:
+    """Returns the library and the class of a component, as `model_index.json` names them."""
+    if not content.is_film:
+        return _CLASSES[name]
+    if name in content.tokenizers:
+        file = content.tokenizers[name] / "tokenizer_config.json"
+        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return "transformers", str(said.get("tokenizer_class", "GemmaTokenizer"))
+    config = content.configs[name]
+    if name in _FILM_LIBRARIES:
+        return _FILM_LIBRARIES[name], str(config["_class_name"])
+    return "transformers", str(next(iter(config.get("architectures") or ()), "Gemma3ForConditionalGeneration"))
 
 
 def _write_component(
-    folder: Path, name: str, config: Mapping[str, Any], tensors: Sequence[WrittenTensor], shard_bytes: int
+    folder: Path, named: tuple[str, str], config: Mapping[str, Any], tensors: Sequence[WrittenTensor], shard_bytes: int
 ) -> None:
     folder.mkdir()
-    library, kind = _CLASSES[name]
+    library, kind = named
     own = dict(config)
     if library == "transformers":
-        own |= {"architectures": [kind], "model_type": "clip_text_model"}
+        own |= {"architectures": [kind], "model_type": own.get("model_type") or "clip_text_model"}
         dtypes = {tensor.dtype for tensor in tensors}
         own["torch_dtype"] = _DTYPES[dtypes.pop()] if len(dtypes) == 1 else "float32"
     else:

@@ -11,6 +11,8 @@ import film_peers
 import ltx2_files
 import pytest
 import torch
+from command import diffuse
+from diffusers.pipelines.ltx2 import LTX2Pipeline
 from film_peers import REQUEST, TinyFilms, make
 from safetensors.torch import load_file, save_file
 
@@ -86,6 +88,25 @@ def test_the_film_is_the_folders_to_the_bit(films: TinyFilms, file: Path) -> Non
     assert found.frames.tobytes() == expected.frames.tobytes()
     assert found.sound is not None and found.sound.tobytes() == expected.sound.tobytes()  # type: ignore[union-attr]
     assert any("use model=ltx2_distilled" in line for line in found.warnings)
+
+
+@pytest.mark.parametrize("films", ["2.3"], indirect=True)
+def test_it_is_converted_to_a_folder_that_diffusers_reads(films: TinyFilms, file: Path, tmp_path: Path) -> None:
+    """With the whole text encoder. As one file a model of films is not written."""
+    encoder = f"model.text_encoder.source={films.folder}"
+    refused = diffuse("convert", file, tmp_path / "copy.safetensors", encoder, cwd=tmp_path)
+    assert (refused.status, refused.err.count("\n")) == (2, 1) and "is written as a folder only" in refused.err
+    done = diffuse("convert", file, tmp_path / "copy", encoder, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    copy, whole = (LTX2Pipeline.from_pretrained(each) for each in (tmp_path / "copy", films.folder))
+    for part in (*ltx2_files.PARTS, "text_encoder"):
+        expected, found = (getattr(each, part).state_dict() for each in (whole, copy))
+        assert found.keys() == expected.keys(), part
+        assert all(torch.equal(value, expected[key]) for key, value in found.items()), part
+    assert make(pipeline(CheckpointFolder.open(tmp_path / "copy")), SHORT).frames.tobytes() == (
+        make(films.ours(), SHORT).frames.tobytes()
+    )
 
 
 def test_of_a_text_encoder_that_it_lacks_it_says_nothing(films: TinyFilms, file: Path) -> None:
