@@ -24,8 +24,11 @@ from text_services import NEEDS, TOKENS, LetterEncoder, client, running
 
 from diffuse.config.compose import compose_config
 from diffuse.errors import ConfigError, RunError
+from diffuse.run.text_encoder import open_text_encoder
 from diffuse.service.serve import TextServer, serve_text
 from diffuse.service.settings import ServiceSettings
+from diffuse.text_backends.api import ApiTexts
+from diffuse.text_backends.embeddings import TextNeeds, TextStates
 from diffuse.text_backends.forms import JSON, SAFETENSORS, from_json, from_safetensors
 
 TOKEN = "a-token-of-this-test"
@@ -260,19 +263,57 @@ def test_mistakes_are_told_before_the_model_is_opened(monkeypatch: pytest.Monkey
     assert "secret" not in str(caught.value)
 
 
-def test_the_command_ends_cleanly(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """By SIGTERM, with status 0, after an answer; others than this machine are not let in without a token."""
+def served(*arguments: Any, cwd: Path) -> tuple[Any, str]:
+    """`diffuse serve-text` in a process of its own, once it listens, and its address."""
+    process = start("serve-text", *arguments, cwd=cwd)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def test_the_command_through_kill_9_to_its_end(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What eight clients get is what is computed here; what is too long takes no memory; SIGTERM ends with status 0."""
     model = ("model=ltx2", f"model.source={film_peers.tiny('2.0', tmp_path_factory).folder}", "hardware=cpu")
     refused = command("serve-text", *model, "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
     assert refused.status == 2 and "--host 0.0.0.0: other machines reach it, and would need no token" in refused.err
-    process = start("serve-text", *model, "--port", "0", cwd=tmp_path)
-    assert process.stdout is not None
-    url = process.stdout.readline().strip()
-    address = urlsplit(url if isinstance(url, str) else url.decode())
-    connection = HTTPConnection(str(address.hostname), address.port, timeout=LIMIT)
-    connection.request("POST", "/", '{"prompts": ["the robot"]}', {"Content-Type": JSON})
-    assert json.loads(connection.getresponse().read())["max_sequence_length"] == 1024
-    connection.close()
+    encoder = open_text_encoder(compose_config([*model, "hardware.threads=1"]))
+    needs = TextNeeds(encoder.encode(["x"])[0].states.shape[1], 1024, encoder.identity())
+    process, url = served(*model, "hardware.threads=1", "--port", "0", cwd=tmp_path)
+    restarted = threading.Event()
+    answered: list[str] = []
+
+    def encode(texts: list[str]) -> list[TextStates]:
+        texts_of_service = ApiTexts(url, retries=100, timeout=LIMIT, wait=lambda _: restarted.wait(LIMIT))
+        found = []
+        for text in texts:
+            found += texts_of_service.encode([text], needs)
+            answered.append(text)
+        return found
+
+    prompts = [[f"prompt {number} of client {client}" for number in range(4)] for client in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        results = [pool.submit(encode, texts) for texts in prompts]
+        until(lambda: len(answered) > 3 or any(each.done() for each in results))
+        process.kill()
+        process.wait()
+        process, again = served(*model, "hardware.threads=1", "--port", str(urlsplit(url).port), cwd=tmp_path)
+        assert again == url
+        restarted.set()
+        for texts, result in zip(prompts, results, strict=True):
+            for text, found in zip(texts, result.result(LIMIT), strict=True):
+                assert torch.equal(found.states, encoder.encode([text])[0].states)
+    before = peak_of(process.pid)
+    with suppress(HTTPException, OSError):  # it closes before it has read all
+        link = HTTPConnection("127.0.0.1", urlsplit(url).port, timeout=LIMIT)
+        link.request("POST", "/", b"x" * 100_000_000, {"Content-Type": JSON})
+        assert link.getresponse().status == 413
+        link.close()
+    assert peak_of(process.pid) - before < 2**24
     process.send_signal(signal.SIGTERM)
     done = finished(process)
     assert done.status == 0 and done.err.splitlines()[-1] == "stopped"
+
+
+def peak_of(process: int) -> int:
+    """The most main memory that it has had, in bytes."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
