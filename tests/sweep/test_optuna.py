@@ -19,6 +19,7 @@ from diffuse.media.images import InputImage
 from diffuse.sweep.optuna import with_quotes
 
 REFERENCE = PACKAGE / "tiny" / "cactus_100_steps.png"
+CHANCE = 29.09  # decibel, the best of twenty by `hydra/sweeper/sampler=random`
 TUNE = ("experiment=tune_guidance", "hardware.threads=1", "tracking=none", "report.make=false")
 
 
@@ -46,8 +47,7 @@ def pictures(folder: Path) -> dict[float, Path]:
 def test_it_finds_better_settings_than_chance_and_goes_on_where_it_was(tmp_path: Path) -> None:
     found = tune("hydra.sweeper.n_trials=20", "output.dir=tpe", cwd=tmp_path)
     assert len(found.paths) == 20
-    chance = tune("hydra.sweeper.n_trials=20", "hydra/sweeper/sampler=random", "output.dir=random", cwd=tmp_path)
-    assert best(found) > best(chance) + 1  # decibel
+    assert best(found) > CHANCE + 1  # decibel
 
     # What is said is what is there.
     nearest = max(pictures(tmp_path / "tpe"))
