@@ -38,6 +38,7 @@ from diffuse.models.vocoder.ltx2_vocoder import LTX2Vocoder, LTX2VocoderConfig
 from diffuse.tiny import data, video_data, video_layout, video_sound
 from diffuse.tiny.layout import build_config
 from diffuse.tiny.training import averaged, train
+from diffuse.tiny.video_encoder import set_video_autoencoder_weights
 
 CHECKPOINT = data.HERE / "video_checkpoint"
 LATENT_FRAMES = (video_data.FRAMES - 1) // 8 + 1
@@ -45,8 +46,8 @@ SOUND_LATENTS = round(video_sound.SECONDS * 25)  # 25 a second
 MEL_FRAMES = 4 * SOUND_LATENTS - 3
 _SHADES = 2  # latents kept of each film
 _BATCH, _FILM_BATCH = 48, 8  # of latents, and of films
-_SAMPLE = 256  # films whose latents give the statistics
-_NOISE = 0.3  # at most, of latents' deviation: a denoiser leaves some
+_SAMPLE = 512  # films whose blocks give the weights of the video encoder
+_NOISE = 0.2  # at most, of latents' deviation: a denoiser leaves some
 _CLEAN_FIRST = 0.15  # of the films have their first frame given, as image-to-video has it
 
 
@@ -76,28 +77,41 @@ def tokenizer() -> GemmaTokenizer:
 
 
 def train_vae(work: Path, minutes: float, rate: float, bfloat16: bool, font: Path) -> None:
-    """Trains encoder and decoder together, the decoder on latents with a little noise."""
-    vae = build("vae")
+    """Computes the encoder, and a decoder to begin with; then trains the decoder, on latents with a little noise."""
     glyphs, palette = video_data.glyphs(font), video_data.palette()
+    vae = build("vae")
+    file = work / "vae.pt"
+    if file.exists():
+        averaged(vae, file)
+    else:
+        set_video_autoencoder_weights(vae, _films(glyphs, palette, _SAMPLE))
+        torch.save({"mean": vae.state_dict()}, file)
+    deviation = vae.latents_std[:, None, None, None]
+    decoder = vae.decoder.requires_grad_(True)
 
     def compute_loss() -> Tensor:
         x = _films(glyphs, palette, _FILM_BATCH)
-        moments = vae.encoder(x)
-        mean = moments[:, :-1].float()
-        spread = mean.detach().std()
-        z = mean + torch.randn_like(mean) * spread * _NOISE * torch.rand(len(mean), 1, 1, 1, 1)
-        error = vae.decoder(z).float() - x
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            z = vae.encode(x).mean
+        z = z + torch.randn_like(z) * deviation * _NOISE * torch.rand(len(z), 1, 1, 1, 1)
+        error = decoder(z).float() - x
         edges = error.diff(dim=3).abs().mean() + error.diff(dim=4).abs().mean()
-        # All channels are of deviation one or less, without a mean: the denoiser's noise covers them alike.
-        tail = 1e-3 * mean.square().mean() + 1e-4 * moments[:, -1:].float().square().mean()
-        return error.abs().mean() + error.square().mean() + 0.25 * edges + tail
+        return error.abs().mean() + error.square().mean() + 0.25 * edges
 
-    train("vae", vae, compute_loss, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
-    vae = averaged(build("vae"), work / "vae.pt")
+    train("decoder", decoder, compute_loss, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
+    vae = _video_autoencoder(work)
     x = _films(glyphs, palette, 4 * _FILM_BATCH)
     with torch.no_grad():
         error = (vae.decode(vae.encode(x).mode()).clamp(-1, 1) - x).square().mean(dim=(1, 2, 3, 4)) / 4
     print(f"vae: {float((-10 * error.log10()).mean()):.2f} dB", flush=True)
+
+
+def _video_autoencoder(work: Path) -> Any:
+    """Returns the video autoencoder, with its decoder as far as it is trained."""
+    vae = averaged(build("vae"), work / "vae.pt")
+    if (work / "decoder.pt").exists():
+        averaged(vae.decoder, work / "decoder.pt")
+    return vae
 
 
 def train_audio_vae(work: Path, minutes: float, rate: float) -> None:
@@ -186,11 +200,11 @@ def resume(folder: Path, work: Path) -> None:
         torch.save({"modules": state, "mean": state, "step": 0, "seconds": 0.0}, work / f"{name}.pt")
 
 
-def export(work: Path, folder: Path, font: Path) -> None:
+def export(work: Path, folder: Path) -> None:
     """Writes the averaged weights in half precision, with their configuration, in the diffusers layout."""
     modules = nn.ModuleDict({name: build(name) for name in ("text_encoder", "connectors", "transformer")})
     averaged(modules, work / "transformer.pt")
-    vae, audio_vae = _autoencoders(work, font)
+    vae, audio_vae = _autoencoders(work)
     modules.update({"vae": vae, "audio_vae": audio_vae, "vocoder": averaged(build("vocoder"), work / "vocoder.pt")})
     video_layout.write_tiny_video_checkpoint(folder, tokenizer().tokenizer, modules)
 
@@ -250,15 +264,10 @@ def _encode(modules: nn.ModuleDict, tokens: GemmaTokenizer, captions: list[str])
     return connectors(projection.result(), padded.mask)
 
 
-def _autoencoders(work: Path, font: Path) -> tuple[Any, Any]:
+def _autoencoders(work: Path) -> tuple[Any, Any]:
     """Returns both autoencoders with the statistics of their latents."""
-    vae, audio_vae = averaged(build("vae"), work / "vae.pt"), averaged(build("audio_vae"), work / "audio_vae.pt")
-    torch.manual_seed(0)
-    random.seed(0)
+    vae, audio_vae = _video_autoencoder(work), averaged(build("audio_vae"), work / "audio_vae.pt")
     with torch.no_grad():
-        z = vae.encode(_films(video_data.glyphs(font), video_data.palette(), _SAMPLE)).mean
-        vae.latents_mean.copy_(z.mean(dim=(0, 2, 3, 4)))
-        vae.latents_std.copy_(z.std(dim=(0, 2, 3, 4)))
         mel = _spectrograms(torch.arange(len(video_data.MOTIONS)))
         packed = audio_vae.packed(audio_vae.encode(mel).mean)
         audio_vae.latents_mean.copy_(packed.mean(dim=(0, 1)))
@@ -276,7 +285,7 @@ def _latents(work: Path, font: Path) -> tuple[Tensor, Tensor, Tensor]:
     if file.exists():
         state = torch.load(file, weights_only=True)
         return state["films"], state["sounds"], state["triples"]
-    vae, audio_vae = _autoencoders(work, font)
+    vae, audio_vae = _autoencoders(work)
     glyphs, palette = video_data.glyphs(font), video_data.palette()
     hidden = video_data.held_out()
     triples = torch.tensor([triple for triple in video_data.triples() if triple not in hidden] * _SHADES)
@@ -310,7 +319,7 @@ def main() -> None:
     if args.stage == "resume":
         resume(args.out, args.work)
     elif args.stage == "export":
-        export(args.work, args.out, args.font)
+        export(args.work, args.out)
     elif args.stage == "vae":
         train_vae(args.work, args.minutes, args.rate, args.bfloat16, args.font)
     elif args.stage == "transformer":

@@ -93,7 +93,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("yes\n", 0), ("n\n", 2), ("\n", 2), ("", 2)])
+@pytest.mark.parametrize(("answer", "status"), [("yes\n", 0), ("n\n", 2), ("\n", 2), ("", 2)])
 def test_a_terminal_is_asked_once_for_all(
     answer: str, status: int, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 import sampler_parity as parity
 import torch
@@ -108,8 +109,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", PUBLISHED)
-def test_pictures_of_published_settings(tmp_path: Path, case: str) -> None:
-    folder = oracle.build(tmp_path / "checkpoint", parity.small())
+def test_pictures_of_published_settings(tmp_path: Path, case: str, small_checkpoint: Callable[..., Path]) -> None:
+    folder = shutil.copytree(small_checkpoint(), tmp_path / "checkpoint")
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | PUBLISHED[case]))
     parity.pictures(folder, tmp_path, "dpmpp_2m", DPMSolverMultistepScheduler, {}, steps=6)

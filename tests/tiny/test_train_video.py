@@ -36,7 +36,7 @@ def test_every_stage_makes_a_step_and_the_checkpoint_is_taken_up_again(
     train_video.train_vocoder(work, 1e-9, 1e-3)
     train_video.train_transformer(work, 1e-9, 1e-3, False, FONT)
     assert "nan" not in capsys.readouterr().out
-    train_video.export(work, folder, FONT)
+    train_video.export(work, folder)
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 25e6
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "LTX2Pipeline"
     train_video.resume(folder, again)

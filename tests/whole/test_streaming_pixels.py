@@ -59,7 +59,7 @@ WAYS = {
 
 
 # Tenths of the way from the least that works to what everything takes; tests/benchmarks/budget_ladder.py takes all.
-BUDGETS = {"refined": (0, 1, 5), "inpaint": (0, 2)}
+BUDGETS = {"refined": (0, 5), "inpaint": (0, 2)}
 
 
 @pytest.mark.parametrize("kind", BUDGETS)
@@ -68,7 +68,7 @@ def test_a_budget_is_kept_and_changes_no_pixel(kind: str, root: Path) -> None:
     assert ladder.everything.levers == ("everything stays on the device",)
     for rung in ladder.climb(BUDGETS[kind]):
         rung.check(ladder.expected)
-    assert ladder.ways >= 3
+    assert ladder.ways > len(BUDGETS[kind])
 
 
 @pytest.mark.parametrize("kind", WAYS)
