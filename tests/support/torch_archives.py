@@ -112,7 +112,43 @@ DAMAGED_PICKLES: Mapping[str, bytes] = {
     "tuples in tuples": b"\x80\x02)" + b"\x85" * 20_000 + b".",
     "a tuple that doubles, as a key": b"\x80\x02})" + b"q\x00h\x00\x86" * 100 + b"K\x01s.",
     "a list in itself": b"\x80\x02]q\x00h\x00a.",
+    "a module of tuples in tuples": b"\x80\x04)" + b"\x85" * 20_000 + _short("x") + b"\x93.",
+    "a reference to a text": b"\x80\x04" + _short("storage") + b"Q.",
+    "a long key": b"\x80\x02}X" + struct.pack("<I", 5000) + b"x" * 5000 + b"K\x01s.",
+    "a long number as the key of a dict": b"\x80\x02}\x8b" + struct.pack("<i", 4000) + b"1" * 4000 + b"}s.",
 }
+
+
+def on_storage(key: bytes) -> bytes:
+    """The pickle of a dict with one tensor, for `with_pickle`; the opcodes make its storage's key."""
+    made, typed = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n"
+    storage = b"(" + _short("storage") + typed + key + _short("cpu") + b"K\x08tQ"
+    return b"\x80\x04}(" + _short("a") + made + b"(" + storage + b"K\x00K\x08\x85K\x01\x85\x89}tRu."
+
+
+def shared_dicts(entries: int) -> dict[Any, Any]:
+    """Dicts in dicts, of which each has the same one under all its keys."""
+    value: dict[Any, Any] = {}
+    for _ in range(3):
+        value = dict.fromkeys(range(entries), value)
+    return value
+
+
+ENDLESS_PICKLES: Mapping[str, tuple[bytes, str]] = {
+    "a storage's key of tuples in tuples": (on_storage(b")" + b"\x85" * 1_500_000), "its pickle is damaged"),
+    "a storage's key that doubles": (on_storage(b")" + b"q\x05h\x05\x86" * 100), "its pickle is damaged"),
+    "shared dicts": (pickle.dumps(shared_dicts(3000)), "holds no weights"),
+    "a long number as a key": (
+        b"\x80\x02}\x8b"
+        + struct.pack("<i", 4 << 20)
+        + b"1" * (4 << 20)
+        + b"q\x05K\x01s"
+        + b"h\x05K\x01s" * 400_000
+        + b".",
+        "longer name in it than any model",
+    ),
+}
+"""What would end the process or hardly ever end, and what is said instead. They are read in a process of their own."""
 
 
 class _Tiny(nn.Module):

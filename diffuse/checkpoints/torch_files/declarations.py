@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffuse.checkpoints.safetensors_file import StoredTensor
@@ -23,6 +23,9 @@ _DTYPES = {  # of a storage: what safetensors calls it, and its bytes
     "ByteStorage": ("U8", 1),
     "BoolStorage": ("BOOL", 1),
 }
+_MOST_AXES = 8
+_MOST_CONTAINERS = 200_000  # beside the weights
+_LONGEST_SHOWN = 100
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 STORAGES = frozenset(f"torch.{name}" for name in _DTYPES)
@@ -74,14 +77,36 @@ def declare_tensors(values: Mapping[str, Any], storages: Storages, size: int, na
     return entries
 
 
-def tensors_below(value: Any, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted names of tensors in the dicts of a pickle, three levels deep."""
-    if isinstance(value, dict) and prefix.count(".") < 3:
-        for key, each in value.items():
-            if is_tensor(each):
-                yield f"{prefix}{key}"
-            else:
-                yield from tensors_below(each, f"{prefix}{key}.")
+def first_tensor_below(value: Any, name: str) -> str | None:
+    """Returns the dotted name of the first tensor in dicts, lists, tuples and products in one another; None without.
+
+    Each of them is looked at once, however often it is referred to.
+
+    Args:
+        value: of a pickle.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: there are more of them than any file has.
+    """
+    left: list[tuple[str, Any]] = [("", value)]
+    seen = {id(value)}
+    for prefix, container in left:  # which grows meanwhile
+        for key, part in _parts(container):
+            if is_tensor(part):
+                return f"{prefix}{key}"
+            if type(part) in (dict, list, tuple, Product) and id(part) not in seen:
+                if len(seen) >= _MOST_CONTAINERS:
+                    raise CheckpointError(f"{name}: has more beside its weights than any file; it is refused")
+                seen.add(id(part))
+                left.append((f"{prefix}{key}."[:_LONGEST_SHOWN], part))
+    return None
+
+
+def _parts(container: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(container, Product):
+        return (("arguments", container.arguments), ("state", container.state), ("items", container.items))
+    return container.items() if isinstance(container, dict) else enumerate(container)
 
 
 def _declare(value: Product, storages: Storages) -> StoredTensor:
@@ -95,6 +120,8 @@ def _declare(value: Product, storages: Storages) -> StoredTensor:
     kind, typed, key, _, count = storage.value[:5]
     dtype, itemsize = storage_type(typed)
     place = storages[key]
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple) or len(shape) > _MOST_AXES:
+        raise ValueError
     if kind != "storage" or not _are_sizes((offset, count, *shape, *strides)) or len(shape) != len(strides):
         raise ValueError
     if len(storage.value) > 5 and storage.value[5] is not None:  # a view on a part, which old files may have

@@ -18,9 +18,9 @@ from diffuse.checkpoints.torch_files.archive import DATA, MAGIC, Record, read_ar
 from diffuse.checkpoints.torch_files.declarations import (
     TENSOR_GLOBALS,
     declare_tensors,
+    first_tensor_below,
     is_tensor,
     storage_type,
-    tensors_below,
 )
 from diffuse.checkpoints.torch_files.unpickle import Product, Reference, read_pickle
 from diffuse.errors import CheckpointError
@@ -53,6 +53,8 @@ _OF_TRAINING = frozenset(
     """.split()  # noqa: SIM905
 )
 _MOST_MODULES = 200_000
+_LONGEST_NAME = 1000  # of a tensor of a TorchScript archive, with the names of its modules
+_MOST_NAMED = 16 << 20  # characters of all of them
 _LFS = b"version https://git-lfs"
 
 
@@ -71,23 +73,20 @@ def weights_by_name(root: Any, name: str) -> Mapping[str, Any]:
         name: of the file, for messages.
 
     Raises:
-        CheckpointError: there are none, or those of several models.
+        CheckpointError: there are none, or others beside them or among them, such as those of several models.
     """
     if not isinstance(root, dict):
         raise CheckpointError(f"{name}: holds no weights by name; save the state_dict of the model as safetensors")
-    for key in _WEIGHTS:
-        if isinstance(root.get(key), dict):
-            others = list(tensors_below({k: v for k, v in root.items() if k not in (*_OF_TRAINING, key)}))
-            root = root[key]
-            break
-    else:
-        others = list(tensors_below({k: v for k, v in root.items() if isinstance(v, dict)}))
-    if others:
+    chosen = next((key for key in _WEIGHTS if isinstance(root.get(key), dict)), None)
+    weights = root if chosen is None else root[chosen]
+    found = {key: value for key, value in weights.items() if isinstance(key, str) and is_tensor(value)}
+    rest = {key: value for key, value in weights.items() if key not in found}
+    others = rest if chosen is None else {**root, chosen: rest}
+    other = first_tensor_below({key: value for key, value in others.items() if key not in _OF_TRAINING}, name)
+    if other is not None:
         raise CheckpointError(
-            f"{name}: has the tensor {others[0]:.100} and {len(others) - 1} more beside the weights of one model; save "
-            "each model as a file of its own"
+            f"{name}: has the tensor {other:.100} beside the weights of one model; save each model as a file of its own"
         )
-    found = {key: value for key, value in root.items() if isinstance(key, str) and is_tensor(value)}
     if not found:
         raise CheckpointError(f"{name}: holds no weights; give a checkpoint")
     return found
@@ -185,12 +184,17 @@ def _module_tensors(root: Any, name: str) -> dict[str, Any]:
     """Returns the tensors of a TorchScript archive by the names of its modules."""
     found: dict[str, Any] = {}
     left: list[tuple[str, Any]] = [("", root)]
-    count = 0
+    count = named = 0
     while left:
         prefix, module = left.pop()
         state: Any = module.state if isinstance(module, Product) else None
         for key, value in state.items() if isinstance(state, dict) else ():
-            count += 1
+            if not isinstance(key, str):  # which no attribute is named
+                continue
+            count, length = count + 1, len(prefix) + len(key)
+            named += length
+            if length > _LONGEST_NAME or named > _MOST_NAMED:
+                raise CheckpointError(f"{name}: has longer names of weights than any model; it is refused")
             if count > _MOST_MODULES or prefix.count(".") > 100:
                 raise CheckpointError(f"{name}: has more modules than any model; it is refused")
             if is_tensor(value):

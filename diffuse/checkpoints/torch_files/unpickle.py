@@ -16,7 +16,8 @@ from diffuse.errors import CheckpointError
 
 _MOST_OPCODES = 2_000_000  # the largest published files have a tenth; each makes a small object at most
 _MOST_BYTES = 64 << 20  # of a pickle, which holds no weights
-_LONGEST_LINE = 4096  # the name of a class is one
+_LONGEST_LINE = 4096  # the name of a class is one, and so is a key of a dict
+_MOST_BITS = 64  # of a number that is a key
 _MARK = object()
 
 # Opcodes that push their argument, the same value, or nothing.
@@ -116,6 +117,7 @@ class _Machine:
         self.allows, self.name, self.on_reference = allows, name, on_reference
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.name_length = 0
 
     def run(self, stream: Any) -> Any:
         for count, (opcode, found, _) in enumerate(pickletools.genops(stream)):
@@ -169,13 +171,14 @@ class _Machine:
         elif name == "SETITEMS":
             self._set(self._above_mark())
         elif name == "BINPERSID":
-            stack.append(Reference(stack.pop()))
+            stack.append(self._reference(stack.pop()))
             self.on_reference(stack[-1])
         elif name == "GLOBAL":
             stack.append(self._global(argument.replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             last, module = stack.pop(), stack.pop()
-            stack.append(self._global(f"{module}.{last}" if isinstance(last, str) else "a nameless one"))
+            named = isinstance(module, str) and isinstance(last, str) and len(module) + len(last) < _LONGEST_LINE
+            stack.append(self._global(f"{module}.{last}" if named else "a nameless one"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, what = stack.pop(), stack.pop()
             stack.append(self._product(what, arguments))
@@ -197,7 +200,16 @@ class _Machine:
                 f"{self.name}: asks for {what:.100}, which no weights need, and is refused; nothing of it was run: "
                 "take the checkpoint as .safetensors"
             )
+        self.name_length += len(what)
+        if self.name_length > _MOST_BYTES:
+            raise CheckpointError(f"{self.name}: its pickle has more names than any model; it is refused")
         return Global(what)
+
+    def _reference(self, value: Any) -> Reference:
+        """Returns a reference to a storage, whose key is a text: to hash a tuple of tuples may end the process."""
+        if not isinstance(value, tuple) or len(value) < 5 or type(value[2]) is not str:
+            raise ValueError
+        return Reference(value)
 
     def _product(self, what: Any, arguments: Any) -> Any:
         if not isinstance(what, Global) or not isinstance(arguments, tuple):
@@ -231,4 +243,11 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             # No weight has another name, and a tuple of tuples of tuples would take for ever to be hashed.
             if isinstance(key, str | int | float | bytes):
+                self._check_key(key)
                 values[key] = value
+
+    def _check_key(self, key: str | int | float | bytes) -> None:
+        """Refuses what takes long to be hashed, compared or written each time."""
+        is_long = len(key) > _LONGEST_LINE if isinstance(key, str | bytes) else False
+        if is_long or (isinstance(key, int) and key.bit_length() > _MOST_BITS):
+            raise CheckpointError(f"{self.name}: its pickle has a longer name in it than any model; it is refused")

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from checkpoint_files import message
 
+from diffuse.checkpoints.torch_files import declarations
 from diffuse.checkpoints.torch_files.archive import Record
-from diffuse.checkpoints.torch_files.declarations import declare_tensors, tensors_below
+from diffuse.checkpoints.torch_files.declarations import declare_tensors, first_tensor_below
 from diffuse.checkpoints.torch_files.unpickle import Global, Product, Reference
 
 
@@ -52,6 +53,8 @@ def test_places_and_axes() -> None:
         tensor((4,), (2,)),
         tensor((1 << 40, 1 << 40), (1 << 40, 1)),
         tensor((4, 1), (1,)),
+        tensor((1,) * 9, (1,) * 9),  # more axes than any weight has
+        tensor([4], [1]),
         tensor((True,), (1,)),
         tensor((4.0,), (1,)),
         tensor(4, 1),
@@ -74,5 +77,25 @@ def test_tensors_are_not_far_more_than_the_file() -> None:
     assert "far larger than the file" in message(lambda: declare(*many, size=500))
 
 
-def test_tensors_in_dicts_in_dicts() -> None:
-    assert list(tensors_below({"a": {"b": {"c": tensor((), ())}}, "d": [tensor((), ())]})) == ["a.b.c"]
+def test_tensors_in_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tensor((), ())
+    made = Product("builtins.set", ([one],))
+    for value, expected in (
+        ({"a": {"b": {"c": {"d": {"e": one}}}}}, "a.b.c.d.e"),
+        ({"a": 3, "b": [(), (1, one)]}, "b.1.1"),
+        ({"a": {1: made}}, "a.1.arguments.0.0"),
+        ({"a": {"b": 3}, "c": [None, Global("torch.Size")]}, None),
+    ):
+        assert first_tensor_below(value, "FILE") == expected
+    made.arguments, made.state = (), {"weight": one}
+    assert first_tensor_below([made], "FILE") == "0.state.weight"
+    made.state, made.items = None, {"weight": one}
+    assert first_tensor_below([made], "FILE") == "0.items.weight"
+    endless: list[Any] = []
+    endless += [endless, {"x" * 4000: {"y": one}}]
+    found = first_tensor_below(endless, "FILE")
+    assert found is not None and found.startswith("1.xxx") and len(found) < 200
+    monkeypatch.setattr(declarations, "_MOST_CONTAINERS", 100)
+    assert first_tensor_below([[1]] * 1000, "FILE") is None
+    text = message(lambda: first_tensor_below([[1] for _ in range(100)], "FILE"))
+    assert text == "FILE: has more beside its weights than any file; it is refused"

@@ -13,6 +13,7 @@ from checkpoint_files import message
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffuse.checkpoints.torch_files import torch_file
 from diffuse.checkpoints.torch_files.torch_file import open_weights_file
 
 
@@ -46,6 +47,8 @@ def test_tensors_are_those_that_were_saved(options: dict[str, Any], tmp_path: Pa
     }
     torch.save(trained, file, **options)
     assert_holds(file, expected)
+    torch.save(expected | {"optimizer_states": trained["optimizer_states"], "epoch": 3}, file, **options)
+    assert_holds(file, expected)
 
 
 def test_a_large_tensor_is_mapped(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_scripts_are_read_and_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / torch_archives.MARK).exists()  # so it would have been
 
 
-def test_hostile_scripts(tmp_path: Path) -> None:
+def test_hostile_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = torch_archives.scripts(tmp_path)["traced"]
     for name, content in list(torch_archives.calling_pickles())[:4]:
         hostile = torch_archives.rewrite(
@@ -87,6 +90,15 @@ def test_hostile_scripts(tmp_path: Path) -> None:
         file, tmp_path / "x.pt", lambda record, data: node if "/data.pkl" in record else data
     )
     assert "more modules than any model" in message(lambda: open_weights_file(endless, "FILE"))
+    monkeypatch.setattr(torch_file, "_MOST_NAMED", 100)
+    assert "longer names of weights" in message(lambda: open_weights_file(endless, "FILE"))
+    monkeypatch.undo()
+    long = torch_archives.rewrite(
+        file,
+        tmp_path / "x.pt",
+        lambda record, data: node.replace(b"\x04self", b"\xc8" + b"x" * 200) if "/data.pkl" in record else data,
+    )
+    assert "longer names of weights" in message(lambda: open_weights_file(long, "FILE"))
 
 
 def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
@@ -106,9 +118,16 @@ def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
     assert "asks for posix.system" in said(b"\x80\x02cposix\nsystem\nU\x01x\x85R.")
     assert "holds no weights" in said({"epoch": 3})
     assert "holds no weights by name" in said([torch.ones(3)])
-    assert "has the tensor ema.a and 0 more beside" in said(
-        {"state_dict": {"a": torch.ones(3)}, "ema": {"a": torch.ones(3)}}
-    )
+    one = torch.ones(3)
+    for beside, found in (
+        ({"state_dict": {"a": one}, "ema": {"a": one}}, "ema.a"),
+        ({"state_dict": {"a": one, "n": {"b": one}}}, "state_dict.n.b"),
+        ({"state_dict": {"a": one}, "model_state_dict": {"b": one}}, "model_state_dict.b"),
+        ({"a": one, "n": [one, one]}, "n.0"),
+        ({"a": one, "n": {"b": (1, {"c": one})}}, "n.b.1.c"),
+        ({"a": one, 0: one}, "0"),
+    ):
+        assert f"has the tensor {found} beside the weights of one model" in said(beside)
     assert "asks for torch.nn.modules.linear.Linear" in said(torch.nn.Linear(2, 2))
     torch.save({"a": torch.ones(300)}, file, _use_new_zipfile_serialization=False)
     assert "is cut short" in said(file.read_bytes()[:-100])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch_archives
 from checkpoint_files import message
+from processes import LIMIT, launch
 
 from diffuse.checkpoints.torch_files import unpickle
 from diffuse.checkpoints.torch_files.torch_file import open_weights_file
@@ -56,11 +59,44 @@ def content_of_system() -> bytes:
 
 def test_damaged_pickles_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracemalloc.start()
-    for content in torch_archives.DAMAGED_PICKLES.values():
+    said = {}
+    for what, content in torch_archives.DAMAGED_PICKLES.items():
         file = torch_archives.with_pickle(tmp_path, content)
-        assert message(lambda file=file: open_weights_file(file, "FILE")).startswith("FILE: ")
+        said[what] = message(lambda file=file: open_weights_file(file, "FILE"))
+        assert said[what].startswith("FILE: ")
+    assert "its pickle is damaged" in said["a reference to a text"]
+    for what in ("a long key", "a long number as the key of a dict"):
+        assert said[what] == "FILE: its pickle has a longer name in it than any model; it is refused"
     assert tracemalloc.get_traced_memory()[1] < 100 << 20
     tracemalloc.stop()
     monkeypatch.setattr(unpickle, "_MOST_OPCODES", 1000)
     text = message(lambda: read_pickle(b"\x80\x02" + b"]" * 2000 + b".", lambda what: True, "FILE"))
     assert text == "FILE: its pickle has more parts than any model; it is refused"
+    monkeypatch.setattr(unpickle, "_MOST_BYTES", 50)
+    text = message(lambda: read_pickle(b"\x80\x02" + b"ctorch\nSize\n" * 9 + b".", lambda what: True, "FILE"))
+    assert text == "FILE: its pickle has more names than any model; it is refused"
+
+
+def test_pickles_that_would_end_the_process_or_never_end(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from diffuse.errors import CheckpointError\n"
+        "from diffuse.checkpoints.torch_files.torch_file import open_weights_file\n"
+        "for file in sys.argv[1:]:\n"
+        "    try:\n"
+        "        open_weights_file(Path(file), 'FILE')\n"
+        "    except CheckpointError as error:\n"
+        "        print(error, flush=True)\n"
+    )
+    good = hostile(tmp_path, "good", torch_archives.on_storage(b"\x8c\x010"))
+    assert len(open_weights_file(good, "FILE").tensors) == 1
+    contents = torch_archives.ENDLESS_PICKLES
+    files = [hostile(tmp_path, str(place), content) for place, (content, _) in enumerate(contents.values())]
+    process = launch([sys.executable, "-c", code, *files], stdout=subprocess.PIPE)
+    said = process.communicate(timeout=LIMIT)[0].decode().splitlines()
+    assert process.returncode == 0
+    for line, (_, expected) in zip(said, contents.values(), strict=True):
+        assert line.startswith("FILE: ") and expected in line
+
+
+def hostile(folder: Path, name: str, content: bytes) -> Path:
+    return torch_archives.with_pickle(folder, content, f"{name}.pt")
