@@ -14,6 +14,7 @@ from diffuse.paths import user_path
 
 PRECISIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")
 _OPTIONS = ("--precision", "--shard-size")
 _TAKEN = re.compile(r"(model|model\.\w+(\.\w+)?|scheduler\.prediction_type)")
 
@@ -68,6 +69,8 @@ def parse_convert_arguments(arguments: Sequence[str]) -> ConvertArguments:
     target = user_path(words[1], "DST")
     if os.path.lexists(target):
         raise ConfigError(f"{target}: exists already and is not overwritten; name another, or remove it")
+    if target.suffix in _OTHER_FILES:
+        raise ConfigError(f"{target}: is no kind of file that is written; name a folder, or a file DST.safetensors")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent}: there is no such folder; make it first")
     precision = values.get("--precision")

@@ -66,6 +66,10 @@ def test_each_field_can_be_set(capsys: Any) -> None:
         (["lora=[a (1)]"], "lora=[a (1)]: cannot be read"),
         (["lora=a", "lora.0.wieght=1"], "lora.0.wieght=1: should be lora.0.FIELD"),
         (["lora=a", "lora.1.weight=1"], "lora has one file, which is lora.0"),
+        (
+            ["lora=a", "lora.0.blocks.mid_block=0"],
+            "has no such part yet; name it with the file, as in lora='[{source: FILE",
+        ),
         (["lora.0.weight=1"], "there is no lora.0; say which file"),
     ],
 )

@@ -34,6 +34,7 @@ def test_values(tmp_path: Path) -> None:
         ("a new --shard-size 5", "such as 5GB or 500MB"),
         ("a new --shard-size 0GB", "such as 5GB or 500MB"),
         ("a new.safetensors --shard-size 5GB", "is one file"),
+        ("a new.ckpt", "is no kind of file that is written"),
         ("a new seed=3", "seed=3: changes no file"),
     ],
 )

@@ -89,6 +89,15 @@ def open_clip_origins(shapes: Shapes, layers: int, *, projection: bool) -> Origi
     return origins
 
 
+def is_open_clip_layer(key: str) -> bool:
+    """Tells whether a key, behind any prefix, is that of a weight of a layer of OpenCLIP."""
+    match = _BLOCK.fullmatch(key[max(key.find("transformer.resblocks."), 0) :])
+    module, _, last = match[2].rpartition(".") if match else ("", "", "")
+    return (module in LAYER_NAMES and last in ("weight", "bias")) or (
+        module == "attn" and last in ("in_proj_weight", "in_proj_bias")
+    )
+
+
 def open_clip_layers(shapes: Shapes) -> int:
     """Returns the number of layers of an OpenCLIP text encoder in a file."""
     return 1 + max((int(match[1]) for key in shapes if (match := _BLOCK.fullmatch(key))), default=-1)
