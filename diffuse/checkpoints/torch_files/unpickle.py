@@ -52,7 +52,8 @@ class Product:
     __slots__ = ("arguments", "items", "state", "what")
 
     def __init__(self, what: str, arguments: Any) -> None:
-        self.what, self.arguments, self.state = what, arguments, None
+        self.what, self.arguments = what, arguments
+        self.state: Any = None
         self.items: dict[Any, Any] = {}
 
 
