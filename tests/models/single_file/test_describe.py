@@ -165,6 +165,10 @@ def test_what_would_change_the_picture_and_is_not_read_is_refused(monkeypatch: p
         ({f"{encoder}transformer.resblocks.0.mlp.more.weight": (1,)}, r"tensor .*mlp.more.weight"),
         ({entry: (320, 5, 3, 3)}, "map of its depth"),
         ({"depth_model.model.x": (1,)}, "map of its depth"),
+        (
+            {f"model.diffusion_model.input_blocks.{'9' * 5000}.0.in_layers.0.weight": (1,)},
+            "has the tensor|another kind",
+        ),
         ({entry: (320, 8, 3, 3)}, "InstructPix2Pix"),
     ):
         with pytest.raises(CheckpointError, match=said):
