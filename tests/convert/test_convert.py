@@ -95,6 +95,20 @@ def test_a_file_says_where_it_came_from_and_what_it_cannot_hold(sd: Path, tmp_pa
     assert left(tmp_path) == {"odd", "x.safetensors", "y.safetensors"}
 
 
+def test_a_number_that_the_precision_cannot_hold_is_refused(sd: Path, tmp_path: Path) -> None:
+    """It would be an infinity. One that was none before stays what it is."""
+    file = ldm_files.write(sd, tmp_path / "file.safetensors", "sd1")
+    tensors, key = load_file(file), "first_stage_model.post_quant_conv.bias"
+    tensors[key][:2] = torch.tensor([70_000.0, torch.inf])
+    save_file(tensors, file)
+    for target in ("half", "half.safetensors"):
+        done = convert(file, target, "--precision", "float16", cwd=tmp_path)
+        refused(done, ".bias has the number 70000, and float16 holds none above 65504; add --precision bfloat16")
+    assert left(tmp_path) == {"file.safetensors"}
+    assert convert(file, "brain.safetensors", "--precision", "bfloat16", cwd=tmp_path).status == 0
+    assert load_file(tmp_path / "brain.safetensors")[key][:2].isfinite().tolist() == [True, False]
+
+
 def refused(done: command.Done, said: str, status: int = 2) -> None:
     assert (done.status, done.out) == (status, "") and said in done.err.splitlines()[-1], done.err
 
