@@ -87,6 +87,21 @@ def test_a_file_says_where_it_came_from_and_what_it_cannot_hold(sd: Path, tmp_pa
     assert said["diffuse.source"].startswith(f"all={odd}@") and said["diffuse.version"] == diffuse.__version__
     scheduler.write_text(json.dumps(settings | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}))
     assert "does not hold" not in convert(odd, "y.safetensors", cwd=tmp_path).err
+    more = {"_class_name": "LCMScheduler", "_diffusers_version": "0.1", "trained_betas": [0.1], "use_beta_sigmas": 0,
+            "sample_max_value": 1.0, "lower_order_final": True, "solver_order": 3}  # fmt: skip
+    scheduler.write_text(json.dumps(settings | more))
+    upcasts = {"vae": "force_upcast", "unet": "upcast_attention"}
+    plain = {name: (odd / name / "config.json").read_text() for name in upcasts}
+    for name, field in upcasts.items():
+        (odd / name / "config.json").write_text(json.dumps(json.loads(plain[name]) | {field: True}))
+    said = [line for line in convert(odd, "v.safetensors", cwd=tmp_path).err.splitlines() if "does not hold" in line]
+    assert [line.partition("not hold ")[2].partition(": ")[0] for line in said] == [
+        "scheduler=lcm, scheduler.solver_order=3, scheduler.trained_betas=[0.1]",
+        "vae.force_upcast=True, unet.upcast_attention=True",
+    ]
+    for name, text in plain.items():
+        (odd / name / "config.json").write_text(text)
+    (tmp_path / "v.safetensors").unlink()
     config = odd / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_head_dim": 4}))
     done = convert(odd, "z.safetensors", cwd=tmp_path)

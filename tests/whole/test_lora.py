@@ -245,6 +245,15 @@ def test_a_record_knows_the_file(folders: dict[str, Path], tmp_path: Path) -> No
         build_reproduction(recorded, [f"lora.1.source={moved}"])
 
 
+def test_factors_that_are_no_numbers_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors, *rest = lora_files.kohya(LoraMaker(folders["sd15"]))
+    key = next(key for key in tensors if key.endswith("lora_up.weight"))
+    tensors[key] = torch.full_like(tensors[key], torch.nan)
+    file = lora_files.write(tmp_path / "bad.safetensors", (tensors, *rest))
+    with pytest.raises(CheckpointError, match=rf"{key} holds NaN or an infinity; the file is damaged"):
+        made("sd15", folders, f"lora={file}")
+
+
 def test_a_record_knows_the_settings_beside_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
     tensors = lora_files.peft(LoraMaker(folders["sd15"]))[0]
     own = {key.replace("unet.", "base_model.model.", 1): each for key, each in tensors.items() if key[:5] == "unet."}
