@@ -302,10 +302,14 @@ def _place(stored: StoredTensor, origin: Origin, name: str) -> StoredTensor:
     """Returns where a published tensor lies in the file, before it is transposed.
 
     Raises:
-        CheckpointError: it is a part of one whose rows do not lie one after the other.
+        CheckpointError: it is a part of one whose rows do not lie one after the other, or no whole part.
     """
     if origin.third is None and not origin.drop_axes:  # as nearly all are
         return stored
+    is_whole = not stored.shape[0] % 3 if origin.third is not None else all(side == 1 for side in stored.shape[2:])
+    if not is_whole:
+        needed = "three times as many rows as it has columns" if origin.third is not None else "a 1 x 1 convolution"
+        raise CheckpointError(f"{name}: {origin.key} is {tuple(stored.shape)} and should be {needed}; it is damaged")
     shape = replace(origin, transposed=False).shape(stored.shape)
     if stored.axes is not None:
         if origin.third is not None:

@@ -61,6 +61,7 @@ class LoraSetting:
         return f"{self.source}:{_text(self.weight)}"
 
 
+_MOST = 10_000  # of a weight, or of a part's factor: their product is far below what a weight can be
 _FIELDS = tuple(each.name for each in fields(LoraSetting))
 
 
@@ -109,6 +110,8 @@ def _blocks(value: Any, where: str) -> list[tuple[str, float]]:
 def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{where}={value}: should be a number; 1 is the whole effect, 0 none of it")
+    if abs(value) > _MOST:
+        raise ConfigError(f"{where}={value:g}: should be from -{_MOST} to {_MOST}; 1 is the whole effect, 0 none of it")
     return float(value)
 
 

@@ -164,6 +164,9 @@ def unknown_field(key: str, override: str) -> ConfigError:
     names += [f"scheduler.{each}" for each in sampler_options() if f"scheduler.{each}" not in names]
     if key.startswith(("lora.", "embedding.")):
         number = ".".join(key.split(".")[:2])
+        if ".blocks" in key:
+            example = f"lora='[{{source: FILE, blocks: {{{key.partition('.blocks.')[2] or 'mid_block'}: 1}}}}]'"
+            return ConfigError(f"{override}: {number} has no such part yet; name it with the file, as in {example}")
         example = "lora=FILE:0.8" if key.startswith("lora.") else "embedding=FILE"
         return ConfigError(f"{override}: there is no {number}; say which file, as in {example}")
     near = suggestion(key, names, "diffuse --help lists them")

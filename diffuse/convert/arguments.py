@@ -13,7 +13,9 @@ from diffuse.errors import ConfigError
 from diffuse.paths import user_path
 
 PRECISIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_PREDICTION = "scheduler.prediction_type"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")
 _OPTIONS = ("--precision", "--shard-size")
 _TAKEN = re.compile(r"(model|model\.\w+(\.\w+)?|scheduler\.prediction_type)")
 
@@ -58,6 +60,10 @@ def parse_convert_arguments(arguments: Sequence[str]) -> ConvertArguments:
             near = get_close_matches(option, _OPTIONS, 1)
             raise ConfigError(f"{argument}: there is no such option{f'; did you mean {near[0]}?' if near else ' here'}")
         elif equals and len(words) == 2:
+            if option == "model.source":
+                raise ConfigError(f"{argument}: SRC says it already; leave it out")
+            if option == _PREDICTION and value not in ("epsilon", "v_prediction"):
+                raise ConfigError(f"{argument}: should be epsilon or v_prediction")
             if not _TAKEN.fullmatch(option):
                 raise ConfigError(f"{argument}: changes no file; convert takes model.* and scheduler.prediction_type")
             overrides.append(argument)
@@ -68,6 +74,8 @@ def parse_convert_arguments(arguments: Sequence[str]) -> ConvertArguments:
     target = user_path(words[1], "DST")
     if os.path.lexists(target):
         raise ConfigError(f"{target}: exists already and is not overwritten; name another, or remove it")
+    if target.suffix.lower() in _OTHER_FILES or target.suffix != target.suffix.lower() == ".safetensors":
+        raise ConfigError(f"{target}: is no kind of file that is written; name a folder, or a file DST.safetensors")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent}: there is no such folder; make it first")
     precision = values.get("--precision")
@@ -83,7 +91,7 @@ def parse_convert_arguments(arguments: Sequence[str]) -> ConvertArguments:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", text.upper())
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(KB|MB|GB)", text.upper())
     if match is None or float(match[1]) <= 0:
         raise ConfigError(f"--shard-size {text}: should be a size, such as 5GB or 500MB")
     return max(1, int(float(match[1]) * _UNITS[match[2]]))

@@ -87,6 +87,8 @@ def _write_file(target: Path, content: CheckpointContent, sources: list[tuple[st
         say(f"a single file does not hold {', '.join(lost[len(again) :])}: name a folder to write where that matters")
     origin = "; ".join(f"{name}={source}@{digest}" for name, source, digest in sources)
     metadata |= {"modelspec.title": target.stem, "diffuse.version": diffuse.__version__, "diffuse.source": origin}
+    # Names of files may be other bytes than UTF-8, of which a header is.
+    metadata = {name: value.encode("utf-8", "replace").decode() for name, value in metadata.items()}
     write_new(lambda path: write_ldm_file(path, tensors, metadata), target, folder=False)
 
 

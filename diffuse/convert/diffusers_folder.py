@@ -57,7 +57,7 @@ def write_folder(folder: Path, content: CheckpointContent, shard_bytes: int, car
         _write_tokenizer(folder / name, source)
     _write_json(folder / "scheduler" / "scheduler_config.json", content.configs["scheduler"])
     _write_json(folder / "model_index.json", _index(content))
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="replace")  # names of files may be other bytes
 
 
 def _index(content: CheckpointContent) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def choose_profile(
     named: MemoryProfileConfig = OmegaConf.to_object(config) if isinstance(config, DictConfig) else config  # type: ignore[assignment]
     if named.name != AUTO:
         need = min_vram_gib.get(named.name, 0.0)
-        if hw.vram_free_gib is not None and need > hw.vram_free_gib:
+        # The thresholds are those of weights as they are.
+        if hw.vram_free_gib is not None and need > hw.vram_free_gib and named.storage is Storage.full:
             log.warning(
                 "memory_profile=%s asks for %g GiB and %s has %.3g GiB free; memory_profile=auto chooses what fits",
                 named.name,

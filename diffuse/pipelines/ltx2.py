@@ -283,7 +283,9 @@ class LTX2(ModelPipeline):
         texts = self.texts(request)
         positive, *others = self.prompts.encode(list(texts.values()))
         warnings = self.prompts.warnings(texts)
-        guidance = FilmGuidance(positive, others[0] if others else None, video, audio, layout.audio_frames)
+        guidance = FilmGuidance(
+            positive, others[0] if others else None, video, audio, layout.audio_frames, layout.audio_width
+        )
         return guidance, warnings
 
     def denoise_batch(
@@ -329,6 +331,7 @@ class LTX2(ModelPipeline):
                     transformer,
                     transformer.rotations(torch.cat((film.to(device), appended.to(device))), sound, device),
                     layout.audio_frames,
+                    layout.audio_width,
                     memory.dtype(TRANSFORMER),
                     stg_blocks,
                     use_cross_timestep=config.cross_attn_mod,

@@ -32,9 +32,9 @@ def check_film_components(configs: Mapping[str, Any], checkpoint: Checkpoint, vo
         if asked:
             raise CheckpointError(f"{source}: vae/config.json: {name}=True is not implemented; use another checkpoint")
     film, sound = vae.latent_channels, audio_vae.base_channels
-    if film != sound:
+    if film < sound:
         raise CheckpointError(
-            f"{source}: the film's latents have {film} channels, and the sound's {sound} at a time; that is not "
+            f"{source}: the film's latents have {film} channels, and the sound's more, {sound} at a time; that is not "
             "implemented, use another checkpoint"
         )
     text = (

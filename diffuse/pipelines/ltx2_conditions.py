@@ -164,7 +164,7 @@ class FromGivenFrames:
         """See `Start`; `latents` are `[B, T + A, C]`: noise, or those of the stage before."""
         layout, tokens, share = self.layout, self.conditions.tokens, self.conditions.share[..., None]
         film = initial_noise((tokens.shape[1], layout.channels), generators).to(tokens)
-        sound = initial_noise((layout.audio_frames, layout.channels), generators).to(tokens)
+        sound = initial_noise((layout.audio_frames, layout.audio_width), generators).to(tokens)
         original = torch.zeros_like(film)
         if self.enlarge is not None:
             assert latents is not None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffuse.models.transformer.transformer_ltx2 import Rotations
 from diffuse.pipelines.ltx2_guidance import Pass
+from diffuse.pipelines.ltx2_layout import join_tokens
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TransformerCalls:
         transformer: the module.
         rotations: of all tokens, on the transformer's device.
         audio_tokens: of one film.
+        audio_width: the channels of these.
         dtype: in which the transformer computes.
         stg_blocks: the blocks whose attention is perturbed.
         use_cross_timestep: see the transformer.
@@ -33,6 +35,7 @@ class TransformerCalls:
     transformer: Any
     rotations: Rotations
     audio_tokens: int
+    audio_width: int
     dtype: torch.dtype
     stg_blocks: Sequence[int]
     use_cross_timestep: bool
@@ -67,7 +70,7 @@ class TransformerCalls:
         perturbed, isolated = ([getattr(each, name) for each in group] for name in ("perturbed", "isolated"))
         video, audio = self.transformer(
             tokens[:, : -self.audio_tokens],
-            tokens[:, -self.audio_tokens :],
+            tokens[:, -self.audio_tokens :, : self.audio_width],
             texts[0],
             texts[1],
             sigma if self.clean is None else sigma * (1 - self.clean),
@@ -79,7 +82,7 @@ class TransformerCalls:
             isolate_modalities=_rows(isolated, size, latents.device) if _differ(isolated) else isolated[0],
             use_cross_timestep=self.use_cross_timestep,
         )
-        return torch.cat((video, audio), dim=1).chunk(count)
+        return join_tokens(video, audio).chunk(count)
 
 
 def _differ(flags: Sequence[bool]) -> bool:

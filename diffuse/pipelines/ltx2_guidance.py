@@ -63,6 +63,7 @@ class FilmGuidance(NamedTuple):
     video: Scales
     audio: Scales
     audio_tokens: int
+    audio_width: int  # the channels of these
     sigma: float = 1.0  # of the step
 
     @property
@@ -87,11 +88,11 @@ class FilmGuidance(NamedTuple):
         kinds = [self._kind(each) for each in passes]
         guided = latents.clone()
         for scales, part in (
-            (self.video, slice(None, -self.audio_tokens)),
-            (self.audio, slice(-self.audio_tokens, None)),
+            (self.video, (slice(None), slice(None, -self.audio_tokens))),
+            (self.audio, (slice(None), slice(-self.audio_tokens, None), slice(None, self.audio_width))),
         ):
-            found = {kind: value[:, part] for kind, value in zip(kinds, clean, strict=True)}
-            guided[:, part] = scales.apply(*(found.get(kind) for kind in _KINDS))  # type: ignore[arg-type]
+            found = {kind: value[part] for kind, value in zip(kinds, clean, strict=True)}
+            guided[part] = scales.apply(*(found.get(kind) for kind in _KINDS))  # type: ignore[arg-type]
         return (latents - guided) / self.sigma
 
     def _kind(self, each: Pass) -> str:

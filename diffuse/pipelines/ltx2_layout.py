@@ -1,7 +1,8 @@
 """The layout of a film's latents and of its sound's: how they are packed as one sequence of tokens, the film first.
 
-A token of the film is one value of its latents, columns fastest, and one of the sound is a moment of it. Both are as
-wide, so that a batch of films with their sound is one tensor `[B, T + A, C]`.
+A token of the film is one value of its latents, columns fastest, and one of the sound is a moment of it. A batch of
+films with their sound is one tensor `[B, T + A, C]`. Where a sound's tokens have fewer channels than a film's, zeros
+follow them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffuse.errors import ConfigError
@@ -27,6 +29,7 @@ class FilmLayout:
     rows: int
     columns: int
     audio_channels: int
+    audio_width: int  # channels of the sound's tokens: those of its latents times their bins
     audio_frames: int
     fps: float
 
@@ -46,15 +49,15 @@ class FilmLayout:
         return self.video_tokens + self.audio_frames, self.channels
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C]`.
+        """Splits `[B, T + A, C]` into the film's tokens `[B, T, C]` and the sound's `[B, A, C']`.
 
         Tokens between them, which conditions append, are left out.
         """
-        return tokens[:, : self.video_tokens], tokens[:, -self.audio_frames :]
+        return tokens[:, : self.video_tokens], tokens[:, -self.audio_frames :, : self.audio_width]
 
     def join(self, video: Tensor, audio: Tensor) -> Tensor:
-        """Returns a film's tokens `[B, T, C]` and its sound's `[B, A, C]` as one sequence `[B, T + A, C]`."""
-        return torch.cat((video, audio), dim=1)
+        """Returns a film's tokens `[B, T, C]` and its sound's `[B, A, C']` as one sequence `[B, T + A, C]`."""
+        return join_tokens(video, audio)
 
     def pack_video(self, z: Tensor) -> Tensor:
         """Returns latents of a film `[B, C, F, h, w]` as tokens `[B, T, C]`."""
@@ -65,11 +68,11 @@ class FilmLayout:
         return tokens.transpose(1, 2).unflatten(2, (self.frames, self.rows, self.columns))
 
     def pack_audio(self, z: Tensor) -> Tensor:
-        """Returns latents of a sound `[B, c, A, bins]` as tokens `[B, A, C]`."""
+        """Returns latents of a sound `[B, c, A, bins]` as tokens `[B, A, C']`."""
         return z.transpose(1, 2).flatten(2)
 
     def unpack_audio(self, tokens: Tensor) -> Tensor:
-        """Returns a sound's tokens `[B, A, C]` as latents `[B, c, A, bins]`."""
+        """Returns a sound's tokens `[B, A, C']` as latents `[B, c, A, bins]`."""
         return tokens.unflatten(2, (self.audio_channels, -1)).transpose(1, 2)
 
     def join_named(self, latents: Mapping[str, Tensor], count: int) -> Tensor:
@@ -80,7 +83,7 @@ class FilmLayout:
         """
         shapes = {
             "video": (count, self.channels, self.frames, self.rows, self.columns),
-            "audio": (count, self.audio_channels, self.audio_frames, self.channels // self.audio_channels),
+            "audio": (count, *self._audio_shape),
         }
         if set(latents) != set(shapes):
             raise ConfigError(f"latents: hold {', '.join(latents) or 'nothing'}; give those of video and audio")
@@ -99,8 +102,17 @@ class FilmLayout:
         return self.pack_video(initial_noise((self.channels, self.frames, self.rows, self.columns), generators))
 
     def _draw_audio(self, generators: Sequence[torch.Generator]) -> Tensor:
-        bins = self.channels // self.audio_channels
-        return self.pack_audio(initial_noise((self.audio_channels, self.audio_frames, bins), generators))
+        return self.pack_audio(initial_noise(self._audio_shape, generators))
+
+    @property
+    def _audio_shape(self) -> tuple[int, int, int]:
+        return self.audio_channels, self.audio_frames, self.audio_width // self.audio_channels
+
+
+def join_tokens(video: Tensor, audio: Tensor) -> Tensor:
+    """Returns tokens of films `[B, T, C]` and of sounds `[B, A, C']` as `[B, T + A, C]`; zeros follow the latter."""
+    missing = video.shape[2] - audio.shape[2]
+    return torch.cat((video, F.pad(audio, (0, missing)) if missing else audio), dim=1)
 
 
 def film_layout(request: GenerationRequest, vae: Any, audio_vae: Any) -> FilmLayout:
@@ -113,6 +125,7 @@ def film_layout(request: GenerationRequest, vae: Any, audio_vae: Any) -> FilmLay
         rows=request.height // vae.factor,
         columns=request.width // vae.factor,
         audio_channels=audio_vae.latent_channels,
+        audio_width=audio_vae.base_channels,
         audio_frames=max(round(frames / fps * audio_vae.latents_per_second), 1),
         fps=fps,
     )

@@ -50,12 +50,12 @@ class FromSmallerFilm:
         original = self.enlarge(latents)
         layout = self.layout
         # The reference draws in the shape of what it has at hand, which is packed where no frame is kept.
-        audio_shape = layout.audio_frames, layout.channels
+        audio_shape = layout.audio_frames, layout.audio_width
         if self.keeps_first_frame:
             video = layout.draw_video(generators)
         else:
             video = initial_noise((layout.video_tokens, layout.channels), generators)
-        noise = torch.cat((video, initial_noise(audio_shape, generators)), dim=1).to(original)
+        noise = layout.join(video, initial_noise(audio_shape, generators)).to(original)
         noisy = sampler.add_noise(original, noise, 0)
         if not self.keeps_first_frame:
             return InitialState(noisy, sampler)

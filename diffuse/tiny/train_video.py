@@ -147,7 +147,9 @@ def train_vocoder(work: Path, minutes: float, rate: float) -> None:
     train("vocoder", vocoder, compute_loss, work, minutes=minutes, rate=rate)
 
 
-def train_transformer(work: Path, minutes: float, rate: float, bfloat16: bool, font: Path) -> None:
+def train_transformer(
+    work: Path, minutes: float, rate: float, bfloat16: bool, font: Path, compiled: bool = False
+) -> None:
     """Trains denoiser, connectors and text encoder together, on the latents of all films that are not held out."""
     modules = nn.ModuleDict({name: build(name) for name in ("text_encoder", "connectors", "transformer")})
     _initialise(modules)
@@ -159,6 +161,7 @@ def train_transformer(work: Path, minutes: float, rate: float, bfloat16: bool, f
     rotations = transformer.rotations(*places)
     first = torch.zeros(latents.shape[1], dtype=torch.bool)
     first[: side * side] = True
+    predict = torch.compile(transformer) if compiled else transformer
 
     def compute_loss() -> Tensor:
         chosen = torch.randint(len(latents), (batch,))
@@ -171,7 +174,7 @@ def train_transformer(work: Path, minutes: float, rate: float, bfloat16: bool, f
         given = (torch.rand(batch) < _CLEAN_FIRST)[:, None] & first  # [B, T]
         level = sigma[:, None].expand_as(given).masked_fill(given, 0.0)
         noise, noise_y = torch.randn_like(x), torch.randn_like(y)
-        velocity = transformer(
+        velocity = predict(
             torch.lerp(x, noise, level[..., None]),
             torch.lerp(y, noise_y, sigma[:, None, None]),
             text.video,
@@ -309,6 +312,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at the start")
     parser.add_argument("--bfloat16", action="store_true", help="for processors that multiply it (AVX512-BF16, AMX)")
+    parser.add_argument("--compile", action="store_true", help="the transformer: a quarter faster after some minutes")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--font", type=Path, default=data.FONT)
     parser.add_argument("--out", type=Path, default=CHECKPOINT)
@@ -323,7 +327,7 @@ def main() -> None:
     elif args.stage == "vae":
         train_vae(args.work, args.minutes, args.rate, args.bfloat16, args.font)
     elif args.stage == "transformer":
-        train_transformer(args.work, args.minutes, args.rate, args.bfloat16, args.font)
+        train_transformer(args.work, args.minutes, args.rate, args.bfloat16, args.font, args.compile)
     else:
         {"audio_vae": train_audio_vae, "vocoder": train_vocoder}[args.stage](args.work, args.minutes, args.rate)
 

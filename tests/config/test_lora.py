@@ -61,11 +61,17 @@ def test_each_field_can_be_set(capsys: Any) -> None:
         (["lora=[{surce: a}]"], "lora.0.surce: there is no such field"),
         (["lora=[{weight: 1}]"], "lora.0.source: should be a file"),
         (["lora=[{source: a, weight: heavy}]"], "lora.0.weight=heavy: should be a number"),
+        (["lora=a:1e39"], "lora.0.weight=1e+39: should be from -10000 to 10000"),
+        (["lora=[{source: a, blocks: {mid_block: 1e300}}]"], "should be from -10000 to 10000"),
         (["lora=[{source: a, blocks: 3}]"], "lora.0.blocks=3: should be parts of the model"),
         (["lora=[3]"], "lora.0=3: should be FILE, FILE:WEIGHT"),
         (["lora=[a (1)]"], "lora=[a (1)]: cannot be read"),
         (["lora=a", "lora.0.wieght=1"], "lora.0.wieght=1: should be lora.0.FIELD"),
         (["lora=a", "lora.1.weight=1"], "lora has one file, which is lora.0"),
+        (
+            ["lora=a", "lora.0.blocks.mid_block=0"],
+            "has no such part yet; name it with the file, as in lora='[{source: FILE",
+        ),
         (["lora.0.weight=1"], "there is no lora.0; say which file"),
     ],
 )

@@ -34,6 +34,11 @@ def test_values(tmp_path: Path) -> None:
         ("a new --shard-size 5", "such as 5GB or 500MB"),
         ("a new --shard-size 0GB", "such as 5GB or 500MB"),
         ("a new.safetensors --shard-size 5GB", "is one file"),
+        ("a new.ckpt", "is no kind of file that is written"),
+        ("a new.SAFETENSORS", "is no kind of file that is written"),
+        ("a new model.source=b", "SRC says it already"),
+        ("a new scheduler.prediction_type=banana", "should be epsilon or v_prediction"),
+        ("a new --shard-size " + "9" * 400 + "GB", "such as 5GB or 500MB"),
         ("a new seed=3", "seed=3: changes no file"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +34,17 @@ def convert(*words: Any, cwd: Path) -> command.Done:
 
 def left(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def test_names_of_other_bytes_than_text(sd: Path, tmp_path: Path) -> None:
+    """Other readers take a header of UTF-8 only."""
+    file = ldm_files.write(sd, tmp_path / os.fsdecode(b"caf\xe9.safetensors"), "sd1")
+    tokenizer = f"model.tokenizer.source={sd}"
+    for target in (os.fsdecode(b"copy\xe9"), "one.safetensors"):
+        done = convert(file, target, tokenizer, cwd=tmp_path)
+        assert done.status == 0, done.err
+    with safe_open(tmp_path / "one.safetensors", "pt") as made:
+        assert "caf?.safetensors" in made.metadata()["diffuse.source"]
 
 
 def test_diffusers_opens_the_folder(sd: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from diffuse.device.profile import (
     without_components,
 )
 from diffuse.errors import ConfigError
-from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig
+from diffuse.schema import Cleanup, GuidanceMode, MemoryProfileConfig, Storage
 
 ACCELERATOR = Hardware("meta", name="Card", vram_free_gib=24.0, vram_total_gib=24.0)
 
@@ -50,6 +50,15 @@ def test_auto_goes_by_free_memory(free: float | None, expected: str, caplog: pyt
     caplog.set_level("DEBUG")
     assert choose_profile(PROFILES["auto"], PROFILES, NEEDS, hw) == PROFILES[expected]
     assert f"auto chose {expected}" in caplog.text and "\n" not in caplog.records[0].getMessage()
+
+
+def test_a_named_profile_that_needs_more_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the weights are stored as they are: of fewer bits the thresholds say nothing."""
+    small = Hardware("cuda", name="Card", vram_free_gib=8.0)
+    for storage in Storage:
+        caplog.clear()
+        choose_profile(named("full_gpu", storage=storage), PROFILES, NEEDS, small)
+        assert ("asks for 16 GiB" in caplog.text) == (storage is Storage.full)
 
 
 def test_auto_keeps_what_the_user_set() -> None:

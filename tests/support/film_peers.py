@@ -234,12 +234,15 @@ def build(folder: Path, version: str) -> TinyFilms:
         rope_type="split",
         **_CONNECTORS[version],
     )
-    channels = dict.fromkeys(("in_channels", "out_channels", "audio_in_channels", "audio_out_channels"), LATENTS)
+    # The sound's latents of 2.3 have fewer channels here than the film's.
+    codec = {} if version == "2.0" else {"base_channels": 4, "latent_channels": 1}
+    channels = dict.fromkeys(("in_channels", "out_channels"), LATENTS)
+    channels |= dict.fromkeys(("audio_in_channels", "audio_out_channels"), codec.get("base_channels", LATENTS))
     parts = {
         # With it diffusers perturbs attention; of 2.0 it is not published, and stands in no file here.
         "transformer": peer_transformer(version, **channels, **caption, perturbed_attn=True),
         "vae": video_peer(version),
-        "audio_vae": audio_peer(),
+        "audio_vae": audio_peer(**codec),
         "vocoder": vocoder_peer(version),
         "text_encoder": whole_peer(len(tokenizer) + 3),
         "tokenizer": tokenizer,

@@ -130,6 +130,12 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(
     with_more = tmp_path / "more.safetensors"
     save_file(load_file(file) | {"something.else": torch.zeros(2)}, with_more, metadata=VELOCITY)
     refuse(with_more, out, "has the tensor something.else")
+    fused = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    attention = "first_stage_model.decoder.mid.attn_1.q.weight"
+    for key, change in ((fused, lambda w: torch.cat((w, w[:1]))), (attention, lambda w: w.expand(-1, -1, 3, 3))):
+        odd = tmp_path / "odd.safetensors"
+        save_file(load_file(file) | {key: change(load_file(file)[key]).contiguous()}, odd, metadata=VELOCITY)
+        refuse(odd, out, "and should be", **words(folder))
     evil = tmp_path / "model.ckpt"
     evil.write_bytes(b"\x80\x02cposix\nsystem\nU\x04true\x85R.")
     refuse(evil, out, "asks for posix.system, which no weights need")

@@ -142,6 +142,8 @@ class _Header:
             if start + offset + size > self.size:
                 raise CheckpointError(f"{self.name}: is cut short at {key:.100}; copy or download it again")
             tensors[key] = StoredTensor(name, self._shape(key, shape, settings), start + offset, size)
+        if start + sum(tensor.nbytes for tensor in tensors.values()) > self.size:
+            raise self._damaged("its tensors lie in one another")
         return tensors
 
     def _shape(self, key: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from diffuse.errors import CheckpointError
 from diffuse.models.single_file.origin import Origin, Origins, Shapes
 
 _HEAD_WIDTH = 64  # of all published text encoders
-_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,6})\.(.+)")
 LAYER_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -46,7 +46,9 @@ def clip_config(shapes: Shapes, name: str) -> dict[str, Any]:
         CheckpointError: a tensor is missing that tells them.
     """
     published = {origin: shapes[each.key] for origin, each in clip_origins(shapes).items()}
-    layers = [int(match[1]) for key in published if (match := re.match(r"text_model\.encoder\.layers\.(\d+)\.", key))]
+    layers = [
+        int(match[1]) for key in published if (match := re.match(r"text_model\.encoder\.layers\.(\d{1,6})\.", key))
+    ]
     embeddings = "text_model.embeddings"
     try:
         vocabulary, width = published[f"{embeddings}.token_embedding.weight"]
@@ -87,6 +89,15 @@ def open_clip_origins(shapes: Shapes, layers: int, *, projection: bool) -> Origi
                 if module in LAYER_NAMES:
                     origins[f"{start}.{LAYER_NAMES[module]}.{last}"] = Origin(key)
     return origins
+
+
+def is_open_clip_layer(key: str) -> bool:
+    """Tells whether a key, behind any prefix, is that of a weight of a layer of OpenCLIP."""
+    match = _BLOCK.fullmatch(key[max(key.find("transformer.resblocks."), 0) :])
+    module, _, last = match[2].rpartition(".") if match else ("", "", "")
+    return (module in LAYER_NAMES and last in ("weight", "bias")) or (
+        module == "attn" and last in ("in_proj_weight", "in_proj_bias")
+    )
 
 
 def open_clip_layers(shapes: Shapes) -> int:

@@ -5,7 +5,7 @@ The header's names are those of the "Stability AI Metadata Specification" and of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffuse.models.single_file.clip_names import (
     CLIP_UNUSED,
     clip_config,
     clip_origins,
+    is_open_clip_layer,
     open_clip_config,
     open_clip_layers,
     open_clip_origins,
@@ -64,6 +65,11 @@ _NOT_IMPLEMENTED = {
     "patchify_proj.weight": "is a model of films without sound (LTX-Video)",
     "blocks.0.self_attn.q.weight": "is a model of films without sound (Wan)",
 }
+_DEPTH = "starts from a picture and a map of its depth"
+_OTHER_INPUTS: dict[tuple[int, ...], str] = {
+    (5,): _DEPTH,
+    (8,): "changes a picture as an instruction says (InstructPix2Pix)",
+}  # of the U-Net
 _SCALE, _SCALE_XL = 0.18215, 0.13025  # of the published autoencoders' latents
 _BETAS = {
     "beta_start": 0.00085,
@@ -103,16 +109,21 @@ def describe_checkpoint(shapes: Shapes, metadata: Mapping[str, str], name: str) 
         vae = {key: shape for key, shape in vae.items() if not key.startswith(("loss.", "model_ema."))}
         configs["vae"] = vae_config(vae, name) | vae_settings(is_xl)
         origins["vae"] = _with_prefix(vae_origins(vae, name), _VAE)
-    configs["scheduler"], notes = _scheduler(shapes, metadata, configs["unet"], is_xl)
+    configs["scheduler"], notes = _scheduler(shapes, metadata, configs["unet"], is_xl, name)
     if configs["scheduler"]["prediction_type"] == "v_prediction" and not is_xl:
         configs["unet"]["sample_size"] = 96
         configs["unet"]["upcast_attention"] = True
     used = {origin.key for places in origins.values() for origin in places.values()}
-    foreign = sorted(key for key in shapes if key not in used and not _is_known(key))
+    _check_used([key for key in shapes if key not in used and not _is_known(key)], name)
+    return Description(_index(configs, is_xl), configs, origins, notes)
+
+
+def _check_used(foreign: Sequence[str], name: str) -> None:
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise CheckpointError(f"{name}: has the tensor {foreign[0]}{more}, which no component of its family uses")
-    return Description(_index(configs, is_xl), configs, origins, notes)
+        raise CheckpointError(
+            f"{name}: has the tensor {min(foreign):.100}{more}, which no component of its family uses"
+        )
 
 
 def vae_settings(is_xl: bool) -> dict[str, Any]:
@@ -191,6 +202,10 @@ def _check_family(shapes: Shapes, name: str) -> None:
     for key, what in _NOT_IMPLEMENTED.items():
         if key in shapes or f"{_UNET}{key}" in shapes:
             raise CheckpointError(f"{name}: {what}, which is not implemented; use another checkpoint")
+    channels = shapes.get(f"{_UNET}input_blocks.0.0.weight", (0, 0))[1:2]
+    if channels in _OTHER_INPUTS or any(key.startswith("depth_model.") for key in shapes):
+        what = _OTHER_INPUTS.get(channels, _DEPTH)
+        raise CheckpointError(f"{name}: {what}, which is not implemented; use another checkpoint")
 
 
 def _other_kind(shapes: Shapes) -> str:
@@ -278,14 +293,20 @@ def _open_clip(own: Shapes, prefix: str, name: str, *, projected: bool) -> tuple
     before."""
     layers = open_clip_layers(own) - (0 if projected else 1)
     origins = open_clip_origins(own, layers, projection=projected)
+    used = {origin.key for origin in origins.values()}
+    unused = ("visual.", "text_projection", *CLIP_UNUSED)
+    _check_used(
+        [prefix + key for key in own if key not in used and not is_open_clip_layer(key) and not key.startswith(unused)],
+        name,
+    )
     return open_clip_config(own, layers, name), _with_prefix(origins, prefix)
 
 
 def _scheduler(
-    shapes: Shapes, metadata: Mapping[str, str], unet: Mapping[str, Any], is_xl: bool
+    shapes: Shapes, metadata: Mapping[str, str], unet: Mapping[str, Any], is_xl: bool, name: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the settings of a scheduler, and a line on how the prediction type was found."""
-    prediction, reason = _prediction(shapes, metadata, unet, is_xl)
+    prediction, reason = _prediction(shapes, metadata, unet, is_xl, name)
     config: dict[str, Any] = {"_class_name": "DDIMScheduler", **_BETAS, "prediction_type": prediction}
     if is_xl:
         config |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
@@ -297,14 +318,23 @@ def _scheduler(
 
 
 def _prediction(
-    shapes: Shapes, metadata: Mapping[str, str], unet: Mapping[str, Any], is_xl: bool
+    shapes: Shapes, metadata: Mapping[str, str], unet: Mapping[str, Any], is_xl: bool, name: str
 ) -> tuple[str, str | None]:
-    """Returns the prediction type, and why where it is not the family's only one."""
+    """Returns the prediction type, and why where it is not the family's only one.
+
+    Raises:
+        CheckpointError: the header says another than there are.
+    """
     declared = metadata.get("modelspec.prediction_type", "").lower()
     if declared in ("v", "v_prediction", "v-prediction"):
         return "v_prediction", "the U-Net predicts v: modelspec.prediction_type in the file's header says so"
     if declared in ("epsilon", "eps"):
         return "epsilon", None
+    if declared:
+        raise CheckpointError(
+            f"{name}: modelspec.prediction_type in its header is {declared:.60}, which is not implemented; use another "
+            "checkpoint"
+        )
     if "v_pred" in shapes:
         return "v_prediction", "the U-Net predicts v: the file has a tensor of the name v_pred"
     architecture = metadata.get("modelspec.architecture", "")
@@ -350,4 +380,4 @@ def _is_known(key: str) -> bool:
     if key.startswith(_NEVER_USED) or key.endswith(CLIP_UNUSED):
         return True
     # The projection and the last layer of encoders whose states before them are taken.
-    return key.startswith((*_OPEN_CLIP_2, _EMBEDDER)) and (".resblocks." in key or key.endswith("text_projection"))
+    return key.startswith((*_OPEN_CLIP_2, _EMBEDDER)) and (is_open_clip_layer(key) or key.endswith("text_projection"))

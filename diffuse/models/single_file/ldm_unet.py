@@ -32,7 +32,7 @@ _RESNET_NAMES = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.(\d)\.(.+)|(middle_block)\.(\d)\.(.+)")
+_BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d{1,6})\.(\d)\.(.+)|(middle_block)\.(\d)\.(.+)")
 _PLACE = re.compile(
     r"(?:(?P<side>down|up)_blocks\.(?P<level>\d+)|mid_block)\."
     r"(?P<kind>resnets|attentions|downsamplers|upsamplers)\.(?P<index>\d+)\.(?P<rest>.+)"
@@ -132,8 +132,8 @@ def unet_config(shapes: Shapes, name: str) -> dict[str, Any]:
 def ldm_layer_names(modules: Iterable[str]) -> dict[str, str]:
     """Returns the name that a U-Net's layers have in this layout, by their paths in our module, such as `conv_in`."""
     modules = list(modules)
-    resnets = [int(match[1]) for each in modules if (match := re.match(r"down_blocks\.0\.resnets\.(\d+)\.", each))]
-    attending = {match[1] for each in modules if (match := re.match(r"up_blocks\.(\d+)\.attentions\.", each))}
+    resnets = [int(match[1]) for each in modules if (match := re.match(r"down_blocks\.0\.resnets\.(\d{1,6})\.", each))]
+    attending = {match[1] for each in modules if (match := re.match(r"up_blocks\.(\d{1,6})\.attentions\.", each))}
     n = 1 + max(resnets, default=0)
     heads = {ours: theirs for theirs, ours in _ENDS.items()}
     names = {each: heads.get(each) or _layer_name(each, n, attending) for each in modules}
@@ -168,8 +168,8 @@ def _layer_name(module: str, n: int, attending: Container[str]) -> str | None:
 
 def _resnets(shapes: Iterable[str], name: str) -> int:
     """Returns the number of resnets a level on the way down."""
-    downsamplers = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d+)\.0\.op\.", key))]
-    blocks = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d+)\.", key))]
+    downsamplers = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d{1,6})\.0\.op\.", key))]
+    blocks = [int(match[1]) for key in shapes if (match := re.match(r"input_blocks\.(\d{1,6})\.", key))]
     count = min(downsamplers) - 1 if downsamplers else max(blocks, default=0)
     if count < 1:
         raise CheckpointError(
@@ -182,7 +182,7 @@ def _depth(shapes: Iterable[str], block: str) -> int:
     """Returns the number of transformer layers of a block."""
     start = f"{block}.transformer_blocks."
     found = {key[len(start) :].partition(".")[0] for key in shapes if key.startswith(start)}
-    return 1 + max((int(index) for index in found if index.isdecimal()), default=-1)
+    return 1 + max((int(index) for index in found if index.isdecimal() and len(index) < 7), default=-1)
 
 
 def _published(key: str, n: int, shapes: Shapes) -> str | None:

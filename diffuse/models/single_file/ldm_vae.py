@@ -10,7 +10,7 @@ from diffuse.models.single_file.origin import Origin, Origins, Shapes
 
 _GROUPS = 32  # of every published normalisation
 ATTENTION_NAMES = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-_LEVEL = re.compile(r"(encoder|decoder)\.(down|up)\.(\d+)\.(block\.(\d+)|downsample|upsample)\.(.+)")
+_LEVEL = re.compile(r"(encoder|decoder)\.(down|up)\.(\d{1,6})\.(block\.(\d{1,6})|downsample|upsample)\.(.+)")
 _MIDDLE = re.compile(r"(encoder|decoder)\.mid\.(block_(\d)|attn_1)\.(.+)")
 
 
@@ -72,7 +72,7 @@ def vae_config(shapes: Shapes, name: str) -> dict[str, Any]:
 
 
 def _levels(shapes: Shapes, name: str) -> int:
-    found = [int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.(\d+)\.", key))]
+    found = [int(match[1]) for key in shapes if (match := re.match(r"encoder\.down\.(\d{1,6})\.", key))]
     if not found:
         raise CheckpointError(f"{name}: has no autoencoder in the layout of a single file; it may be of another kind")
     return 1 + max(found)

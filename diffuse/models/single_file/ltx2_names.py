@@ -78,7 +78,7 @@ def video_vae_keys(keys: Iterable[str]) -> dict[str, str | None]:
     inner end.
     """
     keys = list(keys)
-    found = [int(match[1]) for key in keys if (match := re.match(r"encoder\.down_blocks\.(\d+)\.", key))]
+    found = [int(match[1]) for key in keys if (match := re.match(r"encoder\.down_blocks\.(\d{1,6})\.", key))]
     last = max(found, default=0)
     return {key: _video_vae_key(key, last) for key in keys}
 
@@ -86,7 +86,7 @@ def video_vae_keys(keys: Iterable[str]) -> dict[str, str | None]:
 def _video_vae_key(key: str, last: int) -> str | None:
     if key.startswith(_STATISTICS_PREFIX):
         return _STATISTICS.get(key.removeprefix(_STATISTICS_PREFIX))
-    if match := re.match(r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(.+)", key):
+    if match := re.match(r"(encoder\.down|decoder\.up)_blocks\.(\d{1,6})\.(.+)", key):
         side, index, rest = match[1], int(match[2]), match[3].replace("res_blocks.", "resnets.")
         half, way = side.split(".")
         if index == (last if way == "down" else 0):

@@ -78,7 +78,7 @@ def vae_names(published: Iterable[str], name: str) -> dict[str, str]:
         CheckpointError: a key is of no autoencoder that a single file can hold.
     """
     keys = list(published)
-    levels = 1 + max((int(m[1]) for key in keys if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", key))), default=0)
+    levels = 1 + max((int(m[1]) for key in keys if (m := re.match(r"decoder\.up_blocks\.(\d{1,6})\.", key))), default=0)
     return _all(keys, lambda key: _vae_name(key, levels), "autoencoder", name)
 
 
@@ -92,7 +92,7 @@ def open_clip_names(published: Iterable[str], name: str) -> dict[str, tuple[str,
     layers = {ours: theirs for theirs, ours in LAYER_NAMES.items()}
     result: dict[str, tuple[str, ...]] = {}
     for key in published:
-        match = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
+        match = re.fullmatch(r"text_model\.encoder\.layers\.(\d{1,6})\.(.+)\.(weight|bias)", key)
         if key in whole:
             result[whole[key]] = (key,)
         elif key == "text_projection.weight":
@@ -127,14 +127,14 @@ def _vae_name(key: str, levels: int) -> str | None:
         return key
     if match := re.fullmatch(r"(encoder|decoder)\.conv_norm_out\.(weight|bias)", key):
         return f"{match[1]}.norm_out.{match[2]}"
-    if match := re.fullmatch(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d+)\.(.+)\.(\w+)", key):
+    if match := re.fullmatch(r"(encoder|decoder)\.mid_block\.(resnets|attentions)\.(\d{1,6})\.(.+)\.(\w+)", key):
         side, kind, index, module, last = match[1], match[2], int(match[3]), match[4], match[5]
         if kind == "resnets":
             return f"{side}.mid.block_{index + 1}.{_in_resnet(module)}.{last}"
         names = {ours: theirs for theirs, ours in ATTENTION_NAMES.items()} | _OLD_ATTENTION
         return f"{side}.mid.attn_1.{names[module]}.{last}" if module in names else None
     match = re.fullmatch(
-        r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(resnets\.(\d+)|downsamplers\.0|upsamplers\.0)\.(.+)", key
+        r"(encoder|decoder)\.(down|up)_blocks\.(\d{1,6})\.(resnets\.(\d{1,6})|downsamplers\.0|upsamplers\.0)\.(.+)", key
     )
     if match is None:
         return None

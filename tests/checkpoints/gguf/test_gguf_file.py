@@ -93,6 +93,7 @@ HOSTILE = {
     "half a block": (header(1, 0, tensor(NAMED["Q4_K"], 200, 3)), "whole blocks"),
     "a large tensor": (header(1, 0, tensor(NAMED["F32"], 1 << 50)), "cut short at a.weight"),
     "far away": (header(1, 0, tensor(NAMED["F32"], 1, offset=1 << 60)), "cut short at a.weight"),
+    "one in another": (header(3, 0, b"".join(tensor(0, 8, name=each) for each in "abc")), "lie in one another"),
     "twice": (header(2, 0, 2 * tensor(NAMED["F32"], 0)), "twice"),
     "unknown bits": (
         header(1, 0, tensor(NAMED["IQ4_XS"], 256)),

@@ -157,6 +157,30 @@ def test_the_prediction_type_is_what_the_file_says(monkeypatch: pytest.MonkeyPat
             describe_checkpoint(xl | {key: (1,)}, {}, "FILE")
 
 
+def test_what_would_change_the_picture_and_is_not_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    second, entry = single("sd2_base", monkeypatch), "model.diffusion_model.input_blocks.0.0.weight"
+    encoder = "cond_stage_model.model."
+    for more, said in (
+        ({f"{encoder}transformer.resblocks.0.ls_1.gamma": (1024,)}, r"tensor .*resblocks.0.ls_1.gamma"),
+        ({f"{encoder}transformer.resblocks.0.mlp.more.weight": (1,)}, r"tensor .*mlp.more.weight"),
+        ({entry: (320, 5, 3, 3)}, "map of its depth"),
+        ({"depth_model.model.x": (1,)}, "map of its depth"),
+        (
+            {f"model.diffusion_model.input_blocks.{'9' * 5000}.0.in_layers.0.weight": (1,)},
+            "has the tensor|another kind",
+        ),
+        ({entry: (320, 8, 3, 3)}, "InstructPix2Pix"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            describe_checkpoint(second | more, {}, "FILE")
+    with pytest.raises(CheckpointError, match="prediction_type in its header is sample"):
+        describe_checkpoint(second, {"modelspec.prediction_type": "sample"}, "FILE")
+    alone = {key.removeprefix(encoder): shape for key, shape in second.items() if key.startswith(encoder)}
+    describe_component(alone | {"visual.proj": (1, 1)}, "text_encoder", "FILE", {})
+    with pytest.raises(CheckpointError, match=r"has the tensor anything\.at\.all"):
+        describe_component(alone | {"anything.at.all": (1,)}, "text_encoder", "FILE", {})
+
+
 def test_the_words_are_those_of_clip() -> None:
     for name, padding in (("clip", 49407), ("open_clip", 0)):
         tokenizer = CLIPTokenizer.from_folder(VOCABULARY / name)
