@@ -14,6 +14,7 @@ from diffuse.errors import CheckpointError
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 
 SINGLE = (".safetensors", ".gguf")  # files that are read as they are, beside pickles
+ADAPTER_CONFIG = "adapter_config.json"  # where peft writes the settings of a LoRA, beside it
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 # Over the years the variant has stood before or after a shard's number, and anywhere in an index's name.

@@ -111,11 +111,27 @@ def _tensors(
 
 
 def _reader(file: TensorFile, published: str, dtype: str) -> Any:
-    def read() -> Tensor:
+    def read_as(kind: torch.dtype) -> Tensor:
         try:
-            (tensor,) = file.read({published: DTYPES[dtype]}, torch.device("cpu")).values()
+            (tensor,) = file.read({published: kind}, torch.device("cpu")).values()
         except OSError as error:
             raise CheckpointError(f"{file.name}: cannot be read: {error.strerror or error}") from None
         return tensor
 
+    def read() -> Tensor:
+        tensor = read_as(DTYPES[dtype])
+        if file.tensors[published].dtype != dtype and not tensor.isfinite().all():
+            before = read_as(torch.float64)
+            lost = before[before.isfinite() & ~tensor.isfinite()]
+            if len(lost):
+                raise CheckpointError(_too_large(f"{file.name}: {published}", lost.abs().max().item(), dtype))
+        return tensor
+
     return read
+
+
+def _too_large(where: str, value: float, dtype: str) -> str:
+    name = str(DTYPES[dtype]).removeprefix("torch.")
+    wider = "bfloat16 or float32" if dtype == "F16" else "float32"
+    most = torch.finfo(DTYPES[dtype]).max
+    return f"{where} has the number {value:.6g}, and {name} holds none above {most:.6g}; add --precision {wider}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,43 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.architecture import read_architecture
+from diffuse.config.other_names import sampler_meant
 from diffuse.convert.checkpoint_content import CheckpointContent
 from diffuse.convert.weights_writer import WrittenTensor, write_weights
 from diffuse.errors import ConfigError
 from diffuse.models.single_file.describe import describe_checkpoint
 from diffuse.models.single_file.published_names import open_clip_names, unet_names, vae_names
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig
+from diffuse.schedulers.build import published_prediction, samplers_for
 
-# What no tensor tells and what the family sets, or what changes no pixel.
+# What no tensor tells and what the family sets, or what changes no pixel. What can be lost is told.
 _OF_THE_FAMILY = ("sample_size", "force_upcast", "upcast_attention", "eos_token_id", "projection_dim")
-_DEFAULTS = {
-    "timestep_spacing": "leading",
-    "rescale_betas_zero_snr": False,
-    "thresholding": False,
-    "use_karras_sigmas": False,
-}  # of settings of a scheduler, that a file can say by marks only
+_CLASSES = ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler")  # that files stand for: one's models suit all
+# Values of a scheduler's settings that ask for nothing: what is taken where a file says nothing. Of others it is false.
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "timestep_spacing": ("leading",),
+    "skip_prk_steps": (True,),
+    "clip_sample_range": (1,),
+    "dynamic_thresholding_ratio": (0.995,),
+    "sample_max_value": (1,),
+    "variance_type": ("fixed_small",),
+    "interpolation_type": ("linear",),
+    "final_sigmas_type": ("zero",),
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "bh2", "logrho"),
+    "algorithm_type": ("dpmsolver++", "deis"),
+    "lower_order_final": (True,),
+    "lambda_min_clipped": (-math.inf, "-inf"),
+    "predict_x0": (True,),
+    "predict_epsilon": (True,),
+    "original_inference_steps": (50,),
+    "timestep_scaling": (10,),
+    "flow_shift": (1,),
+    "time_shift_type": ("exponential",),
+    "timestep_type": ("discrete",),
+    "tensor_format": ("pt", "np", "numpy", "torch"),
+}
+_UPCASTS = (("vae", "force_upcast"), ("unet", "upcast_attention"))
 _ZERO_SNR = WrittenTensor("ztsnr", "F32", (0,), lambda: torch.zeros(0))
 
 
@@ -95,13 +118,25 @@ def check_ldm_file(
                     f"{source}: {name} has {field}={said}, and one file cannot say so ({read} would be taken); name a "
                     "folder to write"
                 )
-    read_back = _DEFAULTS | described.configs["scheduler"]
-    published = content.configs["scheduler"]
-    return [
-        f"scheduler.{key}={published[key]}"
-        for key, value in sorted(read_back.items())
-        if not key.startswith("_") and published.get(key) not in (None, value)
+    upcasts = [
+        f"{name}.{field}={said}"
+        for name, field in _UPCASTS
+        if bool(said := getattr(content.architectures[name], field)) != bool(described.configs[name].get(field))
     ]
+    return _lost_of_scheduler(content.configs["scheduler"], described.configs["scheduler"]) + upcasts
+
+
+def _lost_of_scheduler(published: Mapping[str, Any], read_back: Mapping[str, Any]) -> list[str]:
+    """Returns the published settings of a scheduler that the file does not say, and that ask for something."""
+    lost = []
+    kind = published.get("_class_name")
+    if kind not in (None, *_CLASSES):
+        lost.append(f"scheduler={sampler_meant(str(kind), samplers_for(published_prediction(published))) or kind}")
+    for key, value in sorted(published.items()):
+        neutral = (read_back[key],) if key in read_back else _DEFAULTS.get(key, (False, "", [], {}))
+        if not key.startswith("_") and value is not None and value not in neutral:
+            lost.append(f"scheduler.{key}={value}")
+    return lost
 
 
 def write_ldm_file(path: Path, tensors: Sequence[WrittenTensor], metadata: Mapping[str, str]) -> None:

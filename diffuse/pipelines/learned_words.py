@@ -125,8 +125,15 @@ def _fitting(
     """Returns the vectors of a file by the text encoders that they are for; none where they fit none.
 
     A file that does not say which one is for that whose width it has, and for the second where the first has its own.
+    So is every file of one tensor where the model has one text encoder.
     """
     file = embedding.file
+    if len(file.keys) == len(widths) == 1:
+        return {
+            name: file.vectors(part)
+            for name, part in zip(widths, file.keys, strict=True)
+            if file.shape(part)[1] == widths[name]
+        }
     if None in file.keys:
         fitting = [name for name, width in widths.items() if width == file.shape(None)[1]]
         free = [name for name in fitting if embedding.word not in added[name]]
@@ -144,6 +151,13 @@ def _misfit(embedding: NamedEmbedding, widths: Mapping[str, int], model: str) ->
     made_for = f"; it was made for {_WIDTHS[theirs]}" if theirs in _WIDTHS else ""
     parts = sorted(file.keys, key=lambda part: part != CLIP_L)
     said = " and ".join(f"{part or 'vectors'} of {file.shape(part)[1]} numbers" for part in parts)
+    wanted = {part: name for name, part in _PARTS.items() if name in widths}
+    (part,) = file.keys if len(file.keys) == 1 else (None,)
+    if len(widths) > 1 and part in wanted and file.shape(part)[1] == widths[wanted[part]]:
+        lacking = " or ".join(f"{each} of {widths[wanted[each]]} numbers" for each in wanted if each != part)
+        return CheckpointError(
+            f"{file.source}: has {said} and no {lacking}, and {model} takes both; give a file that has them"
+        )
     own = " and ".join(f"{name} of {width}" for name, width in widths.items())
     return CheckpointError(
         f"{file.source}: has {said}, and {model} has {own}{made_for}; give an embedding that was made for this family"

@@ -54,6 +54,9 @@ def _weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             before, after = (_value(part, index, "sha256") for part in files)
             if before != after:
                 yield f"the file of {name}.{index}: SHA-256 {_digest(before)} then, {_digest(after)} now"
+            before, after = (_value(part, index, "adapter_config", "sha256") for part in files)
+            if before != after and None not in (before, after):  # earlier versions did not record it
+                yield f"the adapter_config.json of {name}.{index}: SHA-256 {_digest(before)} then, {_digest(after)} now"
     for name in sorted({*then["inputs"], *now["inputs"]}):
         before, after = (_value(part["inputs"], name, "sha256") for part in (then, now))
         if before != after:

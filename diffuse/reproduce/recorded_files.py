@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.checkpoints.folder import file_digest
+from diffuse.checkpoints.layout import ADAPTER_CONFIG
 from diffuse.checkpoints.safetensors_file import unreadable
 from diffuse.config.file_lists import FileList
 from diffuse.config.quoting import FILE_LISTS
@@ -56,7 +57,7 @@ def _restore(files: FileList, cfg: DictConfig, recorded: RecordedRun, own: Mappi
             raise CheckpointError(f"{name}={source}: is on another computer; copy it and add {name}=FILE")
         if given is None:
             source = _at_commit(source, entry.get("revision"))
-        fault = _fault(source, name, files.name, entry.get("sha256"), cfg)
+        fault = _fault(source, name, files.name, entry, cfg)
         if fault and given is None:
             advice = f"give the file that it was made with: {name}=FILE"
             raise CheckpointError(f"{recorded.label}: {name}={source}: {fault}; {advice}")
@@ -74,8 +75,8 @@ def _at_commit(source: str, revision: Any) -> str:
     return at_revision(source, revision) if isinstance(revision, str) else source
 
 
-def _fault(source: str, name: str, kind: str, sha256: Any, cfg: DictConfig) -> str:
-    """Returns what is wrong with a file; nothing where it is the one with this SHA-256."""
+def _fault(source: str, name: str, kind: str, entry: Mapping[str, Any], cfg: DictConfig) -> str:
+    """Returns what is wrong with a file; nothing where it is the one with the SHA-256 of its entry in the record."""
     # These import torch, which a refusal needs not.
     from diffuse.checkpoints.listed_files import FILE_KINDS
     from diffuse.checkpoints.named_file import download_command, locate_file
@@ -86,8 +87,15 @@ def _fault(source: str, name: str, kind: str, sha256: Any, cfg: DictConfig) -> s
     except CheckpointError as error:
         fault = str(error).removeprefix(f"{name}={source}: ")
         return fault.partition("; ")[0] if fault.startswith("there is no such file") else fault
+    settings, beside = entry.get("adapter_config"), path.with_name(ADAPTER_CONFIG)
     try:
-        digest = file_digest(path)
+        if file_digest(path) != entry.get("sha256"):
+            return "is another file now (its SHA-256 differs)"
+        if not isinstance(settings, dict):
+            return ""
+        if not beside.is_file():
+            return f"has no {ADAPTER_CONFIG} beside it now"
+        same = file_digest(beside) == settings.get("sha256")
     except OSError as error:
         raise unreadable(source, error) from None
-    return "" if digest == sha256 else "is another file now (its SHA-256 differs)"
+    return "" if same else f"has another {ADAPTER_CONFIG} beside it now (its SHA-256 differs)"

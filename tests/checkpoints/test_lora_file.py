@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,13 @@ def test_the_scale_is_alpha_over_the_rank_or_1(tmp_path: Path) -> None:
     assert {change.module: change.scale for change in changes(tmp_path, good() | whole)}[f"{ATTENTION}.to_q"] == 1.0
 
 
+def of_peft() -> dict[str, Tensor]:
+    return {f"base_model.model.{ATTENTION}.to_{n}.lora_{e}.weight": torch.ones(*shape)
+            for n, width in (("q", 32), ("k", 768)) for e, shape in (("A", (4, width)), ("B", (32, 4)))}  # fmt: skip
+
+
 def test_settings_of_peft_say_the_scale(tmp_path: Path) -> None:
-    tensors = {f"base_model.model.{ATTENTION}.to_{n}.lora_{e}.weight": torch.ones(*shape)
-               for n, width in (("q", 32), ("k", 768)) for e, shape in (("A", (4, width)), ("B", (32, 4)))}  # fmt: skip
+    tensors = of_peft()
     assert {change.scale for change in changes(tmp_path, tensors)} == {1.0}
     config = tmp_path / "adapter_config.json"
     config.write_text('{"r": 4, "lora_alpha": 8, "alpha_pattern": {"attn2.to_k": 2}}')
@@ -165,3 +170,36 @@ def test_settings_of_peft_say_the_scale(tmp_path: Path) -> None:
     config.write_text('{"r": 4, "lora_alpha": 8, "alpha_pattern": {".*to_(k|q)": 2}}')
     with pytest.raises(CheckpointError, match=r"alpha_pattern .* is an expression"):
         changes(tmp_path, tensors)
+
+
+NO_SCALES = {
+    '"lora_alpha": "64"': "lora_alpha='64', no number",
+    '"use_rslora": "true"': "use_rslora='true', neither true nor false",
+    '"alpha_pattern": {"attn2.to_k": true}': "alpha_pattern.attn2.to_k=True, no number",
+    '"alpha_pattern": [2]': r"alpha_pattern=\[2\], no object",
+}
+
+
+@pytest.mark.parametrize("setting", NO_SCALES)
+def test_settings_of_peft_that_are_no_scale_are_refused(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(f'{{"r": 4, "lora_alpha": 8, {setting}}}')
+    with pytest.raises(CheckpointError, match=f"adapter have {NO_SCALES[setting]}$"):
+        changes(tmp_path, of_peft())
+
+
+def test_settings_of_peft_tell_files_apart(tmp_path: Path) -> None:
+    changes(tmp_path, of_peft())
+    lora, config = LoraFile.open(tmp_path / "a.safetensors", "a"), tmp_path / "adapter_config.json"
+    alone, digest = lora.identity, lora.digest()
+    assert lora.record() == {"source": "a", "sha256": digest}
+    found = {alone}
+    for alpha in (4, 8):
+        config.write_text(f'{{"lora_alpha": {alpha}}}')
+        found.add(lora.identity)
+        said = {"sha256": sha256(config.read_bytes()).hexdigest()}
+        assert lora.record() == {"source": "a", "sha256": digest, "adapter_config": said}
+    assert len(found) == 3
+    with pytest.raises(CheckpointError, match="was replaced while it was in use"):
+        lora.check_unchanged(alone)
+    changes(tmp_path, good())  # whose scale they do not say
+    assert "adapter_config" not in LoraFile.open(tmp_path / "a.safetensors", "a").record()

@@ -99,12 +99,41 @@ def test_a_file_says_where_it_came_from_and_what_it_cannot_hold(sd: Path, tmp_pa
     assert said["diffuse.source"].startswith(f"all={odd}@") and said["diffuse.version"] == diffuse.__version__
     scheduler.write_text(json.dumps(settings | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}))
     assert "does not hold" not in convert(odd, "y.safetensors", cwd=tmp_path).err
+    more = {"_class_name": "LCMScheduler", "_diffusers_version": "0.1", "trained_betas": [0.1], "use_beta_sigmas": 0,
+            "sample_max_value": 1.0, "lower_order_final": True, "solver_order": 3}  # fmt: skip
+    scheduler.write_text(json.dumps(settings | more))
+    upcasts = {"vae": "force_upcast", "unet": "upcast_attention"}
+    plain = {name: (odd / name / "config.json").read_text() for name in upcasts}
+    for name, field in upcasts.items():
+        (odd / name / "config.json").write_text(json.dumps(json.loads(plain[name]) | {field: True}))
+    said = [line for line in convert(odd, "v.safetensors", cwd=tmp_path).err.splitlines() if "does not hold" in line]
+    assert [line.partition("not hold ")[2].partition(": ")[0] for line in said] == [
+        "scheduler=lcm, scheduler.solver_order=3, scheduler.trained_betas=[0.1]",
+        "vae.force_upcast=True, unet.upcast_attention=True",
+    ]
+    for name, text in plain.items():
+        (odd / name / "config.json").write_text(text)
+    (tmp_path / "v.safetensors").unlink()
     config = odd / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_head_dim": 4}))
     done = convert(odd, "z.safetensors", cwd=tmp_path)
     assert (done.status, done.out) == (2, "") and len(done.err.splitlines()[-1:]) == 1
     assert "unet has attention_head_dim=[4, 4], and one file cannot say so" in done.err
     assert left(tmp_path) == {"odd", "x.safetensors", "y.safetensors"}
+
+
+def test_a_number_that_the_precision_cannot_hold_is_refused(sd: Path, tmp_path: Path) -> None:
+    """It would be an infinity. One that was none before stays what it is."""
+    file = ldm_files.write(sd, tmp_path / "file.safetensors", "sd1")
+    tensors, key = load_file(file), "first_stage_model.post_quant_conv.bias"
+    tensors[key][:2] = torch.tensor([70_000.0, torch.inf])
+    save_file(tensors, file)
+    for target in ("half", "half.safetensors"):
+        done = convert(file, target, "--precision", "float16", cwd=tmp_path)
+        refused(done, ".bias has the number 70000, and float16 holds none above 65504; add --precision bfloat16")
+    assert left(tmp_path) == {"file.safetensors"}
+    assert convert(file, "brain.safetensors", "--precision", "bfloat16", cwd=tmp_path).status == 0
+    assert load_file(tmp_path / "brain.safetensors")[key][:2].isfinite().tolist() == [True, False]
 
 
 def refused(done: command.Done, said: str, status: int = 2) -> None:

@@ -136,6 +136,10 @@ def test_a_word_is_found_whatever_its_case(folders: dict[str, Path], tmp_path: P
         "sd15", hardware="cpu", overrides=[f"model.source={folders['sd15']}", f"embedding={file}"]
     )
     first, second = (pipeline.encode(f"a {word} cat").prompt_embeds for word in ("BadThing", "badthing"))
+    for part in ("clip_l", "clip_g"):  # the only text encoder's, whatever the file calls it
+        save_file({part: embedding_files.vectors(2, 32)}, tmp_path / "badthing.safetensors")
+        own = [f"embedding={tmp_path}/badthing.safetensors"]
+        assert torch.equal(pipeline.encode("a badthing cat", overrides=own).prompt_embeds, first)
     other = pipeline.encode("a ~x~ cat", overrides=[f"embedding=[{{source: {file}, token: '~x~'}}]"]).prompt_embeds
     assert torch.equal(first, second) and torch.equal(first, other)
     assert not torch.equal(pipeline.encode("a badthing cat", overrides=["embedding=null"]).prompt_embeds, first)
@@ -280,6 +284,11 @@ def test_what_does_not_fit_is_refused_in_a_line(folders: dict[str, Path], toy: P
     says("it was made for Stable Diffusion XL; give an embedding that was made for this family", f"embedding={parts}")
     says("it was made for Stable Diffusion 2.x", file("wide", {"<w>": values(1, 1024)}))
     says("it was made for Stable Diffusion 1.x", file("narrow", {"<w>": values(1, 768)}), "sdxl")
+    says("it was made for Stable Diffusion 2.x", file("wider", {"clip_l": values(1, 1024)}))
+    half = file("half", {"clip_l": values(1, 16)})
+    says("has clip_l of 16 numbers and no clip_g of 32 numbers, and model.source=", half, "sdxl")
+    half = file("other", {"clip_g": values(1, 32)})
+    says("takes both; give a file that has them", half, "sdxl")
     again = file("the", {"the": values(1, 32)})
     says('embedding.0.token=the: is a word of the tokenizer already; give another, such as "<the>"', again)
     twice = f"embedding=[{toy},{{source: {toy}, token: '<CAT-toy>'}}]"

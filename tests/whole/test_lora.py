@@ -245,6 +245,36 @@ def test_a_record_knows_the_file(folders: dict[str, Path], tmp_path: Path) -> No
         build_reproduction(recorded, [f"lora.1.source={moved}"])
 
 
+def test_factors_that_are_no_numbers_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors, *rest = lora_files.kohya(LoraMaker(folders["sd15"]))
+    key = next(key for key in tensors if key.endswith("lora_up.weight"))
+    tensors[key] = torch.full_like(tensors[key], torch.nan)
+    file = lora_files.write(tmp_path / "bad.safetensors", (tensors, *rest))
+    with pytest.raises(CheckpointError, match=rf"{key} holds NaN or an infinity; the file is damaged"):
+        made("sd15", folders, f"lora={file}")
+
+
+def test_a_record_knows_the_settings_beside_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = lora_files.peft(LoraMaker(folders["sd15"]))[0]
+    own = {key.replace("unet.", "base_model.model.", 1): each for key, each in tensors.items() if key[:5] == "unet."}
+    file = lora_files.write(tmp_path / "adapter_model.safetensors", (own, {}, {}))
+    config = tmp_path / "adapter_config.json"
+    config.write_text(f'{{"lora_alpha": {lora_files.RANK}}}')
+    first = made("sd15", folders, f"lora={file}", "tracking=none", save=tmp_path / "out")
+    recorded = read_recorded_run(first.paths[0])
+    assert build_reproduction(recorded).cfg.lora[0].source == str(file)
+    config.write_text(f'{{"lora_alpha": {20 * lora_files.RANK}}}')
+    second = made("sd15", folders, f"lora={file}")
+    assert not np.array_equal(first.frames, second.frames)
+    (line,) = [each for each in record_differences(first.record, second.record) if not each.startswith("the code")]
+    assert line.startswith("the adapter_config.json of lora.0: SHA-256 ")
+    with pytest.raises(CheckpointError, match=r"has another adapter_config\.json beside it now"):
+        build_reproduction(recorded)
+    config.unlink()
+    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json beside it now"):
+        build_reproduction(recorded)
+
+
 def test_the_text_of_a_prompt_is_encoded_anew_for_each_file(folders: dict[str, Path], files: dict[str, Path]) -> None:
     own = [f"model.source={folders['sd15']}", f"lora={files['sd15']}"]
     pipeline = diffuse.load_pipeline("sd15", hardware="cpu", overrides=own)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffuse.checkpoints.folder import CheckpointFolder
-from diffuse.checkpoints.hub.repository import SHARD_INDEX, needed_files
-from diffuse.checkpoints.layout import find_variants, is_component
+from diffuse.checkpoints.hub.repository import SHARD_INDEX, needed_files, with_settings
+from diffuse.checkpoints.layout import ADAPTER_CONFIG, find_variants, is_component
 from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.errors import CheckpointError
 from diffuse.paths import user_path
 
+_OF_PEFT = "adapter_model.safetensors"
 _MARKS = ("config.json", "vocab.json", "tokenizer.json")  # one of them is in every component's folder
 
 
@@ -34,7 +35,13 @@ def cached_checkpoint(source: Source) -> LocalCheckpoint | None:
         if not isinstance(file, str):
             return None
         snapshot = Path(file).parents[source.hub_file.count("/")]
-        return source.checkpoint(snapshot, snapshot.name)
+        try:
+            listed = {each.path for each in get_cached_repo_tree(source.repository, revision=snapshot.name)}
+        except CachedRepoTreeNotFoundError:  # a file of this name has settings beside it, which may be missing
+            name = f"{source.hub_file.removesuffix(_OF_PEFT)}{ADAPTER_CONFIG}"
+            listed = {name} if Path(source.hub_file).name == _OF_PEFT else set()
+        here = all((snapshot / path).is_file() for path in with_settings(source.hub_file, listed))
+        return source.checkpoint(snapshot, snapshot.name) if here else None
     checkpoint = _snapshot(source)
     if checkpoint is None:
         return None

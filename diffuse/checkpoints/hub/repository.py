@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from diffuse.checkpoints.folder import CheckpointFolder, no_component
 from diffuse.checkpoints.hub.progress import readable_size
-from diffuse.checkpoints.layout import is_component, pick_files
+from diffuse.checkpoints.layout import ADAPTER_CONFIG, is_component, pick_files
 from diffuse.checkpoints.source import Source
 from diffuse.errors import CheckpointError
 
@@ -89,7 +89,8 @@ def plan_download(source: Source) -> DownloadPlan:
         components = tuple(CheckpointFolder(Path(index).parent, repository).components)
 
     def plan(choice: Source) -> DownloadPlan:
-        paths = needed_files(listed, choice, components or ()) if source.hub_file is None else [source.hub_file]
+        file = source.hub_file
+        paths = needed_files(listed, choice, components or ()) if file is None else with_settings(file, listed)
         files = tuple(listed[path] for path in paths)
         here = [isinstance(try_to_load_from_cache(repository, file.path, revision=commit), str) for file in files]
         return DownloadPlan(
@@ -149,6 +150,13 @@ def needed_files(paths: Iterable[str], source: Source, components: Sequence[str]
             raise CheckpointError(f"{source.location}: has no folder {component}; it is of another family of models")
         chosen += _files_of(component, listing, f"{component}/", source)
     return chosen
+
+
+def with_settings(file: str, paths: Collection[str]) -> list[str]:
+    """Returns a file, and peft's settings where they lie beside it: they say the scale of a LoRA."""
+    folder = file.rpartition("/")[0]
+    beside = f"{folder}/{ADAPTER_CONFIG}" if folder else ADAPTER_CONFIG
+    return [file, beside] if beside in paths else [file]
 
 
 def _files_of(component: str, listing: dict[str, list[str]], folder: str, source: Source) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.folder import file_digest, file_state
+from diffuse.checkpoints.layout import ADAPTER_CONFIG
 from diffuse.checkpoints.lora.factors import factor_rank, is_fitting, is_fitting_magnitude
 from diffuse.checkpoints.lora.keys import Parts, dialect, form, split_keys
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, header_bytes, unreadable
@@ -27,7 +29,7 @@ _SHOWN = 3  # keys in a message
 _NUMBERS = {**DTYPES, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "U8": torch.uint8}
 _SCALARS = ("alpha", "scalar")
 _ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers writes what peft keeps beside the weights
-_ADAPTER_CONFIG = "adapter_config.json"  # where peft writes it
+_OF_PEFT = "base_model.model."  # what peft's own names begin with
 _LARGEST = 1e30  # alpha
 _OF_THE_BIAS = ("diff_b", "b_norm")
 _EXPRESSION = re.compile(r"[^\w.-]")
@@ -92,8 +94,9 @@ class LoraFile:
 
     @property
     def identity(self) -> str:
-        """Tells files apart within a process: one that was replaced has another identity."""
-        return f"{self.path} {self._state()}"
+        """Tells files apart within a process: one that was replaced has another identity, also by its settings."""
+        settings = self._settings_digest()
+        return f"{self.path} {self._state()}" + ("" if settings is None else f" {settings}")
 
     def digest(self) -> str:
         """Returns the SHA-256 of the file. Every byte is read, once in a process for a file that does not change."""
@@ -103,9 +106,14 @@ class LoraFile:
             raise unreadable(self.source, error) from None
 
     def record(self) -> dict[str, Any]:
-        """Returns the file's source, its commit if it is on the hub, and its digest, for the record."""
+        """Returns the file's source, its commit if it is on the hub, and its digest, for the record.
+
+        Where peft's settings lie beside it and say its scale, their digest is there, too.
+        """
         commit = {} if self.revision is None else {"revision": self.revision}
-        return {"source": self.source, **commit, "sha256": self.digest()}
+        settings = self._settings_digest()
+        more = {} if settings is None else {"adapter_config": {"sha256": settings}}
+        return {"source": self.source, **commit, "sha256": self.digest(), **more}
 
     def changes(self, names: LayerNames, shapes: Mapping[str, Shapes], model: str) -> list[Change]:
         """Returns what the file changes of a model's weights.
@@ -129,7 +137,7 @@ class LoraFile:
         if twice:
             raise CheckpointError(f"{self.source}: has {twice[0][1]} twice, also as {twice[0][0]}; the file is damaged")
         scalars = self._read_scalars(layers)
-        adapters = self._adapters(layers)
+        adapters = self._adapters()
         changes: list[Change] = []
         origins: dict[tuple[str, str], str] = {}
         for name, parts in layers.items():
@@ -235,29 +243,39 @@ class LoraFile:
         by_root = any(name.startswith(prefix) and each.get("use_rslora") is True for prefix, each in adapters.items())
         return factor * alpha / (math.sqrt(rank) if by_root and "alpha" not in parts else rank)
 
-    def _adapters(self, layers: Mapping[str, Parts]) -> dict[str, dict[str, Any]]:
+    def _settings_file(self) -> Path | None:
+        """Returns the file beside this one that says the scale; None where there is none."""
+        beside = self.path.with_name(ADAPTER_CONFIG)
+        asks = _ADAPTER_METADATA not in self.metadata and any(key.startswith(_OF_PEFT) for key in self.file.tensors)
+        return beside if asks and beside.is_file() else None
+
+    def _settings_digest(self) -> str | None:
+        beside = self._settings_file()
+        return None if beside is None else hashlib.sha256(_read_settings(beside, self.source).encode()).hexdigest()
+
+    def _adapters(self) -> dict[str, dict[str, Any]]:
         """Returns the settings that peft keeps beside the weights, by what the names begin with that they are for."""
         text = self.metadata.get(_ADAPTER_METADATA)
         if text is None:
-            beside = self.path.with_name(_ADAPTER_CONFIG)
-            if not any(name.startswith("base_model.model.") for name in layers) or not beside.is_file():
+            beside = self._settings_file()
+            if beside is None:
                 return {}
-            try:
-                text = beside.read_text(encoding="utf-8")
-            except (OSError, ValueError):
-                raise CheckpointError(f"{beside}: cannot be read, and says the scale of {self.source}") from None
+            text = _read_settings(beside, self.source)
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise CheckpointError(f"{self.source}: the settings of its adapter are no JSON object; the file is damaged")
-        if "lora_alpha" in values or "r" in values:
-            return {"": values}
         adapters: dict[str, dict[str, Any]] = {}
-        for name, value in values.items():
-            component, _, field = str(name).partition(".")
-            adapters.setdefault(f"{component}.", {})[field] = value
+        if "lora_alpha" in values or "r" in values:
+            adapters[""] = values
+        else:
+            for name, value in values.items():
+                component, _, field = str(name).partition(".")
+                adapters.setdefault(f"{component}.", {})[field] = value
+        for settings in adapters.values():
+            _check_settings(settings, self.source)
         return adapters
 
     def _adapter_alpha(self, name: str, rank: int, adapters: Mapping[str, Any]) -> float:
@@ -265,8 +283,7 @@ class LoraFile:
         for prefix, values in adapters.items():
             if not name.startswith(prefix):
                 continue
-            patterns = values.get("alpha_pattern")
-            for pattern, alpha in patterns.items() if isinstance(patterns, dict) else ():
+            for pattern, alpha in (values.get("alpha_pattern") or {}).items():
                 literal = str(pattern).removeprefix("^").removesuffix("$").replace("\\.", ".")
                 if _EXPRESSION.search(literal):
                     raise CheckpointError(
@@ -309,8 +326,31 @@ def _changes_of(component: str, module: str, kind: str, parts: Parts, scale: flo
         yield Change(component, module, "bias", kind, bias, scale)
 
 
-def _as_number(value: Any, otherwise: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+def _read_settings(path: Path, source: str) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path}: cannot be read, and says the scale of {source}") from None
+
+
+def _check_settings(values: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError for settings of peft that say the scale, and not as peft writes it."""
+    patterns = values.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{source}: the settings of its adapter have alpha_pattern={patterns!r:.80}, no object")
+    numbers = {key: values.get(key) for key in ("lora_alpha", "alpha")}
+    for key, value in (numbers | {f"alpha_pattern.{key}": each for key, each in patterns.items()}).items():
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise CheckpointError(f"{source}: the settings of its adapter have {key}={value!r:.80}, no number")
+    by_root = values.get("use_rslora")
+    if not isinstance(by_root, bool | None):
+        raise CheckpointError(
+            f"{source}: the settings of its adapter have use_rslora={by_root!r:.80}, neither true nor false"
+        )
+
+
+def _as_number(value: float | None, otherwise: float) -> float:
+    if value is None:
         return float(otherwise)
     return float(value) if abs(value) < _LARGEST else math.inf
 

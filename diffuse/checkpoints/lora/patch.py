@@ -114,6 +114,9 @@ class LoraPatch:
                 tensors = lora.file.read(dtypes, device)
             except OSError as error:
                 raise CheckpointError(f"{lora.source}: cannot be read: {error.strerror or error}") from None
+            if not torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).all():
+                name = next(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+                raise CheckpointError(f"{lora.source}: {name} holds NaN or an infinity; the file is damaged")
             factors |= {(identity, name): tensor for name, tensor in tensors.items()}
         return factors
 

@@ -114,3 +114,28 @@ def test_one_file_of_a_repository(server: HubServer, capsys: pytest.CaptureFixtu
     assert "such as owner/files/v2.safetensors" in message(lambda: locate("owner/files"))
     assert "model.download=never" in message(lambda: locate("owner/files/v4.ckpt", Download.never), ConfigError)
     assert "does not exist" in message(lambda: locate("owner/files/folder/in/it"))
+
+
+def test_the_settings_beside_a_lora_come_with_it(server: HubServer) -> None:
+    """Also where another program has fetched the file alone."""
+    name = "sub/adapter_model.safetensors"
+    files = {name: weights(1), "sub/adapter_config.json": b"{}", "adapter_config.json": b"[]"}
+    server.repositories["owner/peft"] = Repository(files)
+    found = locate(f"owner/peft/{name}")
+    assert isinstance(found, SingleFile) and found.file.with_name("adapter_config.json").read_bytes() == b"{}"
+    assert server.fetched() == ["sub/adapter_config.json", name]
+    found.file.with_name("adapter_config.json").unlink()
+    for listing in found.file.parents[3].glob("trees/*"):
+        listing.unlink()
+    from huggingface_hub import _tree_cache
+
+    _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+    assert "model.download=never" in message(lambda: locate(f"owner/peft/{name}", Download.never), ConfigError)
+    server.log.clear()
+    assert locate(f"owner/peft/{name}") == found and found.file.with_name("adapter_config.json").is_file()
+    server.log.clear()
+    assert locate(f"owner/peft/{name}") == found and server.log == []
+    server.repositories["owner/bare"] = Repository({"adapter_model.safetensors": weights(1)})
+    bare = locate("owner/bare/adapter_model.safetensors")
+    server.log.clear()
+    assert locate("owner/bare/adapter_model.safetensors") == bare and server.log == []
