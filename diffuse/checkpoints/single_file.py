@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_VOCABULARY = Path(diffuse.__file__).parent / "models" / "single_file" / "vocabulary"
+VOCABULARY = Path(diffuse.__file__).parent / "models" / "single_file" / "vocabulary"
+"""The words of CLIP, as two tokenizers: `clip` and `open_clip`. No single file holds its own."""
 # What no tensor tells is the model's whose component a file replaces; of the latter, where both are of one size.
 _OF_THE_MODEL = ("scaling_factor", "shift_factor", "force_upcast", "sample_size", "upcast_attention")
 _OF_A_SIZE = ("attention_head_dim", "num_attention_heads", "hidden_act", "eos_token_id")
@@ -178,7 +179,7 @@ class SingleFile:
         if name == "tokenizer" and self.component is None and "transformer" in self._description.configs:
             return self._tokenizer_of_text_encoder()
         if name in ("tokenizer", "tokenizer_2"):
-            return _VOCABULARY / ("open_clip" if self._pads_with_a_word(name) else "clip")
+            return VOCABULARY / ("open_clip" if self._pads_with_a_word(name) else "clip")
         return self.file.parent / relative if relative in _FILE_NAMES else self.file
 
     def tensor_files(self, component: str) -> list[TensorFile]:

@@ -80,7 +80,7 @@ def convert(arguments: ConvertArguments, cfg: DictConfig) -> Path:
 def _write_file(target: Path, content: CheckpointContent, sources: list[tuple[str, str, str]]) -> None:
     tensors, metadata = ldm_tensors(content), ldm_metadata(content)
     lost = check_ldm_file(content, tensors, metadata)
-    again = [each for each in lost if each.startswith("scheduler")]
+    again = [each for each in lost if each.startswith(("scheduler", "model."))]
     if again:
         say(f"a single file does not hold {', '.join(again)}: give them again when you use it")
     if len(lost) > len(again):

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from diffuse.checkpoints.architecture import read_architecture
+from diffuse.checkpoints.single_file import VOCABULARY
 from diffuse.config.other_names import sampler_meant
 from diffuse.convert.checkpoint_content import CheckpointContent
 from diffuse.convert.weights_writer import WrittenTensor, write_weights
 from diffuse.errors import ConfigError
 from diffuse.models.single_file.describe import describe_checkpoint
 from diffuse.models.single_file.published_names import open_clip_names, unet_names, vae_names
+from diffuse.models.text_encoder.clip_tokenizer_files import read_tokenizer_files
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig
 from diffuse.schedulers.build import published_prediction, samplers_for
 
@@ -123,7 +125,22 @@ def check_ldm_file(
         for name, field in _UPCASTS
         if bool(said := getattr(content.architectures[name], field)) != bool(described.configs[name].get(field))
     ]
-    return _lost_of_scheduler(content.configs["scheduler"], described.configs["scheduler"]) + upcasts
+    size = content.architectures["unet"].sample_size
+    if size is not None and size != described.configs["unet"]["sample_size"]:
+        upcasts.append(f"unet.sample_size={size} (of a picture that names none)")
+    scheduler = _lost_of_scheduler(content.configs["scheduler"], described.configs["scheduler"])
+    return [*_lost_words(content), *scheduler, *upcasts]
+
+
+def _lost_words(content: CheckpointContent) -> list[str]:
+    """Returns the sources of tokenizers whose words are not those that every single file is read with."""
+    usual = read_tokenizer_files(VOCABULARY / "clip")
+    own = {name: (read_tokenizer_files(path), path) for name, path in content.tokenizers.items()}
+    return [
+        f"model.{name}.source={path}"
+        for name, (files, path) in own.items()
+        if files.vocabulary != usual.vocabulary or files.merges != usual.merges
+    ]
 
 
 def _lost_of_scheduler(published: Mapping[str, Any], read_back: Mapping[str, Any]) -> list[str]:

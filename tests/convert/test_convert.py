@@ -92,13 +92,14 @@ def test_a_file_says_where_it_came_from_and_what_it_cannot_hold(sd: Path, tmp_pa
     settings = json.loads(scheduler.read_text())
     scheduler.write_text(json.dumps(settings | {"timestep_spacing": "trailing", "beta_end": 0.02}))
     done = convert(odd, "x.safetensors", "scheduler.prediction_type=v_prediction", cwd=tmp_path)
-    assert "does not hold scheduler.beta_end=0.02, scheduler.timestep_spacing=trailing" in done.err, done.err
+    words = f"model.tokenizer.source={odd / 'tokenizer'}"  # the small checkpoint has words of its own
+    assert f"does not hold {words}, scheduler.beta_end=0.02, scheduler.timestep_spacing=trailing" in done.err, done.err
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         said = file.metadata()
     assert said["modelspec.prediction_type"] == "v" and said["modelspec.architecture"] == "stable-diffusion-v1"
     assert said["diffuse.source"].startswith(f"all={odd}@") and said["diffuse.version"] == diffuse.__version__
     scheduler.write_text(json.dumps(settings | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}))
-    assert "does not hold" not in convert(odd, "y.safetensors", cwd=tmp_path).err
+    assert f"does not hold {words}: give" in convert(odd, "y.safetensors", cwd=tmp_path).err
     more = {"_class_name": "LCMScheduler", "_diffusers_version": "0.1", "trained_betas": [0.1], "use_beta_sigmas": 0,
             "sample_max_value": 1.0, "lower_order_final": True, "solver_order": 3}  # fmt: skip
     scheduler.write_text(json.dumps(settings | more))
@@ -108,8 +109,8 @@ def test_a_file_says_where_it_came_from_and_what_it_cannot_hold(sd: Path, tmp_pa
         (odd / name / "config.json").write_text(json.dumps(json.loads(plain[name]) | {field: True}))
     said = [line for line in convert(odd, "v.safetensors", cwd=tmp_path).err.splitlines() if "does not hold" in line]
     assert [line.partition("not hold ")[2].partition(": ")[0] for line in said] == [
-        "scheduler=lcm, scheduler.solver_order=3, scheduler.trained_betas=[0.1]",
-        "vae.force_upcast=True, unet.upcast_attention=True",
+        f"{words}, scheduler=lcm, scheduler.solver_order=3, scheduler.trained_betas=[0.1]",
+        "vae.force_upcast=True, unet.upcast_attention=True, unet.sample_size=32 (of a picture that names none)",
     ]
     for name, text in plain.items():
         (odd / name / "config.json").write_text(text)
