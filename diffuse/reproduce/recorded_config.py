@@ -105,6 +105,8 @@ def _restore_hardware(cfg: DictConfig, record: Mapping[str, Any], own: DictConfi
         profile = recorded.get("memory_profile")
         if "memory_profile" in own_names:
             cfg.memory_profile = own.memory_profile
+            if "memory_profile.storage" not in own_names and isinstance(profile, dict) and "storage" in profile:
+                cfg.memory_profile.storage = profile["storage"]  # it changes the pixels, as no other field does
         elif isinstance(profile, dict):
             cfg.memory_profile = _profile(profile)
     return notes

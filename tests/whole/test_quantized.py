@@ -125,6 +125,9 @@ def test_a_record_knows_how_weights_were_stored(tmp_path: Path, runs: dict[str, 
     recorded = read_recorded_run(path)
     again = build_reproduction(recorded).cfg
     assert again.memory_profile.storage.value == "nf4"
+    for more, storage in ((), "nf4"), (("memory_profile.storage=full",), "full"):
+        other = build_reproduction(recorded, ["memory_profile=streaming", *more]).cfg.memory_profile
+        assert (other.name, other.storage.value) == ("streaming", storage)
     assert build_cell(path, recorded.record).weights_errors == pytest.approx(
         {"unet": 0.092, "text_encoder": 0.091}, abs=2e-3
     )
