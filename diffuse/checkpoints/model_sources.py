@@ -56,14 +56,28 @@ def locate_models(cfg: DictConfig, models: Mapping[str, Sequence[str]]) -> list[
     Raises:
         ConfigError, CheckpointError: as `model_sources` and `locate_checkpoints`.
     """
-    return [*with_parts(locate_checkpoints(model_sources(cfg, models), cfg.model.download, _DownloadCommand(cfg)))]
+    located = locate_checkpoints(model_sources(cfg, models), cfg.model.download, _DownloadCommand(cfg))
+    return [*with_parts(located, said_prediction(cfg))]
 
 
-def with_parts(located: Sequence[LocalCheckpoint]) -> list[LocalCheckpoint]:
-    """Returns the checkpoints of models, each with the components as `parts` that follow it in `located`."""
+def said_prediction(cfg: DictConfig) -> str | None:
+    """Returns the prediction type that the user says the U-Net has; None where the checkpoint says it."""
+    said = cfg.scheduler.get("prediction_type")
+    return str(said) if said in ("epsilon", "v_prediction") else None
+
+
+def with_parts(located: Sequence[LocalCheckpoint], prediction_type: str | None = None) -> list[LocalCheckpoint]:
+    """Returns the checkpoints of models, each with the components as `parts` that follow it in `located`.
+
+    Args:
+        located: a model's checkpoint, then its components'.
+        prediction_type: what `said_prediction` returns.
+    """
     checkpoints: list[LocalCheckpoint] = []
     for each in located:
         if each.component is None:
+            if isinstance(each, SingleFile) and prediction_type is not None:
+                each = replace(each, prediction_type=prediction_type)
             checkpoints.append(each)
             continue
         model = checkpoints[-1]

@@ -20,7 +20,7 @@ from diffuse.checkpoints.folder import file_digest, file_state
 from diffuse.checkpoints.safetensors_file import SafetensorsFile, StoredFile, StoredTensor, header_bytes, unreadable
 from diffuse.checkpoints.torch_files.torch_file import open_weights_file
 from diffuse.errors import CheckpointError
-from diffuse.models.single_file.describe import describe_checkpoint, describe_component, vae_settings
+from diffuse.models.single_file.describe import SAID_PREDICTION, describe_checkpoint, describe_component, vae_settings
 from diffuse.models.single_file.origin import Description, Origin
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class SingleFile:
         component: the only component that is taken from here.
         parts: component -> the checkpoint that it is taken from instead.
         model: the checkpoint whose component this one replaces: it gives the settings that no tensor tells.
+        prediction_type: of the U-Net, where the user says it: the size and the attention of a file of SD 2.x go by it.
     """
 
     file: Path
@@ -116,6 +117,7 @@ class SingleFile:
     component: str | None = None
     parts: Mapping[str, Checkpoint] = field(default_factory=dict)
     model: Checkpoint | None = None
+    prediction_type: str | None = None
 
     variant: None = None
     """A file has no variants."""
@@ -211,7 +213,7 @@ class SingleFile:
             raise unreadable(self.source, error) from None
         if self._is_decoder and self.model is not None:
             digest.update(self.model.identity.encode())
-        own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}"
+        own = f"{self.source}@{self.revision or 'local'}:{digest.hexdigest()[:32]}{self.prediction_type or ''}"
         return " ".join([own, *(f"{name}={part.identity}" for name, part in sorted(self.parts.items()))])
 
     def digest(self, components: Iterable[str] | None = None) -> str:
@@ -272,7 +274,8 @@ class SingleFile:
     @property
     def _metadata(self) -> dict[str, str]:
         values = json.loads(self._header or b"{}").get("__metadata__") or {}
-        return {str(key): str(value) for key, value in values.items()}
+        said = {} if self.prediction_type is None else {SAID_PREDICTION: self.prediction_type}
+        return {str(key): str(value) for key, value in values.items()} | said
 
     def _pads_with_a_word(self, tokenizer: str) -> bool:
         """Tells whether a tokenizer is that of an OpenCLIP model, which pads with "!"."""

@@ -12,7 +12,7 @@ import diffuse
 from diffuse.checkpoints.checkpoint import Checkpoint
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.checkpoints.locate import locate_configurations
-from diffuse.checkpoints.model_sources import model_sources, with_parts
+from diffuse.checkpoints.model_sources import model_sources, said_prediction, with_parts
 from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.errors import CheckpointError
 
@@ -62,7 +62,7 @@ def find_configurations(cfg: DictConfig, components: dict[str, tuple[str, ...]])
     """
     sources = model_sources(cfg, components)
     located = locate_configurations(sources, cfg.model.download, _published)
-    checkpoints = with_parts([_for_settings(each.checkpoint) for each in located])
+    checkpoints = with_parts([_for_settings(each.checkpoint) for each in located], said_prediction(cfg))
     weights = [_weights(each.checkpoint, source) for each, source in zip(located, sources, strict=True)]
     listed = [each.size if files is None else 0 for each, files in zip(located, weights, strict=True)]
     missing = [each.missing if files is None else 0 for each, files in zip(located, weights, strict=True)]

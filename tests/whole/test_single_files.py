@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,13 @@ def test_what_a_file_lacks_or_does_not_say_is_asked_for(made: dict[str, tuple[Pa
     options = {**request("sd2", tmp_path), "model": "auto", **words(folder)}
     told = parity.made(silent, tmp_path / "told", **options, **{"scheduler.prediction_type": "v_prediction"})
     assert np.array_equal(told, parity.made(file, tmp_path / "whole", **options))
+    sizes = []
+    for each, said in ((file, {}), (silent, {"scheduler.prediction_type": "v_prediction"})):
+        asked = [f"{name}={value}" for name, value in {"model.source": each, **words(folder), **said}.items()]
+        planned = command.diffuse("plan", "model=auto", *asked, "prompt=x", "hardware=cpu", cwd=tmp_path)
+        assert planned.status == 0, planned.err
+        sizes += re.findall(r"(\d+ x \d+), ", planned.out)
+    assert len(sizes) == 2 and sizes[0] == sizes[1]
 
     save_file({key: each for key, each in tensors.items() if not key.startswith("first_stage")}, bare, VELOCITY)
     refuse(bare, out, "model.vae.source", **words(folder))

@@ -34,6 +34,9 @@ from diffuse.models.single_file.published_names import published_keys, unet_name
 UNKNOWN_PREDICTION = "unknown"
 """The prediction type of a file that does not say whether its U-Net predicts the noise or the velocity."""
 
+SAID_PREDICTION = "scheduler.prediction_type"
+"""The name under which the metadata have what the user says, which comes before what the header does."""
+
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _OPEN_CLIP_2 = ("cond_stage_model.model.",)
 _EMBEDDER = "conditioner.embedders."
@@ -325,6 +328,8 @@ def _prediction(
     Raises:
         CheckpointError: the header says another than there are.
     """
+    if said := metadata.get(SAID_PREDICTION):
+        return said, None
     declared = metadata.get("modelspec.prediction_type", "").lower()
     if declared in ("v", "v_prediction", "v-prediction"):
         return "v_prediction", "the U-Net predicts v: modelspec.prediction_type in the file's header says so"
