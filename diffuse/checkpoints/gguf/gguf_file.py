@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,14 +53,7 @@ _LONGEST_NAME = 1024
 _MOST_AXES = 8
 
 
-@dataclass(frozen=True)
-class GgufFile(StoredFile):
-    """A GGUF file whose header has been checked; `architecture` is what it says of the model, and may be empty."""
-
-    architecture: str = ""
-
-
-def open_gguf(path: Path, name: str) -> GgufFile:
+def open_gguf(path: Path, name: str) -> StoredFile:
     """Opens a file and checks that its header and its length fit together.
 
     Raises:
@@ -82,7 +74,7 @@ class _Header:
         self.file, self.path, self.name, self.size = file, path, name, size
         self.texts = 0  # passed over in lists
 
-    def read(self) -> GgufFile:
+    def read(self) -> StoredFile:
         """Reads all of it."""
         magic, version = self._bytes(4), self._number("I")
         if magic != GGUF_MAGIC:
@@ -112,7 +104,7 @@ class _Header:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"tensors cannot be aligned to {alignment!r:.60}")
         start = -(-self.file.tell() // alignment) * alignment
-        return GgufFile(self.path, self.name, self._place(entries, start, settings), architecture)
+        return StoredFile(self.path, self.name, self._place(entries, start, settings))
 
     def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
         """Reads the name, the shape, the type and the place of a tensor."""

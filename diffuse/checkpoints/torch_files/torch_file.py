@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,6 @@ _MOST_MODULES = 200_000
 _LONGEST_NAME = 1000  # of a tensor of a TorchScript archive, with the names of its modules
 _MOST_NAMED = 16 << 20  # characters of all of them
 _LFS = b"version https://git-lfs"
-
-
-@dataclass(frozen=True)
-class TorchFile(StoredFile):
-    """A file of PyTorch whose tensors have been found; those of a TorchScript archive under their modules' names."""
-
-    is_script: bool = False
 
 
 def weights_by_name(root: Any, name: str) -> Mapping[str, Any]:
@@ -129,7 +121,7 @@ def open_weights_file(path: Path, name: str, select: Select = weights_by_name) -
     raise CheckpointError(f"{name}: holds no weights, neither of PyTorch nor as safetensors; it may be a text")
 
 
-def _open_archive(path: Path, name: str, select: Select) -> TorchFile:
+def _open_archive(path: Path, name: str, select: Select) -> StoredFile:
     archive = read_archive(path, name)
     if "byteorder" in archive.records and archive.bytes_of("byteorder") != b"little":
         raise CheckpointError(f"{name}: was written by a computer with the other order of bytes; save it anew there")
@@ -137,10 +129,10 @@ def _open_archive(path: Path, name: str, select: Select) -> TorchFile:
     root = read_pickle(archive.bytes_of("data.pkl"), _is_script_global if is_script else _is_allowed, name)
     values = _module_tensors(root, name) if is_script else select(root, name)
     storages = {key[len(DATA) :]: record for key, record in archive.records.items() if key.startswith(DATA)}
-    return TorchFile(path, name, declare_tensors(values, storages, path.stat().st_size, name), is_script)
+    return StoredFile(path, name, declare_tensors(values, storages, path.stat().st_size, name))
 
 
-def _open_legacy(path: Path, name: str, select: Select) -> TorchFile:
+def _open_legacy(path: Path, name: str, select: Select) -> StoredFile:
     """Opens a file as PyTorch wrote it until version 1.6: pickles one after the other, and then the storages."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -163,7 +155,7 @@ def _open_legacy(path: Path, name: str, select: Select) -> TorchFile:
                 raise CheckpointError(f"{name}: is cut short; copy or download it again")
             storages[key] = Record(file.tell(), nbytes)
             file.seek(nbytes, 1)
-    return TorchFile(path, name, declare_tensors(select(root, name), storages, size, name))
+    return StoredFile(path, name, declare_tensors(select(root, name), storages, size, name))
 
 
 def _note_storage(reference: Reference, used: dict[str, int]) -> None:
