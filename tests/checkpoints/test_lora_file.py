@@ -107,6 +107,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         "it was made for LTX-2",
     ),
     "NaN as alpha": (lambda: good() | {f"{Q}.alpha": torch.tensor(float("nan"))}, "the alpha of"),
+    "a huge alpha": (lambda: good() | {f"{Q}.alpha": torch.tensor(1e300, dtype=torch.float64)}, "the alpha of"),
     "an alpha of two numbers": (lambda: good() | {f"{Q}.alpha": torch.ones(2)}, "should be one number, and is F32 [2]"),
     "a layer under two names": (
         lambda: (

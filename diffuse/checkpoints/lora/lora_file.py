@@ -26,6 +26,7 @@ from diffuse.models.lora.family import lora_family, other_model
 from diffuse.models.lora.names import LayerNames
 
 _SHOWN = 3  # keys in a message
+_MOST_SCALE = 1e9  # of what training writes; NaN is none
 _NUMBERS = {**DTYPES, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "U8": torch.uint8}
 _SCALARS = ("alpha", "scalar")
 _ADAPTER_METADATA = "lora_adapter_metadata"  # where diffusers writes what peft keeps beside the weights
@@ -233,12 +234,14 @@ class LoraFile:
         shapes = {part: self.file.tensors[key].shape for part, key in parts.items()}
         factor = scalars[parts["scalar"]] if "scalar" in parts else 1.0
         rank = factor_rank(shapes)
+        if not abs(factor) <= _MOST_SCALE:
+            raise CheckpointError(f"{self.source}: the factor of {name} is {factor}; the file is damaged")
         if not rank or kind == "full":
             return factor
         if kind == "LoKr" and "lokr_w1" in parts and "lokr_w2" in parts:
             return factor
         alpha = scalars[parts["alpha"]] if "alpha" in parts else self._adapter_alpha(name, rank, adapters)
-        if not math.isfinite(alpha * factor):
+        if not abs(alpha * factor) <= _MOST_SCALE:
             raise CheckpointError(f"{self.source}: the alpha of {name} is {alpha}; the file is damaged")
         by_root = any(name.startswith(prefix) and each.get("use_rslora") is True for prefix, each in adapters.items())
         return factor * alpha / (math.sqrt(rank) if by_root and "alpha" not in parts else rank)
