@@ -14,6 +14,7 @@ from diffuse.checkpoints.single_file import SingleFile
 from diffuse.checkpoints.source import LocalCheckpoint, Source
 from diffuse.config.compose import compose_config
 from diffuse.errors import ConfigError
+from diffuse.models.single_file.describe import PREDICTIONS
 from diffuse.schema import COMPONENTS
 
 _FIELDS = ("source", "revision", "variant")
@@ -63,7 +64,7 @@ def locate_models(cfg: DictConfig, models: Mapping[str, Sequence[str]]) -> list[
 def said_prediction(cfg: DictConfig) -> str | None:
     """Returns the prediction type that the user says the U-Net has; None where the checkpoint says it."""
     said = cfg.scheduler.get("prediction_type")
-    return str(said) if said in ("epsilon", "v_prediction") else None
+    return str(said) if said in PREDICTIONS else None
 
 
 def with_parts(located: Sequence[LocalCheckpoint], prediction_type: str | None = None) -> list[LocalCheckpoint]:

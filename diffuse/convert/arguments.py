@@ -10,12 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from diffuse.errors import ConfigError
+from diffuse.models.single_file.describe import PREDICTIONS, SAID_PREDICTION
 from diffuse.paths import user_path
 
 PRECISIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_PREDICTION = "scheduler.prediction_type"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-_OTHER_FILES = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".sft")  # of which the first is written
 _OPTIONS = ("--precision", "--shard-size")
 _TAKEN = re.compile(r"(model|model\.\w+(\.\w+)?|scheduler\.prediction_type)")
 
@@ -33,7 +33,7 @@ class ConvertArguments:
     @property
     def single(self) -> bool:
         """Tells whether the target is one file."""
-        return self.target.suffix == ".safetensors"
+        return self.target.suffix == _FILES[0]
 
     @property
     def composed(self) -> list[str]:
@@ -62,8 +62,8 @@ def parse_convert_arguments(arguments: Sequence[str]) -> ConvertArguments:
         elif equals and len(words) == 2:
             if option == "model.source":
                 raise ConfigError(f"{argument}: SRC says it already; leave it out")
-            if option == _PREDICTION and value not in ("epsilon", "v_prediction"):
-                raise ConfigError(f"{argument}: should be epsilon or v_prediction")
+            if option == SAID_PREDICTION and value not in PREDICTIONS:
+                raise ConfigError(f"{argument}: should be {' or '.join(PREDICTIONS)}")
             if not _TAKEN.fullmatch(option):
                 raise ConfigError(f"{argument}: changes no file; convert takes model.* and scheduler.prediction_type")
             overrides.append(argument)
@@ -74,7 +74,7 @@ def parse_convert_arguments(arguments: Sequence[str]) -> ConvertArguments:
     target = user_path(words[1], "DST")
     if os.path.lexists(target):
         raise ConfigError(f"{target}: exists already and is not overwritten; name another, or remove it")
-    if target.suffix.lower() in _OTHER_FILES or target.suffix != target.suffix.lower() == ".safetensors":
+    if target.suffix.lower() in _FILES and target.suffix != _FILES[0]:
         raise ConfigError(f"{target}: is no kind of file that is written; name a folder, or a file DST.safetensors")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent}: there is no such folder; make it first")

@@ -79,12 +79,11 @@ def convert(arguments: ConvertArguments, cfg: DictConfig) -> Path:
 
 def _write_file(target: Path, content: CheckpointContent, sources: list[tuple[str, str, str]]) -> None:
     tensors, metadata = ldm_tensors(content), ldm_metadata(content)
-    lost = check_ldm_file(content, tensors, metadata)
-    again = [each for each in lost if each.startswith(("scheduler", "model."))]
+    again, others = check_ldm_file(content, tensors, metadata)
     if again:
         say(f"a single file does not hold {', '.join(again)}: give them again when you use it")
-    if len(lost) > len(again):
-        say(f"a single file does not hold {', '.join(lost[len(again) :])}: name a folder to write where that matters")
+    if others:
+        say(f"a single file does not hold {', '.join(others)}: name a folder to write where that matters")
     origin = "; ".join(f"{name}={source}@{digest}" for name, source, digest in sources)
     metadata |= {"modelspec.title": target.stem, "diffuse.version": diffuse.__version__, "diffuse.source": origin}
     # Names of files may be other bytes than UTF-8, of which a header is.

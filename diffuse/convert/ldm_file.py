@@ -17,7 +17,7 @@ from diffuse.config.other_names import sampler_meant
 from diffuse.convert.checkpoint_content import CheckpointContent
 from diffuse.convert.weights_writer import WrittenTensor, write_weights
 from diffuse.errors import ConfigError
-from diffuse.models.single_file.describe import describe_checkpoint
+from diffuse.models.single_file.describe import PREDICTIONS, describe_checkpoint
 from diffuse.models.single_file.published_names import open_clip_names, unet_names, vae_names
 from diffuse.models.text_encoder.clip_tokenizer_files import read_tokenizer_files
 from diffuse.models.unet.unet2d_condition import UNet2DConditionConfig
@@ -99,8 +99,11 @@ def ldm_metadata(content: CheckpointContent) -> dict[str, str]:
 
 def check_ldm_file(
     content: CheckpointContent, tensors: Sequence[WrittenTensor], metadata: Mapping[str, str]
-) -> list[str]:
-    """Checks that the file says of its models what the checkpoint does. Returns the settings that it cannot hold.
+) -> tuple[list[str], list[str]]:
+    """Checks that the file says of its models what the checkpoint does.
+
+    Returns:
+        The settings that it cannot hold: those that a user can give again, as overrides, and the others.
 
     Raises:
         ConfigError: an architecture could not be read from the file.
@@ -108,7 +111,7 @@ def check_ldm_file(
     """
     source = content.checkpoint.source
     prediction = content.configs["scheduler"].get("prediction_type", "epsilon")
-    if prediction not in ("epsilon", "v_prediction"):
+    if prediction not in PREDICTIONS:
         raise ConfigError(f"{source}: predicts {prediction}, which one file cannot say; name a folder to write")
     described = describe_checkpoint({each.key: each.shape for each in tensors}, metadata, source)
     for name, ours in content.architectures.items():
@@ -120,27 +123,27 @@ def check_ldm_file(
                     f"{source}: {name} has {field}={said}, and one file cannot say so ({read} would be taken); name a "
                     "folder to write"
                 )
-    upcasts = [
+    others = [
         f"{name}.{field}={said}"
         for name, field in _UPCASTS
         if bool(said := getattr(content.architectures[name], field)) != bool(described.configs[name].get(field))
     ]
     size = content.architectures["unet"].sample_size
     if size is not None and size != described.configs["unet"]["sample_size"]:
-        upcasts.append(f"unet.sample_size={size} (of a picture that names none)")
+        others.append(f"unet.sample_size={size} (of a picture that names none)")
     scheduler = _lost_of_scheduler(content.configs["scheduler"], described.configs["scheduler"])
-    return [*_lost_words(content), *scheduler, *upcasts]
+    return _lost_words(content) + scheduler, others
 
 
 def _lost_words(content: CheckpointContent) -> list[str]:
     """Returns the sources of tokenizers whose words are not those that every single file is read with."""
     usual = read_tokenizer_files(VOCABULARY / "clip")
-    own = {name: (read_tokenizer_files(path), path) for name, path in content.tokenizers.items()}
-    return [
-        f"model.{name}.source={path}"
-        for name, (files, path) in own.items()
-        if files.vocabulary != usual.vocabulary or files.merges != usual.merges
-    ]
+    lost = []
+    for name, path in content.tokenizers.items():
+        own = read_tokenizer_files(path)
+        if (own.vocabulary, own.merges) != (usual.vocabulary, usual.merges):
+            lost.append(f"model.{name}.source={path}")
+    return lost
 
 
 def _lost_of_scheduler(published: Mapping[str, Any], read_back: Mapping[str, Any]) -> list[str]:

@@ -106,7 +106,7 @@ def _restore_hardware(cfg: DictConfig, record: Mapping[str, Any], own: DictConfi
         if "memory_profile" in own_names:
             cfg.memory_profile = own.memory_profile
             if "memory_profile.storage" not in own_names and isinstance(profile, dict) and "storage" in profile:
-                cfg.memory_profile.storage = profile["storage"]  # it changes the pixels, as no other field does
+                cfg.memory_profile.storage = profile["storage"]  # it is lossy, as no other field is
         elif isinstance(profile, dict):
             cfg.memory_profile = _profile(profile)
     return notes

@@ -79,13 +79,12 @@ def tokenizer() -> GemmaTokenizer:
 def train_vae(work: Path, minutes: float, rate: float, bfloat16: bool, font: Path) -> None:
     """Computes the encoder, and a decoder to begin with; then trains the decoder, on latents with a little noise."""
     glyphs, palette = video_data.glyphs(font), video_data.palette()
-    vae = build("vae")
     file = work / "vae.pt"
-    if file.exists():
-        averaged(vae, file)
-    else:
+    if not file.exists():
+        vae = build("vae")
         set_video_autoencoder_weights(vae, _films(glyphs, palette, _SAMPLE))
         torch.save({"mean": vae.state_dict()}, file)
+    vae = _video_autoencoder(work)
     deviation = vae.latents_std[:, None, None, None]
     decoder = vae.decoder.requires_grad_(True)
 

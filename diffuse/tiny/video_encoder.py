@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse.models.vae.autoencoder_kl_ltx2_video import AutoencoderKLLTX2Video
+from diffuse.models.vae.autoencoder_kl_ltx2_video import AutoencoderKLLTX2Video, to_patches
+from diffuse.models.vae.ltx2_video_blocks import space_to_depth
 
 _GAIN = 16.0  # of a downsampler's convolution over the means that are added to it
 _FIRST = 2.0**-12  # of the pixels, which the gains make large: weights are stored in half precision
@@ -52,7 +53,7 @@ def set_video_autoencoder_weights(vae: AutoencoderKLLTX2Video, films: Tensor) ->
 def _set_encoder(encoder: Any, films: Tensor) -> None:
     patches = films.shape[1] * encoder.patch**2
     _place(encoder.conv_in, _FIRST * torch.eye(patches))
-    x = encoder.conv_in(_patches(films, encoder.patch))
+    x = encoder.conv_in(to_patches(films, encoder.patch))
     for block in encoder.down_blocks:
         sampler = block.downsamplers[0]
         is_last = block is encoder.down_blocks[-1]
@@ -73,7 +74,7 @@ def _set_encoder(encoder: Any, films: Tensor) -> None:
 
 def _set_decoder(decoder: Any, z: Tensor, films: Tensor) -> None:
     """Sets the weights with which blocks of pixels are their best linear guess from the latents `z`."""
-    patches = _patches(films, decoder.patch)
+    patches = to_patches(films, decoder.patch)
     samplers = [block.upsamplers[0] for block in decoder.up_blocks]
     sides = [math.prod(side) for side in zip(*(sampler.stride for sampler in samplers), strict=True)]
     # The first frame's latent is that of the frame repeated; of what it is decoded to, all but one frame is cut off.
@@ -106,9 +107,7 @@ def _set_upsampler(sampler: Any, basis: Tensor, features: Tensor) -> tuple[Tenso
     sides = [side // stride for side, stride in zip(basis.shape[2:], sampler.stride, strict=True)]
     parts = _blocks(basis, sides).flatten(1).unflatten(0, (len(basis), -1))  # [channels, parts, numbers of a part]
     covariance = torch.einsum("fpn,fg,gpm->nm", parts, features.T @ features, parts).double()
-    directions = torch.eye(len(covariance))
-    if len(covariance) > width:
-        directions = torch.linalg.eigh(covariance)[1].flip(1)[:, :width].T.float()
+    directions = _greatest(covariance, width) if len(covariance) > width else torch.eye(len(covariance))
     outputs = torch.einsum("fpn,dn->dpf", parts, directions)
     _place(sampler.conv, outputs.flatten(0, 1))
     return directions.unflatten(1, (-1, *sides)), torch.einsum("nf,dpf->npd", features, outputs).flatten(0, 1)
@@ -120,17 +119,10 @@ def _channels(sampler: Any) -> tuple[int, int]:
     return sampler.conv.conv.out_channels // parts, parts
 
 
-def _patches(films: Tensor, patch: int) -> Tensor:
-    """Returns films `[N, 3, F, H, W]` as the networks see them, `[N, 3 * p * p, F, H / p, W / p]`."""
-    x = films.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
-    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
-
-
 def _blocks(x: Tensor, sides: list[int]) -> Tensor:
     """Cuts `[N, C, F, H, W]` into blocks `[N * blocks, C, t, h, w]`, in the order of time, rows and columns."""
     t, h, w = sides
-    x = x.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))  # [N, C, F / t, t, H / h, h, W / w, w]
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(0, 3)
+    return space_to_depth(x, (t, h, w)).movedim(1, -1).flatten(0, 3).unflatten(1, (-1, t, h, w))
 
 
 def _place(layer: Any, matrix: Tensor) -> None:
@@ -143,4 +135,9 @@ def _principal_directions(x: Tensor, count: int) -> Tensor:
     """Returns directions `[count, C]` of the vectors at the places of `x` `[N, C, *sides]`, the greatest first."""
     rows = x.movedim(1, -1).flatten(0, -2)
     rows = rows[torch.randperm(len(rows))[:_ROWS]].double()
-    return torch.linalg.eigh(rows.T @ rows)[1].flip(1)[:, :count].T.float()
+    return _greatest(rows.T @ rows, count)
+
+
+def _greatest(covariance: Tensor, count: int) -> Tensor:
+    """Returns the directions `[count, C]` in which a covariance `[C, C]`, float64, is the greatest."""
+    return torch.linalg.eigh(covariance)[1].flip(1)[:, :count].T.float()

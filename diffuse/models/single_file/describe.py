@@ -34,6 +34,9 @@ from diffuse.models.single_file.published_names import published_keys, unet_name
 UNKNOWN_PREDICTION = "unknown"
 """The prediction type of a file that does not say whether its U-Net predicts the noise or the velocity."""
 
+PREDICTIONS = ("epsilon", "v_prediction")
+"""The prediction types that a single file can say."""
+
 SAID_PREDICTION = "scheduler.prediction_type"
 """The name under which the metadata have what the user says, which comes before what the header does."""
 

@@ -127,14 +127,18 @@ class VideoEncoder(nn.Module):
 
         These are `C` means, and the one logarithm of a variance that all channels have.
         """
-        x = x.unflatten(4, (-1, self.patch)).unflatten(3, (-1, self.patch))  # [B, 3, F, H / p, p, W / p, p]
-        x = x.permute(0, 2, 3, 5, 1, 6, 4).flatten(4).permute(0, 4, 1, 2, 3)  # [B, 3 * p * p, F, H / p, W / p]
-        x = self.conv_in(x)
+        x = self.conv_in(to_patches(x, self.patch))
         for level in self.down_blocks:
             x = level(x)
         x = self.mid_block(x)
         result: Tensor = self.conv_out(F.silu(pixel_norm(x), inplace=True))
         return result
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """Returns pixels `[B, 3, F, H, W]` as the encoder sees them, `[B, 3 * p * p, F, H / p, W / p]`, channels last."""
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # [B, 3, F, H / p, p, W / p, p]
+    return x.permute(0, 2, 3, 5, 1, 6, 4).flatten(4).permute(0, 4, 1, 2, 3)
 
 
 class VideoDecoder(nn.Module):

@@ -161,8 +161,8 @@ class Downsampler(nn.Module):
         """Maps `[B, C, F, H, W]` to `[B, C', (F + 1) / 2, H / 2, W / 2]`, on the sides that have a stride of two."""
         if self.stride[0] > 1:
             x = torch.cat((x[:, :, :1], x), dim=2)
-        means = _space_to_depth(x, self.stride).unflatten(1, (-1, self.group)).mean(dim=2)
-        result = _space_to_depth(self.conv(x), self.stride)
+        means = space_to_depth(x, self.stride).unflatten(1, (-1, self.group)).mean(dim=2)
+        result = space_to_depth(self.conv(x), self.stride)
         result += means
         return result
 
@@ -194,7 +194,7 @@ class Upsampler(nn.Module):
         return _depth_to_space(x, self.stride)[:, :, self.stride[0] - 1 :]
 
 
-def _space_to_depth(x: Tensor, stride: Strides) -> Tensor:
+def space_to_depth(x: Tensor, stride: Strides) -> Tensor:
     """Maps `[B, C, F, H, W]` to `[B, C * t * h * w, F / t, H / h, W / w]` for a stride of `(t, h, w)`."""
     t, h, w = stride
     x = x.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
