@@ -92,6 +92,7 @@ def _note_choices(command_line: Sequence[str]) -> None:
 
 def _run_job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from diffuse.config.hydra_settings import check_hydra_config
     from diffuse.config.quoting import unquote_overrides
@@ -100,7 +101,8 @@ def _run_job(cfg: DictConfig, junit: Path | None) -> None:
     if junit is not None and cfg.suite is None:
         raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
     check_hydra_config(HydraConfig.get())
-    overrides = unquote_overrides(HydraConfig.get().overrides.task)
+    # As they were written: where one refers to what is not there, its field says so.
+    overrides = unquote_overrides(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
     if cfg.suite is not None:
         return _run_suite(cfg, overrides, junit)
     drafts = draft_requests(cfg)  # before torch is imported

@@ -18,7 +18,7 @@ from diffuse.config.mistakes import explain_errors, own_place, plain_message, su
 from diffuse.config.own import SEARCHPATH, OwnConfig, existing_folder, folder_of, read_searchpath, use_own_config
 from diffuse.config.own_files import OwnFile, check_texts_of, find_own_file, read_own_file, read_own_files
 from diffuse.config.quoting import escape_text, quote_overrides
-from diffuse.config.root import Config
+from diffuse.config.root import Config, explain_interpolation
 from diffuse.errors import ConfigError
 
 HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
@@ -199,7 +199,7 @@ def resolve_config(cfg: DictConfig) -> ConfigValues:
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
-        line = str(error).splitlines()[0].rstrip(".")
+        line = explain_interpolation(str(error))
         where = f"{error.full_key}: " if error.full_key else ""
         is_missing = isinstance(error, MissingMandatoryValue)
         hint = "; set it, or begin the file with the defaults [OPTION, _self_], of which it is a variant"

@@ -16,6 +16,7 @@ from diffuse.config.groups import GROUPS, default_values, group_options, known_k
 from diffuse.config.other_names import field_meant, sampler_meant
 from diffuse.config.own import own_config
 from diffuse.config.own_files import find_own_file, marked_message
+from diffuse.config.root import explain_interpolation
 from diffuse.errors import ConfigError, raised_in
 
 _DEFAULTS = re.compile(
@@ -181,7 +182,7 @@ def unknown_field(key: str, override: str) -> ConfigError:
 
 def plain_message(message: str) -> str:
     """Returns the first line of a message of OmegaConf, in the words of a user."""
-    line = message.strip().splitlines()[0].rstrip(". ")
+    line = explain_interpolation(message)
     if match := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", line):
         dashed = re.fullmatch(r"(\d+)\s*-\s*(\d+)", match[1])
         hint = f"; for a sweep write range({dashed[1]},{int(dashed[2]) + 1})" if dashed else ""
@@ -221,6 +222,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if match := _DEFAULTS.search(message):
         return _explain_default(next(filter(None, match.groups())).partition("@")[0], message, overrides)
     if isinstance(error, OverrideParseException):
+        if "NoneType is incompatible" in message:
+            return ConfigError(f"{_shortened(error.override)}: choice(...) takes no null; write NAME=null,VALUE")
         return ConfigError(
             f"{_shortened(error.override)}: cannot be read; write NAME=VALUE, and quote a VALUE that has special "
             "characters"

@@ -194,7 +194,9 @@ def _quote_files(files: FileList, text: str, sweep: bool) -> str:
         if "," in text and not sweep and _is_sweep(files, text):
             return text  # and Hydra says so
         quoted = ["null" if each == "null" else _in_full(files, each) for each in texts]
-        return ",".join(quoted)  # `choice` would take no null
+        return ",".join(quoted)
+    if text.startswith("choice"):  # which takes no null, but the text of it
+        text = re.sub(r"([(,]\s*)null(?=\s*[,)])", r"\1'null'", text)
     try:
         parsed = OverridesParser.create().parse_override(f"{files.name}={text}")
     except HydraException as error:

@@ -94,6 +94,11 @@ def test_sweeps_go_through_files_and_weights() -> None:
     assert kept[1] == "lora.0.weight=0,1"
 
 
+@pytest.mark.parametrize("typed", ["choice(null,a:0.5)", "choice( null , a:0.5 )", "choice('null',a:0.5)"])
+def test_a_choice_may_be_none(typed: str) -> None:
+    assert quote_overrides([f"lora={typed}"], sweep=True) == quote_overrides(["lora=null,a:0.5"], sweep=True)
+
+
 def test_sweeps_without_keep_their_identity() -> None:
     plain = resolve_config(compose_config(["prompt=x"]))
     assert "lora" not in job_identity(plain)

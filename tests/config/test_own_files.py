@@ -99,9 +99,9 @@ MISTAKES: dict[str, tuple[str, str | bytes, int, str]] = {
     "another package": ("experiment", "# @package global\nseed: 3\n", 1, "no field or group global"),
     "a package and a word": ("experiment", "# @package _global_ x\nseed: 3\n", 1, "and nothing more"),
     "a searchpath": ("experiment", EXPERIMENT + "hydra:\n  searchpath: [/]\n", 3, "only supported from the primary"),
-    "an interpolation": ("model", MODEL + "source: ${nosuch}\n", 4, "Interpolation key 'nosuch' not found"),
+    "an interpolation": ("model", MODEL + "source: ${nosuch}\n", 4, "${nosuch} is no field"),
     "half an interpolation": ("model", MODEL + "source: ${nosuch\n", 4, "cannot be read as ${FIELD}"),
-    "no such variable": ("model", MODEL + "source: ${oc.env:NO_SUCH_ONE}\n", 4, "'NO_SUCH_ONE' not found"),
+    "no such variable": ("model", MODEL + "source: ${oc.env:NO_SUCH_ONE}\n", 4, "the environment has no NO_SUCH_ONE"),
 }
 
 
