@@ -18,26 +18,56 @@ from types import FrameType
 STATUS = 130  # as shells have it for SIGINT
 _STDERR = 2
 # Not there on every system.
+_alarm = getattr(signal, "SIGALRM", None)
+_IMPORT_CHECK = 0.02  # seconds until it is seen again whether an import has ended
 STOP_SIGNALS = tuple(number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None)
 
 
 @contextmanager
 def stop_signals_as_ctrl_c() -> Iterator[None]:
-    """Raises KeyboardInterrupt for the first SIGTERM or SIGHUP in the block. Further ones change nothing.
+    """Raises KeyboardInterrupt for each Ctrl-C, and for the first SIGTERM or SIGHUP in the block.
 
-    One that the caller has the command ignore, as nohup does with SIGHUP, stays ignored. Only the main thread of a
-    program gets signals; elsewhere nothing changes.
+    Further ones of those change nothing. What the caller has the command ignore, as nohup does with SIGHUP, stays
+    ignored. One that comes during an import is raised when that has ended: half-imported libraries answer it with
+    endless recursion, or end the process. Only the main thread of a program gets signals; elsewhere nothing changes.
     """
     received: list[int] = []
+    waiting: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        leave_lost_terminal()
-        received.append(number)
-        if len(received) == 1:
-            raise KeyboardInterrupt
+        if number != signal.SIGINT:
+            leave_lost_terminal()
+            received.append(number)
+            if len(received) > 1:
+                return
+        waiting.append(number)
+        raise_after_import(number, frame)
 
-    with _handled(STOP_SIGNALS, handler):
-        yield
+    def raise_after_import(number: int, frame: FrameType | None) -> None:
+        if not waiting:
+            return
+        if _alarm is not None and _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, _IMPORT_CHECK)
+            return
+        waiting.clear()
+        raise KeyboardInterrupt
+
+    alarm = () if _alarm is None else (_alarm,)
+    ctrl_c = () if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (signal.SIGINT,)
+    with _handled(alarm, raise_after_import), _handled((*ctrl_c, *STOP_SIGNALS), handler):
+        try:
+            yield
+        finally:
+            if waiting and _alarm is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

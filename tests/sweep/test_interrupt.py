@@ -220,6 +220,22 @@ def send_at(monkeypatch: pytest.MonkeyPatch, progress: type, *numbers: int) -> N
     monkeypatch.setattr(progress, "on_step", step)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, *STOP_SIGNALS], ids=str)
+def test_an_import_ends_before_it_is_interrupted(
+    number: int, uncaught: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's, which answers an exception within with endless recursion, or ends the process."""
+    module = tmp_path / "interrupted_import.py"
+    module.write_text(f"import os\nos.kill({os.getpid()}, {number})\nthere = sum(range(100_000))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt), stop_signals_as_ctrl_c():
+        import interrupted_import  # type: ignore[import-not-found]
+
+        signal.pause()  # until the alarm
+    assert interrupted_import.there and uncaught == []
+    del sys.modules["interrupted_import"]
+
+
 @pytest.mark.parametrize("numbers", [[number] for number in STOP_SIGNALS] + [[*STOP_SIGNALS, *STOP_SIGNALS]], ids=str)
 def test_a_run_ends_as_by_ctrl_c(
     numbers: list[int], uncaught: list[int], empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,14 +270,14 @@ def test_an_ignored_signal_stays_ignored(uncaught: list[int], tmp_path: Path, mo
 
 
 def test_handlers_are_as_before_afterwards(uncaught: list[int]) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM, *STOP_SIGNALS)]
     with pytest.raises(KeyboardInterrupt), stop_signals_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGTERM)
     with Interruption().handle_ctrl_c(""), stop_signals_as_ctrl_c():
         pass
     with stop_signals_kept():  # such as ray.init
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)] == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM, *STOP_SIGNALS)] == before
 
 
 def test_workers_leave_the_signals_to_their_command(uncaught: list[int]) -> None:
