@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from diffuse.cli.options import CFG, FLAGS, FLAGS_WITH_VALUE, MULTIRUN, OWN_FLAGS, YES
 from diffuse.cli.output import print_line
@@ -102,7 +102,8 @@ def _run_job(cfg: DictConfig, junit: Path | None) -> None:
         raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
     check_hydra_config(HydraConfig.get())
     # As they were written: where one refers to what is not there, its field says so.
-    overrides = unquote_overrides(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    overrides = unquote_overrides(cast(list[str], typed))
     if cfg.suite is not None:
         return _run_suite(cfg, overrides, junit)
     drafts = draft_requests(cfg)  # before torch is imported

@@ -39,6 +39,8 @@ Fields (what is not given takes the model's default):
 {fields}
   prompt_file                     prompts from a file, one a line
   model.source, model.vae.source  a folder or file, or OWNER/NAME on the hub; likewise each component, and the refiner's
+  lora=FILE:0.8                   files that change the model's weights, and how much of each; [FILE:0.8,FILE]: several
+  embedding=FILE                  files of textual inversion, whose words may then be in the prompt
   model.download                  ask, yes or never: whether weights that are not here are fetched
   output.dir, output.name         where to; an existing file is never overwritten
   objective.metric                what a sweep by Optuna makes better: quality/psnr, time/denoise_s ...
@@ -72,10 +74,10 @@ Standard output carries the saved paths, one a line. Exit status: 0 done, 2 the 
 """
 
 _NOTES = {
-    "model": "model.source=FOLDER or OWNER/NAME, which auto reads",
+    "model": "model.source=FOLDER, FILE or OWNER/NAME, which auto reads",
     "refiner": "makes the last steps; denoising_end=0-1 says from when on",
     "scheduler": "its options too, such as scheduler.eta=0.5",
-    "memory_profile": "what may be on the device when",
+    "memory_profile": "what may be on the device when; .budget_gib=6, .storage=int8",
     "hardware": "hardware.dtype, .deterministic=strict, .compile=regional",
     "text_backend": "who encodes the prompts of films",
     "tracking": "tracking.uri=SERVER",

@@ -85,7 +85,8 @@ def test_help(tmp_path: Path) -> None:
     for arguments in (["-h"], ["seed=1", "--help"], ["generate", "-h"]):
         assert diffuse(*arguments, cwd=tmp_path) == done
     fields = ("prompt", "negative_prompt", "prompt_file", "seed", "num_images", "width", "height")
-    for field in (*fields, "num_inference_steps", "guidance_scale", "output.dir", "output.format", "output.quality"):
+    fields += ("num_inference_steps", "guidance_scale", "output.dir", "output.format", "output.quality")
+    for field in (*fields, "lora", "embedding", "memory_profile"):
         assert field in done.out and field in known_keys()
     for status in ("0 done", "2 the request is wrong", "1 the run failed"):
         assert status in " ".join(done.out.split())

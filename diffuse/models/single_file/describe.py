@@ -209,7 +209,8 @@ def _check_family(shapes: Shapes, name: str) -> None:
         if key in shapes or f"{_UNET}{key}" in shapes:
             raise CheckpointError(f"{name}: {what}, which is not implemented; use another checkpoint")
     channels = shapes.get(f"{_UNET}input_blocks.0.0.weight", (0, 0))[1:2]
-    if channels in _OTHER_INPUTS or any(key.startswith("depth_model.") for key in shapes):
+    latents = shapes.get(f"{_UNET}out.2.weight", (4,))[:1]
+    if (channels in _OTHER_INPUTS and channels != latents) or any(key.startswith("depth_model.") for key in shapes):
         what = _OTHER_INPUTS.get(channels, _DEPTH)
         raise CheckpointError(f"{name}: {what}, which is not implemented; use another checkpoint")
 

@@ -173,6 +173,8 @@ def test_what_would_change_the_picture_and_is_not_read_is_refused(monkeypatch: p
     ):
         with pytest.raises(CheckpointError, match=said):
             describe_checkpoint(second | more, {}, "FILE")
+    latents = {entry: (320, 8, 3, 3), "model.diffusion_model.out.2.weight": (8, 320, 3, 3)}  # more of them, no picture
+    assert describe_checkpoint(second | latents, {}, "FILE").configs["unet"]["in_channels"] == 8
     with pytest.raises(CheckpointError, match="prediction_type in its header is sample"):
         describe_checkpoint(second, {"modelspec.prediction_type": "sample"}, "FILE")
     alone = {key.removeprefix(encoder): shape for key, shape in second.items() if key.startswith(encoder)}
