@@ -82,6 +82,8 @@ def _by_values(cells: Sequence[Cell], axes: Sequence[Axis], fields: Sequence[str
         assert axis is not None
         value = text.partition("=")[2]
         values = [format_value(known) for known in axis.values]
+        if value == "null" and None in axis.values:  # as it is typed
+            value = format_value(None)
         if value not in values:
             raise ConfigError(f"--reference {text}: no cell has that; {axis.key} is one of {', '.join(values)}")
         places[axis] = values.index(value)
