@@ -110,6 +110,7 @@ class JobFolders:
     def __init__(self, sweep: Path, axes: Sequence[str]) -> None:
         self.sweep = sweep
         self.axes = sorted(axes)
+        self._labels = {axis: _label(axis, self.axes) for axis in self.axes}
         self._existing: dict[str, Path] = {}
         with suppress(OSError):
             self._existing = {path.name.rpartition("-")[2]: path for path in sweep.iterdir() if path.is_dir()}
@@ -122,8 +123,18 @@ class JobFolders:
         values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
         for name in FILE_LISTS.keys() & set(self.axes):  # the names of files are shorter without their folders
             values[name] = re.sub(r"[^,\[ ]*/|\.safetensors", "", values.get(name, ""))
-        parts = [f"{axis.rpartition('.')[2]}_{_file_name(values.get(axis, ''))}" for axis in self.axes] or ["job"]
+        parts = [f"{self._labels[axis]}_{_file_name(values.get(axis, ''))}" for axis in self.axes] or ["job"]
         return self.sweep / f"{'-'.join(parts)[:_NAME_CHARACTERS]}-{key[:_KEY_CHARACTERS]}"
+
+
+def _label(axis: str, axes: Sequence[str]) -> str:
+    """Returns as many parts of an axis' name, from the last one, as tell it from the other axes."""
+    parts = axis.split(".")
+    for count in range(1, len(parts)):
+        alike = [other for other in axes if other.split(".")[-count:] == parts[-count:]]
+        if len(alike) == 1 and not parts[-count].isdigit():
+            return ".".join(parts[-count:])
+    return axis
 
 
 def _file_name(value: str) -> str:

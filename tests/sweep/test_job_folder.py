@@ -19,7 +19,7 @@ from sweeps import QUICK, pixels, swept
 from diffuse.config.compose import compose_config, resolve_config
 from diffuse.config.groups import PACKAGE
 from diffuse.media.load import content_sha256, image_sha256
-from diffuse.sweep.job_folder import job_identity
+from diffuse.sweep.job_folder import JobFolders, job_identity
 
 TINY = PACKAGE / "tiny" / "checkpoint"
 
@@ -150,3 +150,11 @@ def test_limits_of_size_are_no_part_of_a_job_unless_they_shrink_it() -> None:
     shrunk = identity("fit=shrink")
     assert shrunk["fit"] == "shrink" and shrunk["memory_profile"]["max_frames"] == 33
     assert identity("fit=shrink", "memory_profile.max_frames=9") != shrunk
+
+
+def test_folders_name_axes_apart(tmp_path: Path) -> None:
+    names = {"seed": "1", "lora.0.weight": "0", "lora.1.weight": "1", "model.unet.source": "a", "model.vae.source": "b"}
+    folders = JobFolders(tmp_path, [*names])
+    path = folders.path([f"{name}={value}" for name, value in names.items()], "k" * 64)
+    assert path.name.startswith("lora.0.weight_0-lora.1.weight_1-unet.source_a-vae.source_b-seed_1-")
+    assert JobFolders(tmp_path, ["lora.0.weight"]).path(["lora.0.weight=1"], "k" * 64).name.startswith("weight_1-")
