@@ -61,11 +61,11 @@ def convert(arguments: ConvertArguments, cfg: DictConfig) -> Path:
             f"{arguments.target}: needs {readable_size(content.nbytes)}, and its disk has {readable_size(room)} free; "
             "make room, or name another place"
         )
-    say(f"writing {readable_size(content.nbytes)}: {', '.join(content.tensors)}")
     try:
         if arguments.single:
             _write_file(arguments.target, content, sources)
         else:
+            _say_begun(content)
             card = _card(arguments, sources, "text-to-video" if content.is_film else "text-to-image")
             write_new(
                 lambda folder: write_folder(folder, content, arguments.shard_bytes, card), arguments.target, folder=True
@@ -84,11 +84,16 @@ def _write_file(target: Path, content: CheckpointContent, sources: list[tuple[st
         say(f"a single file does not hold {', '.join(again)}: give them again when you use it")
     if others:
         say(f"a single file does not hold {', '.join(others)}: name a folder to write where that matters")
+    _say_begun(content)
     origin = "; ".join(f"{name}={source}@{digest}" for name, source, digest in sources)
     metadata |= {"modelspec.title": target.stem, "diffuse.version": diffuse.__version__, "diffuse.source": origin}
     # Names of files may be other bytes than UTF-8, of which a header is.
     metadata = {name: value.encode("utf-8", "replace").decode() for name, value in metadata.items()}
     write_new(lambda path: write_ldm_file(path, tensors, metadata), target, folder=False)
+
+
+def _say_begun(content: CheckpointContent) -> None:
+    say(f"writing {readable_size(content.nbytes)}: {', '.join(content.tensors)}")
 
 
 def _sources(record: Mapping[str, Any], name: str) -> Iterator[tuple[str, str, str]]:

@@ -53,11 +53,15 @@ def _restore(files: FileList, cfg: DictConfig, recorded: RecordedRun, own: Mappi
         entry: Any = entries.get(str(index)) if isinstance(entries, dict) else None
         entry = entry if isinstance(entry, dict) else {}
         source = values["source"] if given is None else given
+        if given is not None and given.strip() in ("", "null"):
+            raise ConfigError(
+                f"{name}={given}: should be a file; leave it out, or write {files.name}=null for none at all"
+            )
         if given is None and source.startswith(("//", "\\\\")):
             raise CheckpointError(f"{name}={source}: is on another computer; copy it and add {name}=FILE")
         if given is None:
             source = _at_commit(source, entry.get("revision"))
-        fault = _fault(source, name, files.name, entry, cfg)
+        fault = _fault(source, name, files.name, entry, cfg, is_own=given is not None)
         if fault and given is None:
             advice = f"give the file that it was made with: {name}=FILE"
             raise CheckpointError(f"{recorded.label}: {name}={source}: {fault}; {advice}")
@@ -75,8 +79,12 @@ def _at_commit(source: str, revision: Any) -> str:
     return at_revision(source, revision) if isinstance(revision, str) else source
 
 
-def _fault(source: str, name: str, kind: str, entry: Mapping[str, Any], cfg: DictConfig) -> str:
-    """Returns what is wrong with a file; nothing where it is the one with the SHA-256 of its entry in the record."""
+def _fault(source: str, name: str, kind: str, entry: Mapping[str, Any], cfg: DictConfig, *, is_own: bool) -> str:
+    """Returns what is wrong with a file; nothing where it is the one with the SHA-256 of its entry in the record.
+
+    Raises:
+        CheckpointError: the user's own file is not there.
+    """
     # These import torch, which a refusal needs not.
     from diffuse.checkpoints.listed_files import FILE_KINDS
     from diffuse.checkpoints.named_file import download_command, locate_file
@@ -85,6 +93,8 @@ def _fault(source: str, name: str, kind: str, entry: Mapping[str, Any], cfg: Dic
     try:
         path = locate_file(source, name, FILE_KINDS[kind], cfg.model.download, command).path
     except CheckpointError as error:
+        if is_own:
+            raise
         fault = str(error).removeprefix(f"{name}={source}: ")
         return fault.partition("; ")[0] if fault.startswith("there is no such file") else fault
     settings, beside = entry.get("adapter_config"), path.with_name(ADAPTER_CONFIG)

@@ -243,6 +243,10 @@ def test_a_record_knows_the_file(folders: dict[str, Path], tmp_path: Path) -> No
         build_reproduction(recorded)
     with pytest.raises(ConfigError, match="the run has 1 LoRA files"):
         build_reproduction(recorded, [f"lora.1.source={moved}"])
+    with pytest.raises(ConfigError, match=r"lora\.0\.source=null: should be a file"):
+        build_reproduction(recorded, ["lora.0.source=null"])
+    with pytest.raises(CheckpointError, match=r"lora\.0\.source=nowhere: there is no such file; copy it there"):
+        build_reproduction(recorded, ["lora.0.source=nowhere"])
 
 
 def test_factors_that_are_no_numbers_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

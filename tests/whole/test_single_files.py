@@ -143,6 +143,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(
     text.rename(tmp_path / "text.txt")
     refuse(tmp_path / "text.txt", out, "is no file of weights")
     refuse(folder, out, "has no U-Net", model="sd21", **{"model.unet.source": lora})
+    refuse(file, out, "has a unet and no vocoder: it is of another family; choose model=auto", model="ltx2")
 
 
 def test_what_a_file_lacks_or_does_not_say_is_asked_for(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
