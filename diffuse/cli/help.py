@@ -14,8 +14,8 @@ diffuse makes pictures with diffusion models from declared configuration, and ke
   diffuse -m [OVERRIDES]          sweep over lists and ranges of values; the same command goes on where it stopped
   diffuse plan [OVERRIDES]        what it would take: memory, arithmetic, time, disk; with -m of a whole sweep; --json,
                                   --card "RTX 4090"
-  diffuse compare RUN...          contact sheets, table, plots and one page of what is named, see below
-  diffuse convert SRC DST         write a checkpoint as a folder, or as one file DST.safetensors, see below
+  diffuse compare RUN...          contact sheets, table, plots and one page of what is named
+  diffuse convert SRC DST         write a checkpoint as a folder, or as one file DST.safetensors
   diffuse download [OVERRIDES]    fetch a model's files, after saying how much that is; --yes agrees beforehand
   diffuse encode [OVERRIDES] --out FILE
                                   write the embeddings of a film's prompts, for text_backend=precomputed
@@ -52,15 +52,7 @@ Fields (what is not given takes the model's default):
 Groups:
 {groups}
 
-Comparing: RUN is a folder, a file, the id of a run, a sweep or an experiment; several may be named.
-  --out DIR                       where to; a folder's own report/ where it is the only one
-  --x, --y, --z FIELD             what lies on the columns, the rows and the sheets, of what varies
-  --reference FIELD=VALUE         what quality is measured against, also a file or a run; else the most steps
-  --no-sheets                     leave the contact sheets out
-
-Converting: SRC is a folder, a file (.safetensors, .ckpt) or OWNER/NAME; model.unet.source=FILE and its like may follow.
-  --precision float16             or bfloat16, float32; as stored without it
-  --shard-size 5GB                of the files of a folder
+diffuse COMMAND --help lists the options of a command.
 
   --config-dir DIR, --config-name NAME
                 your own YAML files beside the package's, and a configuration of your own to begin with

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import diffuse
 from diffuse.checkpoints.bus_error import leave_cut_files, report_cut_files
+from diffuse.cli.command_help import command_help_text
 from diffuse.cli.completion import run_completion, takes_completion
 from diffuse.cli.help import help_text
 from diffuse.cli.options import CONFIG_DIR, CONFIG_NAME, HELP, VERSION, take_value
@@ -92,7 +93,7 @@ def _dispatch(arguments: list[str]) -> None:
         check_words(arguments, COMMANDS)
     rest = arguments[1:] if command else arguments
     if any(argument in HELP for argument in rest):
-        print_line(help_text())
+        print_line(help_text() if command is None else command_help_text(command))
         return
     if VERSION in rest:
         print_line(f"diffuse {diffuse.__version__}")

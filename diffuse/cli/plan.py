@@ -142,7 +142,7 @@ def _split(arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
         elif argument in ("--json", *MULTIRUN, *YES):
             flags.add(argument)
         elif argument.startswith("-"):
-            raise ConfigError(f"{argument}: there is no such option here; diffuse --help lists them")
+            raise ConfigError(f"{argument}: there is no such option here; diffuse plan --help lists them")
         else:
             overrides.append(argument)
     return PlanOptions("--json" in flags, card, bool(flags & {*MULTIRUN}), bool(flags & {*YES})), overrides
