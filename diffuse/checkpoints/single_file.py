@@ -34,7 +34,6 @@ _OF_THE_MODEL = ("scaling_factor", "shift_factor", "force_upcast", "sample_size"
 _OF_A_SIZE = ("attention_head_dim", "num_attention_heads", "hidden_act", "eos_token_id")
 _SIZES = ("block_out_channels", "cross_attention_dim", "hidden_size", "num_hidden_layers", "projection_dim")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-_OF_FILMS = ("transformer", "vocoder", "connectors", "audio_vae")
 _FILE_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
@@ -297,12 +296,6 @@ class SingleFile:
         )
 
     def _no_component(self, component: str) -> CheckpointError:
-        denoiser = "unet" if "unet" in self._description.configs else "transformer"
-        if (component in _OF_FILMS) if denoiser == "unet" else (component == "unet"):
-            return CheckpointError(
-                f"{self.source}: has a {denoiser} and no {component}: it is of another family; choose model=auto, "
-                "which reads of which"
-            )
         return CheckpointError(
             f"{self.source}: holds no {component}; name one in {self.setting}.{component}.source, such as the "
             "checkpoint that the file was trained from"

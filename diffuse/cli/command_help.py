@@ -5,28 +5,46 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field
 
+from diffuse.cli.hydra_help import OPTIONS
+from diffuse.service.settings import ServiceSettings
+
+_OF_HYDRA = {", ".join(names): says for names, says in OPTIONS.items()}
+_OWN_FILES = ("-cd, --config-dir", "-cn, --config-name")  # of Hydra's options, those of every command
+_SWEEPS = {"-m, --multirun": _OF_HYDRA["-m, --multirun"]}
 _YES = "--yes, -y"
 _FETCHES = {_YES: "fetch weights that are not here without asking"}
-_SWEEPS = {"-m, --multirun": "a sweep over lists and ranges of values"}
+_EVERYWHERE = {
+    **{names: _OF_HYDRA[names] for names in _OWN_FILES},
+    "--help, -h": "this text",
+    "--version": "print the version",
+}
 _NAMES = 26  # characters of the column of names
 _WIDTH = 118
-_EVERYWHERE = {
-    "--config-dir, -cd DIR": "a folder of your own YAML files, beside the package's",
-    "--config-name, -cn NAME": "a configuration of your own to begin with",
-    "--help, -h": "this text",
-    "--version": "the version",
-}
+_TRACKING = "OVERRIDES are those of tracking, such as tracking.uri=SERVER."
 
 
 @dataclass(frozen=True)
 class CommandHelp:
-    """Help on a command: how it is typed, what it does, its own options, and one to try."""
+    """Help on a command: how it is typed, what it does, one to try, its own options, and what overrides it takes."""
 
     usage: str
     does: str
     example: str
     options: dict[str, str] = field(default_factory=dict)
+    overrides: str = "diffuse --help lists the fields and groups that OVERRIDES set."
 
+
+_SERVICE = {  # with the default behind each
+    "host": "the address that it listens on",
+    "port": "0 is a free one",
+    "max_body": "bytes of a request, at most",
+    "max_prompts": "of a request, at most",
+    "max_prompt_length": "characters of a prompt, at most",
+    "max_queue": "prompts that wait, at most",
+    "max_connections": "clients at once, at most",
+    "batch_size": "prompts that are computed together; with more than 1 the bits are others",
+    "timeout": "seconds for a client to send its request, and to take each part of the answer",
+}
 
 _COMMANDS = {
     "generate": CommandHelp(
@@ -34,15 +52,12 @@ _COMMANDS = {
         "Makes what is configured: a picture, a film, or with -m a sweep. diffuse --help lists the fields.",
         'diffuse prompt="a panda face on a pink background" seed=7 num_images=4',
         {
-            **_SWEEPS,
-            "--dry-run": "say what would be made, and of a sweep what is there already; nothing is made",
-            **_FETCHES,
-            "--junit FILE": "with experiment=smoke: the results for a continuous-integration server",
-            "--cfg, -c job": "print the configuration and make nothing; hydra and all have Hydra's part",
-            "--package, -p PART": "with --cfg: a part alone, such as model",
-            "--resolve": "with --cfg: interpolations are replaced by what they stand for",
+            **{names: says for names, says in _OF_HYDRA.items() if names not in _OWN_FILES},
             "--hydra-help": "what of Hydra's own options and settings works here",
-            "--shell-completion, -sc": "install=SHELL or uninstall=SHELL, of bash, zsh and fish",
+            "-sc, --shell-completion": f"first and alone: {_OF_HYDRA['-sc, --shell-completion']}",
+            "--dry-run": "say what would be made, and of a sweep what is there already; nothing is made",
+            _YES: "without asking: fetch weights that are not here; in a sweep, make more than 10,000 jobs",
+            "--junit FILE": "with experiment=smoke: the results for a continuous-integration server",
         },
     ),
     "plan": CommandHelp(
@@ -53,31 +68,33 @@ _COMMANDS = {
             "--card NAME": "as it would be on that card, which need not be here",
             "--json": "the same for programs",
             **_SWEEPS,
-            **_FETCHES,
+            _YES: "without asking: fetch a model's settings from the hub; plan more than 10,000 jobs",
         },
     ),
     "compare": CommandHelp(
         "diffuse compare RUN... [OVERRIDES]",
         "Puts runs side by side: one page, a table, plots, contact sheets. RUN is a folder, a file, the id of a run, a "
-        "sweep or an experiment; several may be named. Overrides such as tracking.uri=SERVER say where ids are from.",
+        "sweep or an experiment; several may be named.",
         "diffuse compare outputs/sweeps/SWEEP --x num_inference_steps --y seed",
         {
-            "--out DIR": "where to; a folder's own report/ where it is the only one",
+            "--out DIR": "where to; else a folder's own report/, or of several outputs/compare/DATE",
             "--x, --y, --z FIELD": "what lies on the columns, the rows and the sheets, of what varies",
             "--reference FIELD=VALUE": "what quality is measured against, also a file or a run; else the most steps",
             "--no-sheets": "leave the contact sheets out",
         },
+        f"{_TRACKING} They say where ids are looked up.",
     ),
     "convert": CommandHelp(
         "diffuse convert SRC DST [OVERRIDES]",
         "Writes a checkpoint as a folder, or as one file DST.safetensors. SRC is a folder, a file (.safetensors, "
-        ".ckpt) or OWNER/NAME; model.unet.source=FILE and its like may follow.",
+        ".ckpt) or OWNER/NAME.",
         "diffuse convert model.ckpt model.safetensors --precision float16",
         {
             "--precision DTYPE": "float16, bfloat16 or float32; as stored without it",
             "--shard-size 5GB": "of the files of a folder, at most; 10GB without it",
             **_FETCHES,
         },
+        "OVERRIDES are those of model, such as model.vae.source=FILE, and scheduler.prediction_type.",
     ),
     "reproduce": CommandHelp(
         "diffuse reproduce RUN_ID|FILE [OVERRIDES]",
@@ -85,6 +102,8 @@ _COMMANDS = {
         "1 if not.",
         "diffuse reproduce picture.png",
         _FETCHES,
+        "OVERRIDES say where to (output), on what (hardware, memory_profile), how it is kept (tracking), and where "
+        "files are now: model.source, input_image, lora.0.source and their like.",
     ),
     "download": CommandHelp(
         "diffuse download [OVERRIDES]",
@@ -102,11 +121,13 @@ _COMMANDS = {
         "diffuse ui [OVERRIDES]",
         "Opens the MLflow store on loopback and prints the link that shows the pictures. Ctrl-C ends it.",
         "diffuse ui",
+        overrides=_TRACKING,
     ),
     "sync": CommandHelp(
         "diffuse sync [OVERRIDES]",
         "Delivers the runs that wait because the store was away, or because their process was killed.",
         "diffuse sync tracking.uri=http://localhost:5000",
+        overrides=_TRACKING,
     ),
     "encode": CommandHelp(
         "diffuse encode [OVERRIDES] --out FILE",
@@ -121,14 +142,10 @@ _COMMANDS = {
         "variable DIFFUSE_TEXT_TOKEN has the token that clients send.",
         "diffuse serve-text model=ltx2 --port 8765",
         {
-            "--host, --port": "where it listens; without --host only this machine reaches it",
-            "--max-body BYTES": "of a request",
-            "--max-prompts N": "of a request",
-            "--max-prompt-length N": "characters of a prompt",
-            "--max-queue N": "prompts that wait",
-            "--max-connections N": "clients at once",
-            "--timeout SECONDS": "for a client to send its request, and to take each part of the answer",
-            "--batch-size N": "prompts that are computed together; with more than 1 the bits are no longer those of 1",
+            **{
+                f"--{name.replace('_', '-')}": f"{says}; {getattr(ServiceSettings, name)}"
+                for name, says in _SERVICE.items()
+            },
             **_FETCHES,
         },
     ),
@@ -141,6 +158,4 @@ def command_help_text(command: str) -> str:
     lines = [f"  {about.usage}", "", *textwrap.wrap(about.does, _WIDTH), ""]
     for names, text in (about.options | _EVERYWHERE).items():
         lines.append(f"  {names:<{_NAMES}}  {text}")
-    return "\n".join(
-        [*lines, "", f"  {about.example}", "", "diffuse --help lists the fields and groups that overrides set."]
-    )
+    return "\n".join([*lines, "", f"  {about.example}", "", *textwrap.wrap(about.overrides, _WIDTH)])

@@ -34,7 +34,7 @@ def run_command(command: str, arguments: list[str]) -> None:
 def _check_options(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if argument.startswith("-"):
-            raise ConfigError(f"{argument}: there is no such option here; diffuse COMMAND --help lists them")
+            raise ConfigError(f"{argument}: there is no such option here; --help behind the command lists them")
 
 
 def _take_yes(arguments: list[str]) -> tuple[bool, list[str]]:

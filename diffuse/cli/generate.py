@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from diffuse.cli.options import CFG, FLAGS, FLAGS_WITH_VALUE, MULTIRUN, OWN_FLAGS, YES
 from diffuse.cli.output import print_line
@@ -48,6 +48,8 @@ def run_generate(arguments: list[str]) -> None:
     prints = not {*CFG}.isdisjoint(flags)
     if not prints:
         check_hydra_overrides(command_line, sweep=multirun)
+    if yes and not multirun and not prints:
+        command_line = [*command_line, "model.download=yes"]
     resolve = resolve_swept_models if multirun else model_auto.resolve_model
     command_line = resolve(command_line)
     overrides = quote_overrides(command_line, sweep=multirun)
@@ -92,18 +94,15 @@ def _note_choices(command_line: Sequence[str]) -> None:
 
 def _run_job(cfg: DictConfig, junit: Path | None) -> None:
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     from diffuse.config.hydra_settings import check_hydra_config
-    from diffuse.config.quoting import unquote_overrides
+    from diffuse.config.quoting import task_overrides, unquote_overrides
     from diffuse.config.request import draft_requests
 
     if junit is not None and cfg.suite is None:
         raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
     check_hydra_config(HydraConfig.get())
-    # As they were written: where one refers to what is not there, its field says so.
-    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    overrides = unquote_overrides(cast(list[str], typed))
+    overrides = unquote_overrides(task_overrides(HydraConfig.get()))
     if cfg.suite is not None:
         return _run_suite(cfg, overrides, junit)
     drafts = draft_requests(cfg)  # before torch is imported

@@ -46,7 +46,8 @@ def run_plan(arguments: Sequence[str]) -> None:
 
     if options.sweep or is_sweep(overrides):
         return _plan_sweep(options, overrides)
-    cfg = _configure(model_auto.compose_model(overrides), options)
+    asked = [*overrides, "model.download=yes"] if options.yes else overrides
+    cfg = _configure(model_auto.compose_model(asked), options)
     if cfg.suite is not None:
         raise ConfigError(f"plan: plans pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)

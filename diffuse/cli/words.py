@@ -80,4 +80,4 @@ def _near_option(name: str, options: Sequence[str]) -> str:
         if name in names:
             return f"; {hint}"
     near = get_close_matches(name, [option for option in options if option.startswith("--")], 1, 0.7)
-    return f"; did you mean {near[0]}?" if near else "; diffuse --help lists them"
+    return f"; did you mean {near[0]}?" if near else "; diffuse generate --help lists them"

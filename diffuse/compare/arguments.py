@@ -39,7 +39,7 @@ def parse_compare_arguments(arguments: Sequence[str]) -> CompareArguments:
         if option in _VALUED:
             value = value if equals else next(rest, "")
             if not value:
-                raise ConfigError(f"{option}: needs a value; diffuse --help shows what it can be")
+                raise ConfigError(f"{option}: needs a value; diffuse compare --help says what it can be")
             values.append((option, value))
         elif argument == "--no-sheets":
             values.append((argument, ""))

@@ -14,11 +14,12 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 from diffuse.config.groups import CONFIG_NAME, GROUPS, compose_quoted, composing, conf_dir
 from diffuse.config.hydra_settings import check_hydra_parts_of
+from diffuse.config.interpolations import explain_interpolation
 from diffuse.config.mistakes import explain_errors, own_place, plain_message, suggestion
 from diffuse.config.own import SEARCHPATH, OwnConfig, existing_folder, folder_of, read_searchpath, use_own_config
 from diffuse.config.own_files import OwnFile, check_texts_of, find_own_file, read_own_file, read_own_files
 from diffuse.config.quoting import escape_text, quote_overrides
-from diffuse.config.root import Config, explain_interpolation
+from diffuse.config.root import Config
 from diffuse.errors import ConfigError
 
 HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
@@ -200,7 +201,8 @@ def resolve_config(cfg: DictConfig) -> ConfigValues:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         line = explain_interpolation(str(error))
-        where = f"{error.full_key}: " if error.full_key else ""
+        key = re.sub(r"\[(\d+)\]", r".\1", error.full_key or "")  # as it is typed
+        where = f"{key}: " if key else ""
         is_missing = isinstance(error, MissingMandatoryValue)
         hint = "; set it, or begin the file with the defaults [OPTION, _self_], of which it is a variant"
         place = own_place(error.full_key, is_missing)

@@ -37,7 +37,8 @@ from diffuse.schema import (
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_NAME = "config"
-TINY = PACKAGE / "tiny" / "checkpoint"  # the checkpoint that ships with the package
+TINY = PACKAGE / "tiny" / "checkpoint"
+SHIPPED = {"tiny": TINY, "tiny_video": PACKAGE / "tiny" / "video_checkpoint"}  # in the package, by preset
 
 _CLASSES: dict[str, type[Any]] = {
     "model": ModelConfig,
@@ -53,8 +54,8 @@ composing = TurnLock()  # held by whoever composes: Hydra keeps its state in glo
 
 Plugins.instance()  # loads the plugins
 ConfigStore.instance().store(name="schema", node=Config)
-# The shipped checkpoint is found beside the code, wherever that is installed.
-OmegaConf.register_new_resolver("diffuse_tiny", lambda: str(TINY), replace=True)
+# Checkpoints that ship are found beside the code, wherever that is installed.
+OmegaConf.register_new_resolver("diffuse_tiny", lambda preset="tiny": str(SHIPPED[preset]), replace=True)
 # A preset's commit is that of its own source; another source has it only where model.revision says so.
 OmegaConf.register_new_resolver(
     "diffuse_pin", lambda source, preset, commit: commit if source == preset else None, replace=True

@@ -13,10 +13,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.config.groups import GROUPS, default_values, group_options, known_keys, own_groups, sampler_options
+from diffuse.config.interpolations import explain_interpolation
 from diffuse.config.other_names import field_meant, sampler_meant
 from diffuse.config.own import own_config
 from diffuse.config.own_files import find_own_file, marked_message
-from diffuse.config.root import explain_interpolation
 from diffuse.errors import ConfigError, raised_in
 
 _DEFAULTS = re.compile(
@@ -222,7 +222,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if match := _DEFAULTS.search(message):
         return _explain_default(next(filter(None, match.groups())).partition("@")[0], message, overrides)
     if isinstance(error, OverrideParseException):
-        if "NoneType is incompatible" in message:
+        if "NoneType is incompatible" in message and re.search(r"=\s*choice", str(error.override)):
             return ConfigError(f"{_shortened(error.override)}: choice(...) takes no null; write NAME=null,VALUE")
         return ConfigError(
             f"{_shortened(error.override)}: cannot be read; write NAME=VALUE, and quote a VALUE that has special "

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
@@ -53,6 +53,10 @@ _PATHS = frozenset(
 _SHARED_PATHS = ("output.dir", "tracking.uri", "tracking.artifact_location", "tracking.journal")
 _NAMED_GROUPS = ("scheduler", "memory_profile", "hardware", "tracking", "text_backend")
 _OPTION_NAMES = tuple(f"{group}.name" for group in _NAMED_GROUPS)
+# What has a `null` of its own inside, or one that is an item of a `choice`.
+_BARE_NULL = re.compile(
+    r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|\[[^\]]*\]|\{[^}]*\}|([(,]\s*)null(?=\s*[,)])""", re.IGNORECASE
+)
 _TAGS = re.compile(r"tracking\.tags(\..+)?")  # which may be set without `+`, as a field may
 _OPEN = (
     "hydra",
@@ -159,6 +163,14 @@ def unquote_overrides(overrides: Sequence[str]) -> list[str]:
     return [_unquote(override) for override in overrides]
 
 
+def task_overrides(hydra: Any) -> list[str]:
+    """Returns the overrides of a job from Hydra's settings, as they were written.
+
+    Where a `${...}` in one leads nowhere, its field says so.
+    """
+    return cast(list[str], OmegaConf.to_container(hydra.overrides.task, resolve=False))
+
+
 @lru_cache(1000)  # the jobs of a sweep have most in common
 def _unquote(override: str) -> str:
     if (files := FILE_LISTS.get(override.partition("=")[0])) is not None:
@@ -196,7 +208,7 @@ def _quote_files(files: FileList, text: str, sweep: bool) -> str:
         quoted = ["null" if each == "null" else _in_full(files, each) for each in texts]
         return ",".join(quoted)
     if text.startswith("choice"):  # which takes no null, but the text of it
-        text = re.sub(r"([(,]\s*)null(?=\s*[,)])", r"\1'null'", text)
+        text = _BARE_NULL.sub(lambda match: match[0] if match[1] is None else f"{match[1]}'null'", text)
     try:
         parsed = OverridesParser.create().parse_override(f"{files.name}={text}")
     except HydraException as error:
@@ -209,7 +221,7 @@ def _quote_files(files: FileList, text: str, sweep: bool) -> str:
     if isinstance(value, ChoiceSweep):
         items = [_plain_value(item) for item in value.list]
         quoted = ["null" if item in (None, "null") else _in_full(files, item) for item in items]
-        return ",".join(quoted) if len(quoted) > 1 else f"choice({quoted[0]})"
+        return ",".join(quoted) if len(quoted) > 1 or quoted == ["null"] else f"choice({quoted[0]})"
     is_files = isinstance(value, list | dict | str) and not (isinstance(value, str) and "${" in value)
     return _in_full(files, value) if is_files else text
 

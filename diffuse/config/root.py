@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffuse.config.interpolations import explain_interpolation
 from diffuse.errors import ConfigError
 from diffuse.schema import (
     LEFT_TO_AUTO,
@@ -93,20 +93,6 @@ def check_parts(cfg: DictConfig, part: type = Config, prefix: str = "") -> None:
                 raise ConfigError(f"{full}={text}: {_advice(full, kind)}")
         elif isinstance(kind, type) and is_dataclass(kind) and isinstance(value := cfg[name], DictConfig):
             check_parts(value, kind, f"{full}.")
-
-
-def explain_interpolation(message: str) -> str:
-    """Returns the first line of what OmegaConf says of a `${...}`, in the words of a user."""
-    line = message.strip().splitlines()[0].rstrip(". ")
-    if match := re.search(r"Interpolation key '(.*)' not found", line):
-        return f"${{{match[1]}}} is no field; in a text that has it, write \\${{{match[1]}}}"
-    if match := re.search(r"Unsupported interpolation type (\S+)", line):
-        return f"${{{match[1]}:...}} is no resolver; the one of the environment is ${{oc.env:NAME}}"
-    if match := re.search(r"Environment variable '(.*)' not found", line):
-        return f"the environment has no {match[1]}; set it, or write ${{oc.env:{match[1]},VALUE}}"
-    if "Recursive interpolation detected" in line:
-        return "refers to itself; give it a value"
-    return line
 
 
 @cache

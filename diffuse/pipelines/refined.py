@@ -16,6 +16,7 @@ from diffuse.checkpoints.lora.locate_lora import NamedLora
 from diffuse.device.memory import Memory
 from diffuse.device.patches import Patch
 from diffuse.errors import CheckpointError, ConfigError
+from diffuse.pipelines.components import Role
 from diffuse.pipelines.latent_diffusion import LatentDiffusion
 from diffuse.pipelines.learned_words import Words
 from diffuse.pipelines.pipeline import DiffusionPipeline, ModelPipeline, Stage
@@ -25,6 +26,8 @@ from diffuse.sampling.results import DecodedMedia
 from diffuse.sampling.start import FromLatents, FromNoise, UntilCall
 from diffuse.schema import INPUT_FIELDS, GenerationRequest
 from diffuse.text_backends.backend import TextBackend
+
+_DENOISERS = ("unet", "transformer")
 
 
 def request_fields(families: Sequence[type[ModelPipeline]]) -> frozenset[str]:
@@ -48,6 +51,8 @@ def build_pipeline(
         CheckpointError: the parts do not fit together.
         ConfigError: a model that has no refiner is given one.
     """
+    for family, checkpoint in zip(families, checkpoints, strict=True):
+        _check_denoiser(family, checkpoint)
     if len(families) == 1:
         others = {} if text_backend is None else {"text_backend": text_backend}
         return families[0](checkpoints[0], memory, **others)
@@ -67,6 +72,17 @@ class Relay(NamedTuple):
     second: Sampler
     step: int
     calls: int
+
+
+def _check_denoiser(family: type[ModelPipeline], checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint that has another kind of denoiser: what else it lacks is of no interest."""
+    own = next(name for name, part in family.components.items() if part.role is Role.denoiser)
+    has = {name for name in _DENOISERS if any(checkpoint.index.get(name) or ())} | checkpoint.parts.keys()
+    if own not in has and (other := next((name for name in _DENOISERS if name in has), None)):
+        raise CheckpointError(
+            f"{checkpoint.source}: has a {other} and no {own}: it is of another family; choose model=auto, which finds "
+            "the family"
+        )
 
 
 class RefinedPipeline(DiffusionPipeline):

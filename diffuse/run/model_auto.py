@@ -10,10 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from diffuse.checkpoints.layout import PICKLES, SINGLE
 from diffuse.checkpoints.locate import model_index
 from diffuse.checkpoints.source import Source
 from diffuse.config.compose import compose_config
+from diffuse.config.groups import SHIPPED, conf_dir
 from diffuse.config.hydra_settings import check_hydra_overrides
+from diffuse.config.own import own_config
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.schema import Download
 
@@ -38,6 +41,7 @@ _FAMILIES = {
 # A component by whose class a version of a family is recognised -> its option.
 _VERSIONS = {"ltx2": ("vocoder", {"LTX2VocoderWithBWE": "ltx2_3"})}
 _REFINERS = {"sdxl": "sdxl_refiner"}
+_OWN = "_diffuse_model"  # the option of a checkpoint that ships, whose usual size is not its family's
 # What others do, which is not implemented: part of the class's name -> the words for it. The first that fits is said.
 _OTHERS = {
     "Onnx": "has its weights for ONNX Runtime",
@@ -67,16 +71,37 @@ def compose_model(overrides: Sequence[str] = ()) -> DictConfig:
     return compose_config(resolve_model(overrides))
 
 
+def with_auto(overrides: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Returns the overrides with `model=auto` where single files are the sources, and nothing chooses the model."""
+    files = [source for source in sources if source.lower().endswith((*SINGLE, *PICKLES)) and "${" not in source]
+    if not files or len(files) < len(sources) or _chooses_model(overrides):
+        return list(overrides)
+    return [*overrides, AUTO]
+
+
+def _chooses_model(overrides: Sequence[str]) -> bool:
+    """Tells whether an override, an experiment or one of the user's files says which option of `model` it is."""
+    values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
+    if {"model", "+model", "++model", "~model"} & values.keys():
+        return True
+    if any(entry.group == "model" for file in own_config().files.values() for entry in file.defaults()):
+        return True
+    experiment = conf_dir() / "experiment" / f"{values.get('experiment', '')}.yaml"
+    return experiment.is_file() and "override /model:" in experiment.read_text(encoding="utf-8")
+
+
 def resolve_model(overrides: Sequence[str]) -> list[str]:
-    """Returns the overrides with the checkpoint's own family for `model=auto`.
+    """Returns the overrides with the checkpoint's own family for `model=auto`, which is usual for a single file.
 
     Raises:
         ConfigError, CheckpointError: as `read_option`.
     """
+    values = {name: value for name, _, value in (override.partition("=") for override in overrides)}
+    source = _text(values.get("model.source"))
+    overrides = with_auto(overrides, [source] if source else [])
     if AUTO not in overrides:
-        return list(overrides)
-    source = {name: value for name, _, value in (override.partition("=") for override in overrides)}.get("model.source")
-    model = f"model={read_option(_text(source), overrides)}"
+        return overrides
+    model = f"model={read_option(source, overrides)}"
     return [model if override == AUTO else override for override in overrides]
 
 
@@ -104,6 +129,8 @@ def family_option(index: Mapping[str, Any], source: str) -> str:
     Raises:
         CheckpointError: there is none.
     """
+    if index.get(_OWN) in SHIPPED:
+        return str(index[_OWN])
     name = str(index.get("_class_name"))
     option = _FAMILIES.get(name)
     if option is None:

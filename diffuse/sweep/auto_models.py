@@ -13,7 +13,7 @@ from diffuse.config.groups import compose_quoted
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import quote_overrides
 from diffuse.errors import ConfigError
-from diffuse.run.model_auto import AUTO, read_option, resolve_model
+from diffuse.run.model_auto import AUTO, read_option, resolve_model, with_auto
 from diffuse.sweep.globs import expand_globs, quote_name
 from diffuse.sweep.sweeper import axis_values, read_zip
 
@@ -28,6 +28,11 @@ def resolve_swept_models(overrides: Sequence[str]) -> list[str]:
         ConfigError: there is no source, or the sweep cannot have fields that go together.
         CheckpointError: a checkpoint is not there, or of a family that is not implemented.
     """
+    source = next((line for line in overrides if line.partition("=")[0] == _SOURCE), None)
+    if source is not None:
+        with explain_errors(overrides):
+            (of_source,) = OverridesParser.create().parse_overrides(expand_globs([source]))
+            overrides = with_auto(overrides, _values(of_source))
     typed = {name: line for line in overrides if (name := line.partition("=")[0]) in (_MODEL, _SOURCE)}
     if _NAME not in typed.get(_MODEL, "") and "glob" not in typed.get(_MODEL, ""):
         return list(overrides)

@@ -6,6 +6,7 @@ SIGHUP are always a first one: both the system and the shell send SIGHUP to the 
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import stat
@@ -17,9 +18,8 @@ from types import FrameType
 
 STATUS = 130  # as shells have it for SIGINT
 _STDERR = 2
-# Not there on every system.
-_alarm = getattr(signal, "SIGALRM", None)
 _IMPORT_CHECK = 0.02  # seconds until it is seen again whether an import has ended
+# Not there on every system.
 STOP_SIGNALS = tuple(number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None)
 
 
@@ -29,41 +29,61 @@ def stop_signals_as_ctrl_c() -> Iterator[None]:
 
     Further ones of those change nothing. What the caller has the command ignore, as nohup does with SIGHUP, stays
     ignored. One that comes during an import is raised when that has ended: half-imported libraries answer it with
-    endless recursion, or end the process. Only the main thread of a program gets signals; elsewhere nothing changes.
+    endless recursion, or end the process. A second one meanwhile ends the process at once. Only the main thread of a
+    program gets signals; elsewhere nothing changes.
     """
-    received: list[int] = []
-    waiting: list[int] = []
+    stops: list[int] = []
+    waiting: list[threading.Timer] = []  # the one that sends the signal again, while an import goes on
+    sent_again: list[int] = []
+    thread = threading.get_ident()
+    generator = inspect.currentframe()
+    assert generator is not None and generator.f_back is not None
+    block = generator.f_back.f_back  # whoever has the block: an import that goes on around it has no end within
+
+    def send_again(number: int) -> None:
+        sent_again.append(number)
+        if sys.platform == "win32":
+            signal.raise_signal(number)
+        else:  # to the main thread, which may sleep
+            signal.pthread_kill(thread, number)
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGINT:
+        is_new = not sent_again
+        sent_again.clear()
+        if is_new and number != signal.SIGINT:
             leave_lost_terminal()
-            received.append(number)
-            if len(received) > 1:
-                return
-        waiting.append(number)
-        raise_after_import(number, frame)
-
-    def raise_after_import(number: int, frame: FrameType | None) -> None:
-        if not waiting:
-            return
-        if _alarm is not None and _is_importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, _IMPORT_CHECK)
+            stops.append(number)
+        if is_new and waiting:
+            with suppress(OSError):
+                os.write(_STDERR, b"\ndiffuse: interrupted\n")
+            os._exit(STATUS)
+        if (is_new and number != signal.SIGINT and len(stops) > 1) or not (is_new or waiting):
             return
         waiting.clear()
-        raise KeyboardInterrupt
+        if not _is_importing(frame, block):
+            raise KeyboardInterrupt
+        timer = threading.Timer(_IMPORT_CHECK, send_again, (number,))
+        timer.daemon = True
+        waiting.append(timer)
+        timer.start()
 
-    alarm = () if _alarm is None else (_alarm,)
     ctrl_c = () if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (signal.SIGINT,)
-    with _handled(alarm, raise_after_import), _handled((*ctrl_c, *STOP_SIGNALS), handler):
+    with _handled((*ctrl_c, *STOP_SIGNALS), handler):
         try:
             yield
         finally:
-            if waiting and _alarm is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            late = waiting.copy()
+            waiting.clear()
+            for timer in late:
+                timer.cancel()
+                timer.join()
+        if late:
+            raise KeyboardInterrupt
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None:
+def _is_importing(frame: FrameType | None, block: FrameType | None) -> bool:
+    """Tells whether an import goes on in `frame` that has begun in a block."""
+    while frame is not None and frame is not block:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back

@@ -14,7 +14,7 @@ from command import diffuse
 from omegaconf import OmegaConf
 
 from diffuse.config.compose import compose_config, resolve_config
-from diffuse.config.groups import conf_dir, group_options, load_group
+from diffuse.config.groups import SHIPPED, conf_dir, group_options, load_group
 from diffuse.config.request import draft_requests
 from diffuse.config.root import Config
 from diffuse.run import open as opening
@@ -126,7 +126,7 @@ def test_help_lists_every_option(tmp_path: Path) -> None:
         assert line.split()[0] == f"{group}=" + "|".join(group_options(group))
 
 
-@pytest.mark.parametrize("model", [name for name in group_options("model") if name not in ("auto", "tiny", *FILMS)])
+@pytest.mark.parametrize("model", [name for name in group_options("model") if name not in ("auto", *SHIPPED, *FILMS)])
 def test_presets_fetch_half_precision_of_their_own_source_alone(model: str) -> None:
     preset = compose_config([f"model={model}"]).model
     assert (preset.variant, preset.fetch_variant) == (None, "fp16")

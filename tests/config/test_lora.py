@@ -94,9 +94,21 @@ def test_sweeps_go_through_files_and_weights() -> None:
     assert kept[1] == "lora.0.weight=0,1"
 
 
-@pytest.mark.parametrize("typed", ["choice(null,a:0.5)", "choice( null , a:0.5 )", "choice('null',a:0.5)"])
-def test_a_choice_may_be_none(typed: str) -> None:
-    assert quote_overrides([f"lora={typed}"], sweep=True) == quote_overrides(["lora=null,a:0.5"], sweep=True)
+@pytest.mark.parametrize(
+    ("typed", "same"),
+    [
+        ("choice(null,a:0.5)", "null,a:0.5"),
+        ("choice( NULL , a:0.5 )", "null,a:0.5"),
+        ("choice('null',a:0.5)", "null,a:0.5"),
+        ("choice(null)", "null"),
+        ("choice('a,null,b',null)", 'choice("a,null,b",null)'),
+        ("choice([a:0.5,b],null)", "choice([a:0.5, b],null)"),
+    ],
+)
+def test_a_choice_may_be_none(typed: str, same: str) -> None:
+    quoted = quote_overrides([f"lora={typed}"], sweep=True)
+    assert quoted == quote_overrides([f"lora={same}"], sweep=True)
+    assert "a,null,b" not in typed or "a,null,b" in quoted[0]
 
 
 def test_sweeps_without_keep_their_identity() -> None:

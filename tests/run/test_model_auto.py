@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ldm_files
 import numpy as np
 import oracle
 import oracle_sdxl
 import picture_parity
 import pytest
+import small_checkpoints
 from command import diffuse
 from hub_server import HubServer, Repository
 from picture_parity import PROMPT, STEPS, assert_same
@@ -21,6 +23,7 @@ from diffuse.config.groups import group_options, load_group
 from diffuse.errors import CheckpointError, ConfigError
 from diffuse.media.load import read_record
 from diffuse.run import model_auto
+from diffuse.sweep.auto_models import resolve_swept_models
 
 SMALL: dict[str, Any] = {"channels": (16, 32), "heads": 2, "cross": (True, True), "vae_channels": (8, 8, 16)}
 EPSILON = {"prediction_type": "epsilon", "upcast_attention": False, **SMALL}
@@ -141,3 +144,17 @@ def test_of_a_repository_only_the_small_file_is_asked_for(tmp_path: Path, monkey
         assert hub.log == []
         with pytest.raises(CheckpointError, match="no/such"):
             model_auto.resolve_model(["model=auto", "model.source=no/such"])
+
+
+def test_a_single_file_is_read_for_what_it_is_where_no_model_is_chosen(tmp_path: Path) -> None:
+    folder = small_checkpoints.build(tmp_path / "folder", "sdxl")
+    file = ldm_files.write(folder, tmp_path / "a file.safetensors", "sdxl")
+    assert model_auto.compose_model([f"model.source={file}", "prompt=x"]).model.name == "sdxl"
+    swept = resolve_swept_models([f"model.source={file}", "seed=1,2", "prompt=x"])
+    assert swept[-1] == "model=sdxl"
+    assert model_auto.compose_model([f"model.source={folder}"]).model.name == "tiny"
+    assert model_auto.compose_model(["model=sd15", f"model.source={file}", "prompt=x"]).model.name == "sd15"
+    assert model_auto.compose_model(["experiment=tune_guidance", f"model.source={file}"]).model.name == "tiny"
+    assert model_auto.compose_model(["experiment=seeds_by_steps", f"model.source={file}"]).model.name == "sdxl"
+    mixed = [f"model.source={folder},{file}", "prompt=x"]
+    assert resolve_swept_models(mixed) == mixed  # neither is taken for what the other is

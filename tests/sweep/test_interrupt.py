@@ -11,8 +11,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import film_peers
 import pytest
 from command import SMOKE, diffuse, finished, jobs_in, start, until
 from fork_server import ForkServer, fork_server
+from processes import LIMIT
 from workers import LONG, QUICK, gone, on_a_terminal, processes_in, stopping, tracked
 from workers import runs as runs_in
 
@@ -220,20 +222,54 @@ def send_at(monkeypatch: pytest.MonkeyPatch, progress: type, *numbers: int) -> N
     monkeypatch.setattr(progress, "on_step", step)
 
 
+@pytest.fixture
+def importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes a module that sends this process signals while it is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "interrupted_import", raising=False)
+
+    def write(*numbers: int, then: str = "time.sleep(0.1)") -> None:
+        send = "".join(f"os.kill(os.getpid(), {int(number)})\n" for number in numbers)
+        (tmp_path / "interrupted_import.py").write_text(f"import os\nimport time\n{send}{then}\nwhole = True\n")
+
+    return write
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, *STOP_SIGNALS], ids=str)
 def test_an_import_ends_before_it_is_interrupted(
-    number: int, uncaught: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, uncaught: list[int], importing: Callable[..., None]
 ) -> None:
     """As torch's, which answers an exception within with endless recursion, or ends the process."""
-    module = tmp_path / "interrupted_import.py"
-    module.write_text(f"import os\nos.kill({os.getpid()}, {number})\nthere = sum(range(100_000))\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    importing(number)
     with pytest.raises(KeyboardInterrupt), stop_signals_as_ctrl_c():
         import interrupted_import  # type: ignore[import-not-found]
 
-        signal.pause()  # until the alarm
-    assert interrupted_import.there and uncaught == []
-    del sys.modules["interrupted_import"]
+        time.sleep(LIMIT)
+    assert interrupted_import.whole and uncaught == []
+
+
+def test_a_block_that_ends_with_its_import_is_interrupted(importing: Callable[..., None]) -> None:
+    importing(signal.SIGINT, then="")
+    with pytest.raises(KeyboardInterrupt), stop_signals_as_ctrl_c():
+        import interrupted_import  # noqa: F401
+
+
+def test_an_import_around_the_block_changes_nothing(importing: Callable[..., None]) -> None:
+    block = "    with stop_signals_as_ctrl_c():\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(100)"
+    before = "import signal\nfrom diffuse.sweep.interrupt import stop_signals_as_ctrl_c"
+    importing(then=f"{before}\ntry:\n{block}\nexcept KeyboardInterrupt:\n    pass")
+    import interrupted_import
+
+    assert interrupted_import.whole
+
+
+def test_a_second_interrupt_ends_an_import_that_does_not(importing: Callable[..., None], tmp_path: Path) -> None:
+    importing(signal.SIGINT, signal.SIGINT, then="time.sleep(1000)")
+    code = (
+        "from diffuse.sweep import interrupt\nwith interrupt.stop_signals_as_ctrl_c():\n    import interrupted_import"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (130, "\ndiffuse: interrupted\n")
 
 
 @pytest.mark.parametrize("numbers", [[number] for number in STOP_SIGNALS] + [[*STOP_SIGNALS, *STOP_SIGNALS]], ids=str)
@@ -270,14 +306,14 @@ def test_an_ignored_signal_stays_ignored(uncaught: list[int], tmp_path: Path, mo
 
 
 def test_handlers_are_as_before_afterwards(uncaught: list[int]) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM, *STOP_SIGNALS)]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)]
     with pytest.raises(KeyboardInterrupt), stop_signals_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGTERM)
     with Interruption().handle_ctrl_c(""), stop_signals_as_ctrl_c():
         pass
     with stop_signals_kept():  # such as ray.init
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM, *STOP_SIGNALS)] == before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)] == before
 
 
 def test_workers_leave_the_signals_to_their_command(uncaught: list[int]) -> None:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from diffuse.config.groups import without_nodes_of_plugins
 from diffuse.config.own import own_config_of, use_own_config
+from diffuse.config.quoting import task_overrides
 from diffuse.errors import RunError
 from diffuse.sweep.claim import current_claim, watch_claim
 from diffuse.sweep.folder import SWEEP_FILE, read_sweep
@@ -131,7 +132,7 @@ def _run_job(cfg: DictConfig) -> TaskResult:
         watch = watch_claim(folder, current_claim(folder), runner.interruption) if outer is None else nullcontext()
         try:
             with watch, use_own_config(own_config_of(hydra)):
-                jobs = runner.run_overrides([list(hydra.overrides.task)], hydra.job.num)
+                jobs = runner.run_overrides([task_overrides(hydra)], hydra.job.num)
         finally:
             warnings = runner.close()
     except KeyboardInterrupt:
