@@ -56,8 +56,9 @@ def parameters_text(
 
 
 def _model_name(source: Path) -> str:
-    """Returns the last part of where a model is from; that of the package's own is in a folder `tiny/checkpoint`."""
-    return "tiny" if source.parts[-2:] == ("tiny", "checkpoint") else source.name
+    """Returns the last part of where a model is from; the package's own ones, in its folder `tiny`, have a name."""
+    shipped = {"tiny/checkpoint": "tiny", "tiny/video_checkpoint": "tiny_video"}
+    return shipped.get("/".join(source.parts[-2:]), source.name)
 
 
 def _quoted(value: str) -> str:

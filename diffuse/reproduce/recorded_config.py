@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.checkpoints.folder import CheckpointFolder
 from diffuse.config.checks import check_targets
 from diffuse.config.compose import config_from_data
-from diffuse.config.groups import TINY, load_group
+from diffuse.config.groups import SHIPPED, load_group
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.request import SET_FIELDS
 from diffuse.config.root import Config
@@ -172,11 +172,13 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
     recorded, source = weights if isinstance(weights, dict) else {}, str(node.source)
     if source.startswith(("//", "\\\\")):
         raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
-    if name == "model" and source != str(TINY) and not user_path(source, f"{name}.source").is_dir():
-        ships = recorded.get("sha256") == CheckpointFolder.open(TINY).digest()
-        if ships or (node.name == "tiny" and re.search(r"[/\\]tiny[/\\]checkpoint$", source)):
-            node.source = str(TINY)
-            return
+    if name == "model" and not user_path(source, f"{name}.source").is_dir():
+        for preset, shipped in SHIPPED.items():
+            there = node.name == preset and re.search(rf"[/\\]{shipped.parent.name}[/\\]{shipped.name}$", source)
+            digest = recorded.get("sha256")
+            if there or (digest and digest == CheckpointFolder.open(shipped).digest()):
+                node.source = str(shipped)
+                return
     node.fetch_variant = None  # only what the run read
     if node.variant is None and isinstance(recorded.get("variant"), str):
         node.variant = recorded["variant"]

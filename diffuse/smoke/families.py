@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse.config.groups import TINY
+from diffuse.config.groups import SHIPPED, TINY
 
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 16  # of a text encoder
@@ -82,6 +82,14 @@ FAMILIES = (
             "tiny, image to image": ("model=tiny", _PICTURE, "strength=0.6"),
             "tiny, inpainting": ("model=tiny", _PICTURE, _MASK, "keep_unmasked=true"),
             "tiny, model=auto": ("model=auto", f"model.source={TINY}"),
+        },
+    ),
+    SmokeFamily(
+        "tiny_video",
+        cases={
+            "tiny_video, text to film": ("model=tiny_video", "num_frames=9"),
+            "tiny_video, image to film": ("model=tiny_video", "num_frames=9", _PICTURE),
+            "tiny_video, model=auto": ("model=auto", f"model.source={SHIPPED['tiny_video']}", "num_frames=9"),
         },
     ),
     SmokeFamily("sd", SmokeCheckpoint(0)),  # for the samplers

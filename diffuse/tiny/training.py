@@ -63,7 +63,7 @@ def train(
     start = last_save = time.monotonic()
     losses: list[float] = []
     while True:
-        done = min((time.monotonic() - start) / (minutes * 60), 1.0)
+        done = min((time.monotonic() - start) / (minutes * 60), 1.0) if minutes else 1.0
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         # The fused attention's way back is slow in bfloat16, the plain one's is not.

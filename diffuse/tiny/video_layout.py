@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor, nn
 
 from diffuse.models.single_file.ltx2_settings import SCHEDULER
@@ -163,12 +163,13 @@ TRANSFORMER: dict[str, Any] = {
 
 MODEL_INDEX: dict[str, Any] = {
     "_class_name": "LTX2Pipeline",
+    "_diffuse_model": "tiny_video",
     "_diffusers_version": "0.39.0",
     "audio_vae": ["diffusers", "AutoencoderKLLTX2Audio"],
     "connectors": ["ltx2", "LTX2TextConnectors"],
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "Gemma3ForCausalLM"],
-    "tokenizer": ["transformers", "GemmaTokenizerFast"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
     "transformer": ["diffusers", "LTX2VideoTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLLTX2Video"],
     "vocoder": ["ltx2", "LTX2Vocoder"],
@@ -208,6 +209,8 @@ def make_tokenizer(words: list[str]) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(list(_SPECIAL))
+    begin = ("<bos>", tokenizer.token_to_id("<bos>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[begin])
     return tokenizer
 
 
@@ -216,7 +219,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     marks = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
-    settings = {"tokenizer_class": "GemmaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
+    # Of this class, that file alone counts; transformers' class for Gemma leaves out the mark before the first word.
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False}
     settings |= {"model_max_length": TEXT_LENGTH, "padding_side": "left"}
     write_json(folder / "tokenizer_config.json", {**marks, **settings})
 

@@ -58,7 +58,8 @@ def test_all_is_well(smoked: tuple[Done, Path]) -> None:
     for path in done.paths:
         assert path.parent == Path("out")
         record = read_record(folder / path)
-        assert record["image"]["pixels_sha256"] == pixels_sha256(np.asarray(Image.open(folder / path)))
+        if path.suffix == ".png":
+            assert record["image"]["pixels_sha256"] == pixels_sha256(np.asarray(Image.open(folder / path)))
         assert record["config"]["tracking"]["name"] == "none"
     assert not (folder / "outputs").exists()
 

@@ -18,6 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
+from diffuse.config.groups import SHIPPED
 from diffuse.media.load import read_record
 
 SD = {"channels": (64, 64, 64, 64), "groups": (32, 32), "vae_channels": (32, 32, 32, 32), "text_width": 128}
@@ -143,7 +144,9 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(
     text.rename(tmp_path / "text.txt")
     refuse(tmp_path / "text.txt", out, "is no file of weights")
     refuse(folder, out, "has no U-Net", model="sd21", **{"model.unet.source": lora})
-    refuse(file, out, "has a unet and no vocoder: it is of another family; choose model=auto", model="ltx2")
+    for source in (file, folder):
+        refuse(source, out, "has a unet and no transformer: it is of another family; choose model=auto", model="ltx2")
+    refuse(SHIPPED["tiny_video"], out, "has a transformer and no unet: it is of another family", model="sd15")
 
 
 def test_what_a_file_lacks_or_does_not_say_is_asked_for(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
