@@ -60,7 +60,7 @@ def measured(*overrides: str) -> int:
         ("memory_profile=unet_gpu", "num_images=2", ONE_STEP),
         ("memory_profile=cpu_only", "guidance_scale=1", ONE_STEP),
         ("memory_profile=streaming",),
-        ("memory_profile=streaming", "memory_profile.resident_blocks=7", "width=128", ONE_STEP),
+        ("memory_profile=streaming", "memory_profile.resident_blocks=7", "width=128"),
         ("memory_profile=full_gpu", "memory_profile.tiled_decode=true", "num_images=3", "scheduler=dpmpp_2m"),
         ("memory_profile=full_gpu", "memory_profile.batch_size=1", "num_images=3", ONE_STEP),
         ("memory_profile=balanced", "hardware.dtype=bfloat16", ONE_STEP),

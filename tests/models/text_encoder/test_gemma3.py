@@ -64,7 +64,9 @@ def assert_agree(peer: Any, model: gemma3.Gemma3TextModel, lengths: list[int], s
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.shape == (len(lengths), kept, WIDTH)
         assert torch.isfinite(mine).all()
-        torch.testing.assert_close(mine[valid], theirs[:, -kept:][valid], **FLOAT32)
+        # Relative to the largest: small ones are differences of large ones, which processors round in their own ways.
+        wanted = theirs[:, -kept:][valid]
+        torch.testing.assert_close(mine[valid], wanted, rtol=1e-5, atol=1e-5 * max(1.0, float(wanted.abs().max())))
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,8 @@ def test_bfloat16_is_as_near_to_float32_as_diffusers(version: str) -> None:
     theirs, ours = peer_velocities(peer.bfloat16(), half), model.bfloat16()(**half, rotations=turned)
     for true, one, two in zip(exact, ours, theirs, strict=True):
         assert one.dtype == torch.bfloat16
-        assert (one - true).square().mean() < 1.2 * (two - true).square().mean()
+        # Both round by chance: which is nearer differs from processor to processor.
+        assert (one - true).square().mean() < 1.5 * (two - true).square().mean()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

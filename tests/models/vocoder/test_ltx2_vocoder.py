@@ -47,7 +47,8 @@ def test_vocoder_agrees_with_diffusers(version: str, changes: dict[str, Any]) ->
         mel = noise(2, 2, length, 16)
         expected, found = peer(mel), model(mel)
         assert expected.std() > 0.02
-        torch.testing.assert_close(found, expected, **FLOAT32)
+        # 1e-5 where convolutions use AVX-512; with AVX2 one sample in ten thousand is 1.3e-5 away.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
     if len(changes) != 5:  # an odd difference of kernel and factor leaves a sample more or less
         assert found.shape == (2, 2, 9 * model.config.samples_per_frame)
 
