@@ -11,7 +11,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from model_peers import FLOAT32, TWO_LEVELS, from_file, noise
+from model_peers import FLOAT32, TWO_LEVELS, from_file, is_packed, noise
 from torch import Tensor, nn
 
 from diffuse.layers.packed import Conv1d, Conv2d, Conv3d, Linear
@@ -41,7 +41,7 @@ def test_a_weight_is_packed_once_and_only_outside_of_training(kind: str, dtype: 
     if kind not in ("film", "sequence"):  # which PyTorch's own convolutions return contiguous
         assert layer(x).stride() == expected.stride()
     packed = layer.weight
-    assert packed.is_mkldnn == (dtype != torch.float64 and torch.backends.mkldnn.is_available())
+    assert packed.is_mkldnn == is_packed(dtype)
     layer(other)
     assert layer.weight is packed
     assert torch.equal(layer.state_dict()["weight"], trained)

@@ -60,7 +60,7 @@ REQUESTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown experiment": (("experiment=smoek",), ("experiment=smoek", "did you mean smoke?")),
     "misspelled key": (("promt=x",), ("promt=x", "did you mean prompt?")),
     "misspelled key of a group": (("scheduler.etaa=0.5",), ("scheduler.etaa", "did you mean scheduler.eta?")),
-    "unknown option": (("--sede=1",), ("--sede=1", "diffuse --help")),
+    "unknown option": (("--sede=1",), ("--sede=1", "diffuse generate --help")),
     "no override": (("rocket",), ("rocket", "NAME=VALUE")),
     "two values": (("seed=1,2",), ("seed=1,2", "diffuse -m")),
     "seed is text": (("seed=abc",), ("seed=abc", "whole number")),
