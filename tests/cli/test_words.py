@@ -49,7 +49,7 @@ OPTIONS = {
     "--info": "--cfg job",
     "--run": "a command without -m is a single run",
     "--experimental-rerun": "diffuse reproduce",
-    "-x": "diffuse --help lists them",
+    "-x": "diffuse generate --help lists them",
 }
 
 

@@ -13,13 +13,13 @@ from diffuse.errors import ConfigError
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("suite=x${hydra.job.name}", "not found"),
+        ("suite=x${hydra.job.name}", "is no field"),
         ("suite=x${width}", "expected one of [smoke]"),
         ("suite=${output}", "not a valid input"),
         ("model.vae=x${width}", "set one of them, such as model.vae.source"),
         ("model.vae=${output}", "set one of them, such as model.vae.source"),
-        ("refiner.unet=${nothing}", "not found"),
-        ("model.unet=${model.unet}", "Recursive"),
+        ("refiner.unet=${nothing}", "is no field"),
+        ("model.unet=${model.unet}", "refers to itself"),
         ("output=x${width}", "set one of them, such as output.dir"),
         ("objective=${height}", "set one of them, such as objective.metric"),
         ("report=${width}${height}", "set one of them, such as report.make"),
