@@ -173,9 +173,9 @@ def _locate_weights(cfg: DictConfig, name: str, weights: Any, own_names: set[str
     if source.startswith(("//", "\\\\")):
         raise ConfigError(f"{name}.source={source}: is on another computer; refused; give {name}.source=FOLDER")
     if name == "model" and not user_path(source, f"{name}.source").is_dir():
+        digest = recorded.get("sha256")
         for preset, shipped in SHIPPED.items():
             there = node.name == preset and re.search(rf"[/\\]{shipped.parent.name}[/\\]{shipped.name}$", source)
-            digest = recorded.get("sha256")
             if there or (digest and digest == CheckpointFolder.open(shipped).digest()):
                 node.source = str(shipped)
                 return

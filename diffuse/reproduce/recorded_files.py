@@ -54,9 +54,7 @@ def _restore(files: FileList, cfg: DictConfig, recorded: RecordedRun, own: Mappi
         entry = entry if isinstance(entry, dict) else {}
         source = values["source"] if given is None else given
         if given is not None and given.strip() in ("", "null"):
-            raise ConfigError(
-                f"{name}={given}: should be a file; leave it out, or write {files.name}=null for none at all"
-            )
+            raise ConfigError(f"{name}={given}: should be a file; leave it out for the recorded one")
         if given is None and source.startswith(("//", "\\\\")):
             raise CheckpointError(f"{name}={source}: is on another computer; copy it and add {name}=FILE")
         if given is None:

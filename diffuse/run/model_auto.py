@@ -129,8 +129,8 @@ def family_option(index: Mapping[str, Any], source: str) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    if index.get(_OWN) in SHIPPED:
-        return str(index[_OWN])
+    if (own := str(index.get(_OWN))) in SHIPPED:
+        return own
     name = str(index.get("_class_name"))
     option = _FAMILIES.get(name)
     if option is None:
