@@ -51,14 +51,14 @@ def build_pipeline(
         CheckpointError: the parts do not fit together.
         ConfigError: a model that has no refiner is given one.
     """
+    for family in families:
+        if len(families) > 1 and not issubclass(family, LatentDiffusion):
+            raise ConfigError(f"refiner: {family.__name__} neither has one nor is one; leave the refiner out")
     for family, checkpoint in zip(families, checkpoints, strict=True):
         _check_denoiser(family, checkpoint)
     if len(families) == 1:
         others = {} if text_backend is None else {"text_backend": text_backend}
         return families[0](checkpoints[0], memory, **others)
-    for family in families:
-        if not issubclass(family, LatentDiffusion):
-            raise ConfigError(f"refiner: {family.__name__} neither has one nor is one; leave the refiner out")
     base, refiner = families[0](checkpoints[0], memory), families[1](checkpoints[1], memory.with_prefix("refiner"))
     assert isinstance(base, LatentDiffusion) and isinstance(refiner, LatentDiffusion)
     return RefinedPipeline(base, refiner)
@@ -79,9 +79,9 @@ def _check_denoiser(family: type[ModelPipeline], checkpoint: Checkpoint) -> None
     own = next(name for name, part in family.components.items() if part.role is Role.denoiser)
     has = {name for name in _DENOISERS if any(checkpoint.index.get(name) or ())} | checkpoint.parts.keys()
     if own not in has and (other := next((name for name in _DENOISERS if name in has), None)):
+        hint = f"a refiner with a {own}" if checkpoint.setting == "refiner" else "model=auto, which finds the family"
         raise CheckpointError(
-            f"{checkpoint.source}: has a {other} and no {own}: it is of another family; choose model=auto, which finds "
-            "the family"
+            f"{checkpoint.source}: has a {other} and no {own}: it is of another family; choose {hint}"
         )
 
 

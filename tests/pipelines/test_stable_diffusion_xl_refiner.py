@@ -21,6 +21,7 @@ from PIL import Image
 from prompt_oracle import Chunk
 
 from diffuse.checkpoints.folder import CheckpointFolder
+from diffuse.config.groups import SHIPPED
 
 BASE = Variant()
 PROMPT = "a cat, the dog and 3 rockets"
@@ -263,6 +264,7 @@ def test_a_batch_is_its_pictures_and_the_record_names_both(
         ("denoising_end=0.001", "leaves the model none of num_inference_steps=5; raise it"),
         ("aesthetic_score=11", "aesthetic_score=11.0: should be a number from 0 to 10"),
         ("refiner.source=null", "refiner.source is not set"),
+        (f"refiner.source={SHIPPED['tiny_video']}", "no unet: it is of another family; choose a refiner with a unet"),
         ("refiner._target_=os.system", "refiner._target_=os.system: should be a class in diffuse.pipelines"),
         ("refiner=none", "there is no refiner; choose one, such as refiner=sdxl"),
         ("memory_profile.on_device=[unt]", "on_device names unt"),
