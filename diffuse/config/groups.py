@@ -141,12 +141,17 @@ def load_group(group: str) -> LoadedGroup:
             except ConfigError as error:  # of no concern to a command that does not choose it
                 loaded.mistakes[name] = error
             continue
-        raw = cast(DictConfig, OmegaConf.load(file))
-        raw.pop("defaults", None)
-        merged = OmegaConf.merge(OmegaConf.structured(_CLASSES[group]), raw)
-        if not OmegaConf.is_missing(merged, "_target_"):
-            loaded[name] = OmegaConf.to_object(merged)
+        option = _load_shipped_option(group, file)
+        if not OmegaConf.is_missing(option, "_target_"):
+            loaded[name] = OmegaConf.to_object(option)
     return loaded
+
+
+@cache  # every job of a sweep asks for all of them
+def _load_shipped_option(group: str, file: Path) -> DictConfig:
+    raw = cast(DictConfig, OmegaConf.load(file))
+    raw.pop("defaults", None)
+    return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(_CLASSES[group]), raw))
 
 
 def _load_own_option(group: str, name: str) -> Any:

@@ -70,7 +70,7 @@ class Linear(_Packed, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `[..., D]` to `[..., D']`."""
         weight = self.weight
-        if _is_small(weight) or not self._packs(x, weight):
+        if _is_plain(weight) or not self._packs(x, weight):
             self._unpack()
             return F.linear(x, self.weight, self.bias)
         if not weight.is_mkldnn:
@@ -151,13 +151,21 @@ def packed_bytes(layer: nn.Module) -> int:
     """Returns the bytes of the copy of its weight that a layer packs on a CPU; 0 for a layer that packs none."""
     if not isinstance(layer, _Packed) or not _has_onednn(layer.weight.dtype):
         return 0
-    small = isinstance(layer, Linear) and _is_small(layer.weight)
-    return 0 if small else layer.weight.numel() * layer.weight.element_size()
+    plain = isinstance(layer, Linear) and _is_plain(layer.weight)
+    return 0 if plain else layer.weight.numel() * layer.weight.element_size()
 
 
-def _is_small(weight: Tensor) -> bool:
-    """Tells whether PyTorch gives the linear layer to another library than oneDNN, whose calls cost less."""
-    return weight.dtype == torch.float32 and weight.numel() <= 1 << 16
+def _is_plain(weight: Tensor) -> bool:
+    """Tells whether PyTorch gives the linear layer to another library than oneDNN that is no slower.
+
+    In float32 calls of it cost less, and without AVX-512 it multiplies as fast.
+    """
+    return weight.dtype == torch.float32 and (weight.numel() <= 1 << 16 or not _has_avx512())
+
+
+@cache
+def _has_avx512() -> bool:
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 @cache

@@ -21,7 +21,7 @@ from diffuse.device.hardware import Hardware
 from diffuse.device.memory import Memory
 from diffuse.device.streaming import BlockStream, CopyingTransfer
 from diffuse.errors import ConfigError
-from diffuse.layers.packed import Linear
+from diffuse.layers.packed import Conv1d
 from diffuse.schema import Compile, MemoryProfileConfig
 
 WIDTH, BLOCKS = 32, 6
@@ -205,10 +205,10 @@ def test_a_call_that_fails_leaves_nothing_behind() -> None:
 class Packing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linear = Linear(512, 512)
+        self.conv = Conv1d(512, 512, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.linear(x)
+        result: Tensor = self.conv(x)
         return result
 
 
@@ -224,8 +224,8 @@ def only_new_objects() -> Iterator[None]:
 def test_packed_weights_are_dropped_after_their_block(resident: int, only_new_objects: None) -> None:
     torch.manual_seed(3)
     module = nn.Sequential(*(Packing() for _ in range(4))).requires_grad_(False)
-    published = [part.linear.weight for part in module]  # type: ignore[union-attr]
-    x = torch.randn(4, 512)
+    published = [part.conv.weight for part in module]  # type: ignore[union-attr]
+    x = torch.randn(1, 512, 4)
     expected = copy.deepcopy(module)(x)
     stream = BlockStream(module, (Packing,), torch.device("cpu"), resident)
     stream.arrive()
@@ -238,7 +238,7 @@ def test_packed_weights_are_dropped_after_their_block(resident: int, only_new_ob
     assert len(packed_weights()) == resident and max(packed) <= resident + 1
     stream.leave()
     assert not packed_weights()
-    assert all(part.linear.weight is weight for part, weight in zip(module, published, strict=True))  # type: ignore[union-attr]
+    assert all(part.conv.weight is weight for part, weight in zip(module, published, strict=True))  # type: ignore[union-attr]
 
 
 def packed_weights() -> list[Tensor]:

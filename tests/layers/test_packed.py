@@ -41,7 +41,7 @@ def test_a_weight_is_packed_once_and_only_outside_of_training(kind: str, dtype: 
     if kind not in ("film", "sequence"):  # which PyTorch's own convolutions return contiguous
         assert layer(x).stride() == expected.stride()
     packed = layer.weight
-    assert packed.is_mkldnn == is_packed(dtype)
+    assert packed.is_mkldnn == is_packed(dtype, kind)
     layer(other)
     assert layer.weight is packed
     assert torch.equal(layer.state_dict()["weight"], trained)
@@ -64,7 +64,8 @@ def test_results_do_not_depend_on_what_a_weight_was_packed_for(kind: str) -> Non
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_packed_weight_gives_way_to_gradients_and_to_autocast(kind: str) -> None:
     build, x, _ = LAYERS[kind]
-    layer = build().requires_grad_(False)
+    with torch.inference_mode(False):  # as a layer that stays plain has to be built
+        layer = build().requires_grad_(False)
     expected = layer(x)
     with torch.inference_mode(False):
         leaf = x.clone().requires_grad_()
@@ -95,6 +96,7 @@ def test_weights_mapped_from_a_file_leave_memory_when_they_are_packed(tmp_path: 
     expected = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     model(noise(1, 4, 8, 8), 500, noise(1, 77, 32, seed=1))
     assert before > 4
-    assert maps.read_text().count(str(tmp_path)) == 0  # small tensors were copied
+    if is_packed(torch.float32):
+        assert maps.read_text().count(str(tmp_path)) == 0  # small tensors were copied
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[key]), key

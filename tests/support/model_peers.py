@@ -69,8 +69,10 @@ def token_ids(batch: int = 2) -> Tensor:
 TWO_LEVELS = Variant(channels=(16, 32), heads=8, cross=(True, True), vae_channels=(8, 16))
 
 
-def is_packed(dtype: torch.dtype) -> bool:
-    """Whether weights of a dtype are reordered on this processor: bfloat16 needs AVX-512 or better."""
+def is_packed(dtype: torch.dtype, kind: str = "linear") -> bool:
+    """Whether weights of a dtype are reordered on this processor: bfloat16 and linear layers need AVX-512 or better."""
     if not torch.backends.mkldnn.is_available():
+        return False
+    if kind == "linear" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -25,6 +25,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from tracking_servers import end
 
+from diffuse.media.video import Video
+
 pytestmark = needs_chromium
 
 _SMALL = ("hardware=cpu", "hardware.threads=1")
@@ -201,6 +203,35 @@ def test_a_run_has_its_numbers_and_its_files(shown: Shown, page: Page) -> None:
     original = f"img[alt='media/{file.name}']"
     page.until(f'document.querySelector("{original}")?.naturalWidth > 0')
     assert (page.seen(original) == pixels(file)).all()
+
+
+def test_a_film_is_played(shown: Shown, tmp_path: Path) -> None:
+    experiment = "tracking.experiment=films"
+    made = diffuse("model=tiny_video", "num_inference_steps=4", experiment, *_SMALL, cwd=shown.folder)
+    assert made.status == 0, made.err
+    (file,) = (shown.folder / path for path in made.paths)
+    linked = diffuse("ui", f"tracking.uri={shown.address}", experiment, cwd=shown.folder)
+    with browser.started(tmp_path / "profile") as driver:
+        page = Page(driver, linked.out.strip())
+        client = MlflowClient(shown.address)
+        (run,) = client.search_runs([client.get_experiment_by_name("films").experiment_id])
+        of_run(page, shown, run, "/artifacts")
+        page.click_text("media")
+        page.click_text(file.name)
+        page.until("document.querySelector('video')?.readyState >= 2")
+        frames = np.stack([*Video.open(file).each_frame()])
+        assert page("(v => [v.videoWidth, v.videoHeight])(document.querySelector('video'))") == [*frames.shape[2:0:-1]]
+        assert _nearest_frame(page, frames) == 0
+        page("document.querySelector('video').play()")
+        page.until("document.querySelector('video').ended")
+        assert _nearest_frame(page, frames) == len(frames) - 1
+        page.quiet(shown.address)
+
+
+def _nearest_frame(page: Page, frames: np.ndarray) -> int:
+    distances = np.abs(page.seen("video").astype(np.int16) - frames).mean((1, 2, 3))
+    assert distances.min() < 8, distances  # a browser fits the colours to its screen
+    return int(distances.argmin())
 
 
 def test_the_sweep_has_its_report(shown: Shown, page: Page) -> None:
