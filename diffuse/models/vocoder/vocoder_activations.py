@@ -138,8 +138,9 @@ class SnakeBeta(nn.Module):
         # A few channels make a short row, over which a processor's vectors are hardly worth starting.
         joined = math.gcd(batch * length, _RUN) if channels < _RUN else 1
         rows = x.transpose(1, 2).reshape(-1, joined * channels)
-        sines = (rows * frequency.repeat(joined)).sin_()
-        rows = torch.addcmul(rows, sines, sines * height.repeat(joined))
+        frequency, height = (each.expand(joined, -1).flatten() for each in (frequency, height))
+        sines = (rows * frequency).sin_()
+        rows = torch.addcmul(rows, sines, sines * height)
         return rows.view(batch, length, channels).transpose(1, 2)
 
 
