@@ -77,7 +77,11 @@ def tokenizer() -> GemmaTokenizer:
 
 
 def train_vae(work: Path, minutes: float, rate: float, bfloat16: bool, font: Path) -> None:
-    """Computes the encoder, and a decoder to begin with; then trains the decoder, on latents with a little noise."""
+    """Computes the encoder, and a decoder to begin with; then trains the decoder, on latents with a little noise.
+
+    Of the decoder the residual branches are trained, which add to the best linear guess what it leaves out: it stands
+    on a large constant, which steps of an optimizer would disturb.
+    """
     glyphs, palette = video_data.glyphs(font), video_data.palette()
     file = work / "vae.pt"
     if not file.exists():
@@ -86,7 +90,9 @@ def train_vae(work: Path, minutes: float, rate: float, bfloat16: bool, font: Pat
         torch.save({"mean": vae.state_dict()}, file)
     vae = _video_autoencoder(work)
     deviation = vae.latents_std[:, None, None, None]
-    decoder = vae.decoder.requires_grad_(True)
+    decoder = vae.decoder
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad_(".resnets." in name)
 
     def compute_loss() -> Tensor:
         x = _films(glyphs, palette, _FILM_BATCH)

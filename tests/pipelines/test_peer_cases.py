@@ -276,17 +276,12 @@ def test_a_case_of_diffusers(name: str, built: Callable[[Checkpoint], tuple[Path
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     expected = theirs(**request, **pictures, **case.theirs, generator=generators, output_type="np").images
 
-    pipeline = diffuse.load_pipeline(
-        folder,
-        overrides=[*(f"scheduler.{name}={value}" for name, value in case.settings.items())],
-        scheduler=case.sampler,
-        hardware="cpu",
-        tracking="none",
-    )
+    settings = [f"scheduler.{name}={value}" for name, value in case.settings.items()]
+    kept = {"model": folder, "scheduler": case.sampler, "hardware": "cpu", "tracking": "none", "overrides": settings}
     given = [pictures[name] for name in ("image", "mask_image") if name in pictures]
-    call = (pipeline.txt2img, pipeline.img2img, pipeline.inpaint)[len(given)]
+    call = (diffuse.txt2img, diffuse.img2img, diffuse.inpaint)[len(given)]
     size = {} if given else {"width": 64, "height": 64}
-    made = call(request.pop("prompt"), *given, **{**size, **request, **case.ours}, seed=0, progress=False)
+    made = call(request.pop("prompt"), *given, **{**size, **request, **case.ours, **kept}, seed=0, progress=False)
     assert np.abs(made.frames[:, 0] - 255 * expected).max() <= 1.01
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import diffusers
@@ -41,8 +42,13 @@ SAMPLERS = {
 PIPELINES = (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
 
 
+@cache
+def target(name: str) -> str:
+    return str(compose_config([f"scheduler={name}"]).scheduler._target_)
+
+
 def options(name: str, **more: Any) -> dict[str, Any]:
-    return {"_target_": compose_config([f"scheduler={name}"]).scheduler._target_, "name": name, **more}
+    return {"_target_": target(name), "name": name, **more}
 
 
 def corrected_by_diffusers(pipeline: type[Any], scheduler: Any) -> Any:
