@@ -33,6 +33,7 @@ from diffuse.models.transformer.ltx2_config import LTX2VideoTransformer3DConfig
 from diffuse.models.transformer.transformer_ltx2 import LTX2VideoTransformer3DModel
 from diffuse.models.vae.autoencoder_kl_ltx2_audio import AutoencoderKLLTX2Audio, AutoencoderKLLTX2AudioConfig
 from diffuse.models.vae.autoencoder_kl_ltx2_video import AutoencoderKLLTX2Video
+from diffuse.models.vae.ltx2_video_blocks import ResnetBlock3D
 from diffuse.models.vae.ltx2_video_config import AutoencoderKLLTX2VideoConfig
 from diffuse.models.vocoder.ltx2_vocoder import LTX2Vocoder, LTX2VocoderConfig
 from diffuse.tiny import data, video_data, video_layout, video_sound
@@ -90,20 +91,18 @@ def train_vae(work: Path, minutes: float, rate: float, bfloat16: bool, font: Pat
         torch.save({"mean": vae.state_dict()}, file)
     vae = _video_autoencoder(work)
     deviation = vae.latents_std[:, None, None, None]
-    decoder = vae.decoder
-    for name, parameter in decoder.named_parameters():
-        parameter.requires_grad_(".resnets." in name)
+    branches = _branches(vae).requires_grad_(True)
 
     def compute_loss() -> Tensor:
         x = _films(glyphs, palette, _FILM_BATCH)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             z = vae.encode(x).mean
         z = z + torch.randn_like(z) * deviation * _NOISE * torch.rand(len(z), 1, 1, 1, 1)
-        error = decoder(z).float() - x
+        error = vae.decoder(z).float() - x
         edges = error.diff(dim=3).abs().mean() + error.diff(dim=4).abs().mean()
         return error.abs().mean() + error.square().mean() + 0.25 * edges
 
-    train("decoder", decoder, compute_loss, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
+    train("decoder", branches, compute_loss, work, minutes=minutes, rate=rate, average=0.998, bfloat16=bfloat16)
     vae = _video_autoencoder(work)
     x = _films(glyphs, palette, 4 * _FILM_BATCH)
     with torch.no_grad():
@@ -115,8 +114,12 @@ def _video_autoencoder(work: Path) -> Any:
     """Returns the video autoencoder, with its decoder as far as it is trained."""
     vae = averaged(build("vae"), work / "vae.pt")
     if (work / "decoder.pt").exists():
-        averaged(vae.decoder, work / "decoder.pt")
+        averaged(_branches(vae), work / "decoder.pt")
     return vae
+
+
+def _branches(vae: Any) -> nn.ModuleList:
+    return nn.ModuleList(block for block in vae.decoder.modules() if isinstance(block, ResnetBlock3D))
 
 
 def train_audio_vae(work: Path, minutes: float, rate: float) -> None:
