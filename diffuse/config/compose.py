@@ -22,7 +22,6 @@ from diffuse.config.quoting import escape_text, quote_overrides
 from diffuse.config.root import Config
 from diffuse.errors import ConfigError
 
-HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
 _HYDRA_PATH = re.compile(r"(?<!\\)(?P<backslashes>(?:\\\\)*)\$\{hydra:(?P<path>[^}]*)\}")
 _NO_JOB_VALUE = (
     "a job of a sweep has no {}: it is known by its values, in whatever order; use one of those, as ${{FIELD}}"

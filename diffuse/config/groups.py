@@ -9,18 +9,23 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
+from hydra.errors import HydraException
 from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from diffuse.config.bases import Bases
 from diffuse.config.own import OwnConfig, own_config, use_own_config, with_own_places
 from diffuse.config.own_files import read_own_files
 from diffuse.config.root import Config, check_parts
@@ -193,10 +198,45 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     `check_parts` raises.
     """
     own = own_config()
-    with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(own.name or CONFIG_NAME, overrides=with_own_places(overrides), return_hydra_config=hydra)
+    cfg = None if hydra or own != OwnConfig() else _with_values(overrides)
+    if cfg is None:
+        cfg = _compose(with_own_places(overrides), own.name, hydra)
     check_parts(cfg)
     return cfg
+
+
+def _compose(overrides: Sequence[str], name: str | None = None, hydra: bool = False) -> DictConfig:
+    with _own_hydra(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(name or CONFIG_NAME, overrides=list(overrides), return_hydra_config=hydra)
+
+
+def _with_values(overrides: Sequence[str]) -> DictConfig | None:
+    """Composes the package's own configuration where options are chosen and plain values set; None where there is more.
+
+    Whatever is wrong is left to Hydra to say.
+    """
+    try:
+        with composing:
+            cfg = _bases.with_values(overrides, [_parse(line) for line in overrides], _compose)
+        if cfg is not None:
+            OmegaConf.clear_cache(cfg)  # of the time at which the base was composed
+            OmegaConf.select(cfg, "output.dir")  # keeps that of now
+        return cfg
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+@lru_cache(1000)
+def _parse(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+def _is_choice(override: Override) -> bool:
+    key = override.key_or_group
+    return key in GROUPS or "/" in key or key.partition(".")[0] == "hydra"
+
+
+_bases = Bases(_is_choice)
 
 
 @contextmanager

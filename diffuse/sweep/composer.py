@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, flag_override
 
-from diffuse.config.compose import HYDRA_INTERPOLATION, resolve_hydra_values
+from diffuse.config.bases import Bases
+from diffuse.config.compose import resolve_hydra_values
 from diffuse.config.groups import without_nodes_of_plugins
 
 _CACHE_SIZE = 1000  # configurations, of 70 kB each
@@ -29,7 +28,7 @@ class JobComposer:
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._bases: dict[tuple[str, ...], tuple[bytes, bool]] = {}
+        self._bases = Bases(self._is_choice)
         self._cache: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
         self._groups: dict[str, list[str]] = {}  # by the folder in which they are
         self._parse = lru_cache(10 * _CACHE_SIZE)(self._parse_uncached)
@@ -51,27 +50,8 @@ class JobComposer:
 
     def _with_values(self, master_config: DictConfig, key: tuple[str, ...]) -> DictConfig | None:
         """Returns a copy of what the chosen options give, with the plain values; None where Hydra has to compose."""
-        overrides = [self._parse(line) for line in key]
-        choices = tuple(line for line, override in zip(key, overrides, strict=True) if self._is_choice(override))
-        values = [override for override in overrides if not self._is_choice(override)]
-        if any(override.type is not OverrideType.CHANGE or override.package is not None for override in values):
-            return None
-        if any(HYDRA_INTERPOLATION in line.replace("\\", "") for line in key):
-            return None  # Hydra's own values depend on all overrides of the job
-        if choices not in self._bases:
-            # Pickled, which is copied five times as fast as by `deepcopy`.
-            base = pickle.dumps(self._compose(master_config, choices, settle=False))
-            self._bases[choices] = base, HYDRA_INTERPOLATION.encode() in base
-        base, needs_hydra = self._bases[choices]
-        if needs_hydra:
-            return None
-        cfg: DictConfig = pickle.loads(base)
-        try:
-            for override in values:
-                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:
-            return None
-        return cfg
+        compose = partial(self._compose, master_config, settle=False)
+        return self._bases.with_values(key, [self._parse(line) for line in key], compose)
 
     def _compose(self, master_config: DictConfig, overrides: Sequence[str], settle: bool = True) -> DictConfig:
         with without_nodes_of_plugins():  # a worker has them too, and a searchpath has it read everything again
