@@ -56,9 +56,12 @@ def _replicated(x: Tensor, front: int, back: int) -> Tensor:
 
 
 def _filtered(x: Tensor, taps: Tensor, stride: int = 1) -> Tensor:
-    """Correlates each channel of `[B, T, C]` with `taps` `[K]`, which gives `[B, (T - K) / stride + 1, C]`."""
+    """Correlates `[B, T, C]` with `taps` `[K]`, or each channel with its own of `[C, K]`, along T.
+
+    The result is `[B, (T - K) / stride + 1, C]`.
+    """
     channels = x.shape[2]
-    kernel = taps.to(x.dtype).expand(channels, 1, 1, -1)
+    kernel = taps.to(x.dtype).expand(channels, -1)[:, None, None]
     rows = x.transpose(1, 2).unsqueeze(2)  # maps of one row: their convolution has the better kernels
     return F.conv2d(rows, kernel, stride=(1, stride), groups=channels).squeeze(2).transpose(1, 2)
 
@@ -66,7 +69,8 @@ def _filtered(x: Tensor, taps: Tensor, stride: int = 1) -> Tensor:
 def upsampled(x: Tensor, taps: Tensor, ratio: int, pad: int, first: int) -> Tensor:
     """Raises the rate of `[B, C, T]` `ratio`-fold, to `[B, C, ratio * T]`, by a transposed convolution with `taps`.
 
-    Its values are computed phase by phase, so that none is multiplied with a zero.
+    Its values are computed phase by phase, so that none is multiplied with a zero; the phases are channels of one
+    convolution.
 
     Args:
         x: the sequence.
@@ -75,15 +79,17 @@ def upsampled(x: Tensor, taps: Tensor, ratio: int, pad: int, first: int) -> Tens
         pad: how often the first and the last value are repeated.
         first: the first value of the convolution's result that is wanted.
     """
-    length = x.shape[2]
+    channels, length = x.shape[1:]
     padded = _replicated(x.transpose(1, 2), pad, pad)
-    phases = []
+    reach = -(-len(taps) // ratio)
+    inputs, kernels = [], []
     for phase in range(ratio):
         last, offset = divmod(phase + first, ratio)
         part = taps[offset::ratio]
-        start = last - len(part) + 1
-        phases.append(_filtered(padded[:, start : start + length + len(part) - 1], part.flip(0) * ratio))
-    return torch.stack(phases, dim=2).flatten(1, 2).transpose(1, 2)
+        inputs.append(padded[:, last - reach + 1 : last + length])
+        kernels.append(F.pad(part, (0, reach - len(part))).flip(0).expand(channels, -1) * ratio)
+    result = _filtered(torch.cat(inputs, dim=2), torch.cat(kernels))
+    return result.unflatten(2, (ratio, channels)).flatten(1, 2).transpose(1, 2)
 
 
 class _Resample1d(nn.Module):
