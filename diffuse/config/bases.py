@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,16 +23,10 @@ class Bases:
 
     def __init__(self, is_choice: Callable[[Override], bool]) -> None:
         self._is_choice = is_choice
-        self._composed: dict[
-            tuple[str, ...], bytes
-        ] = {}  # pickled, which is copied five times as fast as by `deepcopy`
+        # Pickled, which is copied five times as fast as by `deepcopy`; None where a value of Hydra's own stands in it.
+        self._composed: dict[tuple[str, ...], bytes | None] = {}
 
-    def with_values(
-        self,
-        lines: Sequence[str],
-        overrides: Sequence[Override],
-        compose: Callable[[tuple[str, ...]], DictConfig],
-    ) -> DictConfig | None:
+    def with_values(self, lines: Sequence[str], compose: Callable[[tuple[str, ...]], DictConfig]) -> DictConfig | None:
         """Returns what `compose` makes of those overrides that choose options, with the values of all others set.
 
         Returns None where Hydra has to compose all of them: some are more than plain values, or depend on Hydra's own,
@@ -38,10 +34,9 @@ class Bases:
 
         Args:
             lines: the overrides in Hydra's grammar.
-            overrides: the same, parsed.
         """
-        pairs = list(zip(lines, overrides, strict=True))
-        choices = tuple(line for line, override in pairs if self._is_choice(override))
+        overrides = [_parse(line) for line in lines]
+        choices = tuple(line for line, override in zip(lines, overrides, strict=True) if self._is_choice(override))
         values = [override for override in overrides if not self._is_choice(override)]
         if any(each.type is not OverrideType.CHANGE or each.package is not None for each in values):
             return None
@@ -50,9 +45,10 @@ class Bases:
         if any(HYDRA_INTERPOLATION in line.replace("\\", "") for line in lines):
             return None  # Hydra's own values depend on all overrides
         if choices not in self._composed:
-            self._composed[choices] = pickle.dumps(compose(choices))
+            pickled = pickle.dumps(compose(choices))
+            self._composed[choices] = None if HYDRA_INTERPOLATION.encode() in pickled else pickled
         base = self._composed[choices]
-        if HYDRA_INTERPOLATION.encode() in base:
+        if base is None:
             return None
         cfg: DictConfig = pickle.loads(base)
         try:
@@ -61,3 +57,8 @@ class Bases:
         except OmegaConfBaseException:
             return None
         return cfg
+
+
+@lru_cache(10_000)
+def _parse(line: str) -> Override:
+    return OverridesParser.create().parse_override(line)

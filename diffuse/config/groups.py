@@ -9,14 +9,13 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime
@@ -217,18 +216,13 @@ def _with_values(overrides: Sequence[str]) -> DictConfig | None:
     """
     try:
         with composing:
-            cfg = _bases.with_values(overrides, [_parse(line) for line in overrides], _compose)
+            cfg = _bases.with_values(overrides, _compose)
         if cfg is not None:
             OmegaConf.clear_cache(cfg)  # of the time at which the base was composed
             OmegaConf.select(cfg, "output.dir")  # keeps that of now
         return cfg
     except (HydraException, OmegaConfBaseException):
         return None
-
-
-@lru_cache(1000)
-def _parse(override: str) -> Override:
-    return OverridesParser.create().parse_override(override)
 
 
 def _is_choice(override: Override) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, flag_override
 
@@ -31,7 +30,6 @@ class JobComposer:
         self._bases = Bases(self._is_choice)
         self._cache: OrderedDict[tuple[str, ...], DictConfig] = OrderedDict()
         self._groups: dict[str, list[str]] = {}  # by the folder in which they are
-        self._parse = lru_cache(10 * _CACHE_SIZE)(self._parse_uncached)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -42,16 +40,11 @@ class JobComposer:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        cfg = self._with_values(master_config, key)
+        cfg = self._bases.with_values(key, partial(self._compose, master_config, settle=False))
         self._cache[key] = self._compose(master_config, key) if cfg is None else cfg
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
         return self._cache[key]
-
-    def _with_values(self, master_config: DictConfig, key: tuple[str, ...]) -> DictConfig | None:
-        """Returns a copy of what the chosen options give, with the plain values; None where Hydra has to compose."""
-        compose = partial(self._compose, master_config, settle=False)
-        return self._bases.with_values(key, [self._parse(line) for line in key], compose)
 
     def _compose(self, master_config: DictConfig, overrides: Sequence[str], settle: bool = True) -> DictConfig:
         with without_nodes_of_plugins():  # a worker has them too, and a searchpath has it read everything again
@@ -61,9 +54,6 @@ class JobComposer:
         with flag_override(cfg, ["struct", "readonly"], False):
             del cfg["hydra"]
         return cfg
-
-    def _parse_uncached(self, line: str) -> Override:
-        return OverridesParser.create(config_loader=self._loader).parse_override(line)
 
     def _is_choice(self, override: Override) -> bool:
         """Returns whether an override chooses an option from a group, or sets a value of Hydra's own."""

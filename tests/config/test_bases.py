@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 from command import until
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,22 +33,13 @@ MORE = (
 )
 
 
-def is_choice(override: Override) -> bool:
-    return override.key_or_group in groups.GROUPS or override.key_or_group.startswith("hydra.")
-
-
-def with_values(bases: Bases, lines: list[str]) -> DictConfig | None:
-    parse = OverridesParser.create().parse_override
-    return bases.with_values(lines, [parse(line) for line in lines], groups._compose)
-
-
 @pytest.mark.parametrize("lines", PLAIN, ids=" ".join)
 def test_plain_values(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     quoted = quote_overrides(lines)
     expected = groups._compose(quoted)
-    bases = Bases(is_choice)
+    bases = Bases(groups._is_choice)
     for _ in range(2):
-        found = with_values(bases, quoted)
+        found = bases.with_values(quoted, groups._compose)
         assert found is not None
         assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)  # in the same order, and unresolved
         assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
@@ -66,7 +55,7 @@ def test_plain_values(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("lines", MORE, ids=" ".join)
 def test_what_is_more_is_left_to_hydra(lines: list[str]) -> None:
-    assert with_values(Bases(is_choice), lines) is None
+    assert Bases(groups._is_choice).with_values(lines, groups._compose) is None
 
 
 def test_options_are_composed_once() -> None:
@@ -76,9 +65,9 @@ def test_options_are_composed_once() -> None:
         composed.append(choices)
         return groups._compose(choices)
 
-    bases, parse = Bases(is_choice), OverridesParser.create().parse_override
+    bases = Bases(groups._is_choice)
     for lines in (["seed=1", "scheduler=euler"], ["scheduler=euler", "width=72"], ["scheduler=ddim"], ["seed=2"]):
-        assert bases.with_values(lines, [parse(line) for line in lines], compose) is not None
+        assert bases.with_values(lines, compose) is not None
     assert composed == [("scheduler=euler",), ("scheduler=ddim",), ()]
 
 

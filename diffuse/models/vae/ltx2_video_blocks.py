@@ -23,7 +23,7 @@ _FREQUENCIES = 256  # of a timestep's embedding
 
 def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Divides every pixel of `[B, C, *sides]` by the root mean square of its channels (Karras et al., 2018)."""
-    if x.dtype != torch.float32:
+    if x.dtype != torch.float32:  # where the norm would be rounded before it is used
         return F.rms_norm(x.movedim(1, -1), x.shape[1:2], None, eps).movedim(-1, 1)
     square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square()  # half the time of rms_norm
     return x / (square.div_(x.shape[1]) + eps).sqrt()
