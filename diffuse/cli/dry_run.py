@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from diffuse.cli.hydra_main import run_hydra
+from diffuse.cli.hydra_main import run_hydra, run_single
 from diffuse.cli.output import print_line, report_line
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.quoting import quote_value
@@ -34,10 +34,10 @@ def list_run(flags: list[str], overrides: list[str], command_line: list[str]) ->
     Raises:
         DiffuseError: the request is wrong.
     """
-    run_hydra(flags, overrides, command_line, _list_drafts)
+    run_single(flags, overrides, command_line, _list_drafts)
 
 
-def _list_drafts(cfg: DictConfig) -> None:
+def _list_drafts(cfg: DictConfig, _overrides: list[str]) -> None:
     if cfg.suite is not None:
         raise ConfigError(f"--dry-run: lists pictures, and experiment={cfg.suite.name} runs checks; leave it out")
     drafts = draft_requests(cfg)

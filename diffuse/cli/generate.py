@@ -27,7 +27,7 @@ def run_generate(arguments: list[str]) -> None:
 
         return print_line(hydra_help_text())
 
-    from diffuse.cli.hydra_main import run_hydra
+    from diffuse.cli.hydra_main import run_single
     from diffuse.config.groups import compose_quoted
     from diffuse.config.hydra_settings import check_hydra_config, check_hydra_overrides, may_set_hydra
     from diffuse.config.mistakes import explain_errors
@@ -79,7 +79,7 @@ def run_generate(arguments: list[str]) -> None:
 
         run_sweep(flags, overrides, command_line, yes)
     else:
-        run_hydra(flags, overrides, command_line, partial(_run_job, junit=junit))
+        run_single(flags, overrides, command_line, partial(_run_job, junit=junit))
 
 
 def _note_choices(command_line: Sequence[str]) -> None:
@@ -92,17 +92,13 @@ def _note_choices(command_line: Sequence[str]) -> None:
             say(f"note: {name}={' '.join(value.split())} is taken literally; diffuse -m makes a sweep over the texts")
 
 
-def _run_job(cfg: DictConfig, junit: Path | None) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
-    from diffuse.config.hydra_settings import check_hydra_config
-    from diffuse.config.quoting import task_overrides, unquote_overrides
+def _run_job(cfg: DictConfig, overrides: Sequence[str], junit: Path | None) -> None:
+    from diffuse.config.quoting import unquote_overrides
     from diffuse.config.request import draft_requests
 
     if junit is not None and cfg.suite is None:
         raise ConfigError(f"--junit {junit}: is of a suite of checks; add experiment=smoke")
-    check_hydra_config(HydraConfig.get())
-    overrides = unquote_overrides(task_overrides(HydraConfig.get()))
+    overrides = unquote_overrides(overrides)
     if cfg.suite is not None:
         return _run_suite(cfg, overrides, junit)
     drafts = draft_requests(cfg)  # before torch is imported

@@ -1,4 +1,7 @@
-"""Hydra's main function as a plain call: it takes the arguments, and raises errors as they were raised."""
+"""Hydra's main function as a plain call: it takes the arguments, and raises errors as they were raised.
+
+Hydra composes twice, at first to learn its mode. A run that needs nothing of it but the configuration composes once.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,42 @@ from contextlib import nullcontext, redirect_stderr
 from typing import Any, TextIO, cast
 
 from hydra import main
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffuse.config.groups import CONFIG_NAME, conf_dir, without_nodes_of_plugins
+from diffuse.config.groups import CONFIG_NAME, compose_quoted, conf_dir, without_nodes_of_plugins
+from diffuse.config.hydra_settings import check_hydra_config, needs_hydra
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.own import own_config, with_own_places
+from diffuse.config.quoting import task_overrides
 from diffuse.config.root import check_parts
 from diffuse.errors import ConfigError, RunError
 
 _HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
 _PRINTING = {"--cfg", "-c", "--shell-completion"}  # options of Hydra that print and run nothing
+
+
+def run_single(
+    flags: list[str], overrides: list[str], command_line: list[str], task: Callable[[DictConfig, list[str]], Any]
+) -> None:
+    """Composes the configuration of a single run, and runs `task` with it and with the overrides that are not Hydra's.
+
+    Args:
+        flags: Hydra's own options.
+        overrides: in Hydra's grammar.
+        command_line: the same as the user typed them, for messages.
+    """
+
+    def run_task(cfg: DictConfig) -> Any:
+        hydra = HydraConfig.get()
+        check_hydra_config(hydra)
+        return task(cfg, task_overrides(hydra))
+
+    if flags or needs_hydra(overrides):
+        return run_hydra(flags, overrides, command_line, run_task)
+    with explain_errors(command_line):
+        cfg = compose_quoted(overrides)
+    task(cfg, overrides)
 
 
 def run_hydra(

@@ -19,8 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from diffuse.config.bases import HYDRA_INTERPOLATION
 from diffuse.config.groups import load_yaml
-from diffuse.config.own import own_config
+from diffuse.config.own import OwnConfig, own_config
 from diffuse.config.own_files import OwnFile
 from diffuse.config.root import part_kinds
 from diffuse.errors import ConfigError
@@ -33,6 +34,7 @@ _INSTEAD = {
 }
 _OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper)\b.*")
 _HAS_HYDRA = ("hydra", "experiment=")  # overrides that may set something of Hydra's
+_SUITE = "experiment=smoke"  # which sets nothing of it
 _SIGNS = "+~"
 # Parts with values by name whose classes Hydra does not declare.
 _PARTS = (
@@ -154,7 +156,18 @@ def _kind(key: str) -> type | None:
 
 def may_set_hydra(overrides: Sequence[str]) -> bool:
     """Returns whether overrides, or files that they choose, may set something of Hydra's."""
-    return bool(own_config().files) or any(override.lstrip(_SIGNS).startswith(_HAS_HYDRA) for override in overrides)
+    words = [override.lstrip(_SIGNS) for override in overrides]
+    return bool(own_config().files) or any(each.startswith(_HAS_HYDRA) and each != _SUITE for each in words)
+
+
+def needs_hydra(overrides: Sequence[str]) -> bool:
+    """Returns whether a single run needs what Hydra gives beside its configuration: a mode, callbacks, values.
+
+    Args:
+        overrides: in Hydra's grammar.
+    """
+    uses_values = any(HYDRA_INTERPOLATION in each.replace("\\", "") for each in overrides)
+    return own_config() != OwnConfig() or may_set_hydra(overrides) or uses_values
 
 
 def check_hydra_config(hydra: Any) -> None:

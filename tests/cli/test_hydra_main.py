@@ -9,8 +9,10 @@ import pytest
 from command import SMOKE, Done, diffuse
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 from sweeps import QUICK
 
+from diffuse.cli import hydra_main
 from diffuse.config.compose import compose_config
 from diffuse.config.mistakes import explain_errors
 from diffuse.errors import ConfigError
@@ -165,3 +167,42 @@ def test_hydras_folder_of_a_single_run_is_refused(tmp_path: Path) -> None:
     done = diffuse(*SMOKE, "tracking=none", "hydra.output_subdir=.hydra", cwd=tmp_path)
     assert (done.status, done.out, list(tmp_path.iterdir())) == (2, "", [])
     assert done.err.startswith("diffuse: hydra.output_subdir=.hydra: "), done.err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["seed=3", "scheduler=euler", "scheduler.timestep_spacing=trailing", 'prompt="a cat, small"'],
+        ["memory_profile=low", "hardware=cpu", "tracking=none", "output.dir=out", "model.source=here"],
+        ["experiment=smoke", "hardware.threads=2"],
+        ["prompt=${seed}", "scheduler=euler", "scheduler.use_karras_sigmas=true"],
+        ["timesteps=[9,3]", "lora=[a,b]", "~experiment"],
+    ],
+)
+def test_a_plain_run_is_composed_as_hydra_composes_it(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[DictConfig, list[str]]] = []
+
+    def run() -> None:
+        hydra_main.run_single([], list(overrides), overrides, lambda *task: given.append(task))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hydra_main, "needs_hydra", lambda _: True)
+        run()
+    with monkeypatch.context() as patched:
+        patched.setattr(hydra_main, "main", lambda **_: pytest.fail("composed twice"))
+        run()
+    (by_hydra, its_overrides), (plain, ours) = given
+    assert its_overrides == ours == overrides
+    assert OmegaConf.to_yaml(plain).splitlines() == OmegaConf.to_yaml(by_hydra).splitlines()
+    assert OmegaConf.is_struct(plain) == OmegaConf.is_struct(by_hydra)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("prompt=${hydra:mode}", "RunMode.RUN"), ("prompt=${hydra:runtime.choices.scheduler}", "ddim")],
+)
+def test_a_run_with_hydras_values_is_hydras(override: str, said: str) -> None:
+    prompts: list[str] = []
+    hydra_main.run_single([], [override], [override], lambda cfg, _: prompts.append(cfg.prompt))
+    assert prompts == [said]
