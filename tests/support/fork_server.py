@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,16 +51,19 @@ class ForkServer:
         file_bytes: int | None = None,
         die_when_full: bool = False,
         kill_at: int | None = None,
+        kill_after: str | None = None,
     ) -> Ended:
         """`diffuse ARGUMENTS` in `cwd`.
 
         No file can grow beyond `file_bytes`: writing more fails, as on a full disk, or with `die_when_full` ends the
-        process there and then. Before touch number `kill_at`, from 0, of a file below `cwd` it gets SIGKILL.
+        process there and then. Before touch number `kill_at`, from 0, of a file below `cwd` it gets SIGKILL; with
+        `kill_after` before the first touch once a file of that name is whole, however its threads take turns.
         """
         request = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "log": str(self.log)}
-        limits = {"file_bytes": file_bytes, "die_when_full": die_when_full, "kill_at": kill_at}
+        limits = {"file_bytes": file_bytes, "die_when_full": die_when_full}
+        kills = {"kill_at": kill_at, "kill_after": kill_after}
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request | limits) + "\n")
+        self.process.stdin.write(json.dumps(request | limits | kills) + "\n")
         self.process.stdin.flush()
         status = int(self.process.stdout.readline())
         out, err, touched = ((self.log / name).read_text() for name in ("out", "err", "touched"))
@@ -94,7 +98,13 @@ def _serve() -> None:
 
 
 def _command(
-    arguments: list[str], cwd: str, log: str, file_bytes: int | None, die_when_full: bool, kill_at: int | None
+    arguments: list[str],
+    cwd: str,
+    log: str,
+    file_bytes: int | None,
+    die_when_full: bool,
+    kill_at: int | None,
+    kill_after: str | None,
 ) -> None:
     from diffuse.cli import main as cli
 
@@ -104,16 +114,19 @@ def _command(
         os.dup2(os.open(f"{log}/{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     touched = os.open(f"{log}/touched", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     count = 0
+    renaming: int | None = None  # the thread that gives a file the name of `kill_after`
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal count
+        nonlocal count, renaming
         if event not in TOUCHES or (event == "open" and not args[2] & _WRITING):
             return
         if isinstance(args[0], int) or not args[0] or not os.path.abspath(os.fsdecode(args[0])).startswith(cwd):
             return
-        if count == kill_at:
+        if count == kill_at or renaming == threading.get_ident():
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
+        if event == "os.rename" and os.path.basename(os.fsdecode(args[1])) == kill_after:
+            renaming = threading.get_ident()
         os.write(touched, f"{event} {os.path.relpath(os.fsdecode(args[0]), cwd)}\n".encode())
 
     sys.addaudithook(watch)

@@ -109,14 +109,18 @@ def test_killed_at_four_moments(server: ForkServer, empty: Path, tmp_path: Path)
 def test_films_killed_at_five_moments(
     server: ForkServer, empty: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Twelve clips, in one file or a folder of frames each: one sweep, killed at its n-th touch of a file."""
+    """Twelve clips, in one file or a folder of frames each: one sweep, killed at its n-th touch of a file.
+
+    How many clips are there by then depends on its threads; so the last time it is killed once one is there.
+    """
     model = film_peers.tiny("2.0", tmp_path_factory).folder
     small = ("width=64", "height=64", "num_frames=9", "guidance_scale=1", "modality_scale=1", "stg_scale=0")
     command = ("-m", *COMMAND[1:], "model=ltx2", f"model.source={model}", *small, "stg_blocks=[1]", "prompt=ring")
     axes = ("output.format=mp4,frames", "seed=range(0,6)", "num_inference_steps=1")
     folder, draw = fresh(tmp_path / "films", empty), random.Random(1)
-    for _ in range(5):
-        ended = server.run(*command, *axes, cwd=folder, kill_at=draw.randrange(30, 75))
+    for last in (False, False, False, False, True):
+        moment: dict[str, Any] = {"kill_after": "job.json"} if last else {"kill_at": draw.randrange(30, 75)}
+        ended = server.run(*command, *axes, cwd=folder, **moment)
         assert ended.status == -signal.SIGKILL, ended.err
     before = len(jobs_in(folder / "out"))
     ended = server.run(*command, *axes, cwd=folder)
