@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffuse.cli.hydra_main import run_hydra, run_single
+from diffuse.cli.hydra_main import run_jobs, run_single
 from diffuse.cli.output import print_line, report_line
 from diffuse.config.mistakes import explain_errors
-from diffuse.config.quoting import quote_value
 from diffuse.config.request import RequestDraft, draft_requests
 from diffuse.errors import ConfigError, NotFetched
 from diffuse.media.files import check_output, file_stem
@@ -135,15 +135,14 @@ def look_up_jobs(
 
     Returns what found it out, and has the jobs; and why they are not known, where they are not.
     """
-    from diffuse.sweep.launcher import OPTUNA, launching, require_package
-    from diffuse.sweep.launchers.foreign import run_job
+    from diffuse.sweep.launcher import OPTUNA, require_package
     from diffuse.sweep.launchers.plugins import register_plugins
     from diffuse.sweep.listing import JobLister
     from diffuse.sweep.plan import plan_sweep
 
     register_plugins()
     with explain_errors(command_line):
-        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
+        sweep, base, sweep_overrides = plan_sweep(overrides, command_line, yes=yes)
     _check_store(base)
     lister = JobLister(sweep, base.tracking)
     if sweep.jobs is None:
@@ -151,9 +150,8 @@ def look_up_jobs(
         if sweeper == "optuna":
             require_package(OPTUNA, extra="optuna", user="hydra/sweeper=optuna")
         return lister, f"hydra/sweeper={sweeper} chooses each job by the results of those before"
-    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder, launching(lister):  # where Hydra leaves its file
-        elsewhere = f"hydra.sweep.dir={quote_value(folder)}"
-        run_hydra(flags, [*hydra_overrides, elsewhere], command_line, run_job)
+    with tempfile.TemporaryDirectory(prefix="diffuse-") as folder:  # where the configuration is left
+        run_jobs(lister, base, flags, sweep_overrides, command_line, Path(folder))
     return lister, None
 
 

@@ -10,19 +10,24 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
-from typing import Any, TextIO, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from hydra import main
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from diffuse.cli.options import MULTIRUN
 from diffuse.config.groups import CONFIG_NAME, compose_quoted, conf_dir, without_nodes_of_plugins
 from diffuse.config.hydra_settings import check_hydra_config, needs_hydra
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.own import own_config, with_own_places
-from diffuse.config.quoting import task_overrides
+from diffuse.config.quoting import quote_value, task_overrides
 from diffuse.config.root import check_parts
 from diffuse.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from diffuse.sweep.runner import JobRunner
 
 _HYDRAS_LINE = "Error executing job with overrides"  # what Hydra writes before it raises the error of a job
 _PRINTING = {"--cfg", "-c", "--shell-completion"}  # options of Hydra that print and run nothing
@@ -49,6 +54,34 @@ def run_single(
     with explain_errors(command_line):
         cfg = compose_quoted(overrides)
     task(cfg, overrides)
+
+
+def run_jobs(
+    runner: JobRunner,
+    base: DictConfig,
+    flags: list[str],
+    overrides: list[str],
+    command_line: list[str],
+    folder: Path,
+) -> None:
+    """Has `runner` run the jobs of a sweep, which Hydra's sweeper and launcher hand to it where there are others.
+
+    Args:
+        base: what the jobs share, with Hydra's settings under `hydra`.
+        flags: Hydra's own options.
+        overrides: in Hydra's grammar.
+        command_line: the same as the user typed them, for messages.
+        folder: for the file in which the sweep's configuration is left.
+    """
+    from diffuse.sweep.grid import needs_plugins, run_grid
+    from diffuse.sweep.launcher import launching
+    from diffuse.sweep.launchers.foreign import run_job
+
+    if not {*flags} <= {*MULTIRUN} or needs_plugins(base, overrides):
+        with launching(runner):
+            return run_hydra(flags, [*overrides, f"hydra.sweep.dir={quote_value(str(folder))}"], command_line, run_job)
+    with explain_errors(command_line):
+        run_grid(runner, base, overrides, folder)
 
 
 def run_hydra(

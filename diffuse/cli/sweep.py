@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from diffuse import tracking
-from diffuse.cli.hydra_main import run_hydra
+from diffuse.cli.hydra_main import run_jobs
 from diffuse.cli.output import report_error, report_line
 from diffuse.config.mistakes import explain_errors
 from diffuse.errors import ConfigError, DiffuseError, RunError, is_wrong_request
@@ -15,8 +15,6 @@ from diffuse.sweep.claim import release_folder
 from diffuse.sweep.folder import Sweep, open_sweep_folder
 from diffuse.sweep.interrupt import Interruption
 from diffuse.sweep.job import common_reason
-from diffuse.sweep.launcher import launching
-from diffuse.sweep.launchers.foreign import run_job
 from diffuse.sweep.launchers.plugins import register_plugins
 from diffuse.sweep.plan import plan_sweep
 from diffuse.sweep.progress import SweepProgress
@@ -41,7 +39,7 @@ def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], y
     """
     register_plugins()
     with explain_errors(command_line):
-        sweep, base, hydra_overrides = plan_sweep(overrides, command_line, yes=yes)
+        sweep, base, sweep_overrides = plan_sweep(overrides, command_line, yes=yes)
     if not sweep.may_exist:  # otherwise there may be nothing to do
         tracking.start_worker(base.tracking)
     progress, interruption = SweepProgress(), Interruption()
@@ -50,8 +48,7 @@ def run_sweep(flags: list[str], overrides: list[str], command_line: list[str], y
     report: list[Path] = []
     with open_sweep_folder(sweep), interruption.handle_ctrl_c(_STOPPING, progress.stop, release):
         try:
-            with launching(runner):
-                run_hydra(flags, hydra_overrides, command_line, run_job)
+            run_jobs(runner, base, flags, sweep_overrides, command_line, sweep.folder)
             if progress.has_new_pictures or (progress.finished_jobs and not (sweep.folder / "report").is_dir()):
                 report = _make_report(sweep, progress, base.report.sheets) if base.report.make else []
                 runner.log_summary(progress.metrics, report)

@@ -196,12 +196,16 @@ def compose_quoted(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     Works inside a running job of Hydra too, and in several threads. Raises what Hydra and OmegaConf raise, and what
     `check_parts` raises.
     """
-    own = own_config()
-    cfg = None if hydra or own != OwnConfig() else _with_values(overrides)
-    if cfg is None:
-        cfg = _compose(with_own_places(overrides), own.name, hydra)
+    cfg = compose_unchecked(overrides, hydra)
     check_parts(cfg)
     return cfg
+
+
+def compose_unchecked(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+    """Composes as `compose_quoted`, for who calls `check_parts` later."""
+    own = own_config()
+    cfg = None if hydra or own != OwnConfig() else _with_values(overrides)
+    return _compose(with_own_places(overrides), own.name, hydra) if cfg is None else cfg
 
 
 def _compose(overrides: Sequence[str], name: str | None = None, hydra: bool = False) -> DictConfig:

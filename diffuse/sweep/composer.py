@@ -14,7 +14,7 @@ from diffuse.config.bases import Bases
 from diffuse.config.compose import resolve_hydra_values
 from diffuse.config.groups import without_nodes_of_plugins
 
-_CACHE_SIZE = 1000  # configurations, of 70 kB each
+CACHE_SIZE = 1000  # configurations, of 70 kB each
 
 
 class JobComposer:
@@ -42,7 +42,7 @@ class JobComposer:
             return self._cache[key]
         cfg = self._bases.with_values(key, partial(self._compose, master_config, settle=False))
         self._cache[key] = self._compose(master_config, key) if cfg is None else cfg
-        if len(self._cache) > _CACHE_SIZE:
+        if len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         return self._cache[key]
 

@@ -25,7 +25,7 @@ from diffuse.config.groups import compose_quoted, conf_dir, load_yaml
 from diffuse.config.hydra_settings import check_hydra_config
 from diffuse.config.mistakes import explain_errors
 from diffuse.config.own import own_config
-from diffuse.config.quoting import quote_overrides, quote_text, quote_value
+from diffuse.config.quoting import quote_overrides, quote_text
 from diffuse.config.request import DRAWN_SEEDS, read_prompt_file
 from diffuse.config.tracking_settings import check_tracking
 from diffuse.errors import ConfigError
@@ -78,7 +78,7 @@ def _is_own_sweep(overrides: Sequence[str]) -> bool:
 def plan_sweep(
     overrides: Sequence[str], command_line: Sequence[str], *, yes: bool = False
 ) -> tuple[Sweep, DictConfig, list[str]]:
-    """Returns the sweep, the configuration that its jobs share, and the overrides for Hydra.
+    """Returns the sweep, the configuration that its jobs share, and its overrides.
 
     A file of prompts becomes an axis of its prompts.
 
@@ -148,7 +148,7 @@ def plan_sweep(
         jobs,
         is_resumed,
     )
-    return sweep, base, [*hydra_overrides, f"hydra.sweep.dir={quote_value(str(folder))}"]
+    return sweep, base, hydra_overrides
 
 
 def _fixed(parsed: Sequence[Override]) -> list[str]:

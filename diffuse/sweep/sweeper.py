@@ -30,10 +30,7 @@ class GridSweeper(Sweeper):
         self.zipped = read_zip(zip)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Sets the sweeper up for Hydra. Raises ConfigError for a wrong `max_batch_size`."""
-        size: Any = self.max_batch_size
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ConfigError(f"hydra.sweeper.max_batch_size={size}: should be a whole number of 1 or more")
+        """Sets the sweeper up for Hydra."""
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -43,16 +40,11 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Launches the jobs. Returns what each batch of them returned."""
         assert self.hydra_context is not None and self.config is not None
-        lines = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        jobs = list(combine(parser.parse_overrides([*lines, *arguments]), self.zipped))
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / _CONFIG_FILE)
+        batches = self.batches(arguments, parser)
+        save_config(self.config, Path(self.config.hydra.sweep.dir))
         returns = []
-        size = self.max_batch_size or len(jobs)
-        for first in range(0, len(jobs), size):
-            batch = jobs[first : first + size]
+        for first, batch in batches:
             self.validate_batch_is_legal(batch)
             assert self.launcher is not None
             results = self.launcher.launch(batch, initial_job_idx=first)
@@ -60,6 +52,26 @@ class GridSweeper(Sweeper):
                 result.return_value  # noqa: B018 - raises what a job has raised
             returns.append(results)
         return returns
+
+    def batches(self, arguments: Sequence[str], parser: OverridesParser) -> list[tuple[int, list[list[str]]]]:
+        """Returns the overrides of the jobs, in batches, each with the number of its first job.
+
+        Raises:
+            ConfigError: `max_batch_size` is wrong.
+        """
+        size: Any = self.max_batch_size
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ConfigError(f"hydra.sweeper.max_batch_size={size}: should be a whole number of 1 or more")
+        lines = [f"{key}={value}" for key, value in self.params.items()]
+        jobs = list(combine(parser.parse_overrides([*lines, *arguments]), self.zipped))
+        size = size or len(jobs)
+        return [(first, jobs[first : first + size]) for first in range(0, len(jobs), size)]
+
+
+def save_config(config: DictConfig, folder: Path) -> None:
+    """Leaves the configuration of a sweep in its folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / _CONFIG_FILE)
 
 
 def read_zip(value: Any) -> list[tuple[str, ...]]:

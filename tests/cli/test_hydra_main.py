@@ -100,7 +100,7 @@ def test_a_value_error_in_a_sweep_is_no_wrong_override(
     def broken(*given: Any, **options: Any) -> Any:
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr(*((GridSweeper, "sweep") if where == "sweeper" else (JobRunner, "compose_job")), broken)
+    monkeypatch.setattr(*((GridSweeper, "batches") if where == "sweeper" else (JobRunner, "compose_job")), broken)
     done = diffuse("-m", *QUICK, "seed=1,2", "num_inference_steps=1", cwd=tmp_path)
     assert done.status == 1 and "ValueError: a mistake of ours" in done.err and "NAME=VALUE" not in done.err, done.err
 
