@@ -1,6 +1,6 @@
-"""Hydra's main function as a plain call: it takes the arguments, and raises errors as they were raised.
+"""Runs the task of a command, by Hydra's main function where more of Hydra is used than its configuration.
 
-Hydra composes twice, at first to learn its mode. A run that needs nothing of it but the configuration composes once.
+That composes twice, at first to learn its mode. It is called with the arguments, and raises errors as they were raised.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
+_HYDRA_INTERPOLATION = "${hydra:"  # begins a value that Hydra gives, unless a backslash makes it a text
 
 
 class Bases:
@@ -42,11 +42,11 @@ class Bases:
             return None
         if any(each.is_sweep_override() for each in values):
             return None
-        if any(HYDRA_INTERPOLATION in line.replace("\\", "") for line in lines):
-            return None  # Hydra's own values depend on all overrides
+        if uses_hydra_values(lines):
+            return None
         if choices not in self._composed:
             pickled = pickle.dumps(compose(choices))
-            self._composed[choices] = None if HYDRA_INTERPOLATION.encode() in pickled else pickled
+            self._composed[choices] = None if _HYDRA_INTERPOLATION.encode() in pickled else pickled
         base = self._composed[choices]
         if base is None:
             return None
@@ -57,6 +57,11 @@ class Bases:
         except OmegaConfBaseException:
             return None
         return cfg
+
+
+def uses_hydra_values(lines: Sequence[str]) -> bool:
+    """Returns whether values of Hydra's own may stand in overrides, which depend on all of them."""
+    return any(_HYDRA_INTERPOLATION in line.replace("\\", "") for line in lines)
 
 
 @lru_cache(10_000)

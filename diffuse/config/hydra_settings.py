@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,8 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from diffuse.config.bases import HYDRA_INTERPOLATION
-from diffuse.config.groups import load_yaml
+from diffuse.config.bases import uses_hydra_values
+from diffuse.config.groups import conf_dir, load_yaml
 from diffuse.config.own import OwnConfig, own_config
 from diffuse.config.own_files import OwnFile
 from diffuse.config.root import part_kinds
@@ -33,8 +34,8 @@ _INSTEAD = {
     "hydra.job.chdir": "a run stays in the folder that it is started in; leave it out, and write output.dir=FOLDER",
 }
 _OF_SWEEPS = re.compile(r"hydra[./](launcher|sweeper)\b.*")
-_HAS_HYDRA = ("hydra", "experiment=")  # overrides that may set something of Hydra's
-_SUITE = "experiment=smoke"  # which sets nothing of it
+_NO_LOGS = {"override hydra/job_logging": "none", "override hydra/hydra_logging": "none"}
+_FOLDERS_ALONE = {"job": {"chdir": False}, "output_subdir": None, "run": None, "sweep": None}
 _SIGNS = "+~"
 # Parts with values by name whose classes Hydra does not declare.
 _PARTS = (
@@ -156,8 +157,17 @@ def _kind(key: str) -> type | None:
 
 def may_set_hydra(overrides: Sequence[str]) -> bool:
     """Returns whether overrides, or files that they choose, may set something of Hydra's."""
-    words = [override.lstrip(_SIGNS) for override in overrides]
-    return bool(own_config().files) or any(each.startswith(_HAS_HYDRA) and each != _SUITE for each in words)
+    if own_config().files:
+        return True
+    pairs = [override.lstrip(_SIGNS).partition("=") for override in overrides]
+    return any(
+        name.startswith("hydra") or (name == "experiment" and _experiment_has_hydra(value)) for name, _, value in pairs
+    )
+
+
+def _experiment_has_hydra(name: str) -> bool:
+    file = conf_dir() / "experiment" / f"{name}.yaml"
+    return name not in ("", "null") and (not file.is_file() or "hydra" in file.read_text(encoding="utf-8"))
 
 
 def needs_hydra(overrides: Sequence[str]) -> bool:
@@ -166,8 +176,22 @@ def needs_hydra(overrides: Sequence[str]) -> bool:
     Args:
         overrides: in Hydra's grammar.
     """
-    uses_values = any(HYDRA_INTERPOLATION in each.replace("\\", "") for each in overrides)
-    return own_config() != OwnConfig() or may_set_hydra(overrides) or uses_values
+    return may_set_hydra(overrides) or uses_hydra_values(overrides) or has_own_hydra()
+
+
+def has_own_hydra() -> bool:
+    """Returns whether configuration files, the user's own or `conf/config.yaml`, may ask Hydra for more than folders:
+    callbacks, a log, variables.
+    """
+    return own_config() != OwnConfig() or _asks_hydra(conf_dir())
+
+
+@cache
+def _asks_hydra(folder: Path) -> bool:
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    entries = [entry for each in config["defaults"] if isinstance(each, dict) for entry in each.items()]
+    parts = {name: value for name, value in entries if "hydra/" in name and not name.endswith(("launcher", "sweeper"))}
+    return parts != _NO_LOGS or {**config["hydra"], "run": None, "sweep": None} != _FOLDERS_ALONE
 
 
 def check_hydra_config(hydra: Any) -> None:

@@ -13,9 +13,9 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from diffuse.config.bases import HYDRA_INTERPOLATION
+from diffuse.config.bases import uses_hydra_values
 from diffuse.config.groups import compose_unchecked
-from diffuse.config.own import OwnConfig, own_config
+from diffuse.config.hydra_settings import has_own_hydra
 from diffuse.sweep.composer import CACHE_SIZE
 from diffuse.sweep.runner import JobRunner
 from diffuse.sweep.sweeper import GridSweeper, save_config
@@ -34,7 +34,7 @@ def needs_plugins(base: DictConfig, overrides: Sequence[str]) -> bool:
     """
     if any(base.hydra[name]._target_ != target for name, target in _PLUGINS.items()) or base.hydra.callbacks:
         return True
-    if own_config() != OwnConfig() or any(HYDRA_INTERPOLATION in each.replace("\\", "") for each in overrides):
+    if has_own_hydra() or uses_hydra_values(overrides):
         return True
     return any(_is_hydras(each) and not each.startswith(_SETTINGS) for each in overrides)
 

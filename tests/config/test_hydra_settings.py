@@ -12,7 +12,7 @@ from sweeps import QUICK
 import diffuse as library
 from diffuse.config import groups
 from diffuse.config.compose import own_configuration
-from diffuse.config.hydra_settings import may_set_hydra
+from diffuse.config.hydra_settings import has_own_hydra, may_set_hydra, needs_hydra
 from diffuse.config.quoting import quote_overrides
 from diffuse.errors import ConfigError
 from diffuse.sweep.plan import is_sweep
@@ -85,6 +85,46 @@ def test_printing_shows_what_was_set(tmp_path: Path) -> None:
     assert done.status == 0 and "dir: here" in done.out
 
 
+def copied_conf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `conf/` that holds in the place of the package's."""
+    conf = folder / "conf"
+    shutil.copytree(groups.conf_dir(), conf)
+    for module in ("config.groups", "config.hydra_settings", "cli.hydra_main", "sweep.plan"):
+        monkeypatch.setattr(f"diffuse.{module}.conf_dir", lambda: conf)
+    return conf
+
+
+@pytest.mark.parametrize(
+    ("line", "changed"),
+    [
+        ("hydra:", "hydra:\n  callbacks: {one: {_target_: hydra.experimental.callback.Callback}}"),
+        ("  job:", "  job:\n    env_set: {A: b}"),
+        ("    chdir: false", "    chdir: true"),
+        ("  output_subdir: null", "  output_subdir: .hydra"),
+        ("  - override hydra/job_logging: none", "  - override hydra/job_logging: default"),
+        ("  - override hydra/job_logging: none", ""),
+        ("  - override hydra/launcher", "  - override hydra/env: default\n  - override hydra/launcher"),
+    ],
+)
+def test_what_somebody_adds_to_the_packages_own_file_is_left_to_hydra(
+    line: str, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = copied_conf(tmp_path, monkeypatch) / "config.yaml"
+    assert not needs_hydra(["seed=1"]) and not has_own_hydra()
+    text = file.read_text()
+    assert f"\n{line}" in text
+    other = tmp_path / "other" / "config.yaml"
+    other.parent.mkdir()
+    other.write_text(text.replace(f"\n{line}", f"\n{changed}"))
+    monkeypatch.setattr("diffuse.config.hydra_settings.conf_dir", lambda: other.parent)
+    assert needs_hydra(["seed=1"]) and has_own_hydra()
+
+
+def test_experiments_that_set_nothing_of_hydras() -> None:
+    assert not may_set_hydra(["experiment=smoke"]) and not may_set_hydra(["~experiment"])
+    assert may_set_hydra(["experiment=seeds_by_steps"]) and may_set_hydra(["+experiment=nothing"])
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -96,11 +136,7 @@ def test_printing_shows_what_was_set(tmp_path: Path) -> None:
 def test_a_file_may_not_set_them_either(
     lines: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conf = tmp_path / "conf"
-    shutil.copytree(groups.conf_dir(), conf)
-    monkeypatch.setattr(groups, "conf_dir", lambda: conf)
-    for module in ("diffuse.cli.hydra_main", "diffuse.sweep.plan"):
-        monkeypatch.setattr(f"{module}.conf_dir", lambda: conf)
+    conf = copied_conf(tmp_path, monkeypatch)
     (conf / "experiment" / "own.yaml").write_text("\n  ".join(["# @package _global_\nhydra:", *lines]) + "\n")
     (work := tmp_path / "work").mkdir()
     assert may_set_hydra(["experiment=own"])
