@@ -160,9 +160,13 @@ def may_set_hydra(overrides: Sequence[str]) -> bool:
     if own_config().files:
         return True
     pairs = [override.lstrip(_SIGNS).partition("=") for override in overrides]
-    return any(
-        name.startswith("hydra") or (name == "experiment" and _experiment_has_hydra(value)) for name, _, value in pairs
-    )
+    experiments = [value for name, _, value in pairs if name == "experiment"]
+    return any(map(is_hydras, overrides)) or any(map(_experiment_has_hydra, experiments))
+
+
+def is_hydras(override: str) -> bool:
+    """Returns whether an override is of something of Hydra's own."""
+    return override.lstrip(_SIGNS).startswith("hydra")
 
 
 def _experiment_has_hydra(name: str) -> bool:

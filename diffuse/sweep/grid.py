@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from diffuse.config.bases import uses_hydra_values
 from diffuse.config.groups import compose_unchecked
-from diffuse.config.hydra_settings import has_own_hydra
+from diffuse.config.hydra_settings import has_own_hydra, is_hydras
 from diffuse.sweep.composer import CACHE_SIZE
 from diffuse.sweep.runner import JobRunner
 from diffuse.sweep.sweeper import GridSweeper, save_config
@@ -36,7 +36,7 @@ def needs_plugins(base: DictConfig, overrides: Sequence[str]) -> bool:
         return True
     if has_own_hydra() or uses_hydra_values(overrides):
         return True
-    return any(_is_hydras(each) and not each.startswith(_SETTINGS) for each in overrides)
+    return any(is_hydras(each) and not each.startswith(_SETTINGS) for each in overrides)
 
 
 def run_grid(runner: JobRunner, base: DictConfig, overrides: Sequence[str], folder: Path) -> None:
@@ -56,7 +56,7 @@ def run_grid(runner: JobRunner, base: DictConfig, overrides: Sequence[str], fold
     """
     settings = cast(dict[str, Any], OmegaConf.to_container(base.hydra.sweeper, resolve=True))
     sweeper = GridSweeper(**{name: value for name, value in settings.items() if name != "_target_"})
-    arguments = [each for each in overrides if not _is_hydras(each)]
+    arguments = [each for each in overrides if not is_hydras(each)]
     batches = sweeper.batches(arguments, OverridesParser.create())
     with flag_override(base, ["struct", "readonly"], False):
         base.hydra.mode, base.hydra.sweep.dir, base.hydra.overrides.task = "MULTIRUN", str(folder), arguments
@@ -67,7 +67,3 @@ def run_grid(runner: JobRunner, base: DictConfig, overrides: Sequence[str], fold
         for lines in batch:
             runner.compose(lines)
         runner.run_overrides(batch, first)
-
-
-def _is_hydras(override: str) -> bool:
-    return override.lstrip("+~").startswith(("hydra.", "hydra/"))

@@ -60,10 +60,14 @@ class ForkServer:
         `kill_after` before the first touch once a file of that name is whole, however its threads take turns.
         """
         request = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "log": str(self.log)}
-        limits = {"file_bytes": file_bytes, "die_when_full": die_when_full}
-        kills = {"kill_at": kill_at, "kill_after": kill_after}
+        limits = {
+            "file_bytes": file_bytes,
+            "die_when_full": die_when_full,
+            "kill_at": kill_at,
+            "kill_after": kill_after,
+        }
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request | limits | kills) + "\n")
+        self.process.stdin.write(json.dumps(request | limits) + "\n")
         self.process.stdin.flush()
         status = int(self.process.stdout.readline())
         out, err, touched = ((self.log / name).read_text() for name in ("out", "err", "touched"))

@@ -16,8 +16,6 @@ from diffuse.sweep import grid
 from diffuse.sweep.launchers.plugins import register_plugins
 from diffuse.sweep.plan import plan_sweep
 
-LINES = ("seed=1,2", "num_inference_steps=1")
-
 
 def needs_plugins(*overrides: str) -> bool:
     register_plugins()
@@ -39,6 +37,7 @@ def needs_plugins(*overrides: str) -> bool:
         ("hydra/launcher=joblib", True),
         ("hydra/sweeper=optuna", True),
         ("hydra.verbose=true", True),
+        ("hydra={verbose:true}", True),
         ("++hydra.sweeper.zip=null", True),
         ("prompt=${hydra:runtime.choices.scheduler}", True),
         ("+hydra.callbacks.one._target_=hydra.experimental.callback.Callback", True),
